@@ -1,0 +1,57 @@
+"""Every error that fedsvd raises on purpose.
+
+Each message says what was wrong, the value that was given, what is allowed and what to do about it.
+
+::
+
+    FedSVDError
+    ├── ConfigError           a key, type or value of the configuration
+    ├── DataError             a data set that cannot be had, read or split
+    │   └── AssetError        an embedded package that cannot be fetched or is not what was recorded
+    ├── ModelError            a model that cannot be loaded, or an adapter that does not fit it
+    ├── PrivacyError          a guarantee that cannot be given
+    │   ├── BudgetExceededError   this round would spend more than the client allows
+    │   └── LedgerError           the client's record of its spends is damaged or another's
+    ├── PayloadError          a message whose arrays are not what was agreed
+    └── RunError              a federation that cannot start, go on or be resumed
+"""
+
+
+class FedSVDError(Exception):
+    """Root of the tree: catch it to catch all that fedsvd raises on purpose."""
+
+
+class ConfigError(FedSVDError):
+    """A configuration key, type or value that is not allowed."""
+
+
+class DataError(FedSVDError):
+    """A data set that cannot be had, read or split as asked."""
+
+
+class AssetError(DataError):
+    """An embedded package that cannot be fetched, or whose content is not what was recorded."""
+
+
+class ModelError(FedSVDError):
+    """A model that cannot be loaded, or an adapter that does not fit its model."""
+
+
+class PrivacyError(FedSVDError):
+    """A privacy guarantee that cannot be given."""
+
+
+class BudgetExceededError(PrivacyError):
+    """The steps asked for would spend more than the client's budget; nothing was spent."""
+
+
+class LedgerError(PrivacyError):
+    """A ledger that is damaged, or that belongs to other data."""
+
+
+class PayloadError(FedSVDError):
+    """A message whose arrays are not what sender and receiver agreed on."""
+
+
+class RunError(FedSVDError):
+    """A federation that cannot start, go on, or be resumed."""
