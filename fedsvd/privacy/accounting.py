@@ -1,0 +1,133 @@
+"""How much ε a history of noisy steps has spent, and how much noise keeps within a budget.
+
+The accountants are Opacus'; ε is always their upper bound, rounded up.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from opacus.accountants import create_accountant
+
+from fedsvd.errors import PrivacyError
+
+EPSILON_DIGITS = 4
+ACCOUNTANTS = ("prv", "rdp")
+_CLOSE_ENOUGH = 0.995
+_LARGEST_NOISE = 1e4
+# Below this the accountants' grids explode, and no sensible training wants so little noise.
+_LEAST_NOISE = 0.25
+
+
+@dataclass(frozen=True)
+class Spend:
+    """Steps of the Poisson-subsampled Gaussian mechanism.
+
+    Attributes:
+        noise_multiplier: σ: noise of standard deviation σ · max_grad_norm in the sum of clipped gradients.
+        sample_rate: Chance of each example to be in a step's batch.
+        steps: How many steps.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not (self.noise_multiplier > 0 and math.isfinite(self.noise_multiplier)):
+            raise PrivacyError(f"noise_multiplier = {self.noise_multiplier!r} gives no privacy; it must be above 0.")
+        if not 0 < self.sample_rate <= 1:
+            raise PrivacyError(f"sample_rate = {self.sample_rate!r} is not allowed; it must be above 0 and at most 1.")
+        if self.steps < 1:
+            raise PrivacyError(f"steps = {self.steps!r} is not allowed; at least 1 step can be accounted for.")
+
+
+def epsilon(history: Sequence[Spend], target_delta: float, accountant: str = "prv") -> float:
+    """Return the ε that a history has spent at δ, as an upper bound rounded up to four digits.
+
+    Args:
+        history: Spends in any order, with any noise and sample rates; one without entries has spent 0.
+        target_delta: The δ.
+        accountant: ``prv`` (Gopi et al. 2021, arXiv 2106.02848; the upper end of its error bound) or ``rdp``
+            (Mironov 2017, arXiv 1702.07476).
+
+    Raises:
+        PrivacyError: δ out of range, or an unknown accountant.
+    """
+    _check(target_delta, accountant)
+    steps: dict[tuple[float, float], int] = {}
+    for spend in history:
+        mechanism = (spend.noise_multiplier, spend.sample_rate)
+        steps[mechanism] = steps.get(mechanism, 0) + spend.steps
+    merged = tuple(sorted((sigma, rate, count) for (sigma, rate), count in steps.items()))
+    return _epsilon(merged, target_delta, accountant) if merged else 0.0
+
+
+@lru_cache(maxsize=256)
+def calibrate(
+    target_epsilon: float, target_delta: float, sample_rate: float, steps: int, accountant: str = "prv"
+) -> float:
+    """Return a noise multiplier that keeps ``steps`` steps within (ε, δ), at most half a percent below the budget.
+
+    Args:
+        target_epsilon: The ε that must not be exceeded.
+        target_delta: The δ.
+        sample_rate: The client's own Poisson rate.
+        steps: The most steps that the client can ever take.
+        accountant: As for `epsilon`.
+
+    Raises:
+        PrivacyError: An input out of range, or a budget that no noise up to 10⁴ can keep.
+    """
+    _check(target_delta, accountant)
+    if not (target_epsilon > 0 and math.isfinite(target_epsilon)):
+        raise PrivacyError(f"target_epsilon = {target_epsilon!r} is not allowed; it must be a number above 0.")
+
+    def spent(noise_multiplier: float) -> float:
+        return epsilon([Spend(noise_multiplier, sample_rate, steps)], target_delta, accountant)
+
+    low, high = 0.0, 1.0
+    while (reached := spent(high)) > target_epsilon:
+        low, high = high, 2 * high
+        if high > _LARGEST_NOISE:
+            raise PrivacyError(
+                f"no noise multiplier up to {_LARGEST_NOISE:g} keeps {steps} steps at sample rate {sample_rate:g} within "
+                f"ε = {target_epsilon:g} at δ = {target_delta:g}; take fewer steps, smaller batches, or a larger ε."
+            )
+    while reached < _CLOSE_ENOUGH * target_epsilon and high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        if middle < _LEAST_NOISE:
+            return high
+        found = spent(middle)
+        if found <= target_epsilon:
+            high, reached = middle, found
+        else:
+            low = middle
+    return high
+
+
+@lru_cache(maxsize=4096)
+def _epsilon(history: tuple[tuple[float, float, int], ...], target_delta: float, accountant: str) -> float:
+    engine = create_accountant(mechanism=accountant)
+    engine.history = list(history)
+    # At sample rate 1 the PRV formula takes log(1 - q) = -∞ for its lower limit, which is right and which numpy reports.
+    with warnings.catch_warnings(), np.errstate(divide="ignore"):
+        # Rényi orders at the end of their grid loosen a bound (here often only that of PRV's domain), never break it.
+        warnings.filterwarnings("ignore", message="Optimal order is the", category=UserWarning)
+        bound = float(engine.get_epsilon(delta=target_delta))
+    if not math.isfinite(bound):
+        raise PrivacyError(f"the {accountant} accountant finds no finite ε for {history} at δ = {target_delta:g}.")
+    scale = 10**EPSILON_DIGITS
+    return math.ceil(bound * scale) / scale
+
+
+def _check(target_delta: float, accountant: str) -> None:
+    if not 0 < target_delta < 1:
+        raise PrivacyError(f"target_delta = {target_delta!r} is not allowed; it must lie between 0 and 1.")
+    if accountant not in ACCOUNTANTS:
+        raise PrivacyError(f"accountant = {accountant!r} is not known; allowed: {', '.join(ACCOUNTANTS)}.")

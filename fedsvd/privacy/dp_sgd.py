@@ -1,0 +1,147 @@
+"""DP-SGD through Opacus (Abadi et al. 2016, arXiv 1607.00133, Algorithm 1): the only room that knows its engine."""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+from torch import Tensor, nn
+
+from fedsvd.errors import PrivacyError
+
+Losses = Callable[[nn.Module, Sequence[int]], Tensor]
+
+
+@dataclass(frozen=True)
+class DPSGD:
+    """One round's mechanism.
+
+    Attributes:
+        noise_multiplier: σ; 0 (no privacy) is for tests.
+        max_grad_norm: L2 bound of each example's gradient over all trained parameters together.
+        sample_rate: Chance of each example to be in a batch.
+        steps: Optimiser steps, each with noise.
+        physical_batch_size: Examples whose gradients are held at once; changes no result.
+    """
+
+    noise_multiplier: float
+    max_grad_norm: float
+    sample_rate: float
+    steps: int
+    physical_batch_size: int = 128
+
+
+def os_entropy_generator(device: torch.device) -> torch.Generator:
+    """Return a generator seeded by the operating system; no seed of an experiment has a part in it."""
+    return torch.Generator(device).manual_seed(secrets.randbits(63))
+
+
+def poisson_batches(
+    num_examples: int, sample_rate: float, steps: int, generator: torch.Generator
+) -> Iterator[list[int]]:
+    """Yield ``steps`` batches; each example is in each batch with chance ``sample_rate``, so batches may be empty."""
+    # The sampler's name notwithstanding, it draws each position independently and without replacement.
+    yield from UniformWithReplacementSampler(
+        num_samples=num_examples, sample_rate=sample_rate, generator=generator, steps=steps
+    )
+
+
+def train_dp_sgd(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: Losses,
+    num_examples: int,
+    plan: DPSGD,
+    *,
+    sampling_generator: torch.Generator,
+    noise_generator: torch.Generator,
+) -> None:
+    """Take exactly ``plan.steps`` noisy steps; an empty batch takes one too, made of noise alone.
+
+    Each step releases ``(Σ clip(gᵢ) + N(0, σ² C²)) / (sample_rate · num_examples)``: the divisor is the expected batch
+    size, because the actual one is private.
+
+    Args:
+        model: Parameters with ``requires_grad`` are trained and clipped together.
+        optimizer: Over exactly these parameters.
+        losses: From the model and the examples' positions to each example's loss, shape (batch,).
+        num_examples: Size of the data set that positions index.
+        plan: The mechanism.
+        sampling_generator: Draws the batches; secret, or amplification by sampling does not hold.
+        noise_generator: Draws the noise, on the parameters' device; see `os_entropy_generator`.
+
+    Raises:
+        PrivacyError: A trained layer whose per-example gradients Opacus cannot form.
+    """
+    with _per_example_gradients(model) as wrapped:
+        private = DPOptimizer(
+            optimizer,
+            noise_multiplier=plan.noise_multiplier,
+            max_grad_norm=plan.max_grad_norm,
+            expected_batch_size=plan.sample_rate * num_examples,
+            loss_reduction="mean",
+            generator=noise_generator,
+        )
+        model.train()
+        for batch in poisson_batches(num_examples, plan.sample_rate, plan.steps, sampling_generator):
+            _noisy_step(wrapped, private, losses, batch, plan.physical_batch_size)
+
+
+def per_example_gradients(model: nn.Module, losses: Losses, positions: Sequence[int]) -> dict[str, Tensor]:
+    """Return each trained parameter's gradient for each example, shape (batch, *parameter), unclipped."""
+    with _per_example_gradients(model) as wrapped:
+        losses(wrapped, positions).sum().backward()  # type: ignore[no-untyped-call]
+        return {name: p.grad_sample for name, p in model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
+
+
+def _noisy_step(
+    model: nn.Module, optimizer: DPOptimizer, losses: Losses, batch: list[int], physical_batch_size: int
+) -> None:
+    chunks = [batch[start : start + physical_batch_size] for start in range(0, len(batch), physical_batch_size)]
+    for chunk in chunks[:-1]:
+        optimizer.signal_skip_step(do_skip=True)
+        _backward(model, optimizer, losses, chunk)
+    optimizer.signal_skip_step(do_skip=False)
+    _backward(model, optimizer, losses, chunks[-1] if chunks else [])
+
+
+def _backward(model: nn.Module, optimizer: DPOptimizer, losses: Losses, chunk: list[int]) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    if chunk:
+        losses(model, chunk).sum().backward()  # type: ignore[no-untyped-call]
+    else:
+        for parameter in optimizer.params:
+            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+    optimizer.step()
+
+
+@contextmanager
+def _per_example_gradients(model: nn.Module) -> Iterator[GradSampleModule]:
+    unsupported = GradSampleModule.validate(model)
+    if unsupported:
+        raise PrivacyError(f"these trained layers have no per-example gradients under Opacus: {unsupported}.")
+    wrapped = GradSampleModule(model, loss_reduction="sum")
+    try:
+        with warnings.catch_warnings():
+            # The lowest adapted layer's input is a frozen layer's output and needs no gradient; torch says so each time.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
+            yield wrapped
+    finally:
+        wrapped.remove_hooks()
+        for parameter in model.parameters():
+            parameter.grad = None
+            _forget(parameter, "grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample")
+
+
+def _forget(holder: Any, *names: str) -> None:
+    for name in names:
+        if hasattr(holder, name):
+            delattr(holder, name)
