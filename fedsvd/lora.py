@@ -1,0 +1,215 @@
+"""LoRA adapters as named matrices, and the only room that knows PEFT's names for them.
+
+A site is one adapted linear layer: its weight update is ``scale · B A`` with ``B`` of shape (d_out, r) and ``A`` of
+shape (r, d_in). An `Adapter` holds the factors of all sites of a model, in model order, and the parameters that the
+task needs on top of the checkpoint (the classifier head).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import peft
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fedsvd.errors import ConfigError, ModelError
+from fedsvd.refactorize import orthonormal_rows
+
+Factor = Literal["A", "B"]
+Part = Literal["A", "B", "head"]
+PARTS: tuple[Part, ...] = ("A", "B", "head")
+INITIALISATIONS = ("kaiming", "orthonormal", "zeros")
+_PEFT_NAME = "default"
+_PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """All that a federation moves, averages and stores of one model.
+
+    Attributes:
+        A: Site name to its down-projection, shape (r, d_in).
+        B: Site name to its up-projection, shape (d_out, r).
+        head: Parameter name to tensor, for parameters that the checkpoint does not hold (classifier head).
+        scale: Site name to ``lora_alpha / rank``; the site's weight update is ``scale · B A``.
+    """
+
+    A: Mapping[str, Tensor]
+    B: Mapping[str, Tensor]
+    head: Mapping[str, Tensor]
+    scale: Mapping[str, float]
+
+    def part(self, name: Part) -> Mapping[str, Tensor]:
+        """Return the named tensors of one part, in the order in which they travel."""
+        return {"A": self.A, "B": self.B, "head": self.head}[name]
+
+    def with_parts(self, parts: Mapping[Part, Mapping[str, Tensor]]) -> Adapter:
+        """Return a copy in which the given parts replace this adapter's."""
+        return replace(self, **{name: dict(tensors) for name, tensors in parts.items()})
+
+    def to(self, device: torch.device) -> Adapter:
+        """Return this adapter with all tensors on ``device``."""
+        return self.with_parts({name: {key: t.to(device) for key, t in self.part(name).items()} for name in PARTS})
+
+
+def attach(
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    lora_alpha: float,
+    target_modules: Sequence[str],
+    lora_dropout: float = 0.0,
+    head_modules: Sequence[str] = (),
+) -> peft.PeftModel:
+    """Wrap a sequence classifier in PEFT LoRA layers.
+
+    Args:
+        model: The base model; it is changed in place, as PEFT does.
+        rank: Inner dimension r of every site.
+        lora_alpha: Scale numerator: a site's update is ``lora_alpha / rank · B A``.
+        target_modules: Names (or name endings) of the linear layers to adapt.
+        lora_dropout: Dropout on the input of A.
+        head_modules: Modules that are stored with the adapter because no checkpoint holds them.
+
+    Raises:
+        ModelError: No layer matches ``target_modules``, or the rank does not fit one of them.
+    """
+    config = peft.LoraConfig(
+        task_type=peft.TaskType.SEQ_CLS,
+        r=rank,
+        lora_alpha=lora_alpha,
+        target_modules=list(target_modules),
+        lora_dropout=lora_dropout,
+        modules_to_save=list(head_modules),
+    )
+    try:
+        with warnings.catch_warnings():
+            # PEFT asks transformers for a name that transformers is about to rename; nothing that a user can change.
+            warnings.filterwarnings(
+                "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+            )
+            adapted = peft.get_peft_model(model, config)
+    except ValueError as error:
+        linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise ModelError(
+            f"model.target_modules = {list(target_modules)} matches no layer of {type(model).__name__}; "
+            f"its linear layers are called {', '.join(linear)}. Name one or more of these."
+        ) from error
+    for name, layer in _lora_layers(adapted):
+        if rank > min(layer.in_features, layer.out_features):
+            raise ModelError(
+                f"model.rank = {rank} does not fit layer {name} of shape {layer.out_features}×{layer.in_features}; "
+                f"allowed: 1 to {min(layer.in_features, layer.out_features)}. Lower model.rank."
+            )
+    return adapted
+
+
+def read(model: peft.PeftModel) -> Adapter:
+    """Copy the factors and the head out of a model (detached, on the model's device)."""
+    layers = dict(_lora_layers(model))
+    return Adapter(
+        A={name: layer.lora_A[_PEFT_NAME].weight.detach().clone() for name, layer in layers.items()},
+        B={name: layer.lora_B[_PEFT_NAME].weight.detach().clone() for name, layer in layers.items()},
+        head={name: parameter.detach().clone() for name, parameter in _head_parameters(model)},
+        scale={name: float(layer.scaling[_PEFT_NAME]) for name, layer in layers.items()},
+    )
+
+
+@torch.no_grad()
+def write(model: peft.PeftModel, adapter: Adapter) -> None:
+    """Copy an adapter's tensors into a model.
+
+    Raises:
+        ModelError: The adapter's sites, head or shapes are not the model's.
+    """
+    parameters = _named_parts(model)
+    for part in PARTS:
+        given = adapter.part(part)
+        if given.keys() != parameters[part].keys():
+            odd = sorted(given.keys() ^ parameters[part].keys())
+            raise ModelError(f"the adapter's {part} tensors do not fit the model: {odd[:4]} are on one side only.")
+        for name, parameter in parameters[part].items():
+            if given[name].shape != parameter.shape:
+                raise ModelError(
+                    f"{part} of {name} has shape {tuple(given[name].shape)}, the model wants {tuple(parameter.shape)}."
+                )
+            parameter.copy_(given[name])
+
+
+def set_trainable(model: peft.PeftModel, parts: Collection[Part]) -> list[nn.Parameter]:
+    """Let gradients flow into the given parts only, and return their parameters in a fixed order."""
+    model.requires_grad_(False)
+    named = _named_parts(model)
+    trained = [parameter for part in PARTS if part in parts for parameter in named[part].values()]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    return trained
+
+
+def initialise(shapes: Adapter, *, init_a: str, init_b: str, seed: int) -> Adapter:
+    """Draw an adapter's factors; the same seed gives the same factors on every machine.
+
+    Args:
+        shapes: The adapter whose shapes, scales and head are kept.
+        init_a: ``kaiming`` (uniform with bound 1/√d_in, as LoRA does), ``orthonormal`` (A Aᵀ = I) or ``zeros``.
+        init_b: The same for B (``orthonormal``: BᵀB = I); anything but ``zeros`` starts away from the base model.
+        seed: Seed of the experiment; site k draws from its own stream.
+
+    Raises:
+        ConfigError: An unknown initialisation.
+    """
+    A, B = {}, {}
+    for index, name in enumerate(shapes.A):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        A[name] = _draw(init_a, shapes.A[name], generator, "method.init_a")
+        B[name] = _draw(init_b, shapes.B[name].mT, generator, "method.init_b").mT.contiguous()
+    return shapes.with_parts({"A": A, "B": B})
+
+
+def save_pretrained(model: peft.PeftModel, adapter: Adapter, folder: Path) -> None:
+    """Write a folder that `peft.PeftModel.from_pretrained` loads (safetensors)."""
+    write(model, adapter)
+    model.save_pretrained(str(folder), safe_serialization=True)
+
+
+def _draw(init: str, like: Tensor, generator: torch.Generator, key: str) -> Tensor:
+    rows, columns = like.shape
+    if init == "zeros":
+        return torch.zeros_like(like)
+    if init == "orthonormal":
+        return orthonormal_rows(torch.randn(rows, columns, generator=generator, dtype=torch.float64)).to(like)
+    if init == "kaiming":
+        uniform = torch.rand(rows, columns, generator=generator, dtype=torch.float64)
+        return ((2 * uniform - 1) / math.sqrt(columns)).to(like)
+    raise ConfigError(f"{key} = {init!r} is not known; allowed: {', '.join(INITIALISATIONS)}.")
+
+
+def _lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and _PEFT_NAME in module.lora_A:
+            yield name.removeprefix(_PEFT_PREFIX), module
+
+
+def _head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for key, parameter in module.modules_to_save[_PEFT_NAME].named_parameters():
+                yield f"{name.removeprefix(_PEFT_PREFIX)}.{key}", parameter
+
+
+def _named_parts(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
+    layers = dict(_lora_layers(model))
+    return {
+        "A": {name: layer.lora_A[_PEFT_NAME].weight for name, layer in layers.items()},
+        "B": {name: layer.lora_B[_PEFT_NAME].weight for name, layer in layers.items()},
+        "head": dict(_head_parameters(model)),
+    }

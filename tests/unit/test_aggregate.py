@@ -1,0 +1,75 @@
+"""Means of replies and the refactorization of whole adapters, on arrays that can be computed by hand."""
+
+import pytest
+import torch
+
+from fedsvd.aggregate import Reply, average, refactorize_sites
+from fedsvd.errors import RunError
+from fedsvd.lora import Adapter
+
+
+def make_adapter(seed: int = 0, *, orthonormal: bool = False) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"one": (6, 5), "two": (6, 5), "wide": (4, 9)}
+    A = {name: torch.randn(2, d_in, generator=generator) for name, (_, d_in) in shapes.items()}
+    if orthonormal:
+        A = {name: torch.linalg.qr(a.mT).Q.mT.contiguous() for name, a in A.items()}
+    B = {name: torch.randn(d_out, 2, generator=generator) for name, (d_out, _) in shapes.items()}
+    return Adapter(A=A, B=B, head={"bias": torch.zeros(2)}, scale=dict.fromkeys(shapes, 2.0))
+
+
+def test_average_weights_by_examples() -> None:
+    adapter = Adapter(A={"s": torch.ones(1, 2)}, B={"s": torch.zeros(2, 1)}, head={}, scale={"s": 1.0})
+    replies = [
+        Reply(1, 3, {"B": {"s": torch.tensor([[4.0], [0.0]])}}),
+        Reply(0, 1, {"B": {"s": torch.tensor([[0.0], [8.0]])}}),
+    ]
+
+    result = average(adapter, replies)
+
+    assert torch.equal(result.B["s"], torch.tensor([[3.0], [2.0]]))
+    assert torch.equal(result.A["s"], adapter.A["s"])
+
+
+def test_average_does_not_depend_on_the_order_of_arrival() -> None:
+    generator = torch.Generator().manual_seed(1)
+    adapter = make_adapter()
+    replies = [
+        Reply(k, 7 * k + 1, {"B": {n: torch.randn(b.shape, generator=generator) for n, b in adapter.B.items()}})
+        for k in range(5)
+    ]
+
+    forwards, backwards = average(adapter, replies), average(adapter, replies[::-1])
+
+    assert all(torch.equal(forwards.B[name], backwards.B[name]) for name in adapter.B)
+
+
+def test_average_of_the_head() -> None:
+    adapter = make_adapter()
+    replies = [Reply(k, 1, {"head": {"bias": torch.tensor([float(k), 1.0])}}) for k in range(2)]
+
+    assert torch.equal(average(adapter, replies).head["bias"], torch.tensor([0.5, 1.0]))
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        [],
+        [Reply(0, 1, {"B": {}}), Reply(1, 1, {"A": {}})],
+    ],
+)
+def test_average_refuses_what_has_no_mean(replies: list[Reply]) -> None:
+    with pytest.raises(RunError):
+        average(make_adapter(), replies)
+
+
+def test_refactorize_sites_keeps_products_and_names_apart() -> None:
+    adapter = make_adapter(orthonormal=True)
+
+    result = refactorize_sites(adapter)
+
+    assert list(result.A) == list(adapter.A)
+    for name in adapter.A:
+        torch.testing.assert_close(result.B[name] @ result.A[name], adapter.B[name] @ adapter.A[name])
+        torch.testing.assert_close(result.A[name] @ result.A[name].mT, torch.eye(2))
+        assert abs((result.B[name].mT @ result.B[name])[0, 1]) < 1e-4
