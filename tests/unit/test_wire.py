@@ -1,0 +1,116 @@
+"""Payloads there and back, and payloads that must not get in."""
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedsvd import wire
+from fedsvd.errors import PayloadError
+from fedsvd.lora import Adapter
+
+CPU = torch.device("cpu")
+
+
+def make_adapter() -> Adapter:
+    generator = torch.Generator().manual_seed(0)
+    return Adapter(
+        A={"x": torch.randn(2, 5, generator=generator), "y": torch.randn(2, 3, generator=generator)},
+        B={"x": torch.randn(4, 2, generator=generator), "y": torch.randn(7, 2, generator=generator)},
+        head={"weight": torch.randn(3, 3, generator=generator)},
+        scale={"x": 1.0, "y": 1.0},
+    )
+
+
+def test_pack_and_unpack_give_the_same_tensors_in_one_array_a_part() -> None:
+    adapter = make_adapter()
+
+    record = wire.pack(adapter, ["B", "head"])
+    parts = wire.unpack(record, ["B", "head"], adapter, CPU)
+
+    assert set(record) == {"B", "head"}
+    assert wire.payload_bytes(record) >= 4 * (4 * 2 + 7 * 2 + 9)
+    assert all(torch.equal(parts["B"][name], adapter.B[name]) for name in adapter.B)
+    assert torch.equal(parts["head"]["weight"], adapter.head["weight"])
+
+
+def flat(*values: float, size: int = 22, dtype: type = np.float32) -> Array:
+    array = np.zeros(size, dtype=dtype)
+    array[: len(values)] = values
+    return Array(array)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({}, "exactly"),
+        ({"B": flat(), "A": flat()}, "exactly"),
+        ({"B": flat(size=21)}, "shape"),
+        ({"B": flat(dtype=np.float64)}, "float64"),
+        ({"B": flat(float("nan"))}, "1 values that are not finite"),
+        ({"B": flat(float("inf"), float("-inf"))}, "2 values"),
+        ({"B": Array("float32", (22,), "numpy.ndarray", b"torn")}, "decoded"),
+        ({"B": Array("float32", (22,), "numpy.ndarray", flat(size=3).data)}, "not what its header says"),
+    ],
+)
+def test_bad_payloads_are_refused(arrays: dict[str, Array], said: str) -> None:
+    with pytest.raises(PayloadError, match=said):
+        wire.unpack(ArrayRecord(arrays), ["B"], make_adapter(), CPU)
+
+
+def test_train_request_there_and_back() -> None:
+    task = wire.TrainTask(3, frozenset({"A", "B"}), frozenset({"B"}))
+
+    found, factors = wire.read_train_request(wire.train_request(task, wire.pack(make_adapter(), ["B"])))
+
+    assert found == task
+    assert set(factors) == {"B"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"server-round": 0, "trains": ["B"], "uplink": ["B"]},
+        {"server-round": 1, "trains": ["B"], "uplink": ["A"]},
+        {"server-round": 1, "trains": ["C"], "uplink": ["C"]},
+        {"server-round": 1, "trains": ["B"], "uplink": []},
+        {"server-round": 1, "trains": "B", "uplink": ["B"]},
+        {"server-round": 1, "uplink": ["B"]},
+    ],
+)
+def test_bad_requests_are_refused(config: dict[str, object]) -> None:
+    content = RecordDict({wire.TASK: ConfigRecord(config), wire.FACTORS: ArrayRecord()})
+    with pytest.raises(PayloadError):
+        wire.read_train_request(content)
+
+
+def test_train_reply_there_and_back() -> None:
+    report = wire.ClientReport(2, 100, 1.5, epsilon=3.0, noise_multiplier=0.9, sample_rate=0.1, steps=4)
+
+    found, _ = wire.read_train_reply(wire.train_reply(report, ArrayRecord()))
+
+    assert found == report
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"partition-id": 0, "num-examples": 0, "seconds": 1.0},
+        {"partition-id": 0, "num-examples": -5, "seconds": 1.0},
+        {"partition-id": 0, "num-examples": 2**50, "seconds": 1.0},
+        {"partition-id": 0, "num-examples": 1.5, "seconds": 1.0},
+        {"partition-id": 0, "num-examples": 3, "seconds": float("nan")},
+        {"partition-id": 0, "num-examples": [3], "seconds": 1.0},
+        {"partition-id": 0, "seconds": 1.0},
+        {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "surprise": 1},
+    ],
+)
+def test_bad_replies_are_refused(metrics: dict[str, object]) -> None:
+    content = RecordDict({wire.METRICS: MetricRecord(metrics), wire.FACTORS: ArrayRecord()})
+    with pytest.raises(PayloadError):
+        wire.read_train_reply(content)
+
+
+def test_declined_reply() -> None:
+    assert wire.declined_reason(wire.declined_reply("budget")) == "budget"
+    assert wire.declined_reason(RecordDict()) is None
