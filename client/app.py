@@ -1,0 +1,35 @@
+"""The Flower ClientApp: factors in, one local round, factors out."""
+
+from __future__ import annotations
+
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.local_round import run_local_round
+from client.state import client_identity
+from fedsvd import wire
+from fedsvd.compose import from_run_config
+from fedsvd.errors import FedSVDError
+
+app = ClientApp()
+
+
+@app.query("partition")
+def partition(message: Message, context: Context) -> Message:
+    """Tell the server which partition this node holds, so that it can name and order its clients."""
+    identity = client_identity(context, from_run_config(context.run_config))
+    numbers = MetricRecord({"partition-id": identity.partition_id})
+    return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the factors asked for on this node's data, within its own budget."""
+    try:
+        config = from_run_config(context.run_config)
+        task, factors = wire.read_train_request(message.content)
+        identity = client_identity(context, config)
+        content = run_local_round(config, identity, task, factors, message.metadata.message_id)
+    except FedSVDError as error:
+        content = wire.declined_reply(f"{type(error).__name__}: {error}")
+    return Message(content, reply_to=message)

@@ -1,0 +1,135 @@
+"""One client's round: factors into the model, steps on the client's own data, factors out."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from flwr.app import ArrayRecord, RecordDict
+
+from client.state import ClientIdentity
+from fedsvd import lora, wire
+from fedsvd.config import Config
+from fedsvd.errors import PayloadError, PrivacyError
+from fedsvd.lora import Adapter
+from fedsvd.methods import build_method
+from fedsvd.privacy.accounting import Spend, calibrate
+from fedsvd.privacy.dp_sgd import DPSGD, os_entropy_generator, poisson_batches, train_dp_sgd
+from fedsvd.privacy.ledger import Ledger
+from fedsvd.training import make_optimizer, train_plain
+from fedsvd.wire import ClientReport, TrainTask
+from fedsvd.workspace import (
+    Silo,
+    initial_adapter,
+    load_model,
+    load_silo,
+    resolve_device,
+    silo_losses,
+    trained_parts,
+)
+
+
+def run_local_round(
+    config: Config, identity: ClientIdentity, task: TrainTask, factors: ArrayRecord, message_id: str
+) -> RecordDict:
+    """Run one round and return the reply's content.
+
+    What leaves the client: the trained parts (under DP-SGD noised, and paid for in the ledger before training starts),
+    and the public numbers of `fedsvd.wire.ClientReport`.
+
+    Raises:
+        PayloadError: The server's factors do not fit this client's model, or it asks for parts that the method does
+            not train.
+        BudgetExceededError: The round's steps would exceed this client's ε; nothing was spent.
+    """
+    started = time.perf_counter()
+    method = build_method(config.method)
+    allowed = trained_parts(method, config, task.server_round)
+    if not task.trains <= allowed:
+        raise PayloadError(
+            f"the server asks to train {sorted(task.trains)}; this client's method and train.head allow {sorted(allowed)}."
+        )
+    device = resolve_device(config.device)
+    start = initial_adapter(config, method)
+    received = wire.unpack(factors, [part for part in lora.PARTS if part in factors], start, device)
+    silo = load_silo(config, identity.partition_id)
+    if config.privacy.name == "dp_sgd":
+        report = _train_private(config, identity, task, start.with_parts(received), silo, message_id)
+    else:
+        report = _train_open(config, identity, task, start.with_parts(received), silo)
+    trained = lora.read(load_model(config))
+    report = ClientReport(**{**vars(report), "seconds": time.perf_counter() - started})
+    return wire.train_reply(report, wire.pack(trained, task.uplink))
+
+
+def _train_private(
+    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, silo: Silo, message_id: str
+) -> ClientReport:
+    train, privacy = config.train, config.privacy
+    num_examples = len(silo.examples)
+    sample_rate = _sample_rate(config, num_examples)
+    # The most steps this client can ever take in the run: a client may be sampled in every round.
+    noise_multiplier = calibrate(
+        privacy.target_epsilon,
+        privacy.target_delta,
+        sample_rate,
+        train.num_rounds * train.local_steps,
+        privacy.accountant,
+    )
+    spend = Spend(noise_multiplier, sample_rate, train.local_steps)
+    with Ledger.open(identity.ledger, silo.fingerprint) as ledger:
+        epsilon = ledger.reserve(
+            str(identity.run_id),
+            task.server_round,
+            message_id,
+            spend,
+            target_epsilon=privacy.target_epsilon,
+            target_delta=privacy.target_delta,
+            accountant=privacy.accountant,
+        )
+        steps = sum(entry.steps for entry in ledger.history())
+    device = resolve_device(config.device)
+    model = load_model(config)
+    lora.write(model, adapter)
+    train_dp_sgd(
+        model,
+        make_optimizer(lora.set_trainable(model, task.trains), train),
+        silo_losses(silo, config),
+        num_examples,
+        DPSGD(noise_multiplier, privacy.max_grad_norm, sample_rate, train.local_steps, train.physical_batch_size),
+        # Amplification by sampling counts on a sample that nobody else can know, so the seed does not draw it.
+        sampling_generator=os_entropy_generator(torch.device("cpu")),
+        noise_generator=os_entropy_generator(device),
+    )
+    return ClientReport(identity.partition_id, num_examples, 0.0, epsilon, noise_multiplier, sample_rate, steps)
+
+
+def _train_open(
+    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, silo: Silo
+) -> ClientReport:
+    num_examples = len(silo.examples)
+    model = load_model(config)
+    lora.write(model, adapter)
+    loss = train_plain(
+        model,
+        make_optimizer(lora.set_trainable(model, task.trains), config.train),
+        silo_losses(silo, config),
+        poisson_batches(
+            num_examples,
+            _sample_rate(config, num_examples),
+            config.train.local_steps,
+            _round_generator(config.seed, task.server_round, identity.partition_id),
+        ),
+    )
+    return ClientReport(identity.partition_id, num_examples, 0.0, train_loss=loss if loss == loss else None)
+
+
+def _sample_rate(config: Config, num_examples: int) -> float:
+    if num_examples == 0:
+        raise PrivacyError("this client holds no examples; it can take no part.")
+    return min(1.0, config.train.batch_size / num_examples)
+
+
+def _round_generator(seed: int, server_round: int, partition_id: int) -> torch.Generator:
+    """One stream a client and round: a resumed run draws what an uninterrupted one would have drawn."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + server_round) * 1_000_003 + partition_id)

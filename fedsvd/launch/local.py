@@ -1,0 +1,106 @@
+"""A federation in one process, on Flower's public Grid interface: one base model in memory, no other processes."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+import uuid
+from collections.abc import Iterable
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+
+# Flower keeps the identity that it stamps on messages in this private place; its minor version is pinned for it.
+from flwr.supercore.task_identity import TaskIdentity
+
+
+class InProcessGrid(Grid):
+    """Deliver messages by calling the ClientApp, one message at a time, when its reply is pulled.
+
+    Each call gets copies of message and context, as a network would give, and a context's changes are kept only when
+    the call succeeds. An exception becomes the error reply that Flower's own backends send.
+
+    Args:
+        client_app: The app that every node runs.
+        num_nodes: Nodes 0 … ``num_nodes`` - 1 hold the partitions of these numbers.
+        run_config: What every node's context carries.
+    """
+
+    def __init__(self, client_app: ClientApp, num_nodes: int, run_config: UserConfig) -> None:
+        self._client_app = client_app
+        run_id = secrets.randbits(62)
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
+        self._run = Run.create_empty(run_id)
+        self._contexts = {
+            SUPERLINK_NODE_ID + 1 + index: Context(
+                run_id,
+                SUPERLINK_NODE_ID + 1 + index,
+                {"partition-id": index, "num-partitions": num_nodes},
+                RecordDict(),
+                dict(run_config),
+            )
+            for index in range(num_nodes)
+        }
+        self._pending: dict[str, Message] = {}
+
+    def set_run(self, run: Run) -> None:
+        """Take another run's identity."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Build a message."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All nodes are always there."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Take messages in; they are delivered when pulled."""
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+            self._pending[message.metadata.message_id] = message
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Deliver the oldest waiting message among these and return its reply."""
+        wanted = set(message_ids)
+        for message_id in list(self._pending):
+            if message_id in wanted:
+                return [self._deliver(self._pending.pop(message_id))]
+        return []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Deliver all messages and return their replies; ``timeout`` has nothing to wait for."""
+        return [reply for message_id in self.push_messages(messages) for reply in self.pull_messages([message_id])]
+
+    def _deliver(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        context = copy.deepcopy(self._contexts[node])
+        try:
+            reply = self._client_app(copy.deepcopy(message), context)
+            self._contexts[node] = context
+        except Exception as error:  # Flower's contract: whatever a ClientApp raises becomes an error reply.
+            reason = f"{type(error).__name__}: {error}"
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        reply.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+        return reply
+
+
+def run_local(server_app: ServerApp, client_app: ClientApp, num_nodes: int, run_config: UserConfig) -> None:
+    """Run a federation of ``num_nodes`` nodes in this process; what the ServerApp raises is raised here."""
+    grid = InProcessGrid(client_app, num_nodes, run_config)
+    server_app(grid, Context(grid.run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))

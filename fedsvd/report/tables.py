@@ -1,0 +1,60 @@
+"""Tables of one run for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+_PHASES = {
+    "seconds_train": "clients' training, messages included",
+    "seconds_aggregate": "server step",
+    "seconds_evaluate": "evaluation",
+    "seconds_write": "checkpoint and run folder",
+}
+
+
+def rounds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Accuracy, loss, ε and bytes of each round."""
+    table = Table(title="rounds")
+    for heading in ("round", "accuracy", "loss", "largest ε", "clients", "KiB down", "KiB up"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["server_round"]),
+            "–" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
+            "–" if row["loss"] is None else f"{row['loss']:.3f}",
+            "–" if row["epsilon"] is None else f"{row['epsilon']:.2f}",
+            f"{row['clients_used']}/{row['clients_sampled']}",
+            f"{row['bytes_down'] / 1024:.0f}",
+            f"{row['bytes_up'] / 1024:.0f}",
+        )
+    return table
+
+
+def clients_table(clients: Mapping[str, Mapping[str, Any]], target_delta: float) -> Table:
+    """What each client has spent."""
+    table = Table(title=f"privacy spent, per example, at δ = {target_delta:g}")
+    for heading in ("client", "examples", "sample rate", "noise multiplier", "steps", "ε"):
+        table.add_column(heading, justify="right")
+    for name, client in sorted(clients.items(), key=lambda item: int(item[0])):
+        table.add_row(
+            name,
+            str(client["num_examples"]),
+            f"{client['sample_rate']:.4f}",
+            f"{client['noise_multiplier']:.3f}",
+            str(client["steps"]),
+            f"{client['epsilon']:.4f}",
+        )
+    return table
+
+
+def phases_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Seconds by phase, over all rounds."""
+    table = Table(title="seconds by phase")
+    table.add_column("phase")
+    table.add_column("seconds", justify="right")
+    for key, what in _PHASES.items():
+        table.add_row(what, f"{sum(row[key] for row in rows):.2f}")
+    return table

@@ -1,0 +1,91 @@
+"""A run's folder: where everything that a run leaves behind lies, written so that a crash tears nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run.
+
+    Attributes:
+        root: Hydra's output directory, or the folder that ``run_dir`` names.
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration (YAML)."""
+        return self.root / "config.yaml"
+
+    @property
+    def overrides(self) -> Path:
+        """The overrides that it was composed from (JSON list); resuming starts from them."""
+        return self.root / "overrides.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON row a round."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def privacy(self) -> Path:
+        """What each client has spent."""
+        return self.root / "privacy.json"
+
+    @property
+    def adapter(self) -> Path:
+        """The final PEFT adapter."""
+        return self.root / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a kept round."""
+        return self.root / "checkpoints"
+
+    @property
+    def accuracy_plot(self) -> Path:
+        """Accuracy and ε over rounds."""
+        return self.root / "plots" / "accuracy.png"
+
+    def ledger(self, partition_id: int) -> Path:
+        """A simulated client's private ledger; a real client keeps its own elsewhere."""
+        return self.root / "clients" / str(partition_id) / "ledger.sqlite"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, and make it durable."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON document whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write JSON rows whole or not at all."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read JSON rows."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def run_root(run_dir: str | None, run_id: int) -> Path:
+    """Return a run's folder: the configured one, or one named after Flower's run below the working directory."""
+    return Path(run_dir) if run_dir else Path.cwd() / "runs" / f"flower-{run_id}"

@@ -1,0 +1,91 @@
+"""Local optimisation without privacy, the optimisers, and evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsvd.config import TrainConfig
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy and share of right answers over ``num_examples`` examples."""
+
+    loss: float
+    accuracy: float
+    num_examples: int
+    seconds: float
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """Build the client's optimiser from the ``train`` group."""
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+def example_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Return each example's cross-entropy, shape (batch,), in float32."""
+    labels = batch["labels"]
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def train_plain(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: Callable[[nn.Module, Sequence[int]], Tensor],
+    batches: Iterable[list[int]],
+) -> float:
+    """Take one optimiser step a batch; a batch without examples has no gradient and takes none.
+
+    Args:
+        model: A classifier; parameters with ``requires_grad`` are trained.
+        optimizer: Over these parameters.
+        losses: From the model and the examples' positions to each example's loss, shape (batch,).
+        batches: Positions of each batch's examples.
+
+    Returns:
+        The mean of the batches' losses (nan when every batch was empty).
+    """
+    model.train()
+    means: list[float] = []
+    for positions in batches:
+        if not positions:
+            continue
+        loss = losses(model, positions).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        means.append(loss.item())
+    return sum(means) / len(means) if means else float("nan")
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Evaluation:
+    """Measure loss and accuracy over batches."""
+    started = time.perf_counter()
+    model.eval()
+    total, right, count = 0.0, 0, 0
+    for cpu_batch in batches:
+        batch = to_device(cpu_batch, device)
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+        total += functional.cross_entropy(logits, batch["labels"], reduction="sum").item()
+        right += int((logits.argmax(-1) == batch["labels"]).sum().item())
+        count += len(batch["labels"])
+    return Evaluation(total / count, right / count, count, time.perf_counter() - started)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch's tensors."""
+    return {key: value.to(device) for key, value in batch.items()}

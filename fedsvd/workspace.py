@@ -1,0 +1,160 @@
+"""What both apps make of one configuration: the adapted model and the tokenised data, loaded once a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import peft
+import torch
+from datasets import Dataset, DatasetDict
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from fedsvd import data, lora, models
+from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig
+from fedsvd.errors import ConfigError, ModelError
+from fedsvd.lora import Adapter, Part
+from fedsvd.methods import Method
+from fedsvd.training import Batch, example_losses, to_device
+
+
+@dataclass(frozen=True)
+class Silo:
+    """One client's data, tokenised.
+
+    Attributes:
+        examples: Columns ``input_ids``, ``attention_mask`` and ``labels``.
+        fingerprint: Identifies the raw text and labels; the ledger is bound to it.
+    """
+
+    examples: Dataset
+    fingerprint: str
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``device`` into a torch device; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: A device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device = {name!r}, but this machine has no CUDA device that torch can use; set device=auto."
+        )
+    return device
+
+
+def trained_parts(method: Method, config: Config, server_round: int) -> frozenset[Part]:
+    """Return what a client trains in this round: the method's factors, and the head where it is not frozen."""
+    head: frozenset[Part] = frozenset({"head"}) if config.train.head == "private" else frozenset()
+    return method.trains(server_round) | head
+
+
+def load_model(config: Config) -> peft.PeftModel:
+    """Load the base model with its LoRA sites; one per process, shared by all that run in it."""
+    num_labels = len(_load_data(config.data, config.seed)["train"].features["label"].names)
+    return _load_model(config.model, num_labels, config.seed, str(resolve_device(config.device)))
+
+
+def initial_adapter(config: Config, method: Method) -> Adapter:
+    """Draw the adapter that a run starts from; server and clients draw the same one from the seed."""
+    model = load_model(config)
+    shapes = _shapes(model, config.model, config.seed)
+    return lora.initialise(shapes, init_a=method.init_a, init_b=method.init_b, seed=config.seed)
+
+
+def load_silo(config: Config, partition_id: int) -> Silo:
+    """Load one client's tokenised partition."""
+    return _load_silo(
+        config.data, config.partition, config.model, config.federation.num_clients, config.seed, partition_id
+    )
+
+
+def load_test_batches(config: Config) -> list[Batch]:
+    """Load the held-out examples as padded batches."""
+    return _load_test_batches(config.data, config.model, config.train.eval_batch_size, config.seed)
+
+
+def silo_losses(silo: Silo, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
+    """Return the function from a model and positions in the silo to each example's loss."""
+    tokenizer, device = _load_tokenizer(config.model.source), resolve_device(config.device)
+
+    def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
+        batch = data.collate([silo.examples[i] for i in positions], tokenizer)
+        return example_losses(model, to_device(batch, device))
+
+    return losses
+
+
+@lru_cache(maxsize=2)
+def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    return models.load_tokenizer(source)
+
+
+@lru_cache(maxsize=1)
+def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str) -> peft.PeftModel:
+    loaded = models.load_classifier(config.source, num_labels=num_labels, seed=seed)
+    head_modules = sorted({name.rsplit(".", 1)[0] for name in loaded.new_parameters})
+    if not head_modules:
+        raise ModelError(f"model.source = {config.source!r} already holds a classifier head for another task.")
+    return lora.attach(
+        loaded.model,
+        rank=config.rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=config.target_modules,
+        lora_dropout=config.lora_dropout,
+        head_modules=head_modules,
+    ).to(device)
+
+
+# The model is shared and written to: what it held when it was loaded (the head as drawn) is kept beside it.
+@lru_cache(maxsize=1)
+def _shapes(model: peft.PeftModel, config: ModelConfig, seed: int) -> Adapter:
+    return lora.read(model)
+
+
+@lru_cache(maxsize=2)
+def _load_data(config: DataConfig, seed: int) -> DatasetDict:
+    return data.load_movie_reviews(
+        test_fraction=config.test_fraction,
+        min_abs_rating=config.min_abs_rating,
+        seed=seed,
+        max_train_examples=config.max_train_examples,
+        max_test_examples=config.max_test_examples,
+    )
+
+
+@lru_cache(maxsize=2)
+def _load_partitions(
+    config: DataConfig, partition: PartitionConfig, num_clients: int, seed: int
+) -> tuple[Dataset, ...]:
+    return tuple(
+        data.partition(
+            _load_data(config, seed)["train"],
+            name=partition.name,
+            num_partitions=num_clients,
+            dirichlet_alpha=partition.dirichlet_alpha,
+            min_partition_size=partition.min_partition_size,
+            seed=seed,
+        )
+    )
+
+
+@lru_cache(maxsize=1024)
+def _load_silo(
+    config: DataConfig, partition: PartitionConfig, model: ModelConfig, num_clients: int, seed: int, partition_id: int
+) -> Silo:
+    raw = _load_partitions(config, partition, num_clients, seed)[partition_id]
+    return Silo(data.tokenize(raw, _load_tokenizer(model.source), model.max_length), data.fingerprint(raw))
+
+
+@lru_cache(maxsize=2)
+def _load_test_batches(config: DataConfig, model: ModelConfig, batch_size: int, seed: int) -> list[Batch]:
+    tokenizer = _load_tokenizer(model.source)
+    examples = data.tokenize(_load_data(config, seed)["test"], tokenizer, model.max_length)
+    return list(data.eval_batches(examples, batch_size, tokenizer))

@@ -1,0 +1,46 @@
+"""The Flower ServerApp: compose, build the method and the strategy, start, and leave a run folder behind."""
+
+from __future__ import annotations
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedsvd import lora, wire
+from fedsvd.compose import from_run_config, to_yaml
+from fedsvd.methods import build_method
+from fedsvd.report.plots import plot_accuracy
+from fedsvd.report.progress import Reporter
+from fedsvd.run_folder import RunFolder, run_root, write_text
+from fedsvd.workspace import initial_adapter, load_model, resolve_device
+from server.checkpoint import load_latest
+from server.evaluation import RoundKeeper
+from server.polling import PollingGrid
+from server.strategy import FederatedLoRA
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation that the run's overrides describe."""
+    config = from_run_config(context.run_config)
+    folder = RunFolder(run_root(config.run_dir, context.run_id))
+    method = build_method(config.method)
+    adapter = initial_adapter(config, method)
+    earlier = load_latest(folder.checkpoints, adapter) if config.resume else None
+    write_text(folder.config, to_yaml(config))
+    adapter = (earlier.adapter if earlier else adapter).to(resolve_device(config.device))
+    strategy = FederatedLoRA(method, config, adapter, earlier.server_round if earlier else 0)
+    with Reporter(folder.root, config.train.num_rounds, config.privacy.target_delta) as reporter:
+        keeper = RoundKeeper(config, folder, strategy, reporter, earlier)
+        reporter.started(strategy.first_round, config.federation.clients_per_round or config.federation.num_clients)
+        strategy.start(
+            PollingGrid(grid, reporter.reply_arrived),
+            wire.pack(adapter, ["A", "B"]),
+            num_rounds=config.train.num_rounds - strategy.first_round,
+            timeout=config.federation.round_timeout_s,
+            evaluate_fn=keeper,
+        )
+        lora.save_pretrained(load_model(config), strategy.adapter, folder.adapter)
+        plot_accuracy(keeper.history, folder.accuracy_plot)
+    reporter.finished(keeper.history, keeper.clients)

@@ -1,0 +1,111 @@
+"""Checkpoints: a folder a round, there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fedsvd.errors import RunError
+from fedsvd.lora import PARTS, Adapter
+from fedsvd.run_folder import write_json
+
+KEPT = 3
+_ADAPTER, _STATE = "adapter.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on: nothing else carries over from round to round.
+
+    Attributes:
+        server_round: Rounds done.
+        adapter: The global adapter after that round.
+        history: The rows of ``metrics.jsonl`` so far.
+        clients: What ``privacy.json`` says so far, by client number.
+    """
+
+    server_round: int
+    adapter: Adapter
+    history: list[dict[str, Any]]
+    clients: Mapping[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write one checkpoint, make it durable, and delete all but the newest few.
+
+    The folder is written under a temporary name and renamed, so that a crash leaves the older ones as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    tensors = {
+        f"{part}/{name}": tensor.detach().cpu().contiguous()
+        for part in PARTS
+        for name, tensor in checkpoint.adapter.part(part).items()
+    }
+    save_file(tensors, temporary / _ADAPTER)
+    _sync(temporary / _ADAPTER)
+    state = {
+        "server_round": checkpoint.server_round,
+        "history": checkpoint.history,
+        "clients": dict(checkpoint.clients),
+    }
+    write_json(temporary / _STATE, state)
+    final = folder / f"round-{checkpoint.server_round:06d}"
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    _sync(folder)
+    for old in _rounds(folder)[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def load_latest(folder: Path, like: Adapter) -> Checkpoint:
+    """Load the newest checkpoint.
+
+    Args:
+        folder: A run's ``checkpoints`` folder.
+        like: An adapter with the sites, shapes and scales that the checkpoint must have.
+
+    Raises:
+        RunError: There is none, it cannot be read, or it belongs to another model or rank.
+    """
+    rounds = _rounds(folder)
+    if not rounds:
+        raise RunError(f"{folder} holds no checkpoint; give resume=RUN_DIR the folder of a run that finished a round.")
+    newest = rounds[-1]
+    try:
+        state = json.loads((newest / _STATE).read_text(encoding="utf-8"))
+        tensors = load_file(newest / _ADAPTER)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunError(
+            f"checkpoint {newest} cannot be read ({error}); delete it to go on from the one before."
+        ) from error
+    parts = {}
+    for part in PARTS:
+        wanted = like.part(part)
+        found = {name: tensors.get(f"{part}/{name}") for name in wanted}
+        if any(tensor is None or tensor.shape != wanted[name].shape for name, tensor in found.items()):
+            raise RunError(f"checkpoint {newest} belongs to another model or rank; resume with the run's own settings.")
+        parts[part] = {name: tensor for name, tensor in found.items() if tensor is not None}
+    return Checkpoint(state["server_round"], like.with_parts(parts), state["history"], state["clients"])
+
+
+def _rounds(folder: Path) -> list[Path]:
+    return sorted(folder.glob("round-*"))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

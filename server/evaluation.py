@@ -1,0 +1,113 @@
+"""After each round: evaluate on held-out data, write the run folder, checkpoint, tell the reporter."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+
+from fedsvd import lora
+from fedsvd.config import Config
+from fedsvd.report.progress import Reporter
+from fedsvd.run_folder import RunFolder, write_json, write_rows
+from fedsvd.training import evaluate
+from fedsvd.workspace import load_model, load_test_batches, resolve_device
+from server.checkpoint import Checkpoint, save_checkpoint
+from server.strategy import FederatedLoRA, RoundRecord
+
+
+class RoundKeeper:
+    """Called by Flower after each round (and before the first) with the round's number.
+
+    Args:
+        config: The run's configuration.
+        folder: Where the run is written.
+        strategy: Whose adapter is evaluated and kept.
+        reporter: Who is told.
+        earlier: The checkpoint that the run goes on from, if any.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        strategy: FederatedLoRA,
+        reporter: Reporter,
+        earlier: Checkpoint | None = None,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.strategy = strategy
+        self.reporter = reporter
+        self.history: list[dict[str, Any]] = list(earlier.history) if earlier else []
+        self.clients: dict[str, Any] = dict(earlier.clients) if earlier else {}
+
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Evaluate, write and report; return the held-out metrics to Flower, or None where there are none."""
+        this_round = self.strategy.first_round + server_round
+        record = self.strategy.round if server_round else RoundRecord(0, 0)
+        assert record is not None
+        if server_round == 0 and self.strategy.first_round:
+            return None
+        self._remember_spends(record)
+        row = self._row(record, self._measure(this_round))
+        self.history.append(row)
+        self._write(this_round, row)
+        self.reporter.round_done(row)
+        if row["accuracy"] is None:
+            return None
+        return MetricRecord({"accuracy": row["accuracy"], "loss": row["loss"]})
+
+    def _measure(self, this_round: int) -> dict[str, Any]:
+        if this_round % self.config.train.eval_every and this_round != self.config.train.num_rounds:
+            return {"accuracy": None, "loss": None, "seconds_evaluate": 0.0}
+        model = load_model(self.config)
+        lora.write(model, self.strategy.adapter)
+        result = evaluate(model, load_test_batches(self.config), resolve_device(self.config.device))
+        return {"accuracy": result.accuracy, "loss": result.loss, "seconds_evaluate": result.seconds}
+
+    def _remember_spends(self, record: RoundRecord) -> None:
+        for report in record.reports:
+            known = {key: value for key, value in vars(report).items() if key not in ("seconds", "train_loss")}
+            self.clients[str(report.partition_id)] = known
+
+    def _row(self, record: RoundRecord, measured: dict[str, Any]) -> dict[str, Any]:
+        losses = [report.train_loss for report in record.reports if report.train_loss is not None]
+        spends = [client["epsilon"] for client in self.clients.values() if client["epsilon"] is not None]
+        return {
+            "server_round": record.server_round,
+            **measured,
+            "train_loss": sum(losses) / len(losses) if losses else None,
+            "epsilon": max(spends) if spends else None,
+            "clients_sampled": record.sampled,
+            "clients_used": 0 if record.skipped else len(record.reports),
+            "clients_refused": {str(key): reason for key, reason in sorted(record.refused.items())},
+            "skipped": record.skipped,
+            "bytes_down": record.bytes_down,
+            "bytes_up": record.bytes_up,
+            "seconds_train": record.seconds_train,
+            "seconds_aggregate": record.seconds_aggregate,
+        }
+
+    def _write(self, this_round: int, row: dict[str, Any]) -> None:
+        started = time.perf_counter()
+        if self.config.privacy.name != "none":
+            write_json(self.folder.privacy, self._privacy())
+        checkpoint = Checkpoint(this_round, self.strategy.adapter.to(torch.device("cpu")), self.history, self.clients)
+        save_checkpoint(self.folder.checkpoints, checkpoint)
+        row["seconds_write"] = time.perf_counter() - started
+        write_rows(self.folder.metrics, self.history)
+
+    def _privacy(self) -> dict[str, Any]:
+        privacy = self.config.privacy
+        return {
+            "unit": "example",
+            "mechanism": "DP-SGD on each client (Poisson sampling, per-example clipping, Gaussian noise)",
+            "target_epsilon": privacy.target_epsilon,
+            "target_delta": privacy.target_delta,
+            "max_grad_norm": privacy.max_grad_norm,
+            "accountant": privacy.accountant,
+            "clients": self.clients,
+        }

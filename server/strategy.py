@@ -1,0 +1,204 @@
+"""The one Flower strategy: it samples clients, validates what they send, and lets the method make the next adapter."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedsvd import wire
+from fedsvd.aggregate import Reply
+from fedsvd.config import Config
+from fedsvd.errors import PayloadError, RunError
+from fedsvd.lora import PARTS, Adapter, Part
+from fedsvd.methods import Method
+from fedsvd.wire import ClientReport, TrainTask
+from fedsvd.workspace import trained_parts
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RoundRecord:
+    """What one round's communication came to; the run folder keeps it as a row."""
+
+    server_round: int
+    sampled: int
+    reports: list[ClientReport] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    skipped: bool = False
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds_train: float = 0.0
+    seconds_aggregate: float = 0.0
+
+
+class FederatedLoRA(Strategy):
+    """Serve every `fedsvd.methods.Method`.
+
+    Args:
+        method: Decides what travels and what the server makes of it.
+        config: The run's configuration.
+        adapter: The adapter to start from, on the device where the server steps run.
+        first_round: Rounds already done by an earlier process (0 for a fresh run).
+    """
+
+    def __init__(self, method: Method, config: Config, adapter: Adapter, first_round: int = 0) -> None:
+        self.method = method
+        self.config = config
+        self.adapter = adapter
+        self.first_round = first_round
+        self.round: RoundRecord | None = None
+        self._partitions: dict[int, int] = {}
+        self._started = 0.0
+
+    def summary(self) -> None:
+        """Log what is about to run."""
+        logger.info("method %s, %d sites", self.method, len(self.adapter.A))
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample clients and address the current factors to them."""
+        this_round = self.first_round + server_round
+        if not self._partitions:
+            self._partitions = self._find_clients(grid)
+        nodes = self._sample(this_round)
+        trains = trained_parts(self.method, self.config, this_round)
+        head: frozenset[Part] = trains & {"head"}
+        task = TrainTask(this_round, trains, self.method.uplink(this_round) | head)
+        factors = wire.pack(self.adapter, self.method.downlink(this_round) | head)
+        self.round = RoundRecord(this_round, len(nodes), bytes_down=wire.payload_bytes(factors) * len(nodes))
+        self._started = time.perf_counter()
+        return [
+            Message(
+                wire.train_request(task, factors),
+                node,
+                MessageType.TRAIN,
+                # A client that could not answer in time must not go on spending its budget on a lost round.
+                ttl=self.config.federation.round_timeout_s,
+                group_id=str(this_round),
+            )
+            for node in nodes
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Drop the replies that are not what was asked for, and step with the rest."""
+        assert self.round is not None
+        self.round.seconds_train = time.perf_counter() - self._started
+        good = list(self._good_replies(replies, self.round))
+        started = time.perf_counter()
+        if len(good) < self.config.federation.min_replies:
+            self.round.skipped = True
+            logger.warning(
+                "round %d skipped, model unchanged: %d usable replies of %d, federation.min_replies is %d",
+                self.round.server_round,
+                len(good),
+                self.round.sampled,
+                self.config.federation.min_replies,
+            )
+            return None, None
+        self.adapter = self.method.server_step(self.adapter, good, self.round.server_round)
+        self.round.seconds_aggregate = time.perf_counter() - started
+        return wire.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask no client: the server evaluates on held-out data of its own."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing to aggregate."""
+        return None
+
+    def _find_clients(self, grid: Grid) -> dict[int, int]:
+        """Ask every node for its partition; node numbers are random, so the order of clients hangs on this."""
+        wanted = self.config.federation.num_clients
+        deadline = time.monotonic() + self.config.federation.connect_timeout_s
+        nodes = sorted(grid.get_node_ids())
+        while len(nodes) < wanted and time.monotonic() < deadline:
+            time.sleep(0.2)
+            nodes = sorted(grid.get_node_ids())
+        queries = [Message(RecordDict(), node, wire.PARTITION_QUERY, group_id="0") for node in nodes]
+        answers = grid.send_and_receive(queries, timeout=self.config.federation.round_timeout_s)
+        partitions: dict[int, int] = {}
+        for answer in answers:
+            if answer.has_error():
+                logger.warning(
+                    "node %d did not say what it holds: %s", answer.metadata.src_node_id, answer.error.reason
+                )
+            else:
+                partitions[answer.metadata.src_node_id] = int(
+                    answer.content.metric_records[wire.METRICS]["partition-id"]  # type: ignore[arg-type]
+                )
+        return _one_node_a_partition(partitions, wanted)
+
+    def _sample(self, server_round: int) -> list[int]:
+        ordered = sorted(self._partitions, key=self._partitions.__getitem__)
+        wanted = self.config.federation.clients_per_round or len(ordered)
+        if wanted >= len(ordered):
+            return ordered
+        # A fresh stream a round: a resumed run samples as an uninterrupted one would have.
+        chosen = random.Random(f"{self.config.seed}/{server_round}").sample(range(len(ordered)), wanted)
+        return [ordered[i] for i in sorted(chosen)]
+
+    def _good_replies(self, replies: Iterable[Message], record: RoundRecord) -> Iterator[Reply]:
+        seen: set[int] = set()
+        for message in replies:
+            node = message.metadata.src_node_id
+            partition_id = self._partitions.get(node, -1)
+            try:
+                reply, report, size = self._read_reply(message, partition_id, record.server_round)
+                if partition_id in seen:
+                    raise PayloadError("a second reply to one request.")
+            except PayloadError as error:
+                record.refused[partition_id] = str(error)
+                logger.warning("round %d goes on without client %d: %s", record.server_round, partition_id, error)
+                continue
+            seen.add(partition_id)
+            record.reports.append(report)
+            record.bytes_up += size
+            yield reply
+
+    def _read_reply(self, message: Message, partition_id: int, server_round: int) -> tuple[Reply, ClientReport, int]:
+        if message.has_error():
+            raise PayloadError(f"error {message.error.code}: {message.error.reason}")
+        reason = wire.declined_reason(message.content)
+        if reason is not None:
+            raise PayloadError(f"it declined: {reason}")
+        report, factors = wire.read_train_reply(message.content)
+        if report.partition_id != partition_id:
+            raise PayloadError(f"it calls itself client {report.partition_id}.")
+        head = trained_parts(self.method, self.config, server_round) & {"head"}
+        parts = wire.unpack(factors, self.method.uplink(server_round) | head, self.adapter, _device(self.adapter))
+        return Reply(partition_id, report.num_examples, parts), report, wire.payload_bytes(factors)
+
+
+def _one_node_a_partition(partitions: Mapping[int, int], num_clients: int) -> dict[int, int]:
+    chosen: dict[int, int] = {}
+    for node in sorted(partitions):
+        if partitions[node] < num_clients and partitions[node] not in chosen.values():
+            chosen[node] = partitions[node]
+    if not chosen:
+        raise RunError(
+            f"no node with a partition below {num_clients} answered ({len(partitions)} nodes in all); "
+            "start the clients, or raise federation.connect_timeout_s."
+        )
+    if len(chosen) < num_clients:
+        missing = sorted(set(range(num_clients)) - set(chosen.values()))
+        logger.warning("%d of %d clients are there; missing partitions: %s", len(chosen), num_clients, missing)
+    return chosen
+
+
+def _device(adapter: Adapter) -> torch.device:
+    return next(iter(adapter.A.values())).device
