@@ -1,0 +1,17 @@
+"""Measure one part of fedsvd against its rivals: `scripts/bench refactorize --help`."""
+
+import argparse
+
+import bench_refactorize
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    benches = parser.add_subparsers(required=True, metavar="BENCH")
+    bench_refactorize.add_parser(benches)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""The whole server step for all sites of a shape, against what else one could do, interleaved in one run.
+
+Every repeat runs each contender once, in turn. `warm` is the median of 50 calls back to back, where caches hold the
+factors and the bare copy is at its fastest. A step timed on fewer sites than there are is scaled up and marked with *.
+"""
+
+import argparse
+import json
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from fedsvd.refactorize import orthonormal_rows, refactorize
+
+Factors = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """All sites of one shape in a model; the dense rivals take `dense_sites` of them at a time unless --full."""
+
+    model: str
+    sites: int
+    d: int
+    rank: int
+    dense_sites: int
+
+
+SHAPES = {
+    "minilm": Shape("MiniLM-L6", sites=12, d=384, rank=8, dense_sites=12),
+    "roberta-large": Shape("RoBERTa-large", sites=48, d=1024, rank=8, dense_sites=48),
+    "7b": Shape("7B-type", sites=64, d=4096, rank=16, dense_sites=1),
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    step: Callable[[Tensor, Tensor], Factors]
+    dense: bool = False
+    first_round: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    shape: str
+    device: str
+    contender: str
+    sites: int
+    sites_timed: int
+    repeats: int
+    median_s: float
+    min_s: float
+    max_s: float
+    warm_s: float | None
+    times_refactorize: float
+    product_error: float
+    orthonormality_error: float
+
+
+def step_refactorize(B: Tensor, A: Tensor) -> Factors:
+    new = refactorize(B, A)
+    return new.B, new.A
+
+
+def step_copy(B: Tensor, A: Tensor) -> Factors:
+    return B.clone(), A.clone()
+
+
+def step_lowrank(B: Tensor, A: Tensor) -> Factors:
+    rank = A.shape[-2]
+    parts = [torch.svd_lowrank(b @ a, q=rank) for b, a in zip(B, A, strict=True)]
+    return torch.stack([U * S for U, S, _ in parts]), torch.stack([V.mT for *_, V in parts])
+
+
+def step_full_svd(B: Tensor, A: Tensor) -> Factors:
+    rank = A.shape[-2]
+    new_B, new_A = torch.empty_like(B), torch.empty_like(A)
+    for site, (b, a) in enumerate(zip(B, A, strict=True)):
+        U, S, Vh = torch.linalg.svd(b @ a, full_matrices=False)
+        new_B[site], new_A[site] = U[:, :rank] * S[:rank], Vh[:rank]
+    return new_B, new_A
+
+
+CONTENDERS = (
+    Contender("refactorize", step_refactorize),
+    Contender("bare copy of A and B", step_copy),
+    Contender("refactorize, first round", step_refactorize, first_round=True),
+    Contender("svd_lowrank of each BA", step_lowrank, dense=True),
+    Contender("full SVD of each BA", step_full_svd, dense=True),
+)
+
+
+def add_parser(benches: Any) -> None:
+    parser = benches.add_parser(
+        "refactorize", help="FedSVD's server step", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["minilm", "roberta-large"])
+    parser.add_argument("--repeats", type=int, default=5, help="turns that every contender takes (default 5)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--full", action="store_true", help="time the dense rivals on every site, however long it takes"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if arguments.repeats < 1 or arguments.threads < 1:
+        sys.exit("--repeats and --threads must be at least 1")
+    torch.set_num_threads(arguments.threads)
+    console = Console()
+    machine = describe_machine()
+    console.print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", highlight=False)
+    results: list[Result] = []
+    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+        for key in arguments.shapes:
+            measured = measure(SHAPES[key], device, arguments.repeats, arguments.full)
+            console.print(table(SHAPES[key], measured))
+            results += measured
+    if arguments.json:
+        report = {"machine": machine, "results": [asdict(result) for result in results]}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def describe_machine() -> dict[str, str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return {
+        "command": shlex.join(["scripts/bench", *sys.argv[1:]]),
+        "cpu": f"{cpu}, {platform.machine()}, {torch.get_num_threads()} threads",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}",
+    }
+
+
+def measure(shape: Shape, device: str, repeats: int, full: bool) -> list[Result]:
+    torch.manual_seed(0)
+    B = torch.randn(shape.sites, shape.d, shape.rank, device=device)
+    first_A = torch.randn(shape.sites, shape.rank, shape.d, device=device) / shape.d**0.5
+    inputs, outputs, seconds = {}, {}, {contender.name: list[float]() for contender in CONTENDERS}
+    for contender in CONTENDERS:
+        sites = shape.dense_sites if contender.dense and not full else shape.sites
+        inputs[contender.name] = B[:sites], (first_A if contender.first_round else orthonormal_rows(first_A))[:sites]
+        if not contender.dense:
+            contender.step(*inputs[contender.name])
+    for _ in range(repeats):
+        for contender in CONTENDERS:
+            elapsed, outputs[contender.name] = timed(contender, *inputs[contender.name])
+            seconds[contender.name].append(elapsed * shape.sites / len(inputs[contender.name][0]))
+    reference = statistics.median(seconds[CONTENDERS[0].name])
+    results = []
+    for contender in CONTENDERS:
+        old, new, runs = inputs[contender.name], outputs[contender.name], seconds[contender.name]
+        warm = None if contender.dense else statistics.median(timed(contender, *old)[0] for _ in range(50))
+        results.append(
+            Result(
+                shape=shape.model,
+                device=device,
+                contender=contender.name,
+                sites=shape.sites,
+                sites_timed=len(old[0]),
+                repeats=repeats,
+                median_s=statistics.median(runs),
+                min_s=min(runs),
+                max_s=max(runs),
+                warm_s=warm,
+                times_refactorize=statistics.median(runs) / reference,
+                product_error=product_error(old, new),
+                orthonormality_error=orthonormality_error(new[1]),
+            )
+        )
+    return results
+
+
+def timed(contender: Contender, B: Tensor, A: Tensor) -> tuple[float, Factors]:
+    if B.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    factors = contender.step(B, A)
+    if B.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, factors
+
+
+def product_error(old: Factors, new: Factors) -> float:
+    """Largest ‖B'A' - BA‖_F / ‖BA‖_F of a site, from the factors: [B', -B] [A'; A] by QR of each, in float64."""
+
+    def norm(B: Tensor, A: Tensor) -> Tensor:
+        cores = torch.linalg.qr(B.double(), mode="r").R, torch.linalg.qr(A.double().mT, mode="r").R
+        product: Tensor = torch.linalg.matrix_norm(cores[0] @ cores[1].mT)
+        return product
+
+    difference = norm(torch.cat([new[0], -old[0]], dim=-1), torch.cat([new[1], old[1]], dim=-2))
+    return float((difference / norm(*old)).max())
+
+
+def orthonormality_error(A: Tensor) -> float:
+    gram = A.double() @ A.double().mT
+    return float((gram - torch.eye(gram.shape[-1], device=A.device, dtype=gram.dtype)).abs().max())
+
+
+def table(shape: Shape, results: list[Result]) -> Table:
+    title = f"{shape.model}: {shape.sites} sites of {shape.d} x {shape.d}, r = {shape.rank}, {results[0].device}"
+    scaled = sorted({result.sites_timed for result in results if result.sites_timed < result.sites})
+    caption = "".join(f"* timed on {n} of {shape.sites} sites and scaled up: extrapolated" for n in scaled)
+    grid = Table(title=title, caption=caption or None)
+    grid.add_column("contender")
+    for heading in ("median ms", "min … max ms", "warm ms", "x refactorize", "error of BA", "error of AAᵀ"):
+        grid.add_column(heading, justify="right")
+    for result in results:
+        mark = "*" if result.sites_timed < result.sites else ""
+        grid.add_row(
+            result.contender + mark,
+            f"{result.median_s * 1e3:,.3f}",
+            f"{result.min_s * 1e3:,.3f} … {result.max_s * 1e3:,.3f}",
+            "" if result.warm_s is None else f"{result.warm_s * 1e3:,.3f}",
+            f"{result.times_refactorize:,.3f}" if result.times_refactorize < 10 else f"{result.times_refactorize:,.0f}",
+            f"{result.product_error:.1e}",
+            f"{result.orthonormality_error:.1e}",
+        )
+    return grid

@@ -1,0 +1,299 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedsvd.errors import FedSVDError
+from fedsvd.refactorize import is_orthonormal, orthonormal_rows, refactorize
+
+# dtype -> largest error of the product and of orthonormality, relative to the largest singular value.
+TOLERANCES = {torch.float64: 1e-11, torch.float32: 2e-6, torch.bfloat16: 3e-2}
+
+
+def random_factors(
+    *,
+    seed: int,
+    sites: tuple[int, ...] = (),
+    d_out: int = 30,
+    d_in: int = 20,
+    r: int = 4,
+    rank: int | None = None,
+    condition: float = 1.0,
+    orthonormal: bool = True,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor]:
+    """Factors whose B has the given rank and condition number within that rank."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*sites, *shape, generator=generator, dtype=torch.float64)
+
+    size = min(d_out, r)
+    rank = size if rank is None else min(rank, size)
+    left, right = torch.linalg.qr(normal(d_out, size)).Q, torch.linalg.qr(normal(r, size)).Q
+    lengths = torch.zeros(size, dtype=torch.float64)
+    lengths[:rank] = torch.logspace(0, -math.log10(condition), rank, dtype=torch.float64)
+    B = (left * lengths) @ right.mT
+    A = normal(r, d_in)
+    if orthonormal:
+        A = torch.linalg.qr(A.mT).Q.mT
+    return B.to(dtype), A.to(dtype)
+
+
+def projector(A: Tensor) -> Tensor:
+    """Orthogonal projector onto the row space of A."""
+    Q = torch.linalg.qr(A.double().mT).Q
+    return Q @ Q.mT
+
+
+@st.composite
+def factor_pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    r = draw(st.integers(1, 8))
+    return random_factors(
+        seed=draw(st.integers(0, 2**32 - 1)),
+        sites=draw(st.sampled_from([(), (1,), (3,), (2, 2)])),
+        d_out=draw(st.integers(1, 40)),
+        d_in=draw(st.integers(r, 40)),
+        r=r,
+        rank=draw(st.integers(0, r)),
+        condition=draw(st.sampled_from([1.0, 10.0, 1e3, 1e6])),
+        orthonormal=draw(st.booleans()),
+        dtype=draw(st.sampled_from(list(TOLERANCES))),
+    )
+
+
+@given(factor_pairs())
+@settings(max_examples=300, deadline=None)
+def test_factors_are_those_of_the_dense_svd(factors: tuple[Tensor, Tensor]) -> None:
+    B, A = factors
+    product = B.double() @ A.double()
+    expected = torch.linalg.svdvals(product)
+    scale = torch.linalg.matrix_norm(product, 2).clamp_min(1e-300)[..., None, None]
+    tolerance = TOLERANCES[B.dtype]
+
+    new = refactorize(B, A)
+
+    assert new.B.shape == B.shape
+    assert new.A.shape == A.shape
+    assert new.B.dtype == new.A.dtype == B.dtype
+    assert ((new.B.double() @ new.A.double() - product).abs() <= tolerance * scale).all()
+    assert is_orthonormal(new.A, tolerance)
+    gram = new.B.double().mT @ new.B.double()
+    assert ((gram - gram.diagonal(dim1=-2, dim2=-1).diag_embed()).abs() <= tolerance * scale**2).all()
+    lengths = torch.linalg.vector_norm(new.B.double(), dim=-2)
+    singular_values = torch.nn.functional.pad(expected, (0, B.shape[-1]))[..., : B.shape[-1]]
+    # A Gram matrix squares the singular values: those below the root of float64's precision come out as noise.
+    assert ((lengths - singular_values).abs() <= max(tolerance, 1e-7) * scale[..., 0]).all()
+
+
+@given(factor_pairs())
+@settings(max_examples=150, deadline=None)
+def test_row_space_of_a_is_kept_whatever_b_is(factors: tuple[Tensor, Tensor]) -> None:
+    B, A = factors
+    new = refactorize(B, A)
+    # A random A may be ill-conditioned, which magnifies the rounding of its entries.
+    smallest = torch.linalg.svdvals(A.double())[..., -1].min().item()
+    assert (projector(new.A) - projector(A)).abs().max() <= TOLERANCES[A.dtype] * max(1.0, 10 / max(smallest, 1e-300))
+
+
+@given(factor_pairs())
+@settings(max_examples=150, deadline=None)
+def test_rotation_carries_rows_and_momentum_along(factors: tuple[Tensor, Tensor]) -> None:
+    B, A = (factor.double() for factor in factors)
+    new = refactorize(B, A)
+    largest = new.rotation.abs().max().item()
+    assert torch.allclose(new.rotation.mT @ A, new.A, rtol=0, atol=1e-12 * max(1.0, largest))
+    weight_gradient = torch.linspace(-1, 1, B.shape[-2] * A.shape[-1], dtype=torch.float64).view(-1, A.shape[-1])
+    gradient, new_gradient = weight_gradient @ A.mT, weight_gradient @ new.A.mT
+    assert torch.allclose(gradient @ new.rotation, new_gradient, rtol=0, atol=1e-10 * max(1.0, largest))
+
+
+def test_both_routes_agree() -> None:
+    B, A = random_factors(seed=0, sites=(3,), condition=10.0)
+    generator = torch.Generator().manual_seed(1)
+    mixing = torch.randn(3, 4, 4, generator=generator, dtype=torch.float64) + 3 * torch.eye(4, dtype=torch.float64)
+    by_gram = refactorize(B, A)
+    by_qr = refactorize(B @ torch.linalg.inv(mixing), mixing @ A)
+    signs = (by_gram.A * by_qr.A).sum(-1, keepdim=True).sign()
+    assert torch.allclose(by_gram.A, by_qr.A * signs, atol=1e-10)
+    assert torch.allclose(by_gram.B, by_qr.B * signs.mT, atol=1e-10)
+
+
+def test_refactorizing_twice_changes_nothing() -> None:
+    once = refactorize(*random_factors(seed=2, sites=(2,), condition=10.0, orthonormal=False))
+    twice = refactorize(once.B, once.A)
+    assert torch.allclose(twice.B, once.B, atol=1e-13)
+    assert torch.allclose(twice.A, once.A, atol=1e-13)
+
+
+def test_zero_b_leaves_an_orthonormal_a_as_it_is() -> None:
+    _, A = random_factors(seed=3, sites=(2,))
+    new = refactorize(torch.zeros(2, 30, 4, dtype=torch.float64), A)
+    assert torch.allclose(new.A, A, atol=1e-14)
+    assert not new.B.any()
+
+
+def test_a_batch_is_its_sites_one_by_one() -> None:
+    # More sites than are made float64 at a time.
+    B, A = random_factors(seed=4, sites=(40,), d_out=1024, d_in=64, r=8, condition=10.0, dtype=torch.float32)
+    batch = refactorize(B, A)
+    for site in (0, 31, 32, 39):
+        alone = refactorize(B[site], A[site])
+        assert torch.allclose(batch.B[site], alone.B, atol=1e-6)
+        assert torch.allclose(batch.A[site], alone.A, atol=1e-6)
+
+
+def test_rank_deficient_a_keeps_the_product_and_its_row_space_inside_the_new_one() -> None:
+    B, A = random_factors(seed=5, orthonormal=False)
+    A[1], A[3] = A[0], 0.0
+    new = refactorize(B, A)
+    assert torch.allclose(new.B @ new.A, B @ A, atol=1e-12)
+    assert is_orthonormal(new.A, 1e-12)
+    assert torch.allclose(A @ projector(new.A), A, atol=1e-12)
+
+
+def test_parameters_come_back_detached_and_unchanged() -> None:
+    B, A = random_factors(seed=6, dtype=torch.float32)
+    parameters = torch.nn.Parameter(B.clone()), torch.nn.Parameter(A.clone())
+    new = refactorize(*parameters)
+    assert not new.B.requires_grad
+    assert not new.A.requires_grad
+    assert torch.equal(parameters[0], B)
+    assert torch.equal(parameters[1], A)
+
+
+def test_reduced_float32_matmul_precision_does_not_reach_the_factors() -> None:
+    B, A = random_factors(seed=7, sites=(4,), d_out=512, d_in=512, r=8, dtype=torch.float32)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        new = refactorize(B, A)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    product = B.double() @ A.double()
+    assert torch.linalg.norm(new.B.double() @ new.A.double() - product) <= 1e-6 * torch.linalg.norm(product)
+    assert is_orthonormal(new.A, 1e-6)
+
+
+def test_a_thousand_float32_rounds_do_not_drift() -> None:
+    generator = torch.Generator().manual_seed(8)
+    A = orthonormal_rows(torch.randn(3, 8, 128, generator=generator))
+    B = torch.zeros(3, 96, 8)
+    start = projector(A)
+    product = B.double() @ A.double()
+    for _ in range(1000):
+        updated = B + 0.01 * torch.randn(B.shape, generator=generator)
+        product += (updated.double() - B.double()) @ A.double()
+        new = refactorize(updated, A)
+        B, A = new.B, new.A
+    assert is_orthonormal(A, 1e-6)
+    assert torch.linalg.norm(B.double() @ A.double() - product) <= 1e-5 * torch.linalg.norm(product)
+    assert (projector(A) - start).abs().max() <= 1e-5
+
+
+def test_drift_of_the_rows_of_a_is_taken_up_without_changing_the_product() -> None:
+    B, A = random_factors(seed=9, dtype=torch.float32)
+    drifted = A * (1 + 1e-3 * torch.arange(4)[:, None])
+    new = refactorize(B, drifted)
+    assert is_orthonormal(new.A, 1e-6)
+    assert torch.allclose(new.B.double() @ new.A.double(), B.double() @ drifted.double(), atol=1e-6)
+
+
+def test_fedsvd_equals_ffa_lora_from_an_orthonormal_start_under_sgd() -> None:
+    """With only B trained by SGD, rotating the coordinates each round changes no trained product (B, A) -> BA."""
+    generator = torch.Generator().manual_seed(10)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    inputs = [normal(40, 20) + normal(20) for _ in range(3)]
+    targets = [x @ normal(20, 15) for x in inputs]
+    start = orthonormal_rows(normal(4, 20))
+
+    def train(refactorizes: bool) -> Tensor:
+        A, B = start, torch.zeros(15, 4, dtype=torch.float64)
+        for _ in range(30):
+            clients = []
+            for x, y in zip(inputs, targets, strict=True):
+                client_B = B.clone()
+                for _ in range(5):
+                    hidden = x @ A.mT
+                    client_B -= 0.05 * (hidden @ client_B.mT - y).mT @ hidden / len(x)
+                clients.append(client_B)
+            B = torch.stack(clients).mean(0)
+            if refactorizes:
+                new = refactorize(B, A)
+                B, A = new.B, new.A
+        return B @ A
+
+    ffa_lora = train(False)
+    assert torch.linalg.norm(ffa_lora) > 1
+    assert torch.linalg.norm(train(True) - ffa_lora) <= 1e-12 * torch.linalg.norm(ffa_lora)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.sampled_from(list(TOLERANCES)))
+@settings(deadline=None)
+def test_orthonormal_rows_span_the_same_space_in_the_order_of_the_rows(seed: int, r: int, dtype: torch.dtype) -> None:
+    _, A = random_factors(seed=seed, sites=(2,), d_in=40, r=r, orthonormal=False, dtype=dtype)
+    rows = orthonormal_rows(A)
+    assert rows.dtype is dtype
+    assert is_orthonormal(rows, TOLERANCES[dtype])
+    coordinates = A.double() @ rows.double().mT
+    assert (coordinates.diagonal(dim1=-2, dim2=-1) > 0).all()
+    assert (coordinates.triu(1).abs() <= 10 * TOLERANCES[dtype]).all()
+    assert torch.equal(rows, orthonormal_rows(A))
+
+
+def test_is_orthonormal_tells_a_single_bad_site() -> None:
+    _, A = random_factors(seed=11, sites=(3,))
+    assert is_orthonormal(A)
+    A[1, 2] *= 1 + 1e-4
+    assert not is_orthonormal(A)
+    assert is_orthonormal(A, tolerance=1e-3)
+    assert not is_orthonormal(torch.full((2, 3), torch.nan))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["B", "A"])
+def test_non_finite_entries_are_refused(name: str, value: float) -> None:
+    B, A = random_factors(seed=12, sites=(2,))
+    (B if name == "B" else A)[1, 2, 3] = value
+    with pytest.raises(FedSVDError, match=f"^{name} .*finite"):
+        refactorize(B, A)
+
+
+@pytest.mark.parametrize(
+    ("b_shape", "a_shape", "message"),
+    [
+        ((5, 3), (4, 9), "B of shape"),
+        ((2, 5, 3), (3, 3, 9), "B of shape"),
+        ((5, 6), (6, 4), "r "),
+    ],
+)
+def test_factors_that_do_not_fit_are_refused(b_shape: tuple[int, ...], a_shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(FedSVDError, match=message):
+        refactorize(torch.ones(b_shape), torch.ones(a_shape))
+
+
+def test_finite_entries_whose_squares_overflow_are_factorized() -> None:
+    B, A = random_factors(seed=13, condition=10.0)
+    new = refactorize(B * 1e200, A)
+    assert torch.allclose(new.B @ new.A / 1e200, B @ A, atol=1e-12)
+    assert is_orthonormal(new.A, 1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("orthonormal", [True, False])
+def test_cuda_agrees_with_cpu(orthonormal: bool) -> None:
+    B, A = random_factors(
+        seed=14, sites=(6,), d_out=256, d_in=128, r=8, condition=100.0, orthonormal=orthonormal, dtype=torch.float32
+    )
+    expected, new = refactorize(B, A), refactorize(B.cuda(), A.cuda())
+    assert new.B.is_cuda
+    assert new.A.is_cuda
+    assert torch.allclose(new.B.cpu(), expected.B, atol=1e-5)
+    assert torch.allclose(new.A.cpu(), expected.A, atol=1e-4)
