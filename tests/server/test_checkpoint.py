@@ -1,0 +1,84 @@
+"""Checkpoints are whole or not there."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedsvd.errors import RunError
+from fedsvd.lora import Adapter
+from server import checkpoint
+from server.checkpoint import KEPT, Checkpoint, load_latest, save_checkpoint
+
+
+def make_adapter(seed: int = 0) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    return Adapter(
+        A={"x": torch.randn(2, 5, generator=generator)},
+        B={"x": torch.randn(4, 2, generator=generator)},
+        head={"weight": torch.randn(3, generator=generator)},
+        scale={"x": 2.0},
+    )
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+    saved = Checkpoint(3, make_adapter(1), [{"server_round": 3, "accuracy": 0.1 + 0.2}], {"0": {"epsilon": 1.5}})
+
+    save_checkpoint(tmp_path, saved)
+    loaded = load_latest(tmp_path, make_adapter())
+
+    assert loaded.server_round == 3
+    assert loaded.history == saved.history
+    assert loaded.clients == saved.clients
+    for part in ("A", "B", "head"):
+        for name, tensor in saved.adapter.part(part).items():
+            assert torch.equal(loaded.adapter.part(part)[name], tensor)
+
+
+def test_the_newest_few_are_kept_and_the_newest_is_loaded(tmp_path: Path) -> None:
+    for server_round in range(1, KEPT + 3):
+        save_checkpoint(tmp_path, Checkpoint(server_round, make_adapter(server_round), [], {}))
+
+    assert len(list(tmp_path.iterdir())) == KEPT
+    assert load_latest(tmp_path, make_adapter()).server_round == KEPT + 2
+
+
+def test_a_write_that_breaks_off_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, Checkpoint(1, make_adapter(), [], {}))
+
+    def full_disk(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_json", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path, Checkpoint(2, make_adapter(), [], {}))
+
+    assert load_latest(tmp_path, make_adapter()).server_round == 1
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no checkpoint"):
+        load_latest(tmp_path, make_adapter())
+
+
+def test_a_checkpoint_of_another_rank_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, Checkpoint(1, make_adapter(), [], {}))
+    other = make_adapter().with_parts({"B": {"x": torch.zeros(4, 3)}})
+
+    with pytest.raises(RunError, match="another model or rank"):
+        load_latest(tmp_path, other)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, Checkpoint(1, make_adapter(), [], {}))
+    (tmp_path / "round-000001" / "adapter.safetensors").write_bytes(b"torn")
+
+    with pytest.raises(RunError, match="round-000001 cannot be read"):
+        load_latest(tmp_path, make_adapter())
+
+
+def test_the_state_is_plain_json(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, Checkpoint(1, make_adapter(), [{"accuracy": None}], {}))
+
+    assert json.loads((tmp_path / "round-000001" / "state.json").read_text())["history"] == [{"accuracy": None}]

@@ -1,0 +1,178 @@
+"""Rounds of the real strategy on the real in-process grid, with clients whose arrays can be computed by hand."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedsvd import wire
+from fedsvd.compose import compose
+from fedsvd.config import Config
+from fedsvd.errors import RunError
+from fedsvd.launch.local import InProcessGrid
+from fedsvd.lora import Adapter
+from fedsvd.methods import build_method
+from fedsvd.wire import ClientReport
+from server.polling import PollingGrid
+from server.strategy import FederatedLoRA
+
+Train = Callable[[int, wire.TrainTask, ArrayRecord], RecordDict]
+
+
+def make_adapter() -> Adapter:
+    return Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(4, 2)}, head={}, scale={"s": 1.0})
+
+
+def make_config(*overrides: str) -> Config:
+    return compose(["experiment=smoke", "method=ffa_lora", "train.head=frozen", "privacy=none", *overrides])
+
+
+def make_app(train: Train) -> ClientApp:
+    app = ClientApp()
+
+    @app.query("partition")
+    def partition(message: Message, context: Context) -> Message:
+        numbers = MetricRecord({"partition-id": int(context.node_config["partition-id"])})
+        return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
+
+    @app.train()
+    def run(message: Message, context: Context) -> Message:
+        task, factors = wire.read_train_request(message.content)
+        return Message(train(int(context.node_config["partition-id"]), task, factors), reply_to=message)
+
+    return app
+
+
+def good_reply(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) -> RecordDict:
+    """Client k holds k + 1 examples and sends B full of k."""
+    values = Array(np.full(8, partition_id, dtype=np.float32))
+    return wire.train_reply(ClientReport(partition_id, partition_id + 1, 0.1), ArrayRecord({"B": values}))
+
+
+def one_round(config: Config, train: Train, server_round: int = 1) -> FederatedLoRA:
+    strategy = FederatedLoRA(build_method(config.method), config, make_adapter())
+    grid = PollingGrid(InProcessGrid(make_app(train), config.federation.num_clients, {}), lambda reply: None)
+    messages = strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
+    strategy.aggregate_train(server_round, grid.send_and_receive(messages, timeout=5))
+    return strategy
+
+
+def test_a_round_averages_by_examples() -> None:
+    strategy = one_round(make_config("federation.num_clients=3"), good_reply)
+
+    # (1·0 + 2·1 + 3·2) / 6
+    torch.testing.assert_close(strategy.adapter.B["s"], torch.full((4, 2), 8 / 6))
+    assert strategy.round.sampled == 3
+    assert [report.partition_id for report in strategy.round.reports] == [0, 1, 2]
+    assert strategy.round.bytes_up > 3 * 8 * 4
+    assert strategy.round.bytes_down == strategy.round.bytes_up
+
+
+def test_clients_are_sent_what_the_method_says() -> None:
+    seen: list[tuple[wire.TrainTask, set[str]]] = []
+
+    def watch(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) -> RecordDict:
+        seen.append((task, set(factors)))
+        return good_reply(partition_id, task, factors)
+
+    one_round(make_config("method=fedsvd"), watch, server_round=1)
+    one_round(make_config("method=fedsvd"), watch, server_round=2)
+
+    assert seen[0] == (wire.TrainTask(1, frozenset({"B"}), frozenset({"B"})), {"B"})
+    assert seen[-1] == (wire.TrainTask(2, frozenset({"B"}), frozenset({"B"})), {"A", "B"})
+
+
+BAD: dict[str, Callable[[], RecordDict]] = {
+    "a part that was not asked for": lambda: wire.train_reply(
+        ClientReport(1, 5, 0.1), ArrayRecord({"A": Array(np.zeros(6, dtype=np.float32))})
+    ),
+    "nan": lambda: wire.train_reply(
+        ClientReport(1, 5, 0.1), ArrayRecord({"B": Array(np.full(8, np.nan, dtype=np.float32))})
+    ),
+    "another shape": lambda: wire.train_reply(
+        ClientReport(1, 5, 0.1), ArrayRecord({"B": Array(np.zeros(9, dtype=np.float32))})
+    ),
+    "another client's number": lambda: wire.train_reply(
+        ClientReport(0, 5, 0.1), ArrayRecord({"B": Array(np.zeros(8, dtype=np.float32))})
+    ),
+    "no metrics": lambda: RecordDict({wire.FACTORS: ArrayRecord()}),
+    "declined": lambda: wire.declined_reply("no budget left"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_reply_is_dropped_with_a_reason_and_the_round_goes_on(kind: str) -> None:
+    def train(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) -> RecordDict:
+        return BAD[kind]() if partition_id == 1 else good_reply(partition_id, task, factors)
+
+    strategy = one_round(make_config("federation.num_clients=3"), train)
+
+    # (1·0 + 3·2) / 4
+    torch.testing.assert_close(strategy.adapter.B["s"], torch.full((4, 2), 1.5))
+    assert list(strategy.round.refused) == [1]
+    assert strategy.round.refused[1]
+
+
+def test_a_client_that_raises_is_dropped() -> None:
+    def train(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) -> RecordDict:
+        if partition_id == 0:
+            raise ValueError("broken disk")
+        return good_reply(partition_id, task, factors)
+
+    strategy = one_round(make_config("federation.num_clients=2"), train)
+
+    assert "broken disk" in strategy.round.refused[0]
+    assert torch.equal(strategy.adapter.B["s"], torch.ones(4, 2))
+
+
+def test_too_few_good_replies_leave_the_model_unchanged() -> None:
+    def train(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) -> RecordDict:
+        return wire.declined_reply("no") if partition_id else good_reply(partition_id, task, factors)
+
+    strategy = one_round(make_config("federation.num_clients=3", "federation.min_replies=2"), train)
+
+    assert strategy.round.skipped
+    assert torch.equal(strategy.adapter.B["s"], torch.zeros(4, 2))
+
+
+def test_sampling_is_seeded_by_round_and_covers_all_clients() -> None:
+    config = make_config("federation.num_clients=5", "federation.clients_per_round=2")
+    sampled: dict[int, list[int]] = {}
+    for attempt in range(2):
+        for server_round in range(1, 21):
+            called: list[int] = []
+
+            def train(
+                partition_id: int, task: wire.TrainTask, factors: ArrayRecord, called: list[int] = called
+            ) -> RecordDict:
+                called.append(partition_id)
+                return good_reply(partition_id, task, factors)
+
+            one_round(config, train, server_round)
+            assert len(called) == 2
+            assert attempt == 0 or sampled[server_round] == called
+            sampled[server_round] = called
+    assert {client for clients in sampled.values() for client in clients} == set(range(5))
+
+
+def test_nodes_beyond_the_clients_are_left_alone() -> None:
+    config = make_config("federation.num_clients=2")
+    strategy = FederatedLoRA(build_method(config.method), config, make_adapter())
+    grid = InProcessGrid(make_app(good_reply), 4, {})
+
+    messages = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid))
+
+    assert len(messages) == 2
+
+
+def test_no_clients_at_all_is_an_error_after_the_time_limit() -> None:
+    config = make_config()
+    config = replace(config, federation=replace(config.federation, connect_timeout_s=0.3))
+    strategy = FederatedLoRA(build_method(config.method), config, make_adapter())
+
+    with pytest.raises(RunError, match="start the clients"):
+        strategy.configure_train(1, ArrayRecord(), ConfigRecord(), InProcessGrid(make_app(good_reply), 0, {}))
