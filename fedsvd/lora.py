@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import peft
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -54,7 +54,12 @@ class Adapter:
 
     def with_parts(self, parts: Mapping[Part, Mapping[str, Tensor]]) -> Adapter:
         """Return a copy in which the given parts replace this adapter's."""
-        return replace(self, **{name: dict(tensors) for name, tensors in parts.items()})
+        return Adapter(
+            A=dict(parts.get("A", self.A)),
+            B=dict(parts.get("B", self.B)),
+            head=dict(parts.get("head", self.head)),
+            scale=self.scale,
+        )
 
     def to(self, device: torch.device) -> Adapter:
         """Return this adapter with all tensors on ``device``."""
@@ -86,7 +91,7 @@ def attach(
     config = peft.LoraConfig(
         task_type=peft.TaskType.SEQ_CLS,
         r=rank,
-        lora_alpha=lora_alpha,
+        lora_alpha=lora_alpha,  # type: ignore[arg-type]  # PEFT says int and divides it by r
         target_modules=list(target_modules),
         lora_dropout=lora_dropout,
         modules_to_save=list(head_modules),
@@ -104,24 +109,22 @@ def attach(
             f"model.target_modules = {list(target_modules)} matches no layer of {type(model).__name__}; "
             f"its linear layers are called {', '.join(linear)}. Name one or more of these."
         ) from error
-    for name, layer in _lora_layers(adapted):
-        if rank > min(layer.in_features, layer.out_features):
+    sites = _named_parts(adapted)
+    for name, A in sites["A"].items():
+        d_out, d_in = len(sites["B"][name]), A.shape[1]
+        if rank > min(d_out, d_in):
             raise ModelError(
-                f"model.rank = {rank} does not fit layer {name} of shape {layer.out_features}×{layer.in_features}; "
-                f"allowed: 1 to {min(layer.in_features, layer.out_features)}. Lower model.rank."
+                f"model.rank = {rank} does not fit layer {name} of shape {d_out}×{d_in}; allowed: 1 to "
+                f"{min(d_out, d_in)}. Lower model.rank."
             )
     return adapted
 
 
 def read(model: peft.PeftModel) -> Adapter:
     """Copy the factors and the head out of a model (detached, on the model's device)."""
-    layers = dict(_lora_layers(model))
-    return Adapter(
-        A={name: layer.lora_A[_PEFT_NAME].weight.detach().clone() for name, layer in layers.items()},
-        B={name: layer.lora_B[_PEFT_NAME].weight.detach().clone() for name, layer in layers.items()},
-        head={name: parameter.detach().clone() for name, parameter in _head_parameters(model)},
-        scale={name: float(layer.scaling[_PEFT_NAME]) for name, layer in layers.items()},
-    )
+    parts = {part: {k: p.detach().clone() for k, p in named.items()} for part, named in _named_parts(model).items()}
+    scale = {name: float(layer.scaling[_PEFT_NAME]) for name, layer in _lora_layers(model)}
+    return Adapter(parts["A"], parts["B"], parts["head"], scale)
 
 
 @torch.no_grad()
@@ -193,23 +196,23 @@ def _draw(init: str, like: Tensor, generator: torch.Generator, key: str) -> Tens
     raise ConfigError(f"{key} = {init!r} is not known; allowed: {', '.join(INITIALISATIONS)}.")
 
 
-def _lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Linear]]:
     for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and _PEFT_NAME in module.lora_A:
+        if isinstance(module, Linear) and _PEFT_NAME in module.lora_A:
             yield name.removeprefix(_PEFT_PREFIX), module
 
 
 def _head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
-            for key, parameter in module.modules_to_save[_PEFT_NAME].named_parameters():
+            for key, parameter in module.get_submodule(f"modules_to_save.{_PEFT_NAME}").named_parameters():
                 yield f"{name.removeprefix(_PEFT_PREFIX)}.{key}", parameter
 
 
 def _named_parts(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
-    layers = dict(_lora_layers(model))
+    layers = list(_lora_layers(model))
     return {
-        "A": {name: layer.lora_A[_PEFT_NAME].weight for name, layer in layers.items()},
-        "B": {name: layer.lora_B[_PEFT_NAME].weight for name, layer in layers.items()},
+        "A": {name: layer.get_parameter(f"lora_A.{_PEFT_NAME}.weight") for name, layer in layers},
+        "B": {name: layer.get_parameter(f"lora_B.{_PEFT_NAME}.weight") for name, layer in layers},
         "head": dict(_head_parameters(model)),
     }

@@ -92,9 +92,8 @@ def payload_bytes(record: ArrayRecord) -> int:
 
 def train_request(task: TrainTask, factors: ArrayRecord) -> RecordDict:
     """Build the content of the server's train message."""
-    config = ConfigRecord(
-        {"server-round": task.server_round, "trains": sorted(task.trains), "uplink": sorted(task.uplink)}
-    )
+    trains, uplink = [str(part) for part in sorted(task.trains)], [str(part) for part in sorted(task.uplink)]
+    config = ConfigRecord({"server-round": task.server_round, "trains": trains, "uplink": uplink})
     return RecordDict({TASK: config, FACTORS: factors})
 
 
@@ -184,7 +183,7 @@ def _split(array: Array, part: str, like: Mapping[str, Tensor], device: torch.de
     if not np.isfinite(values).all():
         raise PayloadError(f"part {part} holds {int((~np.isfinite(values)).sum())} values that are not finite.")
     flat = torch.from_numpy(values.copy()).to(device)
-    chunks = flat.split([tensor.numel() for tensor in like.values()])
+    chunks = torch.split(flat, [tensor.numel() for tensor in like.values()])
     return {
         name: chunk.reshape(tensor.shape).to(tensor.dtype)
         for (name, tensor), chunk in zip(like.items(), chunks, strict=True)

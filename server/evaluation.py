@@ -48,7 +48,6 @@ class RoundKeeper:
         """Evaluate, write and report; return the held-out metrics to Flower, or None where there are none."""
         this_round = self.strategy.first_round + server_round
         record = self.strategy.round if server_round else RoundRecord(0, 0)
-        assert record is not None
         if server_round == 0 and self.strategy.first_round:
             return None
         self._remember_spends(record)

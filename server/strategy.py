@@ -55,7 +55,7 @@ class FederatedLoRA(Strategy):
         self.config = config
         self.adapter = adapter
         self.first_round = first_round
-        self.round: RoundRecord | None = None
+        self.round = RoundRecord(first_round, 0)
         self._partitions: dict[int, int] = {}
         self._started = 0.0
 
@@ -93,7 +93,6 @@ class FederatedLoRA(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Drop the replies that are not what was asked for, and step with the rest."""
-        assert self.round is not None
         self.round.seconds_train = time.perf_counter() - self._started
         good = list(self._good_replies(replies, self.round))
         started = time.perf_counter()

@@ -67,13 +67,15 @@ def _dataset(texts: list[str], labels: np.ndarray, positions: np.ndarray) -> Dat
     return Dataset.from_dict(rows, features=_FEATURES)
 
 
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    stream = archive.extractfile(name)
+    if stream is None:
+        raise DataError(f"{name} in the embedded archive is not a file.")
+    return stream.read()
+
+
 def _read() -> list[tuple[float, str]]:
-    with tarfile.open(fetch(VADER)) as outer:
-        member = outer.extractfile(_OUTER)
-        assert member is not None, "the archive's hash was checked, so its members are known"
-        with tarfile.open(fileobj=io.BytesIO(member.read())) as inner:
-            table = inner.extractfile(_INNER)
-            assert table is not None, "the archive's hash was checked, so its members are known"
-            lines = table.read().decode("utf-8").splitlines()
+    with tarfile.open(fetch(VADER)) as outer, tarfile.open(fileobj=io.BytesIO(_member(outer, _OUTER))) as inner:
+        lines = _member(inner, _INNER).decode("utf-8").splitlines()
     rows = (line.split("\t", 2) for line in lines if line.strip())
     return [(float(rating), html.unescape(text).strip()) for _, rating, text in rows]

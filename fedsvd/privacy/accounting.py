@@ -96,8 +96,8 @@ def calibrate(
         low, high = high, 2 * high
         if high > _LARGEST_NOISE:
             raise PrivacyError(
-                f"no noise multiplier up to {_LARGEST_NOISE:g} keeps {steps} steps at sample rate {sample_rate:g} within "
-                f"ε = {target_epsilon:g} at δ = {target_delta:g}; take fewer steps, smaller batches, or a larger ε."
+                f"no noise multiplier up to {_LARGEST_NOISE:g} keeps {steps} steps at sample rate {sample_rate:g} "
+                f"within ε = {target_epsilon:g} at δ = {target_delta:g}; take fewer steps or a larger ε."
             )
     while reached < _CLOSE_ENOUGH * target_epsilon and high - low > 1e-3 * high:
         middle = (low + high) / 2
@@ -115,7 +115,7 @@ def calibrate(
 def _epsilon(history: tuple[tuple[float, float, int], ...], target_delta: float, accountant: str) -> float:
     engine = create_accountant(mechanism=accountant)
     engine.history = list(history)
-    # At sample rate 1 the PRV formula takes log(1 - q) = -∞ for its lower limit, which is right and which numpy reports.
+    # At sample rate 1 the PRV's lower limit is log(1 - q) = -∞: right, and reported by numpy.
     with warnings.catch_warnings(), np.errstate(divide="ignore"):
         # Rényi orders at the end of their grid loosen a bound (here often only that of PRV's domain), never break it.
         warnings.filterwarnings("ignore", message="Optimal order is the", category=UserWarning)
@@ -123,7 +123,7 @@ def _epsilon(history: tuple[tuple[float, float, int], ...], target_delta: float,
     if not math.isfinite(bound):
         raise PrivacyError(f"the {accountant} accountant finds no finite ε for {history} at δ = {target_delta:g}.")
     scale = 10**EPSILON_DIGITS
-    return math.ceil(bound * scale) / scale
+    return float(math.ceil(bound * scale) / scale)
 
 
 def _check(target_delta: float, accountant: str) -> None:

@@ -98,6 +98,7 @@ def train_dp_sgd(
 def per_example_gradients(model: nn.Module, losses: Losses, positions: Sequence[int]) -> dict[str, Tensor]:
     """Return each trained parameter's gradient for each example, shape (batch, *parameter), unclipped."""
     with _per_example_gradients(model) as wrapped:
+        model.train()
         losses(wrapped, positions).sum().backward()  # type: ignore[no-untyped-call]
         return {name: p.grad_sample for name, p in model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
 
@@ -131,7 +132,7 @@ def _per_example_gradients(model: nn.Module) -> Iterator[GradSampleModule]:
     wrapped = GradSampleModule(model, loss_reduction="sum")
     try:
         with warnings.catch_warnings():
-            # The lowest adapted layer's input is a frozen layer's output and needs no gradient; torch says so each time.
+            # The lowest adapted layer's input comes from frozen layers and needs no gradient; torch says so each time.
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
             yield wrapped
     finally:
