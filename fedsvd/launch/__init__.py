@@ -58,7 +58,7 @@ def run(config: Config, overrides: Sequence[str], folder: Path) -> float:
         if config.federation.name == "local":
             run_local(server_app, client_app, config.federation.num_clients, run_config)
         elif config.federation.name == "simulation":
-            run_simulation(server_app, client_app, config.federation, run_config, app_root())
+            run_simulation(server_app, client_app, config.federation, run_config)
         else:
             raise ConfigError(f"federation.name = {config.federation.name!r}; allowed: local, simulation.")
     measured = [row["accuracy"] for row in read_rows(run_folder.metrics) if row["accuracy"] is not None]

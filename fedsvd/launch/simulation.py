@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import threading
+from collections.abc import Iterable
 from typing import Any
 
 import flwr.simulation
@@ -13,6 +14,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsvd.config import FederationConfig
+from fedsvd.errors import RunError
+from fedsvd.launch.grid import ForwardingGrid
 
 
 class _ConfiguredServerApp(ServerApp):
@@ -22,14 +25,38 @@ class _ConfiguredServerApp(ServerApp):
         super().__init__()
         self._inner = inner
         self._run_config = run_config
+        self.engine_stopped = threading.Event()
+        self.error: BaseException | None = None
 
     def __call__(self, grid: Grid, context: Context) -> None:
         context.run_config = dict(self._run_config)
-        self._inner(grid, context)
+        try:
+            self._inner(StoppableGrid(grid, self.engine_stopped), context)
+        except BaseException as error:
+            self.error = error
+            raise
+
+
+class StoppableGrid(ForwardingGrid):
+    """A grid that stops waiting once the engine behind it has failed; nobody would answer any more."""
+
+    def __init__(self, grid: Grid, stopped: threading.Event) -> None:
+        super().__init__(grid)
+        self._stopped = stopped
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Look for replies.
+
+        Raises:
+            RunError: The engine has failed.
+        """
+        if self._stopped.is_set():
+            raise RunError("Flower's simulation engine has stopped; no client can answer.")
+        return self._grid.pull_messages(message_ids)
 
 
 class _ConfiguredClientApp(ClientApp):
-    """The same for a ClientApp."""
+    """A ClientApp that finds the run's configuration in its context."""
 
     def __init__(self, inner: ClientApp, run_config: UserConfig) -> None:
         super().__init__()
@@ -37,12 +64,16 @@ class _ConfiguredClientApp(ClientApp):
         self._run_config = run_config
 
     def __call__(self, message: Message, context: Context) -> Message:
-        context.run_config = dict(self._run_config)
-        return self._inner(message, context)
+        # The engine refuses a context whose run configuration has changed, so the inner app gets one of its own; what
+        # it keeps goes into the state that both share.
+        configured = Context(
+            context.run_id, context.node_id, context.node_config, context.state, dict(self._run_config)
+        )
+        return self._inner(message, configured)
 
 
 def run_simulation(
-    server_app: ServerApp, client_app: ClientApp, federation: FederationConfig, run_config: UserConfig, app_root: Path
+    server_app: ServerApp, client_app: ClientApp, federation: FederationConfig, run_config: UserConfig
 ) -> None:
     """Run a federation on Ray.
 
@@ -51,21 +82,18 @@ def run_simulation(
         client_app: Runs in Ray actors.
         federation: Number of clients, resources of each, and the address of a Ray cluster that is already up.
         run_config: What both apps' contexts carry.
-        app_root: Folder of the apps' modules, which the actors import them from.
+
+    Raises:
+        RunError: The engine failed.
     """
-    environment = {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(app_root), os.environ.get("PYTHONPATH", "")])),
-        "OMP_NUM_THREADS": str(max(1, int(federation.client_num_cpus))),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    init_args: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "include_dashboard": False}
-    if federation.ray_address:
-        init_args = {"runtime_env": {"env_vars": environment}, "address": federation.ray_address}
+    init_args: dict[str, Any] = {"address": federation.ray_address} if federation.ray_address else {}
+    server = _ConfiguredServerApp(server_app, run_config)
     before = dict(os.environ)
+    # Ray's next default, asked for here because it warns of the change: an actor without a GPU sees none of them.
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
     try:
         flwr.simulation.run_simulation(
-            server_app=_ConfiguredServerApp(server_app, run_config),
+            server_app=server,
             client_app=_ConfiguredClientApp(client_app, run_config),
             num_supernodes=federation.num_clients,
             backend_config={
@@ -73,7 +101,20 @@ def run_simulation(
                 "client_resources": {"num_cpus": federation.client_num_cpus, "num_gpus": federation.client_num_gpus},
             },
         )
+    except Exception as error:
+        server.engine_stopped.set()
+        if server.error is not None:
+            raise server.error from error
+        raise RunError(
+            f"Flower's simulation engine failed: {_root_cause(error)}. flower.log has the details."
+        ) from error
     finally:
         # The engine lets PYTHONPATH grow with every run; the next one in this process must find what this one found.
         os.environ.clear()
         os.environ.update(before)
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -1,0 +1,140 @@
+"""Adapters in and out of real PEFT models."""
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from fedsvd import lora
+from fedsvd.errors import ConfigError, ModelError
+from fedsvd.lora import Adapter
+
+
+def make_model(rank: int = 4) -> peft.PeftModel:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, num_labels=3
+    )
+    return lora.attach(
+        BertForSequenceClassification(config),
+        rank=rank,
+        lora_alpha=8,
+        target_modules=["query", "value"],
+        head_modules=["classifier"],
+    )
+
+
+def test_sites_heads_and_scales_are_read_by_name() -> None:
+    adapter = lora.read(make_model())
+
+    assert len(adapter.A) == 4
+    assert next(iter(adapter.A)) == "bert.encoder.layer.0.attention.self.query"
+    assert {tuple(a.shape) for a in adapter.A.values()} == {(4, 16)}
+    assert {tuple(b.shape) for b in adapter.B.values()} == {(16, 4)}
+    assert set(adapter.head) == {"classifier.weight", "classifier.bias"}
+    assert set(adapter.scale.values()) == {2.0}
+
+
+def test_what_is_written_decides_the_predictions() -> None:
+    model = make_model().eval()
+    tokens = torch.arange(6).reshape(1, 6)
+    before = model(input_ids=tokens).logits
+    adapter = lora.initialise(lora.read(model), init_a="orthonormal", init_b="orthonormal", seed=1)
+
+    lora.write(model, adapter)
+
+    assert not torch.allclose(model(input_ids=tokens).logits, before)
+    written = lora.read(model)
+    assert all(torch.equal(written.A[name], adapter.A[name]) for name in adapter.A)
+
+
+def test_a_site_adds_scale_times_b_a() -> None:
+    model = make_model().eval()
+    lora.write(model, lora.initialise(lora.read(model), init_a="kaiming", init_b="kaiming", seed=1))
+    adapter = lora.read(model)
+    name = next(iter(adapter.A))
+    layer = model.get_submodule("base_model.model." + name)
+    x = torch.randn(5, 16)
+
+    expected = layer.base_layer(x) + adapter.scale[name] * x @ adapter.A[name].mT @ adapter.B[name].mT
+
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize(("parts", "count"), [({"B"}, 4), ({"A", "B"}, 8), ({"B", "head"}, 6)])
+def test_only_the_parts_asked_for_are_trained(parts: set[lora.Part], count: int) -> None:
+    model = make_model()
+
+    trained = lora.set_trainable(model, parts)
+
+    assert len(trained) == count
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained}
+
+
+def test_initialisation_is_a_function_of_the_seed() -> None:
+    shapes = lora.read(make_model())
+    first, again, other = (
+        lora.initialise(shapes, init_a="orthonormal", init_b="zeros", seed=seed) for seed in (1, 1, 2)
+    )
+
+    for name in shapes.A:
+        assert torch.equal(first.A[name], again.A[name])
+        assert not torch.equal(first.A[name], other.A[name])
+        torch.testing.assert_close(first.A[name] @ first.A[name].mT, torch.eye(4))
+        assert not first.B[name].any()
+    assert not torch.equal(first.A[next(iter(shapes.A))], list(first.A.values())[1])
+
+
+def test_kaiming_stays_within_its_bound() -> None:
+    shapes = lora.read(make_model())
+    adapter = lora.initialise(shapes, init_a="kaiming", init_b="orthonormal", seed=0)
+
+    for name in shapes.A:
+        assert 0.15 < adapter.A[name].abs().max() <= 1 / 4
+        torch.testing.assert_close(adapter.B[name].mT @ adapter.B[name], torch.eye(4))
+
+
+def test_unknown_initialisation() -> None:
+    with pytest.raises(ConfigError, match="kaiming, orthonormal"):
+        lora.initialise(lora.read(make_model()), init_a="xavier", init_b="zeros", seed=0)
+
+
+def test_targets_that_match_nothing_name_what_there_is() -> None:
+    model = BertForSequenceClassification(
+        BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    )
+    with pytest.raises(ModelError, match="classifier, dense, key, query, value"):
+        lora.attach(model, rank=2, lora_alpha=4, target_modules=["q_proj"])
+
+
+def test_a_rank_that_does_not_fit() -> None:
+    with pytest.raises(ModelError, match="allowed: 1 to 16"):
+        make_model(rank=17)
+
+
+@pytest.mark.parametrize("part", ["A", "head"])
+def test_an_adapter_of_another_shape_is_refused(part: lora.Part) -> None:
+    model = make_model()
+    adapter = lora.read(model)
+    broken = adapter.with_parts({part: {name: t[..., :2] for name, t in adapter.part(part).items()}})
+    lacking = adapter.with_parts({part: dict(list(adapter.part(part).items())[1:])})
+
+    for wrong in (broken, lacking):
+        with pytest.raises(ModelError):
+            lora.write(model, wrong)
+
+
+def test_saved_adapters_load_with_peft_alone_and_predict_the_same(tmp_path: Path) -> None:
+    model = make_model()
+    adapter: Adapter = lora.initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=3)
+    adapter = adapter.with_parts({"head": {name: torch.randn_like(t) for name, t in adapter.head.items()}})
+    tokens = torch.arange(12).reshape(2, 6)
+
+    lora.save_pretrained(model, adapter, tmp_path / "adapter")
+    torch.manual_seed(0)
+    base = BertForSequenceClassification(model.get_base_model().config)
+    loaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+
+    torch.testing.assert_close(loaded.eval()(input_ids=tokens).logits, model.eval()(input_ids=tokens).logits)
