@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -67,7 +68,19 @@ def train(words: Sequence[str]) -> None:
         overrides = [word for word in words if not word.startswith("-")]
     check_overrides(overrides, multirun=multirun)
     sys.argv = ["fedsvd", *_resumed(words, overrides, multirun)]
-    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_job)()
+    failures: list[FedSVDError] = []
+
+    def job(cfg: DictConfig) -> float:
+        try:
+            return _run(cfg)
+        except FedSVDError as error:
+            # Hydra would print a trace and end the process; so a sweep's other jobs go on, and the error is told last.
+            failures.append(error)
+            return math.nan
+
+    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
+    if failures:
+        raise failures[0]
 
 
 def _resumed(words: Sequence[str], overrides: Sequence[str], multirun: bool) -> list[str]:
@@ -84,7 +97,7 @@ def _resumed(words: Sequence[str], overrides: Sequence[str], multirun: bool) -> 
     return [*earlier_overrides(folder), *words, f"hydra.run.dir='{folder}'"]
 
 
-def _job(cfg: DictConfig) -> float:
+def _run(cfg: DictConfig) -> float:
     from fedsvd.launch import run
 
     hydra_config = HydraConfig.get()

@@ -150,7 +150,9 @@ def _load_silo(
     config: DataConfig, partition: PartitionConfig, model: ModelConfig, num_clients: int, seed: int, partition_id: int
 ) -> Silo:
     raw = _load_partitions(config, partition, num_clients, seed)[partition_id]
-    return Silo(data.tokenize(raw, _load_tokenizer(model.source), model.max_length), data.fingerprint(raw))
+    examples = data.tokenize(raw, _load_tokenizer(model.source), model.max_length)
+    # Poisson sampling is blind to the order, and positions come out in it: neighbours of one length need less padding.
+    return Silo(data.by_length(examples), data.fingerprint(raw))
 
 
 @lru_cache(maxsize=2)

@@ -88,6 +88,8 @@ class RoundKeeper:
             "bytes_up": record.bytes_up,
             "seconds_train": record.seconds_train,
             "seconds_aggregate": record.seconds_aggregate,
+            # Known once the row is on disk; a resumed run counts its last checkpoint's as nothing.
+            "seconds_write": 0.0,
         }
 
     def _write(self, this_round: int, row: dict[str, Any]) -> None:

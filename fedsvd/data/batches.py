@@ -31,8 +31,14 @@ def collate(examples: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenize
     }
 
 
+def by_length(dataset: Dataset) -> Dataset:
+    """Return the examples from the shortest to the longest; those of one length stay in their order."""
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    return dataset.select(sorted(range(len(lengths)), key=lengths.__getitem__))
+
+
 def eval_batches(dataset: Dataset, batch_size: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, Tensor]]:
     """Yield all examples in batches of similar length, which wastes the least on padding."""
-    rows = sorted(dataset, key=lambda row: len(row["input_ids"]))
+    rows = list(by_length(dataset))
     for start in range(0, len(rows), batch_size):
         yield collate(rows[start : start + batch_size], tokenizer)

@@ -86,7 +86,9 @@ def run_simulation(
     Raises:
         RunError: The engine failed.
     """
-    init_args: dict[str, Any] = {"address": federation.ray_address} if federation.ray_address else {}
+    init_args: dict[str, Any] = {"log_to_driver": False}
+    if federation.ray_address:
+        init_args["address"] = federation.ray_address
     server = _ConfiguredServerApp(server_app, run_config)
     before = dict(os.environ)
     # Ray's next default, asked for here because it warns of the change: an actor without a GPU sees none of them.

@@ -1,0 +1,173 @@
+"""Whole runs through the command line: the files they leave, resuming, and runs that must not start."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedsvd.cli import main
+from fedsvd.compose import compose
+from fedsvd.models import load_classifier
+from fedsvd.run_folder import read_rows
+from fedsvd.training import evaluate
+from fedsvd.workspace import load_test_batches
+
+
+def train(folder: Path, *overrides: str) -> Path:
+    assert main(["train", "experiment=smoke", f"hydra.run.dir={folder}", *overrides]) == 0
+    return folder
+
+
+def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def private_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("private"), "train.head=private", "train.learning_rate=2")
+
+
+def test_a_run_leaves_its_folder(private_run: Path) -> None:
+    rows = read_rows(private_run / "metrics.jsonl")
+
+    assert [row["server_round"] for row in rows] == [0, 1, 2]
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+    assert rows[1]["bytes_up"] > 0
+    assert rows[1]["clients_used"] == 2
+    assert (private_run / "plots" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (private_run / "checkpoints").iterdir()) == [
+        f"round-{number:06d}" for number in range(3)
+    ]
+    assert compose(["experiment=smoke"]).model.source in (private_run / "config.yaml").read_text()
+
+
+def test_spends_are_reported_and_within_the_budget(private_run: Path) -> None:
+    privacy = json.loads((private_run / "privacy.json").read_text())
+
+    assert set(privacy["clients"]) == {"0", "1"}
+    for name, client in privacy["clients"].items():
+        assert 0.98 * 6 < client["epsilon"] <= 6
+        assert client["steps"] == 4
+        assert client["noise_multiplier"] > 0.3
+        assert 0 < client["sample_rate"] <= 1
+        assert client["train_loss"] is None if "train_loss" in client else True
+        assert (private_run / "clients" / name / "ledger.sqlite").is_file()
+
+
+def test_nothing_that_is_not_noised_is_told_of_a_private_client(private_run: Path) -> None:
+    assert all(row["train_loss"] is None for row in read_rows(private_run / "metrics.jsonl"))
+
+
+def test_the_adapter_predicts_what_the_server_measured(private_run: Path) -> None:
+    config = compose(["experiment=smoke", "train.head=private", "train.learning_rate=2"])
+    base = load_classifier(config.model.source, num_labels=2, seed=99).model
+    model = peft.PeftModel.from_pretrained(base, str(private_run / "adapter"))
+
+    found = evaluate(model, load_test_batches(config), torch.device("cpu"))
+
+    last = read_rows(private_run / "metrics.jsonl")[-1]
+    assert found.accuracy == last["accuracy"]
+    assert found.loss == pytest.approx(last["loss"], abs=1e-6)
+
+
+def test_noise_differs_between_runs_of_one_seed(private_run: Path, tmp_path: Path) -> None:
+    again = adapter_of(train(tmp_path, "train.head=private", "train.learning_rate=2"))
+
+    assert any(not torch.equal(again[name], tensor) for name, tensor in adapter_of(private_run).items())
+
+
+def test_without_noise_a_run_can_be_repeated(tmp_path: Path) -> None:
+    first, second = (adapter_of(train(tmp_path / name, "privacy=none")) for name in ("one", "two"))
+
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fedsvd", "ffa_lora", "fedavg_lora"])
+def test_every_method_learns_on_a_real_model(method: str, tmp_path: Path) -> None:
+    folder = train(
+        tmp_path, f"method={method}", "privacy=none", "train.head=private", "model=minilm", "model.rank=8",
+        "train=adamw", "train.learning_rate=0.005", "train.num_rounds=4", "train.local_steps=4", "partition=iid",
+        "data.max_train_examples=48", "data.max_test_examples=16",
+    )  # fmt: skip
+
+    losses = [row["train_loss"] for row in read_rows(folder / "metrics.jsonl") if row["train_loss"] is not None]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    overrides = ["privacy=none", "train.num_rounds=8", "federation.num_clients=3", "federation.clients_per_round=2"]
+    whole = train(tmp_path / "whole", *overrides)
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "fedsvd.cli", "train", "experiment=smoke", f"hydra.run.dir={folder}", *overrides]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "round-000003").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "adapter").exists(), "the run was over before it could be killed"
+
+    assert main(["train", f"resume={folder}"]) == 0
+
+    resumed, uninterrupted = adapter_of(folder), adapter_of(whole)
+    assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
+    assert [row["server_round"] for row in read_rows(folder / "metrics.jsonl")] == list(range(9))
+
+
+def test_a_client_over_budget_declines_and_the_round_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "first")
+    rows = read_rows(tmp_path / "first" / "metrics.jsonl")
+    # The same folder again, from the start: the ledgers are full, so nobody takes part and the model stays.
+    for name in ("metrics.jsonl", "overrides.json"):
+        (tmp_path / "first" / name).unlink()
+    train(tmp_path / "first")
+
+    again = read_rows(tmp_path / "first" / "metrics.jsonl")
+    assert rows[1]["clients_used"] == 2
+    assert [row["clients_used"] for row in again] == [0, 0, 0]
+    assert all("BudgetExceededError" in reason for reason in again[1]["clients_refused"].values())
+    assert "this client allows 6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "train.learning_rat=1"], "train.learning_rate"),
+        (["train", "method=fedsdv"], "fedsvd"),
+        (["train", "method.refactorize_every=0"], "method.refactorize_every = 0"),
+        (["train", "experiment=smoke", "device=cuda:7"], "CUDA"),
+        (["train", "resume=/nowhere"], "not the folder of a run"),
+        (["trian"], "allowed: train"),
+    ],
+)
+def test_wrong_words_end_in_one_readable_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "Traceback" not in printed
+
+
+def test_a_sweep_runs_every_alternative(tmp_path: Path) -> None:
+    words = ["train", "-m", "experiment=smoke", "train.num_rounds=1", "method=fedsvd,ffa_lora"]
+    assert main([*words, f"hydra.sweep.dir={tmp_path}"]) == 0
+
+    assert len(list(tmp_path.glob("*/metrics.jsonl"))) == 2
+
+
+def test_the_composed_configuration_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "experiment=smoke", "--cfg", "job"]) == 0
+
+    assert "local_steps: 2" in capsys.readouterr().out
