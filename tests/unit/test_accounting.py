@@ -1,0 +1,114 @@
+"""ε is an upper bound that agrees with closed forms, and calibrated noise keeps within its budget."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from fedsvd.errors import PrivacyError
+from fedsvd.privacy.accounting import Spend, calibrate, epsilon
+
+DELTA = 1e-5
+
+
+def gaussian_epsilon(noise_multiplier: float, steps: int, delta: float) -> float:
+    """Exact ε of composed Gaussians without subsampling (Balle and Wang 2018, arXiv 1805.06530, Theorem 8)."""
+    mu = math.sqrt(steps) / noise_multiplier
+
+    def excess(eps: float) -> float:
+        return float(norm.cdf(mu / 2 - eps / mu) - math.exp(eps) * norm.cdf(-mu / 2 - eps / mu)) - delta
+
+    return float(brentq(excess, 0, 100))
+
+
+@pytest.mark.parametrize("accountant", ["prv", "rdp"])
+@pytest.mark.parametrize(("noise_multiplier", "steps"), [(2.0, 4), (5.0, 100), (1.0, 1)])
+def test_without_subsampling_epsilon_is_an_upper_bound_on_the_exact_value(
+    accountant: str, noise_multiplier: float, steps: int
+) -> None:
+    exact = gaussian_epsilon(noise_multiplier, steps, DELTA)
+
+    found = epsilon([Spend(noise_multiplier, 1.0, steps)], DELTA, accountant)
+
+    assert exact <= found
+    assert found <= (exact + 0.02 if accountant == "prv" else 1.15 * exact)
+
+
+def test_nothing_spent_costs_nothing() -> None:
+    assert epsilon([], DELTA) == 0.0
+
+
+def test_epsilon_does_not_depend_on_how_a_history_is_cut() -> None:
+    whole = [Spend(1.0, 0.05, 30), Spend(2.0, 0.1, 10)]
+    cut = [Spend(2.0, 0.1, 4), Spend(1.0, 0.05, 10), Spend(2.0, 0.1, 6), Spend(1.0, 0.05, 20)]
+
+    assert epsilon(whole, DELTA) == epsilon(cut, DELTA)
+
+
+def test_epsilon_grows_with_each_spend() -> None:
+    history = [Spend(1.5, 0.1, 1)]
+    spent = epsilon(history, DELTA, "rdp")
+    for spend in (Spend(1.5, 0.1, 1), Spend(2.0, 0.1, 1), Spend(0.8, 0.02, 5)):
+        history.append(spend)
+        after = epsilon(history, DELTA, "rdp")
+        assert after > spent
+        spent = after
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    target=st.floats(0.5, 10),
+    sample_rate=st.floats(0.005, 1.0),
+    steps=st.integers(1, 300),
+)
+def test_calibrated_noise_keeps_within_the_budget_and_wastes_little(
+    target: float, sample_rate: float, steps: int
+) -> None:
+    noise_multiplier = calibrate(target, DELTA, sample_rate, steps, "rdp")
+
+    spent = epsilon([Spend(noise_multiplier, sample_rate, steps)], DELTA, "rdp")
+
+    assert spent <= target
+    assert spent >= 0.97 * target or noise_multiplier < 0.5
+
+
+@pytest.mark.parametrize(("target", "sample_rate", "steps"), [(6.0, 0.064, 50), (1.0, 0.02, 1000), (3.0, 1.0, 10)])
+def test_calibration_with_prv(target: float, sample_rate: float, steps: int) -> None:
+    noise_multiplier = calibrate(target, DELTA, sample_rate, steps)
+
+    assert 0.98 * target <= epsilon([Spend(noise_multiplier, sample_rate, steps)], DELTA) <= target
+    assert noise_multiplier < calibrate(target, DELTA, sample_rate, steps, "rdp")
+
+
+def test_epsilon_is_rounded_up() -> None:
+    found = epsilon([Spend(1.1, 0.03, 7)], DELTA, "rdp")
+
+    assert found == math.ceil(found * 1e4 - 1e-6) / 1e4
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        lambda: Spend(0.0, 0.1, 1),
+        lambda: Spend(float("nan"), 0.1, 1),
+        lambda: Spend(1.0, 0.0, 1),
+        lambda: Spend(1.0, 1.1, 1),
+        lambda: Spend(1.0, 0.1, 0),
+        lambda: epsilon([], 0.0),
+        lambda: epsilon([], 1.0),
+        lambda: epsilon([], DELTA, "pld"),
+        lambda: calibrate(0.0, DELTA, 0.1, 1),
+        lambda: calibrate(float("inf"), DELTA, 0.1, 1),
+    ],
+)
+def test_inputs_that_are_not_allowed(spoiled: object) -> None:
+    with pytest.raises(PrivacyError):
+        spoiled()  # type: ignore[operator]
+
+
+def test_a_budget_that_cannot_be_kept() -> None:
+    with pytest.raises(PrivacyError, match="larger ε"):
+        calibrate(1e-4, 1e-9, 1.0, 10**6, "rdp")

@@ -1,0 +1,237 @@
+"""DP-SGD against loops that take one example at a time, on a real PEFT model."""
+
+from collections.abc import Callable, Sequence
+
+import peft
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from fedsvd import lora
+from fedsvd.errors import PrivacyError
+from fedsvd.privacy.dp_sgd import DPSGD, os_entropy_generator, per_example_gradients, poisson_batches, train_dp_sgd
+from fedsvd.training import example_losses
+
+PARTS: list[set[lora.Part]] = [{"B"}, {"B", "head"}, {"A", "B", "head"}]
+NUM_EXAMPLES = 12
+
+
+def make_model(parts: set[lora.Part]) -> tuple[peft.PeftModel, list[nn.Parameter]]:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = lora.attach(
+        BertForSequenceClassification(config),
+        rank=4,
+        lora_alpha=16,
+        target_modules=["query", "value"],
+        head_modules=["classifier"],
+    )
+    lora.write(model, lora.initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    return model, lora.set_trainable(model, parts)
+
+
+def make_losses() -> Callable[[nn.Module, Sequence[int]], Tensor]:
+    """Examples of different lengths, so that every batch holds padding."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = [3 + i % 5 for i in range(NUM_EXAMPLES)]
+    rows = [torch.randint(1, 50, (length,), generator=generator) for length in lengths]
+    labels = torch.randint(0, 2, (NUM_EXAMPLES,), generator=generator)
+
+    def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
+        longest = max(len(rows[i]) for i in positions)
+        ids = torch.stack([nn.functional.pad(rows[i], (0, longest - len(rows[i]))) for i in positions])
+        batch = {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels[list(positions)]}
+        return example_losses(model, batch)
+
+    return losses
+
+
+def one_by_one(model: nn.Module, trained: list[nn.Parameter], position: int) -> list[Tensor]:
+    return list(torch.autograd.grad(make_losses()(model, [position]).sum(), trained))
+
+
+def plan(**changes: float) -> DPSGD:
+    values = {"noise_multiplier": 0.0, "max_grad_norm": 0.05, "sample_rate": 1.0, "steps": 1} | changes
+    return DPSGD(**values)  # type: ignore[arg-type]
+
+
+def run(model: nn.Module, trained: list[nn.Parameter], mechanism: DPSGD, *, seed: int = 0, lr: float = 1.0) -> None:
+    train_dp_sgd(
+        model,
+        torch.optim.SGD(trained, lr=lr),
+        make_losses(),
+        NUM_EXAMPLES,
+        mechanism,
+        sampling_generator=torch.Generator().manual_seed(seed),
+        noise_generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def values(trained: list[nn.Parameter]) -> Tensor:
+    return torch.cat([parameter.detach().reshape(-1).clone() for parameter in trained])
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=lambda parts: "+".join(sorted(parts)))
+def test_per_example_gradients_equal_a_loop(parts: set[lora.Part]) -> None:
+    model, trained = make_model(parts)
+
+    names = {parameter: name for name, parameter in model.named_parameters()}
+
+    found = per_example_gradients(model, make_losses(), range(NUM_EXAMPLES))
+
+    assert len(found) == len(trained)
+    for position in range(NUM_EXAMPLES):
+        for parameter, expected in zip(trained, one_by_one(model, trained, position), strict=True):
+            gradient = found[names[parameter]][position]
+            torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=lambda parts: "+".join(sorted(parts)))
+def test_a_step_clips_each_example_over_everything_trained(parts: set[lora.Part]) -> None:
+    model, trained = make_model(parts)
+    before = values(trained)
+    gradients = [torch.cat([g.reshape(-1) for g in one_by_one(model, trained, i)]) for i in range(NUM_EXAMPLES)]
+    bound = sorted(gradient.norm().item() for gradient in gradients)[NUM_EXAMPLES // 2]
+    clipped = sum(gradient * min(1.0, bound / gradient.norm().item()) for gradient in gradients)
+
+    run(model, trained, plan(max_grad_norm=bound))
+
+    torch.testing.assert_close(values(trained), before - clipped / NUM_EXAMPLES, atol=1e-6, rtol=1e-4)
+
+
+def test_the_divisor_is_the_expected_batch_size() -> None:
+    model, trained = make_model({"B"})
+    before = values(trained)
+    batch = next(poisson_batches(NUM_EXAMPLES, 0.5, 1, torch.Generator().manual_seed(3)))
+    assert len(batch) != 6
+    total = sum(torch.cat([g.reshape(-1) for g in one_by_one(model, trained, i)]) for i in batch)
+
+    run(model, trained, plan(max_grad_norm=1e6, sample_rate=0.5), seed=3)
+
+    torch.testing.assert_close(values(trained), before - total / 6, atol=1e-5, rtol=1e-4)
+
+
+def test_an_empty_batch_takes_a_noisy_step_of_the_right_size() -> None:
+    model, trained = make_model({"A", "B", "head"})
+    before = values(trained)
+    assert next(poisson_batches(NUM_EXAMPLES, 1e-6, 1, torch.Generator().manual_seed(0))) == []
+
+    run(model, trained, plan(noise_multiplier=2.0, max_grad_norm=0.3, sample_rate=1e-6))
+
+    moved = values(trained) - before
+    expected = 2.0 * 0.3 / (1e-6 * NUM_EXAMPLES)
+    assert moved.std().item() == pytest.approx(expected, rel=0.1)
+    assert abs(moved.mean().item()) < 4 * expected / len(moved) ** 0.5
+
+
+def test_noise_is_added_to_the_clipped_sum() -> None:
+    runs = {}
+    for noise_multiplier in (0.0, 3.0):
+        model, trained = make_model({"A", "B", "head"})
+        run(model, trained, plan(noise_multiplier=noise_multiplier))
+        runs[noise_multiplier] = values(trained)
+
+    noise = runs[3.0] - runs[0.0]
+    assert noise.std().item() == pytest.approx(3.0 * 0.05 / NUM_EXAMPLES, rel=0.1)
+
+
+def test_steps_are_counted_whatever_the_batches() -> None:
+    model, trained = make_model({"B"})
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    taken = []
+    optimizer.register_step_post_hook(lambda *_: taken.append(1))
+
+    train_dp_sgd(
+        model,
+        optimizer,
+        make_losses(),
+        NUM_EXAMPLES,
+        plan(noise_multiplier=1.0, sample_rate=0.05, steps=20),
+        sampling_generator=torch.Generator().manual_seed(0),
+        noise_generator=torch.Generator().manual_seed(0),
+    )
+
+    assert len(taken) == 20
+
+
+@pytest.mark.parametrize("size", [1, 5, 12])
+def test_physical_batches_change_nothing(size: int) -> None:
+    whole, parts = make_model({"B", "head"}), make_model({"B", "head"})
+
+    run(*whole, plan(noise_multiplier=1.0, steps=3))
+    run(*parts, plan(noise_multiplier=1.0, steps=3, physical_batch_size=size))
+
+    torch.testing.assert_close(values(parts[1]), values(whole[1]), atol=1e-6, rtol=1e-4)
+
+
+def test_the_global_seed_has_no_part_in_noise() -> None:
+    outcomes = []
+    for global_seed in (1, 2):
+        model, trained = make_model({"B"})
+        torch.manual_seed(global_seed)
+        run(model, trained, plan(noise_multiplier=1.0))
+        outcomes.append(values(trained))
+    torch.manual_seed(7)
+    first = torch.randn(4, generator=os_entropy_generator(torch.device("cpu")))
+    torch.manual_seed(7)
+    second = torch.randn(4, generator=os_entropy_generator(torch.device("cpu")))
+
+    assert torch.equal(outcomes[0], outcomes[1])
+    assert not torch.equal(first, second)
+
+
+def test_the_model_is_left_as_plain_as_it_was() -> None:
+    model, trained = make_model({"B"})
+    hooks = sum(len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules())
+
+    run(model, trained, plan(steps=2))
+
+    assert sum(len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules()) == hooks
+    assert not any(hasattr(parameter, "grad_sample") for parameter in model.parameters())
+    make_losses()(model, [0, 1]).mean().backward()
+    assert trained[0].grad is not None
+
+
+def test_a_failing_loss_leaves_no_hooks_behind() -> None:
+    model, trained = make_model({"B"})
+
+    def broken(model: nn.Module, positions: Sequence[int]) -> Tensor:
+        raise ValueError("no such example")
+
+    with pytest.raises(ValueError, match="no such example"):
+        train_dp_sgd(
+            model,
+            torch.optim.SGD(trained, lr=1.0),
+            broken,
+            NUM_EXAMPLES,
+            plan(),
+            sampling_generator=torch.Generator(),
+            noise_generator=torch.Generator(),
+        )
+    run(model, trained, plan())
+
+
+def test_layers_without_per_example_gradients_are_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+
+    with pytest.raises(PrivacyError, match="BatchNorm"):
+        per_example_gradients(model, make_losses(), [0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(sample_rate=st.floats(0.01, 1.0), seed=st.integers(0, 1000))
+def test_poisson_batches_have_the_right_rate(sample_rate: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    batches = list(poisson_batches(200, sample_rate, 50, generator))
+
+    count = sum(map(len, batches))
+    spread = (200 * 50 * sample_rate * (1 - sample_rate)) ** 0.5
+    assert len(batches) == 50
+    assert abs(count - 200 * 50 * sample_rate) <= 6 * spread + 1
+    assert all(len(set(batch)) == len(batch) for batch in batches)
