@@ -43,6 +43,8 @@ def run_local_round(
         BudgetExceededError: The round's steps would exceed this client's ε; nothing was spent.
     """
     started = time.perf_counter()
+    if not 1 <= task.server_round <= config.train.num_rounds:
+        raise PayloadError(f"there is no round {task.server_round}; this run has {config.train.num_rounds}.")
     method = build_method(config.method)
     allowed = trained_parts(method, config, task.server_round)
     if not task.trains <= allowed:
@@ -94,7 +96,7 @@ def _train_private(
     lora.write(model, adapter)
     train_dp_sgd(
         model,
-        make_optimizer(lora.set_trainable(model, task.trains), train),
+        make_optimizer(lora.set_trainable(model, task.trains), train, task.server_round),
         silo_losses(silo, config),
         num_examples,
         DPSGD(noise_multiplier, privacy.max_grad_norm, sample_rate, train.local_steps, train.physical_batch_size),
@@ -113,7 +115,7 @@ def _train_open(
     lora.write(model, adapter)
     loss = train_plain(
         model,
-        make_optimizer(lora.set_trainable(model, task.trains), config.train),
+        make_optimizer(lora.set_trainable(model, task.trains), config.train, task.server_round),
         silo_losses(silo, config),
         poisson_batches(
             num_examples,

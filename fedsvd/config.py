@@ -31,6 +31,7 @@ class ModelConfig:
         rank: Rank r of every factor pair B (d_out, r), A (r, d_in).
         lora_alpha: The product B A is scaled by ``lora_alpha / rank``.
         target_modules: Names of the linear layers that get factors.
+        lora_layers: ``all``, or ``top_K``: factors in the K layers nearest the output only.
         lora_dropout: Dropout before A.
         max_length: Longest text, in tokens; what is beyond is cut off.
     """
@@ -40,6 +41,9 @@ class ModelConfig:
     rank: Count = 8
     lora_alpha: Positive = 16.0
     target_modules: tuple[str, ...] = ("query", "value")
+    lora_layers: Annotated[str, Matches(r"all|top_[1-9]\d*", "all, or top_K for the K layers nearest the output")] = (
+        "all"
+    )
     lora_dropout: Share = 0.0
     max_length: Count = 64
 
@@ -116,6 +120,7 @@ class TrainConfig:
     Attributes:
         optimizer: ``sgd`` or ``adamw``; a new one each round.
         learning_rate: Step size.
+        lr_scheduler_type: ``constant``, or ``linear``: ``learning_rate · (1 − (t−1)/T)`` in round t of T.
         momentum: Momentum of SGD.
         weight_decay: Weight decay.
         num_rounds: Rounds of the federation.
@@ -132,6 +137,7 @@ class TrainConfig:
     num_rounds: Count
     local_steps: Count
     batch_size: Count
+    lr_scheduler_type: Literal["constant", "linear"] = "constant"
     momentum: Share = 0.0
     weight_decay: NonNegative = 0.0
     physical_batch_size: Count = 128
@@ -153,7 +159,7 @@ class FederationConfig:
     """The clients, and where they run.
 
     Attributes:
-        name: ``local`` (in this process), ``simulation`` (Flower's engine, on Ray) or ``flower`` (a SuperLink).
+        name: ``local`` (in this process) or ``simulation`` (Flower's engine); ``flwr run`` ignores it.
         num_clients: Clients in the federation; each holds one partition.
         clients_per_round: Clients drawn for a round; null for all.
         min_replies: Fewest good replies with which a round counts; with fewer the model stays as it was.
@@ -164,7 +170,7 @@ class FederationConfig:
         ray_address: A Ray cluster that is already up; null starts one here.
     """
 
-    name: Literal["local", "simulation", "flower"]
+    name: Literal["local", "simulation"]
     num_clients: Count = 4
     clients_per_round: Count | None = None
     min_replies: Count = 1

@@ -7,7 +7,6 @@ task needs on top of the checkpoint (the classifier head).
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,11 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedsvd.errors import ConfigError, ModelError
-from fedsvd.refactorize import orthonormal_rows
+from fedsvd.errors import ModelError
 
 Factor = Literal["A", "B"]
 Part = Literal["A", "B", "head"]
 PARTS: tuple[Part, ...] = ("A", "B", "head")
-INITIALISATIONS = ("kaiming", "orthonormal", "zeros")
 _PEFT_NAME = "default"
 _PEFT_PREFIX = "base_model.model."
 
@@ -72,6 +69,7 @@ def attach(
     rank: int,
     lora_alpha: float,
     target_modules: Sequence[str],
+    lora_layers: str = "all",
     lora_dropout: float = 0.0,
     head_modules: Sequence[str] = (),
 ) -> peft.PeftModel:
@@ -82,17 +80,20 @@ def attach(
         rank: Inner dimension r of every site.
         lora_alpha: Scale numerator: a site's update is ``lora_alpha / rank · B A``.
         target_modules: Names (or name endings) of the linear layers to adapt.
+        lora_layers: ``all``, or ``top_K`` for the K layers nearest the output.
         lora_dropout: Dropout on the input of A.
         head_modules: Modules that are stored with the adapter because no checkpoint holds them.
 
     Raises:
-        ModelError: No layer matches ``target_modules``, or the rank does not fit one of them.
+        ModelError: No layer matches ``target_modules``, the model has fewer layers than asked for, or the rank does not
+            fit one of them.
     """
     config = peft.LoraConfig(
         task_type=peft.TaskType.SEQ_CLS,
         r=rank,
         lora_alpha=lora_alpha,  # type: ignore[arg-type]  # PEFT says int and divides it by r
         target_modules=list(target_modules),
+        layers_to_transform=_layer_numbers(model, lora_layers),
         lora_dropout=lora_dropout,
         modules_to_save=list(head_modules),
     )
@@ -148,6 +149,11 @@ def write(model: peft.PeftModel, adapter: Adapter) -> None:
             parameter.copy_(given[name])
 
 
+def frozen_weights(model: peft.PeftModel) -> dict[str, Tensor]:
+    """Return each site's frozen weight, shape (d_out, d_in): the model's own tensors, not copies."""
+    return {name: layer.get_base_layer().get_parameter("weight") for name, layer in _lora_layers(model)}
+
+
 def set_trainable(model: peft.PeftModel, parts: Collection[Part]) -> list[nn.Parameter]:
     """Let gradients flow into the given parts only, and return their parameters in a fixed order."""
     model.requires_grad_(False)
@@ -158,42 +164,22 @@ def set_trainable(model: peft.PeftModel, parts: Collection[Part]) -> list[nn.Par
     return trained
 
 
-def initialise(shapes: Adapter, *, init_a: str, init_b: str, seed: int) -> Adapter:
-    """Draw an adapter's factors; the same seed gives the same factors on every machine.
-
-    Args:
-        shapes: The adapter whose shapes, scales and head are kept.
-        init_a: ``kaiming`` (uniform with bound 1/√d_in, as LoRA does), ``orthonormal`` (A Aᵀ = I) or ``zeros``.
-        init_b: The same for B (``orthonormal``: BᵀB = I); anything but ``zeros`` starts away from the base model.
-        seed: Seed of the experiment; site k draws from its own stream.
-
-    Raises:
-        ConfigError: An unknown initialisation.
-    """
-    A, B = {}, {}
-    for index, name in enumerate(shapes.A):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        A[name] = _draw(init_a, shapes.A[name], generator, "method.init_a")
-        B[name] = _draw(init_b, shapes.B[name].mT, generator, "method.init_b").mT.contiguous()
-    return shapes.with_parts({"A": A, "B": B})
-
-
 def save_pretrained(model: peft.PeftModel, adapter: Adapter, folder: Path) -> None:
     """Write a folder that `peft.PeftModel.from_pretrained` loads (safetensors)."""
     write(model, adapter)
     model.save_pretrained(str(folder), safe_serialization=True)
 
 
-def _draw(init: str, like: Tensor, generator: torch.Generator, key: str) -> Tensor:
-    rows, columns = like.shape
-    if init == "zeros":
-        return torch.zeros_like(like)
-    if init == "orthonormal":
-        return orthonormal_rows(torch.randn(rows, columns, generator=generator, dtype=torch.float64)).to(like)
-    if init == "kaiming":
-        uniform = torch.rand(rows, columns, generator=generator, dtype=torch.float64)
-        return ((2 * uniform - 1) / math.sqrt(columns)).to(like)
-    raise ConfigError(f"{key} = {init!r} is not known; allowed: {', '.join(INITIALISATIONS)}.")
+def _layer_numbers(model: PreTrainedModel, lora_layers: str) -> list[int] | None:
+    if lora_layers == "all":
+        return None
+    layers, wanted = int(model.config.num_hidden_layers), int(lora_layers.removeprefix("top_"))
+    if wanted > layers:
+        raise ModelError(
+            f"model.lora_layers = {lora_layers!r} asks for more than the {layers} layers of {type(model).__name__}; "
+            f"allowed: all, or top_1 to top_{layers}."
+        )
+    return list(range(layers - wanted, layers))
 
 
 def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Linear]]:

@@ -25,13 +25,19 @@ class Evaluation:
     seconds: float
 
 
-def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """Build the client's optimiser from the ``train`` group."""
+def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig, server_round: int) -> torch.optim.Optimizer:
+    """Build the client's optimiser for one round (1-based) from the ``train`` group."""
+    rate = learning_rate(config, server_round)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def learning_rate(config: TrainConfig, server_round: int) -> float:
+    """Return the step size of a round (1-based): constant, or falling in a line that would reach 0 after the last."""
+    if config.lr_scheduler_type == "constant":
+        return config.learning_rate
+    return config.learning_rate * (1 - (server_round - 1) / config.num_rounds)
 
 
 def example_losses(model: nn.Module, batch: Batch) -> Tensor:

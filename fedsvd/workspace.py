@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from fedsvd import data, lora, models
 from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig
 from fedsvd.errors import ConfigError, ModelError
+from fedsvd.initialisation import initialise
 from fedsvd.lora import Adapter, Part
 from fedsvd.methods import Method
 from fedsvd.training import Batch, example_losses, to_device
@@ -65,7 +66,9 @@ def initial_adapter(config: Config, method: Method) -> Adapter:
     """Draw the adapter that a run starts from; server and clients draw the same one from the seed."""
     model = load_model(config)
     shapes = _shapes(model, config.model, config.seed)
-    return lora.initialise(shapes, init_a=method.init_a, init_b=method.init_b, seed=config.seed)
+    return initialise(
+        shapes, init_a=method.init_a, init_b=method.init_b, seed=config.seed, weights=lora.frozen_weights(model)
+    )
 
 
 def load_silo(config: Config, partition_id: int) -> Silo:
@@ -107,6 +110,7 @@ def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str) ->
         rank=config.rank,
         lora_alpha=config.lora_alpha,
         target_modules=config.target_modules,
+        lora_layers=config.lora_layers,
         lora_dropout=config.lora_dropout,
         head_modules=head_modules,
     ).to(device)

@@ -24,11 +24,11 @@ class Method(Protocol):
 
     @property
     def init_a(self) -> str:
-        """How A starts: one of `fedsvd.lora.INITIALISATIONS`."""
+        """How A starts: one of `fedsvd.initialisation.A_INITIALISATIONS`."""
 
     @property
     def init_b(self) -> str:
-        """How B starts: one of `fedsvd.lora.INITIALISATIONS`."""
+        """How B starts: one of `fedsvd.initialisation.B_INITIALISATIONS`."""
 
     def trains(self, server_round: int) -> frozenset[Factor]:
         """Return the factors that a client's optimiser moves in this round (1-based)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fedsvd.aggregate import Replies, average, refactorize_sites
 from fedsvd.errors import ConfigError
 from fedsvd.lora import Adapter, Factor
-from fedsvd.methods.options import check_initialisation
+from fedsvd.methods.options import check_initialisation, must_send_a
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class FedSVD:
         return frozenset({"B"})
 
     def downlink(self, server_round: int) -> frozenset[Factor]:
-        """B, and A once it has been refactorized."""
+        """B, and A once it has been refactorized (or where clients cannot draw the first A themselves)."""
         refactorized = server_round > self.refactorize_every
-        return frozenset({"A", "B"}) if refactorized else frozenset({"B"})
+        return frozenset({"A", "B"}) if refactorized or must_send_a(self.init_a) else frozenset({"B"})
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int) -> Adapter:
         """Average B; every ``refactorize_every`` rounds, refactorize B A."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedsvd.aggregate import Replies, average
 from fedsvd.lora import Adapter, Factor
-from fedsvd.methods.options import check_initialisation
+from fedsvd.methods.options import check_initialisation, must_send_a
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class FFALoRA:
         return frozenset({"B"})
 
     def downlink(self, server_round: int) -> frozenset[Factor]:
-        """B only: every client draws the frozen A from the experiment's seed."""
-        return frozenset({"B"})
+        """B only, where every client can draw the frozen A from the experiment's seed."""
+        return frozenset({"A", "B"}) if must_send_a(self.init_a) else frozenset({"B"})
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int) -> Adapter:
         """Average B."""

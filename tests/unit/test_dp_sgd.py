@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from fedsvd import lora
 from fedsvd.errors import PrivacyError
+from fedsvd.initialisation import initialise
 from fedsvd.privacy.dp_sgd import DPSGD, os_entropy_generator, per_example_gradients, poisson_batches, train_dp_sgd
 from fedsvd.training import example_losses
 
@@ -32,7 +33,7 @@ def make_model(parts: set[lora.Part]) -> tuple[peft.PeftModel, list[nn.Parameter
         target_modules=["query", "value"],
         head_modules=["classifier"],
     )
-    lora.write(model, lora.initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    lora.write(model, initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
     return model, lora.set_trainable(model, parts)
 
 

@@ -8,11 +8,12 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from fedsvd import lora
-from fedsvd.errors import ConfigError, ModelError
+from fedsvd.errors import ModelError
+from fedsvd.initialisation import initialise
 from fedsvd.lora import Adapter
 
 
-def make_model(rank: int = 4) -> peft.PeftModel:
+def make_model(rank: int = 4, lora_layers: str = "all") -> peft.PeftModel:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, num_labels=3
@@ -22,6 +23,7 @@ def make_model(rank: int = 4) -> peft.PeftModel:
         rank=rank,
         lora_alpha=8,
         target_modules=["query", "value"],
+        lora_layers=lora_layers,
         head_modules=["classifier"],
     )
 
@@ -41,7 +43,7 @@ def test_what_is_written_decides_the_predictions() -> None:
     model = make_model().eval()
     tokens = torch.arange(6).reshape(1, 6)
     before = model(input_ids=tokens).logits
-    adapter = lora.initialise(lora.read(model), init_a="orthonormal", init_b="orthonormal", seed=1)
+    adapter = initialise(lora.read(model), init_a="orthonormal", init_b="orthonormal", seed=1)
 
     lora.write(model, adapter)
 
@@ -52,7 +54,7 @@ def test_what_is_written_decides_the_predictions() -> None:
 
 def test_a_site_adds_scale_times_b_a() -> None:
     model = make_model().eval()
-    lora.write(model, lora.initialise(lora.read(model), init_a="kaiming", init_b="kaiming", seed=1))
+    lora.write(model, initialise(lora.read(model), init_a="kaiming", init_b="kaiming", seed=1))
     adapter = lora.read(model)
     name = next(iter(adapter.A))
     layer = model.get_submodule("base_model.model." + name)
@@ -73,40 +75,25 @@ def test_only_the_parts_asked_for_are_trained(parts: set[lora.Part], count: int)
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained}
 
 
-def test_initialisation_is_a_function_of_the_seed() -> None:
-    shapes = lora.read(make_model())
-    first, again, other = (
-        lora.initialise(shapes, init_a="orthonormal", init_b="zeros", seed=seed) for seed in (1, 1, 2)
-    )
-
-    for name in shapes.A:
-        assert torch.equal(first.A[name], again.A[name])
-        assert not torch.equal(first.A[name], other.A[name])
-        torch.testing.assert_close(first.A[name] @ first.A[name].mT, torch.eye(4))
-        assert not first.B[name].any()
-    assert not torch.equal(first.A[next(iter(shapes.A))], list(first.A.values())[1])
-
-
-def test_kaiming_stays_within_its_bound() -> None:
-    shapes = lora.read(make_model())
-    adapter = lora.initialise(shapes, init_a="kaiming", init_b="orthonormal", seed=0)
-
-    for name in shapes.A:
-        assert 0.15 < adapter.A[name].abs().max() <= 1 / 4
-        torch.testing.assert_close(adapter.B[name].mT @ adapter.B[name], torch.eye(4))
-
-
-def test_unknown_initialisation() -> None:
-    with pytest.raises(ConfigError, match="kaiming, orthonormal"):
-        lora.initialise(lora.read(make_model()), init_a="xavier", init_b="zeros", seed=0)
-
-
 def test_targets_that_match_nothing_name_what_there_is() -> None:
     model = BertForSequenceClassification(
         BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
     )
     with pytest.raises(ModelError, match="classifier, dense, key, query, value"):
         lora.attach(model, rank=2, lora_alpha=4, target_modules=["q_proj"])
+
+
+def test_factors_in_the_top_layers_only() -> None:
+    assert list(lora.read(make_model(lora_layers="top_1")).A) == [
+        "bert.encoder.layer.1.attention.self.query",
+        "bert.encoder.layer.1.attention.self.value",
+    ]
+    assert lora.read(make_model(lora_layers="top_2")).A.keys() == lora.read(make_model()).A.keys()
+
+
+def test_more_layers_than_there_are() -> None:
+    with pytest.raises(ModelError, match="top_1 to top_2"):
+        make_model(lora_layers="top_3")
 
 
 def test_a_rank_that_does_not_fit() -> None:
@@ -128,7 +115,7 @@ def test_an_adapter_of_another_shape_is_refused(part: lora.Part) -> None:
 
 def test_saved_adapters_load_with_peft_alone_and_predict_the_same(tmp_path: Path) -> None:
     model = make_model()
-    adapter: Adapter = lora.initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=3)
+    adapter: Adapter = initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=3)
     adapter = adapter.with_parts({"head": {name: torch.randn_like(t) for name, t in adapter.head.items()}})
     tokens = torch.arange(12).reshape(2, 6)
 

@@ -87,6 +87,13 @@ def test_fedsvd_refactorizes_every_so_many_rounds() -> None:
     assert [method.downlink(r) for r in (2, 3)] == [{"B"}, {"A", "B"}]
 
 
+@pytest.mark.parametrize("name", ["fedsvd", "ffa_lora"])
+def test_an_a_that_clients_may_compute_otherwise_travels_from_the_first_round(name: str) -> None:
+    drawn, computed = (build_method({"name": name, "init_a": init}) for init in ("orthonormal", "weight_svd"))
+
+    assert (drawn.downlink(1), computed.downlink(1)) == ({"B"}, {"A", "B"})
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -95,6 +102,7 @@ def test_fedsvd_refactorizes_every_so_many_rounds() -> None:
         ({"name": "fedsvd", "refactorize_every": 0}, "from 1"),
         ({"name": "fedsvd", "refactorize_every": 1.5}, "whole number"),
         ({"name": "ffa_lora", "init_a": "ones"}, "kaiming, orthonormal"),
+        ({"name": "ffa_lora", "init_b": "weight_svd"}, "kaiming, orthonormal, zeros"),
         ({"name": "fedavg_lora", "init_a": "zeros"}, "without a gradient"),
     ],
 )

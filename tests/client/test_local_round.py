@@ -1,0 +1,118 @@
+"""A client's own limits: what it refuses, whatever the server asks, and what refusing costs (nothing)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+
+from client.local_round import run_local_round
+from client.state import ClientIdentity, client_identity
+from fedsvd import wire
+from fedsvd.compose import compose
+from fedsvd.config import Config
+from fedsvd.errors import BudgetExceededError, PayloadError
+from fedsvd.lora import Adapter, Part
+from fedsvd.methods import build_method
+from fedsvd.privacy.ledger import Ledger
+from fedsvd.wire import TrainTask
+from fedsvd.workspace import initial_adapter, load_silo
+
+B: frozenset[Part] = frozenset({"B"})
+
+
+@pytest.fixture
+def config() -> Config:
+    return compose(["experiment=smoke", "method=fedsvd"])
+
+
+@pytest.fixture
+def adapter(config: Config) -> Adapter:
+    return initial_adapter(config, build_method(config.method))
+
+
+@pytest.fixture
+def identity(tmp_path: Path) -> ClientIdentity:
+    return ClientIdentity(0, 7, tmp_path / "ledger.sqlite")
+
+
+def ask(
+    config: Config, identity: ClientIdentity, adapter: Adapter, server_round: int = 1, parts: frozenset[Part] = B
+) -> RecordDict:
+    task = TrainTask(server_round, parts, parts)
+    return run_local_round(config, identity, task, wire.pack(adapter, B), f"message-{server_round}")
+
+
+def context(**node_config: object) -> Context:
+    return Context(run_id=7, node_id=1, node_config=node_config, state=RecordDict(), run_config={})
+
+
+def test_only_b_leaves_and_it_is_paid_for(config: Config, identity: ClientIdentity, adapter: Adapter) -> None:
+    report, factors = wire.read_train_reply(ask(config, identity, adapter))
+
+    assert list(factors) == ["B"]
+    assert report.num_examples == len(load_silo(config, 0).examples)
+    assert report.train_loss is None
+    with Ledger.open(identity.ledger, load_silo(config, 0).fingerprint) as ledger:
+        [entry] = ledger.entries()
+    assert entry.spend.steps == config.train.local_steps
+    assert report.epsilon is not None
+    assert 0 < report.epsilon <= config.privacy.target_epsilon
+
+
+def test_a_part_that_the_method_does_not_train_is_refused_unpaid(
+    config: Config, identity: ClientIdentity, adapter: Adapter
+) -> None:
+    for parts in (frozenset({"A", "B"}), frozenset({"B", "head"})):
+        with pytest.raises(PayloadError, match="allow"):
+            ask(config, identity, adapter, parts=parts)
+    assert not identity.ledger.exists()
+
+
+def test_a_round_that_the_run_does_not_have_is_refused_unpaid(
+    config: Config, identity: ClientIdentity, adapter: Adapter
+) -> None:
+    with pytest.raises(PayloadError, match="no round 3; this run has 2"):
+        ask(config, identity, adapter, server_round=3)
+    assert not identity.ledger.exists()
+
+
+def test_factors_of_another_rank_are_refused_unpaid(config: Config, identity: ClientIdentity, adapter: Adapter) -> None:
+    narrow = adapter.with_parts({"B": {name: b[:, :-1] for name, b in adapter.B.items()}})
+    with pytest.raises(PayloadError, match="one rank"):
+        ask(config, identity, narrow)
+    assert not identity.ledger.exists()
+
+
+def test_asking_again_and_again_ends_at_the_budget(config: Config, identity: ClientIdentity, adapter: Adapter) -> None:
+    for server_round in (1, 2):
+        ask(config, identity, adapter, server_round)
+    task = TrainTask(2, B, B)
+
+    with pytest.raises(BudgetExceededError):
+        run_local_round(config, identity, task, wire.pack(adapter, B), "another message for round 2")
+    with Ledger.open(identity.ledger, load_silo(config, 0).fingerprint) as ledger:
+        assert len(ledger.entries()) == 2
+
+
+def test_a_round_starts_from_what_the_server_sent(
+    config: Config, identity: ClientIdentity, adapter: Adapter, tmp_path: Path
+) -> None:
+    open_config = compose(["experiment=smoke", "privacy=none"])
+    moved = adapter.with_parts({"B": {name: torch.full_like(b, 0.25) for name, b in adapter.B.items()}})
+    sent = [wire.unpack(wire.read_train_reply(ask(open_config, identity, a))[1], B, a, torch.device("cpu"))["B"]
+            for a in (adapter, moved)]  # fmt: skip
+
+    for name in adapter.B:
+        assert (sent[0][name] - 0.25).abs().min() > 0.1
+        assert (sent[1][name] - 0.25).abs().max() < 0.1
+    assert not identity.ledger.exists()
+
+
+def test_the_nodes_own_ledger_wins_over_the_run_folder(config: Config, tmp_path: Path) -> None:
+    own = client_identity(context(**{"partition-id": 3, "num-partitions": 4, "ledger": str(tmp_path / "mine")}), config)
+    default = client_identity(context(**{"partition-id": 3, "num-partitions": 4}), config)
+
+    assert (own.partition_id, own.run_id, own.ledger) == (3, 7, tmp_path / "mine")
+    assert default.ledger != own.ledger
+    assert default.ledger.parent.name == "3"

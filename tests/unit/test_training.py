@@ -1,0 +1,74 @@
+"""Local training without privacy, the optimisers' step size, and evaluation."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fedsvd.config import TrainConfig
+from fedsvd.training import evaluate, learning_rate, make_optimizer, train_plain
+
+
+def config(**changes: object) -> TrainConfig:
+    values = {"optimizer": "sgd", "learning_rate": 0.5, "num_rounds": 4, "local_steps": 1, "batch_size": 2} | changes
+    return TrainConfig(**values)
+
+
+def test_the_linear_schedule_falls_in_equal_steps_and_never_to_nothing() -> None:
+    linear = config(lr_scheduler_type="linear")
+
+    assert [learning_rate(linear, server_round) for server_round in (1, 2, 3, 4)] == [0.5, 0.375, 0.25, 0.125]
+    assert [learning_rate(config(), server_round) for server_round in (1, 4)] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_optimiser_has_the_rounds_step_size(optimizer: str) -> None:
+    made = make_optimizer(
+        [nn.Parameter(torch.ones(1))], config(optimizer=optimizer, lr_scheduler_type="linear", weight_decay=0.1), 3
+    )
+
+    assert made.param_groups[0]["lr"] == 0.25
+    assert made.param_groups[0]["weight_decay"] == 0.1
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.0))
+
+
+def squares(model: nn.Module, positions: list[int]) -> torch.Tensor:
+    """Losses (w − i)², whose gradient is 2 (w − i)."""
+    return (model.weight - torch.tensor(positions, dtype=torch.float32)) ** 2
+
+
+def test_one_step_a_batch_and_none_for_an_empty_one() -> None:
+    model = Line()
+    loss = train_plain(model, make_optimizer([model.weight], config(), 1), squares, [[1, 3], [], [5]])
+
+    # w: 0 → 0 + 0.5·2·2 = 2 → 2 + 0.5·2·3 = 5; losses (1 + 9)/2 and 9.
+    assert model.weight.item() == 5.0
+    assert loss == 7.0
+    assert math.isnan(train_plain(model, make_optimizer([model.weight], config(), 1), squares, [[], []]))
+
+
+class Fixed(nn.Module):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> object:
+        return type("Output", (), {"logits": input_ids})()
+
+
+def test_evaluation_weighs_examples_and_not_batches() -> None:
+    right, wrong = [[0.0, 50.0]], [[50.0, 0.0]]
+    batches = [
+        {
+            "input_ids": torch.tensor(rows),
+            "attention_mask": torch.ones(len(rows)),
+            "labels": torch.ones(len(rows)).long(),
+        }
+        for rows in (right * 3, wrong)
+    ]
+    result = evaluate(Fixed(), batches, torch.device("cpu"))
+
+    assert (result.accuracy, result.num_examples) == (0.75, 4)
+    assert result.loss == pytest.approx(12.5)
