@@ -34,6 +34,7 @@ class ModelConfig:
         lora_layers: ``all``, or ``top_K``: factors in the K layers nearest the output only.
         lora_dropout: Dropout before A.
         max_length: Longest text, in tokens; what is beyond is cut off.
+        attn_implementation: ``sdpa`` (fused), or ``eager`` (can be faster for short texts), as transformers has it.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelConfig:
     )
     lora_dropout: Share = 0.0
     max_length: Count = 64
+    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
 
     def __post_init__(self) -> None:
         check_fields(self, "model")
@@ -208,6 +210,8 @@ class Config:
         seed: From it come the initial adapter, the partitions, the batches and the sampling of clients.
         run_dir: Folder of the run; null leaves the choice to Hydra, or to Flower's run id.
         resume: Folder of an earlier run to go on with; null starts anew.
+        float32_matmul_precision: As `torch.set_float32_matmul_precision` has it; below ``highest``, torch may pick
+            kernels that round inputs (TF32, bfloat16) where the hardware has them.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
         method: ``name`` and the method's own options, which `fedsvd.methods` checks.
         model: See `ModelConfig`.
@@ -221,6 +225,7 @@ class Config:
     seed: Annotated[int, Range(0, 2**32, open_high=True)]
     run_dir: str | None
     resume: str | None
+    float32_matmul_precision: Literal["highest", "high", "medium"]
     device: Annotated[str, Matches(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, mps, cuda or cuda:N")]
     method: Mapping[str, Any]
     model: ModelConfig

@@ -81,10 +81,16 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_classifier(source: str, *, num_labels: int, seed: int) -> LoadedModel:
+def load_classifier(source: str, *, num_labels: int, seed: int, attn_implementation: str = "sdpa") -> LoadedModel:
     """Load a sequence classifier whose new parameters are drawn from ``seed``, the same in every process.
 
     Every dropout probability of the configuration is set to 0, also where the checkpoint has others.
+
+    Args:
+        source: See `model_folder`.
+        num_labels: Classes of the task.
+        seed: Of the parameters that the checkpoint does not hold.
+        attn_implementation: ``sdpa`` or ``eager``, as transformers has it.
 
     Raises:
         ModelError: It cannot be loaded, or it holds a head for another number of labels.
@@ -103,7 +109,11 @@ def load_classifier(source: str, *, num_labels: int, seed: int) -> LoadedModel:
             # Causal models find the last token by it, so it must be what the tokenizer pads with.
             config.pad_token_id = load_tokenizer(source).pad_token_id
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, dtype=torch.float32, output_loading_info=True
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
         )
     return LoadedModel(model, tuple(sorted(info["missing_keys"])), folder)
 

@@ -57,7 +57,11 @@ def trained_parts(method: Method, config: Config, server_round: int) -> frozense
 
 
 def load_model(config: Config) -> peft.PeftModel:
-    """Load the base model with its LoRA sites; one per process, shared by all that run in it."""
+    """Load the base model with its LoRA sites; one per process, shared by all that run in it.
+
+    Sets the process's precision of matrix products, too: a model is loaded to be run.
+    """
+    torch.set_float32_matmul_precision(config.float32_matmul_precision)
     num_labels = len(_load_data(config.data, config.seed)["train"].features["label"].names)
     return _load_model(config.model, num_labels, config.seed, str(resolve_device(config.device)))
 
@@ -101,7 +105,9 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 @lru_cache(maxsize=1)
 def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str) -> peft.PeftModel:
-    loaded = models.load_classifier(config.source, num_labels=num_labels, seed=seed)
+    loaded = models.load_classifier(
+        config.source, num_labels=num_labels, seed=seed, attn_implementation=config.attn_implementation
+    )
     head_modules = sorted({name.rsplit(".", 1)[0] for name in loaded.new_parameters})
     if not head_modules:
         raise ModelError(f"model.source = {config.source!r} already holds a classifier head for another task.")
