@@ -1,7 +1,8 @@
 """The whole server step for all sites of a shape, against what else one could do, interleaved in one run.
 
-Every repeat runs each contender once, in turn. `warm` is the median of 50 calls back to back, where caches hold the
-factors and the bare copy is at its fastest. A step timed on fewer sites than there are is scaled up and marked with *.
+Every repeat runs each contender once, in turn; at 7B shapes the dense ones take part in the first two turns only.
+`warm` is the median of 50 calls back to back, where caches hold the factors and the bare copy is at its fastest. A step
+timed on fewer sites than there are is scaled up and marked with *.
 """
 
 import argparse
@@ -28,19 +29,23 @@ Factors = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """All sites of one shape in a model; the dense rivals take `dense_sites` of them at a time unless --full."""
+    """All sites of one shape in a model.
+
+    The dense rivals take `dense_sites` of them at a time unless --full, and no more than `dense_repeats` turns.
+    """
 
     model: str
     sites: int
     d: int
     rank: int
     dense_sites: int
+    dense_repeats: int = 5
 
 
 SHAPES = {
     "minilm": Shape("MiniLM-L6", sites=12, d=384, rank=8, dense_sites=12),
     "roberta-large": Shape("RoBERTa-large", sites=48, d=1024, rank=8, dense_sites=48),
-    "7b": Shape("7B-type", sites=64, d=4096, rank=16, dense_sites=1),
+    "7b": Shape("7B-type", sites=64, d=4096, rank=16, dense_sites=1, dense_repeats=2),
 }
 
 
@@ -106,7 +111,7 @@ def add_parser(benches: Any) -> None:
     parser = benches.add_parser(
         "refactorize", help="FedSVD's server step", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["minilm", "roberta-large"])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=5, help="turns that every contender takes (default 5)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's)")
     parser.add_argument(
@@ -147,42 +152,54 @@ def describe_machine() -> dict[str, str]:
 
 
 def measure(shape: Shape, device: str, repeats: int, full: bool) -> list[Result]:
+    inputs = draw_inputs(shape, device, full)
+    outputs: dict[str, Factors] = {}
+    seconds = {contender.name: list[float]() for contender in CONTENDERS}
+    for turn in range(repeats):
+        for contender in CONTENDERS:
+            if contender.dense and turn >= shape.dense_repeats:
+                continue
+            elapsed, outputs[contender.name] = timed(contender, *inputs[contender.name])
+            seconds[contender.name].append(elapsed * shape.sites / len(inputs[contender.name][0]))
+    reference = statistics.median(seconds[CONTENDERS[0].name])
+    return [
+        summarise(shape, device, contender, inputs[contender.name], outputs[contender.name], runs, reference)
+        for contender, runs in zip(CONTENDERS, seconds.values(), strict=True)
+    ]
+
+
+def draw_inputs(shape: Shape, device: str, full: bool) -> dict[str, Factors]:
     torch.manual_seed(0)
     B = torch.randn(shape.sites, shape.d, shape.rank, device=device)
     first_A = torch.randn(shape.sites, shape.rank, shape.d, device=device) / shape.d**0.5
-    inputs, outputs, seconds = {}, {}, {contender.name: list[float]() for contender in CONTENDERS}
+    inputs = {}
     for contender in CONTENDERS:
         sites = shape.dense_sites if contender.dense and not full else shape.sites
         inputs[contender.name] = B[:sites], (first_A if contender.first_round else orthonormal_rows(first_A))[:sites]
         if not contender.dense:
             contender.step(*inputs[contender.name])
-    for _ in range(repeats):
-        for contender in CONTENDERS:
-            elapsed, outputs[contender.name] = timed(contender, *inputs[contender.name])
-            seconds[contender.name].append(elapsed * shape.sites / len(inputs[contender.name][0]))
-    reference = statistics.median(seconds[CONTENDERS[0].name])
-    results = []
-    for contender in CONTENDERS:
-        old, new, runs = inputs[contender.name], outputs[contender.name], seconds[contender.name]
-        warm = None if contender.dense else statistics.median(timed(contender, *old)[0] for _ in range(50))
-        results.append(
-            Result(
-                shape=shape.model,
-                device=device,
-                contender=contender.name,
-                sites=shape.sites,
-                sites_timed=len(old[0]),
-                repeats=repeats,
-                median_s=statistics.median(runs),
-                min_s=min(runs),
-                max_s=max(runs),
-                warm_s=warm,
-                times_refactorize=statistics.median(runs) / reference,
-                product_error=product_error(old, new),
-                orthonormality_error=orthonormality_error(new[1]),
-            )
-        )
-    return results
+    return inputs
+
+
+def summarise(
+    shape: Shape, device: str, contender: Contender, old: Factors, new: Factors, runs: list[float], reference: float
+) -> Result:
+    warm = None if contender.dense else statistics.median(timed(contender, *old)[0] for _ in range(50))
+    return Result(
+        shape=shape.model,
+        device=device,
+        contender=contender.name,
+        sites=shape.sites,
+        sites_timed=len(old[0]),
+        repeats=len(runs),
+        median_s=statistics.median(runs),
+        min_s=min(runs),
+        max_s=max(runs),
+        warm_s=warm,
+        times_refactorize=statistics.median(runs) / reference,
+        product_error=product_error(old, new),
+        orthonormality_error=orthonormality_error(new[1]),
+    )
 
 
 def timed(contender: Contender, B: Tensor, A: Tensor) -> tuple[float, Factors]:

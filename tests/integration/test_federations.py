@@ -1,0 +1,115 @@
+"""One ServerApp and one ClientApp, three ways to run them, one result."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedsvd.cli import main
+from fedsvd.errors import RunError
+from fedsvd.launch import load_apps
+from fedsvd.launch.local import run_local
+
+ROOT = Path(__file__).resolve().parents[2]
+OVERRIDES = ["experiment=smoke", "privacy=none", "train.head=private", "method=fedsvd"]
+
+
+def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("local")
+    assert main(["train", *OVERRIDES, f"hydra.run.dir={folder}"]) == 0
+    return adapter_of(folder)
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_simulation_engine_gives_the_same_model(local: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    # A process of its own: Ray stays in the process that starts it.
+    command = [sys.executable, "-m", "fedsvd.cli", "train", *OVERRIDES, "federation=simulation"]
+    words = ["federation.num_clients=2", "federation.client_num_cpus=0.5", f"hydra.run.dir={tmp_path}"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same(adapter_of(tmp_path), local)
+
+
+@pytest.mark.slow
+def test_a_simulation_that_cannot_start_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fedsvd.cli", "train", *OVERRIDES, "federation=simulation"]
+    words = ["federation.num_clients=2", "federation.client_num_gpus=64", f"hydra.run.dir={tmp_path}"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+
+    assert done.returncode == 1
+    assert "error" in done.stderr
+    assert "simulation engine failed" in done.stderr
+
+
+@pytest.fixture
+def flower_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A Flower home of its own; the SuperLink that ``flwr run`` starts and leaves running is stopped afterwards."""
+    home = tmp_path / "flower-home"
+    home.mkdir()
+    environment = os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    yield environment
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"FLWR_HOME={home}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGTERM)
+        except (OSError, ValueError):
+            continue
+
+
+@pytest.mark.slow
+def test_bare_flwr_run_gives_the_same_model(
+    local: dict[str, torch.Tensor], flower_environment: dict[str, str], tmp_path: Path
+) -> None:
+    app = tmp_path / "app"
+    app.mkdir()
+    for name in ("fedsvd", "server", "client", "conf", "pyproject.toml", "README.md"):
+        source = ROOT / name
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, app / name, ignore=ignored) if source.is_dir() else shutil.copy(source, app / name)
+    folder = tmp_path / "run"
+    line = " ".join([*OVERRIDES, f"run_dir={folder}"])
+    done = subprocess.run(
+        ["flwr", "run", ".", "--run-config", f'overrides="{line}"'],
+        cwd=app, env=flower_environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    deadline = time.monotonic() + 240
+    while not (folder / "plots" / "accuracy.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+    assert_same(adapter_of(folder), local)
+
+
+def test_a_federation_without_clients_ends_after_its_time_limit(tmp_path: Path) -> None:
+    line = " ".join([*OVERRIDES, f"run_dir={tmp_path}", "federation.connect_timeout_s=0.2"])
+
+    with pytest.raises(RunError, match="start the clients"):
+        run_local(*load_apps(), 0, {"overrides": line})
+    assert not (tmp_path / "adapter").exists()
