@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.repeats < 1 or arguments.threads < 1:
         sys.exit("--repeats and --threads must be at least 1")
     torch.set_num_threads(arguments.threads)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     machine = describe_machine()
     console.print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", highlight=False)
     results: list[Result] = []

@@ -19,6 +19,8 @@ from fedsvd.launch import load_apps
 from fedsvd.launch.local import run_local
 
 ROOT = Path(__file__).resolve().parents[2]
+# Ray gives its workers the lowest priority; on a busy machine they would hardly start.
+RAY = os.environ | {"RAY_worker_niceness": "0"}
 OVERRIDES = ["experiment=smoke", "privacy=none", "train.head=private", "method=fedsvd"]
 
 
@@ -44,7 +46,9 @@ def test_the_simulation_engine_gives_the_same_model(local: dict[str, torch.Tenso
     # A process of its own: Ray stays in the process that starts it.
     command = [sys.executable, "-m", "fedsvd.cli", "train", *OVERRIDES, "federation=simulation"]
     words = ["federation.num_clients=2", "federation.client_num_cpus=0.5", f"hydra.run.dir={tmp_path}"]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        [*command, *words], capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path, env=RAY
+    )
 
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same(adapter_of(tmp_path), local)
@@ -54,7 +58,9 @@ def test_the_simulation_engine_gives_the_same_model(local: dict[str, torch.Tenso
 def test_a_simulation_that_cannot_start_says_so(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fedsvd.cli", "train", *OVERRIDES, "federation=simulation"]
     words = ["federation.num_clients=2", "federation.client_num_gpus=64", f"hydra.run.dir={tmp_path}"]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        [*command, *words], capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path, env=RAY
+    )
 
     assert done.returncode == 1
     assert "error" in done.stderr
@@ -66,7 +72,7 @@ def flower_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A Flower home of its own; the SuperLink that ``flwr run`` starts and leaves running is stopped afterwards."""
     home = tmp_path / "flower-home"
     home.mkdir()
-    environment = os.environ | {
+    environment = RAY | {
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
