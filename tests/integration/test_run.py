@@ -94,8 +94,8 @@ def test_without_noise_a_run_can_be_repeated(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["fedsvd", "ffa_lora", "fedavg_lora"])
 def test_every_method_learns_on_a_real_model(method: str, tmp_path: Path) -> None:
     folder = train(
-        tmp_path, f"method={method}", "privacy=none", "train.head=private", "model=minilm", "model.lora_alpha=16", "train=adamw",
-        "train.learning_rate=0.005", "train.num_rounds=4", "train.local_steps=4", "partition=iid",
+        tmp_path, f"method={method}", "privacy=none", "train.head=private", "model=minilm", "model.lora_alpha=16",
+        "train=adamw", "train.learning_rate=0.005", "train.num_rounds=4", "train.local_steps=4", "partition=iid",
         "data.max_train_examples=48", "data.max_test_examples=16",
     )  # fmt: skip
 
