@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedsvd.report.tables import clients_table, phases_table, rounds_table
+from fedsvd.report.tables import clients_table, phases_table, rounded_up, rounds_table
 
 
 class Reporter:
@@ -39,6 +39,7 @@ class Reporter:
             console=self.console,
             disable=not self.console.is_terminal,
         )
+        self._measured = ""
         self._rounds = self._progress.add_task("rounds", total=num_rounds, said="")
         self._clients = self._progress.add_task("clients", total=None, said="")
 
@@ -64,7 +65,10 @@ class Reporter:
 
     def round_done(self, row: Mapping[str, Any]) -> None:
         """A round has been evaluated and written."""
-        self._progress.update(self._rounds, completed=row["server_round"], said=_headline(row))
+        if row["accuracy"] is not None:
+            self._measured = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%} at round {row['server_round']}"
+        said = "  ".join(part for part in (self._measured, _spent(row)) if part)
+        self._progress.update(self._rounds, completed=row["server_round"], said=said)
         self._progress.reset(self._clients)
         if not self.console.is_terminal:
             self.console.print(f"round {row['server_round']}/{self.num_rounds}  {_headline(row)}", soft_wrap=True)
@@ -97,7 +101,11 @@ def _headline(row: Mapping[str, Any]) -> str:
     if row["accuracy"] is not None:
         said.append(f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}")
     if row["epsilon"] is not None:
-        said.append(f"ε ≤ {row['epsilon']:.2f}")
+        said.append(_spent(row))
     if row["skipped"]:
         said.append("skipped")
     return "  ".join(said)
+
+
+def _spent(row: Mapping[str, Any]) -> str:
+    return "" if row["epsilon"] is None else f"ε ≤ {rounded_up(row['epsilon'], 2)}"

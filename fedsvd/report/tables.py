@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from rich.table import Table
@@ -15,6 +16,11 @@ _PHASES = {
 }
 
 
+def rounded_up(epsilon: float, digits: int) -> str:
+    """Write an ε with so many digits, rounded up: a budget must not look less spent than it is."""
+    return str(Decimal(repr(epsilon)).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_CEILING))
+
+
 def rounds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Accuracy, loss, ε and bytes of each round."""
     table = Table(title="rounds")
@@ -25,7 +31,7 @@ def rounds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             str(row["server_round"]),
             "–" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
             "–" if row["loss"] is None else f"{row['loss']:.3f}",
-            "–" if row["epsilon"] is None else f"{row['epsilon']:.2f}",
+            "–" if row["epsilon"] is None else rounded_up(row["epsilon"], 2),
             f"{row['clients_used']}/{row['clients_sampled']}",
             f"{row['bytes_down'] / 1024:.0f}",
             f"{row['bytes_up'] / 1024:.0f}",
@@ -45,7 +51,7 @@ def clients_table(clients: Mapping[str, Mapping[str, Any]], target_delta: float)
             f"{client['sample_rate']:.4f}",
             f"{client['noise_multiplier']:.3f}",
             str(client["steps"]),
-            f"{client['epsilon']:.4f}",
+            rounded_up(client["epsilon"], 4),
         )
     return table
 
