@@ -1,46 +1,11 @@
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_factors import TOLERANCES, random_factors
 from torch import Tensor
 
-from fedsvd.errors import FedSVDError
 from fedsvd.refactorize import is_orthonormal, orthonormal_rows, refactorize
-
-# dtype -> largest error of the product and of orthonormality, relative to the largest singular value.
-TOLERANCES = {torch.float64: 1e-11, torch.float32: 2e-6, torch.bfloat16: 3e-2}
-
-
-def random_factors(
-    *,
-    seed: int,
-    sites: tuple[int, ...] = (),
-    d_out: int = 30,
-    d_in: int = 20,
-    r: int = 4,
-    rank: int | None = None,
-    condition: float = 1.0,
-    orthonormal: bool = True,
-    dtype: torch.dtype = torch.float64,
-) -> tuple[Tensor, Tensor]:
-    """Factors whose B has the given rank and condition number within that rank."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*sites, *shape, generator=generator, dtype=torch.float64)
-
-    size = min(d_out, r)
-    rank = size if rank is None else min(rank, size)
-    left, right = torch.linalg.qr(normal(d_out, size)).Q, torch.linalg.qr(normal(r, size)).Q
-    lengths = torch.zeros(size, dtype=torch.float64)
-    lengths[:rank] = torch.logspace(0, -math.log10(condition), rank, dtype=torch.float64)
-    B = (left * lengths) @ right.mT
-    A = normal(r, d_in)
-    if orthonormal:
-        A = torch.linalg.qr(A.mT).Q.mT
-    return B.to(dtype), A.to(dtype)
 
 
 def projector(A: Tensor) -> Tensor:
@@ -232,57 +197,6 @@ def test_fedsvd_equals_ffa_lora_from_an_orthonormal_start_under_sgd() -> None:
     ffa_lora = train(False)
     assert torch.linalg.norm(ffa_lora) > 1
     assert torch.linalg.norm(train(True) - ffa_lora) <= 1e-12 * torch.linalg.norm(ffa_lora)
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.sampled_from(list(TOLERANCES)))
-@settings(deadline=None)
-def test_orthonormal_rows_span_the_same_space_in_the_order_of_the_rows(seed: int, r: int, dtype: torch.dtype) -> None:
-    _, A = random_factors(seed=seed, sites=(2,), d_in=40, r=r, orthonormal=False, dtype=dtype)
-    rows = orthonormal_rows(A)
-    assert rows.dtype is dtype
-    assert is_orthonormal(rows, TOLERANCES[dtype])
-    coordinates = A.double() @ rows.double().mT
-    assert (coordinates.diagonal(dim1=-2, dim2=-1) > 0).all()
-    assert (coordinates.triu(1).abs() <= 10 * TOLERANCES[dtype]).all()
-    assert torch.equal(rows, orthonormal_rows(A))
-
-
-def test_is_orthonormal_tells_a_single_bad_site() -> None:
-    _, A = random_factors(seed=11, sites=(3,))
-    assert is_orthonormal(A)
-    A[1, 2] *= 1 + 1e-4
-    assert not is_orthonormal(A)
-    assert is_orthonormal(A, tolerance=1e-3)
-    assert not is_orthonormal(torch.full((2, 3), torch.nan))
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("name", ["B", "A"])
-def test_non_finite_entries_are_refused(name: str, value: float) -> None:
-    B, A = random_factors(seed=12, sites=(2,))
-    (B if name == "B" else A)[1, 2, 3] = value
-    with pytest.raises(FedSVDError, match=f"^{name} .*finite"):
-        refactorize(B, A)
-
-
-@pytest.mark.parametrize(
-    ("b_shape", "a_shape", "message"),
-    [
-        ((5, 3), (4, 9), "B of shape"),
-        ((2, 5, 3), (3, 3, 9), "B of shape"),
-        ((5, 6), (6, 4), "r "),
-    ],
-)
-def test_factors_that_do_not_fit_are_refused(b_shape: tuple[int, ...], a_shape: tuple[int, ...], message: str) -> None:
-    with pytest.raises(FedSVDError, match=message):
-        refactorize(torch.ones(b_shape), torch.ones(a_shape))
-
-
-def test_finite_entries_whose_squares_overflow_are_factorized() -> None:
-    B, A = random_factors(seed=13, condition=10.0)
-    new = refactorize(B * 1e200, A)
-    assert torch.allclose(new.B @ new.A / 1e200, B @ A, atol=1e-12)
-    assert is_orthonormal(new.A, 1e-12)
 
 
 @pytest.mark.gpu
