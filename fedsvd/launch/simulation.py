@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -84,8 +85,10 @@ def run_simulation(
         run_config: What both apps' contexts carry.
 
     Raises:
-        RunError: The engine failed.
+        RunError: The engine failed, or nothing answers at the cluster's address.
     """
+    if federation.ray_address:
+        _check_cluster(federation.ray_address)
     init_args: dict[str, Any] = {"log_to_driver": False}
     if federation.ray_address:
         init_args["address"] = federation.ray_address
@@ -114,6 +117,20 @@ def run_simulation(
         # The engine lets PYTHONPATH grow with every run; the next one in this process must find what this one found.
         os.environ.clear()
         os.environ.update(before)
+
+
+def _check_cluster(address: str) -> None:
+    """See that something listens at ``host:port``: Ray itself would wait there for ever."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise RunError(
+            f"federation.ray_address = {address}: no Ray cluster answers there ({error}). Start one with "
+            f"`ray start --head --port={port}`, or leave the key out and the engine starts its own."
+        ) from error
 
 
 def _root_cause(error: BaseException) -> BaseException:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,12 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
 from safetensors.torch import load_file
 
 from fedsvd.cli import main
+from fedsvd.config import FederationConfig
 from fedsvd.errors import RunError
 from fedsvd.launch import load_apps
 from fedsvd.launch.local import run_local
+from fedsvd.launch.simulation import run_simulation
 
 ROOT = Path(__file__).resolve().parents[2]
 # Ray gives its workers the lowest priority; on a busy machine they would hardly start.
@@ -65,6 +70,15 @@ def test_a_simulation_that_cannot_start_says_so(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "error" in done.stderr
     assert "simulation engine failed" in done.stderr
+
+
+def test_a_ray_cluster_that_is_not_there_is_named_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    federation = FederationConfig("simulation", num_clients=2, ray_address=address)
+    with pytest.raises(RunError, match=rf"ray_address = {address}: no Ray cluster answers"):
+        run_simulation(ServerApp(), ClientApp(), federation, {"overrides": ""})
 
 
 @pytest.fixture
