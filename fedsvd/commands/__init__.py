@@ -1,0 +1,1 @@
+"""One module a command of ``fedsvd``; each has ``run(words)``, which `fedsvd.cli` calls."""

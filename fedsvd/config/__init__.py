@@ -1,0 +1,73 @@
+"""The schema of the configuration: one frozen dataclass per group, each field with its type and its allowed values.
+
+The values themselves live in ``conf/``; `fedsvd.compose` puts them together. A field's annotation says all that is
+allowed for it alone (`fedsvd.validate` reads it); what must hold between fields is said in ``__post_init__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fedsvd.config.federation import FederationConfig
+from fedsvd.config.model import DataConfig, ModelConfig, PartitionConfig
+from fedsvd.config.privacy import PrivacyConfig
+from fedsvd.config.train import TrainConfig
+from fedsvd.errors import ConfigError
+from fedsvd.validate import Matches, Range, check_fields
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "FederationConfig",
+    "ModelConfig",
+    "PartitionConfig",
+    "PrivacyConfig",
+    "TrainConfig",
+]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole experiment.
+
+    Attributes:
+        seed: From it come the initial adapter, the partitions, the batches and the sampling of clients.
+        run_dir: Folder of the run; null leaves the choice to Hydra, or to Flower's run id.
+        resume: Folder of an earlier run to go on with; null starts anew.
+        float32_matmul_precision: As `torch.set_float32_matmul_precision` has it; below ``highest``, torch may pick
+            kernels that round inputs (TF32, bfloat16) where the hardware has them.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
+        method: ``name`` and the method's own options, which `fedsvd.methods` checks.
+        model: See `ModelConfig`.
+        data: See `DataConfig`.
+        partition: See `PartitionConfig`.
+        privacy: See `PrivacyConfig`.
+        train: See `TrainConfig`.
+        federation: See `FederationConfig`.
+    """
+
+    seed: Annotated[int, Range(0, 2**32, open_high=True)]
+    run_dir: str | None
+    resume: str | None
+    float32_matmul_precision: Literal["highest", "high", "medium"]
+    device: Annotated[str, Matches(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, mps, cuda or cuda:N")]
+    method: Mapping[str, Any]
+    model: ModelConfig
+    data: DataConfig
+    partition: PartitionConfig
+    privacy: PrivacyConfig
+    train: TrainConfig
+    federation: FederationConfig
+
+    def __post_init__(self) -> None:
+        check_fields(self, "")
+        needed = self.federation.num_clients * self.partition.min_partition_size
+        limit = self.data.max_train_examples
+        if limit is not None and limit < needed:
+            raise ConfigError(
+                f"data.max_train_examples = {limit} is too few for {self.federation.num_clients} clients with at least "
+                f"{self.partition.min_partition_size} examples each: give {needed} or more, or lower "
+                "federation.num_clients or partition.min_partition_size."
+            )

@@ -1,0 +1,56 @@
+"""The schema of the group ``federation``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedsvd.config.types import Count, NonNegative, Positive
+from fedsvd.errors import ConfigError
+from fedsvd.validate import check_fields
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """The clients, and where they run.
+
+    Attributes:
+        name: ``local`` (in this process) or ``simulation`` (Flower's engine); ``flwr run`` ignores it.
+        num_clients: Clients in the federation; each holds one partition.
+        clients_per_round: Clients drawn for a round; null for all.
+        min_replies: Fewest good replies with which a round counts; with fewer the model stays as it was.
+        round_timeout_s: Seconds after which a round goes on without those that have not answered.
+        connect_timeout_s: Seconds to wait for all clients at the start.
+        client_num_cpus: CPU cores of a simulated client.
+        client_num_gpus: GPUs of a simulated client; a fraction lets clients share one.
+        ray_address: A Ray cluster that is already up; null starts one here.
+    """
+
+    name: Literal["local", "simulation"]
+    num_clients: Count = 4
+    clients_per_round: Count | None = None
+    min_replies: Count = 1
+    round_timeout_s: Positive = 3600.0
+    connect_timeout_s: Positive = 300.0
+    client_num_cpus: Positive = 1.0
+    client_num_gpus: NonNegative = 0.0
+    ray_address: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "federation")
+        in_a_round = self.clients_per_round or self.num_clients
+        if in_a_round > self.num_clients:
+            raise ConfigError(
+                f"federation.clients_per_round = {in_a_round} is more than "
+                f"federation.num_clients = {self.num_clients}: give 1 to {self.num_clients}, or null for all clients."
+            )
+        if self.min_replies > in_a_round:
+            raise ConfigError(
+                f"federation.min_replies = {self.min_replies} is more than the {in_a_round} clients of a round, so no "
+                f"round could ever count: give 1 to {in_a_round}."
+            )
+        if self.ray_address is not None and self.name != "simulation":
+            raise ConfigError(
+                f"federation.ray_address = {self.ray_address!r} has no meaning with federation.name = {self.name}: "
+                "take federation=simulation, or set federation.ray_address=null."
+            )

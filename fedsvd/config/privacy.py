@@ -1,0 +1,31 @@
+"""The schema of the group ``privacy``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedsvd.config.types import Fraction, Positive
+from fedsvd.validate import check_fields
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """The guarantee that each client gives to each of its examples, over the whole run.
+
+    Attributes:
+        name: ``dp_sgd``, or ``none``: no clipping, no noise, no guarantee; the other fields mean nothing then.
+        target_epsilon: ε of the (ε, δ) guarantee.
+        target_delta: δ of the (ε, δ) guarantee.
+        max_grad_norm: Largest L2 norm of one example's gradient; longer ones are scaled down.
+        accountant: How the spend is counted: ``prv`` (tight) or ``rdp``.
+    """
+
+    name: Literal["dp_sgd", "none"]
+    target_epsilon: Positive = 6.0
+    target_delta: Fraction = 1e-5
+    max_grad_norm: Positive = 1.0
+    accountant: Literal["prv", "rdp"] = "prv"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "privacy")

@@ -1,0 +1,51 @@
+"""The schema of the group ``train``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedsvd.config.types import Count, NonNegative, Positive, Share
+from fedsvd.errors import ConfigError
+from fedsvd.validate import check_fields
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Rounds, local steps and the clients' optimiser.
+
+    Attributes:
+        optimizer: ``sgd`` or ``adamw``; a new one each round.
+        learning_rate: Step size.
+        lr_scheduler_type: ``constant``, or ``linear``: ``learning_rate · (1 − (t−1)/T)`` in round t of T.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay.
+        num_rounds: Rounds of the federation.
+        local_steps: Optimiser steps of a client in a round.
+        batch_size: Expected size of a Poisson batch.
+        physical_batch_size: Most examples in memory at once; larger batches are accumulated.
+        eval_batch_size: Examples in a batch of the evaluation.
+        eval_every: Evaluate after every so many rounds, and after the last.
+        head: The classifier head: ``frozen`` as it was drawn, or ``private``: trained and sent like the factors.
+    """
+
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: Positive
+    num_rounds: Count
+    local_steps: Count
+    batch_size: Count
+    lr_scheduler_type: Literal["constant", "linear"] = "constant"
+    momentum: Share = 0.0
+    weight_decay: NonNegative = 0.0
+    physical_batch_size: Count = 128
+    eval_batch_size: Count = 128
+    eval_every: Count = 1
+    head: Literal["frozen", "private"] = "frozen"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "train")
+        if self.optimizer == "adamw" and self.momentum:
+            raise ConfigError(
+                f"train.momentum = {self.momentum} is not allowed with train.optimizer = adamw, which has no momentum: "
+                "set train.momentum=0, or take train=sgd."
+            )
