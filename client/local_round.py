@@ -14,8 +14,9 @@ from fedsvd.errors import PayloadError, PrivacyError
 from fedsvd.lora import Adapter
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend, calibrate
-from fedsvd.privacy.dp_sgd import DPSGD, os_entropy_generator, poisson_batches, train_dp_sgd
+from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
 from fedsvd.privacy.ledger import Ledger
+from fedsvd.privacy.randomness import SecureRandomness, TorchRandomness, poisson_batches
 from fedsvd.training import make_optimizer, train_plain
 from fedsvd.wire import ClientReport, TrainTask
 from fedsvd.workspace import (
@@ -91,7 +92,6 @@ def _train_private(
             accountant=privacy.accountant,
         )
         steps = sum(entry.steps for entry in ledger.history())
-    device = resolve_device(config.device)
     model = load_model(config)
     lora.write(model, adapter)
     train_dp_sgd(
@@ -101,8 +101,7 @@ def _train_private(
         num_examples,
         DPSGD(noise_multiplier, privacy.max_grad_norm, sample_rate, train.local_steps, train.physical_batch_size),
         # Amplification by sampling counts on a sample that nobody else can know, so the seed does not draw it.
-        sampling_generator=os_entropy_generator(torch.device("cpu")),
-        noise_generator=os_entropy_generator(device),
+        SecureRandomness() if privacy.secure_random else TorchRandomness(),
     )
     return ClientReport(identity.partition_id, num_examples, 0.0, epsilon, noise_multiplier, sample_rate, steps)
 

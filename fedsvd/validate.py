@@ -53,8 +53,8 @@ def allowed(hint: Any) -> Allowed:
     """Return what an annotation allows.
 
     Args:
-        hint: ``int``, ``float``, ``str``, ``tuple[str, ...]``, a ``Mapping``, a dataclass, a ``Literal`` of texts,
-            ``Annotated`` with a `Range` or `Matches`, or one of these ``| None``.
+        hint: ``bool``, ``int``, ``float``, ``str``, ``tuple[str, ...]``, a ``Mapping``, a dataclass, a ``Literal`` of
+            texts, ``Annotated`` with a `Range` or `Matches`, or one of these ``| None``.
 
     Raises:
         TypeError: An annotation that has no rule.
@@ -74,6 +74,8 @@ def allowed(hint: Any) -> Allowed:
         return Allowed("a list of different names, such as [query,value]", _is_list_of_names)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return Allowed("a name and its options", lambda value: isinstance(value, Mapping) and "name" in value)
+    if hint is bool:
+        return Allowed("true or false", lambda value: type(value) is bool)
     if hint is int:
         return Allowed("a whole number", lambda value: type(value) is int)
     if hint is float:

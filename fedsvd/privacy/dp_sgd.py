@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +11,10 @@ from typing import Any
 import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
-from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import Tensor, nn
 
 from fedsvd.errors import PrivacyError
+from fedsvd.privacy.randomness import Randomness
 
 Losses = Callable[[nn.Module, Sequence[int]], Tensor]
 
@@ -39,30 +38,13 @@ class DPSGD:
     physical_batch_size: int = 128
 
 
-def os_entropy_generator(device: torch.device) -> torch.Generator:
-    """Return a generator seeded by the operating system; no seed of an experiment has a part in it."""
-    return torch.Generator(device).manual_seed(secrets.randbits(63))
-
-
-def poisson_batches(
-    num_examples: int, sample_rate: float, steps: int, generator: torch.Generator
-) -> Iterator[list[int]]:
-    """Yield ``steps`` batches; each example is in each batch with chance ``sample_rate``, so batches may be empty."""
-    # The sampler's name notwithstanding, it draws each position independently and without replacement.
-    yield from UniformWithReplacementSampler(
-        num_samples=num_examples, sample_rate=sample_rate, generator=generator, steps=steps
-    )
-
-
 def train_dp_sgd(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     losses: Losses,
     num_examples: int,
     plan: DPSGD,
-    *,
-    sampling_generator: torch.Generator,
-    noise_generator: torch.Generator,
+    randomness: Randomness,
 ) -> None:
     """Take exactly ``plan.steps`` noisy steps; an empty batch takes one too, made of noise alone.
 
@@ -75,23 +57,22 @@ def train_dp_sgd(
         losses: From the model and the examples' positions to each example's loss, shape (batch,).
         num_examples: Size of the data set that positions index.
         plan: The mechanism.
-        sampling_generator: Draws the batches; secret, or amplification by sampling does not hold.
-        noise_generator: Draws the noise, on the parameters' device; see `os_entropy_generator`.
+        randomness: Draws the batches (secret, or amplification by sampling does not hold) and the noise.
 
     Raises:
         PrivacyError: A trained layer whose per-example gradients Opacus cannot form.
     """
     with _per_example_gradients(model) as wrapped:
-        private = DPOptimizer(
+        private = _NoisyOptimizer(
             optimizer,
+            randomness,
             noise_multiplier=plan.noise_multiplier,
             max_grad_norm=plan.max_grad_norm,
             expected_batch_size=plan.sample_rate * num_examples,
             loss_reduction="mean",
-            generator=noise_generator,
         )
         model.train()
-        for batch in poisson_batches(num_examples, plan.sample_rate, plan.steps, sampling_generator):
+        for batch in randomness.batches(num_examples, plan.sample_rate, plan.steps):
             _noisy_step(wrapped, private, losses, batch, plan.physical_batch_size)
 
 
@@ -101,6 +82,22 @@ def per_example_gradients(model: nn.Module, losses: Losses, positions: Sequence[
         model.train()
         losses(wrapped, positions).sum().backward()  # type: ignore[no-untyped-call]
         return {name: p.grad_sample for name, p in model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
+
+
+class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Opacus' optimiser, its noise drawn from `Randomness`."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, randomness: Randomness, **options: Any) -> None:
+        super().__init__(optimizer, **options)
+        self._randomness = randomness
+
+    def add_noise(self) -> None:
+        """Set each gradient to the clipped sum with noise of standard deviation σ · max_grad_norm."""
+        std = self.noise_multiplier * self.max_grad_norm
+        for parameter in self.params:
+            clipped = parameter.summed_grad
+            noised = clipped + self._randomness.normal(clipped, std) if std else clipped
+            parameter.grad = noised.view_as(parameter)
 
 
 def _noisy_step(

@@ -1,5 +1,6 @@
 """A client's own limits: what it refuses, whatever the server asks, and what refusing costs (nothing)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from flwr.app import Context, RecordDict
 
 from client.local_round import run_local_round
 from client.state import ClientIdentity, client_identity
-from fedsvd import wire
+from fedsvd import wire, workspace
 from fedsvd.compose import compose
 from fedsvd.config import Config
 from fedsvd.errors import BudgetExceededError, PayloadError
@@ -93,6 +94,32 @@ def test_asking_again_and_again_ends_at_the_budget(config: Config, identity: Cli
         run_local_round(config, identity, task, wire.pack(adapter, B), "another message for round 2")
     with Ledger.open(identity.ledger, load_silo(config, 0).fingerprint) as ledger:
         assert len(ledger.entries()) == 2
+
+
+@pytest.mark.parametrize("secure", ["true", "false"])
+def test_one_seed_gives_one_start_and_one_order_of_examples_but_never_the_same_noise(
+    secure: str, identity: ClientIdentity, tmp_path: Path
+) -> None:
+    config = compose(["experiment=smoke", f"privacy.secure_random={secure}", "train.batch_size=2", "seed=3"])
+    starts, orders, sent = [], [], []
+    for number in range(2):
+        # As a new process would find it.
+        workspace._load_partitions.cache_clear()
+        workspace._load_silo.cache_clear()
+        workspace._load_model.cache_clear()
+        start = initial_adapter(config, build_method(config.method))
+        reply = ask(config, replace(identity, ledger=tmp_path / f"{number}.sqlite"), start)
+        starts.append(start)
+        orders.append(load_silo(config, 0).examples["input_ids"][:])
+        sent.append(wire.unpack(wire.read_train_reply(reply)[1], B, start, torch.device("cpu"))["B"])
+
+    assert orders[0] == orders[1]
+    for name in starts[0].A:
+        assert torch.equal(starts[0].A[name], starts[1].A[name])
+        # Noise outweighs by far what a gradient could do: the two differ everywhere, and by as much as noise does.
+        assert (sent[0][name] != sent[1][name]).all()
+        difference = (sent[0][name] - sent[1][name]).std()
+        assert difference > 0.5 * sent[0][name].std()
 
 
 def test_a_round_starts_from_what_the_server_sent(

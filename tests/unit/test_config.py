@@ -110,6 +110,7 @@ WRONG = [
     ("privacy.target_epsilon=-1", ["privacy.target_epsilon = -1", "a number > 0"]),
     ("privacy.target_delta=1", ["privacy.target_delta = 1.0", "> 0 and < 1"]),
     ("privacy.accountant=prw", ["privacy.accountant = 'prw'", "did you mean prv?", "one of prv, rdp"]),
+    ("privacy.secure_random=maybe", ["privacy.secure_random = 'maybe'", "true or false"]),
     ("train.momentum=1", ["train.momentum = 1.0", "≥ 0 and < 1"]),
     ("data.max_train_examples=0", ["data.max_train_examples = 0", "or null"]),
     ("device=cuda:x", ["device = 'cuda:x'", "cuda:N"]),

@@ -1,0 +1,99 @@
+"""Where batches and noise come from: right distributions, no seed of anybody's, and a known key stream."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
+
+Source = Callable[[int], Randomness]
+
+
+def secure(seed: int) -> Randomness:
+    return SecureRandomness(seed.to_bytes(32, "big"))
+
+
+SOURCES = pytest.mark.parametrize("source", [secure, TorchRandomness], ids=["secure", "torch"])
+
+
+@SOURCES
+@pytest.mark.parametrize("std", [1.0, 3.5])
+def test_noise_is_normal(source: Source, std: float) -> None:
+    draws = source(1).normal(torch.empty(400, 500), std).double().numpy().ravel()
+
+    assert stats.kstest(draws, "norm", args=(0, std)).pvalue > 1e-3
+    assert abs(draws.mean()) < 4 * std / math.sqrt(draws.size)
+    assert draws.std() == pytest.approx(std, rel=0.01)
+    # The tails as far out as so many draws reach, and nothing in a row with its neighbour.
+    assert 3.8 * std < np.abs(draws).max() < 6 * std
+    assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 4 / math.sqrt(draws.size)
+
+
+@SOURCES
+def test_noise_has_the_shape_and_type_that_it_is_added_to(source: Source) -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        draws = source(1).normal(torch.empty(3, 0, 2, dtype=dtype), 1.0)
+        assert draws.shape == (3, 0, 2)
+        assert draws.dtype is dtype
+
+
+@SOURCES
+def test_one_source_never_gives_the_same_twice_and_two_sources_differ(source: Source) -> None:
+    like = torch.empty(8)
+    one = source(1)
+    first, second, other = one.normal(like, 1.0), one.normal(like, 1.0), source(2).normal(like, 1.0)
+
+    assert torch.equal(first, source(1).normal(like, 1.0))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("source", [SecureRandomness, TorchRandomness])
+def test_seeds_of_the_process_have_no_part_in_it(source: Callable[[], Randomness]) -> None:
+    outcomes = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        np.random.seed(7)
+        randomness = source()
+        outcomes.append((next(randomness.batches(200, 0.5, 1)), randomness.normal(torch.empty(8), 1.0)))
+
+    assert outcomes[0][0] != outcomes[1][0]
+    assert not torch.equal(outcomes[0][1], outcomes[1][1])
+
+
+def test_uniform_numbers_are_the_top_bits_of_the_key_stream() -> None:
+    stream = Cipher(ChaCha20(bytes(32), bytes(16)), mode=None).encryptor().update(bytes(8000))
+    words = [int.from_bytes(stream[i : i + 8], "little") for i in range(0, 8000, 8)]
+
+    found = SecureRandomness(bytes(32)).uniform(1000)
+
+    assert found.tolist() == [((word >> 11) + 0.5) / 2**53 for word in words]
+    # RFC 8439, A.1, test vector 1: the first words of the key stream for key, nonce and counter of zeros.
+    assert stream[:8].hex() == "76b8e0ada0f13d90"
+
+
+@SOURCES
+@settings(max_examples=20, deadline=None)
+@given(sample_rate=st.floats(0.01, 1.0), seed=st.integers(0, 1000))
+def test_poisson_batches_have_the_right_rate(source: Source, sample_rate: float, seed: int) -> None:
+    batches = list(source(seed).batches(200, sample_rate, 50))
+
+    count = sum(map(len, batches))
+    spread = (200 * 50 * sample_rate * (1 - sample_rate)) ** 0.5
+    assert len(batches) == 50
+    assert abs(count - 200 * 50 * sample_rate) <= 6 * spread + 1
+    assert all(len(set(batch)) == len(batch) for batch in batches)
+    assert all(0 <= position < 200 for batch in batches for position in batch)
+
+
+@SOURCES
+def test_rate_one_takes_everybody(source: Source) -> None:
+    assert [sorted(batch) for batch in source(3).batches(5, 1.0, 2)] == [[0, 1, 2, 3, 4]] * 2
