@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from flwr.app import ArrayRecord, RecordDict
 
 from client.state import ClientIdentity
 from fedsvd import lora, wire
+from fedsvd.aggregate import flat, with_flat
 from fedsvd.config import Config
 from fedsvd.errors import PayloadError, PrivacyError
 from fedsvd.lora import Adapter
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend, calibrate
+from fedsvd.privacy.client_level import clipped, whole_run
 from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.privacy.randomness import SecureRandomness, TorchRandomness, poisson_batches
@@ -28,6 +31,8 @@ from fedsvd.workspace import (
     silo_losses,
     trained_parts,
 )
+
+_WHOLE_RUN = "whole run"
 
 
 def run_local_round(
@@ -59,10 +64,14 @@ def run_local_round(
     silo = load_silo(config, identity.partition_id)
     if config.privacy.name == "dp_sgd":
         report = _train_private(config, identity, task, start.with_parts(received), silo, message_id)
+        trained = lora.read(load_model(config))
+    elif config.privacy.name == "client_level":
+        report = _train_for_client_level(config, identity, task, start.with_parts(received), silo)
+        trained = _clipped_update(start.with_parts(received), lora.read(load_model(config)), task, config)
     else:
         report = _train_open(config, identity, task, start.with_parts(received), silo)
-    trained = lora.read(load_model(config))
-    report = ClientReport(**{**vars(report), "seconds": time.perf_counter() - started})
+        trained = lora.read(load_model(config))
+    report = replace(report, seconds=time.perf_counter() - started)
     return wire.train_reply(report, wire.pack(trained, task.uplink))
 
 
@@ -124,6 +133,44 @@ def _train_open(
         ),
     )
     return ClientReport(identity.partition_id, num_examples, 0.0, train_loss=loss if loss == loss else None)
+
+
+def _train_for_client_level(
+    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, silo: Silo
+) -> ClientReport:
+    """Train without noise (the server adds it), after the whole run has been charged once.
+
+    The whole run, because its later rounds cost every client, whether they are drawn again or not.
+    """
+    privacy = config.privacy
+    spend = whole_run(privacy, config.train, config.federation)
+    with Ledger.open(identity.ledger, silo.fingerprint) as ledger:
+        epsilon = ledger.reserve(
+            str(identity.run_id),
+            0,
+            _WHOLE_RUN,
+            spend,
+            target_epsilon=privacy.target_epsilon,
+            target_delta=privacy.target_delta,
+            accountant=privacy.accountant,
+        )
+    report = _train_open(config, identity, task, adapter, silo)
+    return replace(
+        report,
+        train_loss=None,
+        epsilon=epsilon,
+        noise_multiplier=spend.noise_multiplier,
+        sample_rate=spend.sample_rate,
+        steps=spend.steps,
+    )
+
+
+def _clipped_update(before: Adapter, after: Adapter, task: TrainTask, config: Config) -> Adapter:
+    """Move back along the update of all parts that are sent, until its joint norm is within the bound."""
+    old = [tensor.double() for tensor in flat(before, task.uplink)]
+    update = [new.double() - start for new, start in zip(flat(after, task.uplink), old, strict=True)]
+    moves = clipped(update, config.privacy.max_update_norm)
+    return with_flat(after, task.uplink, [start + move for start, move in zip(old, moves, strict=True)])
 
 
 def _sample_rate(config: Config, num_examples: int) -> float:

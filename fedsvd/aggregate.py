@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedsvd.errors import RunError
-from fedsvd.lora import Adapter, Part
+from fedsvd.lora import PARTS, Adapter, Part
 from fedsvd.refactorize import refactorize
 
 
@@ -54,6 +54,23 @@ def average(adapter: Adapter, replies: Replies) -> Adapter:
         for part in names
     }
     return adapter.with_parts(means)
+
+
+def flat(adapter: Adapter, parts: Collection[Part]) -> list[Tensor]:
+    """Return the tensors of some parts as one list, in the adapter's order; `with_flat` puts them back."""
+    return [tensor for part in PARTS if part in parts for tensor in adapter.part(part).values()]
+
+
+def with_flat(adapter: Adapter, parts: Collection[Part], tensors: Sequence[Tensor]) -> Adapter:
+    """Replace some parts by a list as `flat` gives it, cast to the adapter's types."""
+    left = iter(tensors)
+    return adapter.with_parts(
+        {
+            part: {name: next(left).to(old.dtype) for name, old in adapter.part(part).items()}
+            for part in PARTS
+            if part in parts
+        }
+    )
 
 
 def refactorize_sites(adapter: Adapter) -> Adapter:

@@ -55,6 +55,11 @@ class RunFolder:
         """Accuracy and ε over rounds."""
         return self.root / "plots" / "accuracy.png"
 
+    @property
+    def server_ledger(self) -> Path:
+        """The server's account of rounds under client-level privacy."""
+        return self.root / "server" / "ledger.sqlite"
+
     def ledger(self, partition_id: int) -> Path:
         """A simulated client's private ledger; a real client keeps its own elsewhere."""
         return self.root / "clients" / str(partition_id) / "ledger.sqlite"

@@ -13,6 +13,7 @@ from fedsvd.report.progress import Reporter
 from fedsvd.run_folder import RunFolder, run_root, write_text
 from fedsvd.workspace import initial_adapter, load_model, resolve_device
 from server.checkpoint import load_latest
+from server.client_level import ClientLevelServer
 from server.evaluation import RoundKeeper
 from server.polling import PollingGrid
 from server.strategy import FederatedLoRA
@@ -30,8 +31,10 @@ def main(grid: Grid, context: Context) -> None:
     earlier = load_latest(folder.checkpoints, adapter) if config.resume else None
     write_text(folder.config, to_yaml(config))
     adapter = (earlier.adapter if earlier else adapter).to(resolve_device(config.device))
-    strategy = FederatedLoRA(method, config, adapter, earlier.server_round if earlier else 0)
-    with Reporter(folder.root, config.train.num_rounds, config.privacy.target_delta) as reporter:
+    client_level = ClientLevelServer(config, folder.server_ledger) if config.privacy.name == "client_level" else None
+    strategy = FederatedLoRA(method, config, adapter, earlier.server_round if earlier else 0, client_level)
+    unit = "client" if client_level else "example"
+    with Reporter(folder.root, config.train.num_rounds, config.privacy.target_delta, unit) as reporter:
         keeper = RoundKeeper(config, folder, strategy, reporter, earlier)
         reporter.started(strategy.first_round, config.federation.clients_per_round or config.federation.num_clients)
         strategy.start(

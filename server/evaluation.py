@@ -17,6 +17,17 @@ from fedsvd.workspace import load_model, load_test_batches, resolve_device
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.strategy import FederatedLoRA, RoundRecord
 
+_MECHANISMS = {
+    "dp_sgd": {
+        "unit": "example",
+        "mechanism": "DP-SGD on each client (Poisson sampling, per-example clipping, Gaussian noise)",
+    },
+    "client_level": {
+        "unit": "client",
+        "mechanism": "DP-FedAvg on the server (Poisson sampling of clients, clipped updates, Gaussian noise)",
+    },
+}
+
 
 class RoundKeeper:
     """Called by Flower after each round (and before the first) with the round's number.
@@ -79,7 +90,7 @@ class RoundKeeper:
             "server_round": record.server_round,
             **measured,
             "train_loss": sum(losses) / len(losses) if losses else None,
-            "epsilon": max(spends) if spends else None,
+            "epsilon": record.epsilon or (max(spends) if spends else None),
             "clients_sampled": record.sampled,
             "clients_used": 0 if record.skipped else len(record.reports),
             "clients_refused": {str(key): reason for key, reason in sorted(record.refused.items())},
@@ -104,11 +115,11 @@ class RoundKeeper:
     def _privacy(self) -> dict[str, Any]:
         privacy = self.config.privacy
         return {
-            "unit": "example",
-            "mechanism": "DP-SGD on each client (Poisson sampling, per-example clipping, Gaussian noise)",
+            **_MECHANISMS[privacy.name],
             "target_epsilon": privacy.target_epsilon,
             "target_delta": privacy.target_delta,
-            "max_grad_norm": privacy.max_grad_norm,
+            "max_grad_norm": privacy.max_grad_norm if privacy.name == "dp_sgd" else None,
+            "max_update_norm": privacy.max_update_norm if privacy.name == "client_level" else None,
             "accountant": privacy.accountant,
             "clients": self.clients,
         }

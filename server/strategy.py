@@ -16,11 +16,12 @@ from flwr.serverapp.strategy import Strategy
 from fedsvd import wire
 from fedsvd.aggregate import Reply
 from fedsvd.config import Config
-from fedsvd.errors import PayloadError, RunError
+from fedsvd.errors import BudgetExceededError, PayloadError, RunError
 from fedsvd.lora import PARTS, Adapter, Part
 from fedsvd.methods import Method
 from fedsvd.wire import ClientReport, TrainTask
 from fedsvd.workspace import trained_parts
+from server.client_level import ClientLevelServer
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class RoundRecord:
     bytes_up: int = 0
     seconds_train: float = 0.0
     seconds_aggregate: float = 0.0
+    epsilon: float | None = None
 
 
 class FederatedLoRA(Strategy):
@@ -48,13 +50,22 @@ class FederatedLoRA(Strategy):
         config: The run's configuration.
         adapter: The adapter to start from, on the device where the server steps run.
         first_round: Rounds already done by an earlier process (0 for a fresh run).
+        client_level: Draws clients and noise where privacy is client-level; None elsewhere.
     """
 
-    def __init__(self, method: Method, config: Config, adapter: Adapter, first_round: int = 0) -> None:
+    def __init__(
+        self,
+        method: Method,
+        config: Config,
+        adapter: Adapter,
+        first_round: int = 0,
+        client_level: ClientLevelServer | None = None,
+    ) -> None:
         self.method = method
         self.config = config
         self.adapter = adapter
         self.first_round = first_round
+        self.client_level = client_level
         self.round = RoundRecord(first_round, 0)
         self._partitions: dict[int, int] = {}
         self._started = 0.0
@@ -72,9 +83,8 @@ class FederatedLoRA(Strategy):
             self._partitions = self._find_clients(grid)
         nodes = self._sample(this_round)
         trains = trained_parts(self.method, self.config, this_round)
-        head: frozenset[Part] = trains & {"head"}
-        task = TrainTask(this_round, trains, self.method.uplink(this_round) | head)
-        factors = wire.pack(self.adapter, self.method.downlink(this_round) | head)
+        task = TrainTask(this_round, trains, self._uplink(this_round))
+        factors = wire.pack(self.adapter, self.method.downlink(this_round) | (trains & {"head"}))
         self.round = RoundRecord(this_round, len(nodes), bytes_down=wire.payload_bytes(factors) * len(nodes))
         self._started = time.perf_counter()
         return [
@@ -96,19 +106,30 @@ class FederatedLoRA(Strategy):
         self.round.seconds_train = time.perf_counter() - self._started
         good = list(self._good_replies(replies, self.round))
         started = time.perf_counter()
-        if len(good) < self.config.federation.min_replies:
-            self.round.skipped = True
-            logger.warning(
-                "round %d skipped, model unchanged: %d usable replies of %d, federation.min_replies is %d",
-                self.round.server_round,
-                len(good),
-                self.round.sampled,
-                self.config.federation.min_replies,
+        if self.client_level:
+            try:
+                self.round.epsilon = self.client_level.charge(self.round.server_round)
+            except BudgetExceededError as error:
+                return self._skip(str(error))
+            # However few replied, even none: whether a step is taken must not hang on who took part.
+            good = [self.client_level.aggregate(self.adapter, good, self._uplink(self.round.server_round))]
+        elif len(good) < self.config.federation.min_replies:
+            return self._skip(
+                f"{len(good)} usable replies of {self.round.sampled}, federation.min_replies is "
+                f"{self.config.federation.min_replies}"
             )
-            return None, None
         self.adapter = self.method.server_step(self.adapter, good, self.round.server_round)
         self.round.seconds_aggregate = time.perf_counter() - started
         return wire.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
+
+    def _skip(self, reason: str) -> tuple[None, None]:
+        self.round.skipped = True
+        logger.warning("round %d skipped, model unchanged: %s", self.round.server_round, reason)
+        return None, None
+
+    def _uplink(self, server_round: int) -> frozenset[Part]:
+        head: frozenset[Part] = trained_parts(self.method, self.config, server_round) & {"head"}
+        return self.method.uplink(server_round) | head
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -144,6 +165,9 @@ class FederatedLoRA(Strategy):
 
     def _sample(self, server_round: int) -> list[int]:
         ordered = sorted(self._partitions, key=self._partitions.__getitem__)
+        if self.client_level:
+            drawn = set(self.client_level.sample())
+            return [node for node in ordered if self._partitions[node] in drawn]
         wanted = self.config.federation.clients_per_round or len(ordered)
         if wanted >= len(ordered):
             return ordered
@@ -178,8 +202,7 @@ class FederatedLoRA(Strategy):
         report, factors = wire.read_train_reply(message.content)
         if report.partition_id != partition_id:
             raise PayloadError(f"it calls itself client {report.partition_id}.")
-        head = trained_parts(self.method, self.config, server_round) & {"head"}
-        parts = wire.unpack(factors, self.method.uplink(server_round) | head, self.adapter, _device(self.adapter))
+        parts = wire.unpack(factors, self._uplink(server_round), self.adapter, _device(self.adapter))
         return Reply(partition_id, report.num_examples, parts), report, wire.payload_bytes(factors)
 
 

@@ -63,6 +63,12 @@ class Config:
 
     def __post_init__(self) -> None:
         check_fields(self, "")
+        if self.privacy.name == "client_level" and self.federation.min_replies != 1:
+            raise ConfigError(
+                f"federation.min_replies = {self.federation.min_replies} is not allowed with privacy.name = "
+                "client_level, where every round takes a noisy step however few take part (whether it does must not "
+                "tell who did): leave federation.min_replies at 1."
+            )
         needed = self.federation.num_clients * self.partition.min_partition_size
         limit = self.data.max_train_examples
         if limit is not None and limit < needed:

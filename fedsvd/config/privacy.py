@@ -14,19 +14,24 @@ class PrivacyConfig:
     """The guarantee that each client gives to each of its examples, over the whole run.
 
     Attributes:
-        name: ``dp_sgd``, or ``none``: no clipping, no noise, no guarantee; the other fields mean nothing then.
+        name: ``dp_sgd`` (each client protects each of its examples, with DP-SGD), ``client_level`` (the server protects
+            each client's whole data set, with noise in the aggregate), or ``none``: no clipping, no noise, no
+            guarantee; the other fields mean nothing then.
         target_epsilon: ε of the (ε, δ) guarantee.
         target_delta: δ of the (ε, δ) guarantee.
-        max_grad_norm: Largest L2 norm of one example's gradient; longer ones are scaled down.
+        max_grad_norm: Largest L2 norm of one example's gradient; longer ones are scaled down (``dp_sgd``).
+        max_update_norm: Largest L2 norm of one client's update in a round; longer ones are scaled down
+            (``client_level``).
         accountant: How the spend is counted: ``prv`` (tight) or ``rdp``.
         secure_random: Batches and noise from a stream cipher that the operating system keys; false takes torch's
             generators, seeded by the operating system: faster, and not made to resist prediction.
     """
 
-    name: Literal["dp_sgd", "none"]
+    name: Literal["dp_sgd", "client_level", "none"]
     target_epsilon: Positive = 6.0
     target_delta: Fraction = 1e-5
     max_grad_norm: Positive = 1.0
+    max_update_norm: Positive = 1.0
     accountant: Literal["prv", "rdp"] = "prv"
     secure_random: bool = True
 

@@ -20,13 +20,17 @@ class Reporter:
         folder: The run folder, named at the end.
         num_rounds: Rounds in all.
         target_delta: The δ at which ε is told.
+        unit: What ε protects: ``example`` or ``client``.
         console: Where to write; by default standard output.
     """
 
-    def __init__(self, folder: Path, num_rounds: int, target_delta: float, console: Console | None = None) -> None:
+    def __init__(
+        self, folder: Path, num_rounds: int, target_delta: float, unit: str = "example", console: Console | None = None
+    ) -> None:
         self.folder = folder
         self.num_rounds = num_rounds
         self.target_delta = target_delta
+        self.unit = unit
         self.console = console or Console()
         self._progress = Progress(
             TextColumn("{task.description:8}"),
@@ -79,7 +83,7 @@ class Reporter:
         """Print the tables: rounds, spends, seconds by phase, and where everything lies."""
         self.console.print(rounds_table(rows))
         if any(client["epsilon"] is not None for client in clients.values()):
-            self.console.print(clients_table(clients, self.target_delta))
+            self.console.print(clients_table(clients, self.target_delta, self.unit))
         self.console.print(phases_table(rows))
         self.console.print(f"[bold]run folder[/bold]  {self.folder}", soft_wrap=True, highlight=False)
         for name, what in _CONTENTS.items():

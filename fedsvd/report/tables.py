@@ -39,9 +39,9 @@ def rounds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def clients_table(clients: Mapping[str, Mapping[str, Any]], target_delta: float) -> Table:
-    """What each client has spent."""
-    table = Table(title=f"privacy spent, per example, at δ = {target_delta:g}")
+def clients_table(clients: Mapping[str, Mapping[str, Any]], target_delta: float, unit: str) -> Table:
+    """What each client has spent, for each ``unit`` (example or client)."""
+    table = Table(title=f"privacy spent, per {unit}, at δ = {target_delta:g}")
     for heading in ("client", "examples", "sample rate", "noise multiplier", "steps", "ε"):
         table.add_column(heading, justify="right")
     for name, client in sorted(clients.items(), key=lambda item: int(item[0])):

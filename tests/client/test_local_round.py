@@ -136,6 +136,22 @@ def test_a_round_starts_from_what_the_server_sent(
     assert not identity.ledger.exists()
 
 
+def test_client_level_sends_a_clipped_update_and_pays_for_the_whole_run_once(
+    identity: ClientIdentity, adapter: Adapter
+) -> None:
+    config = compose(["experiment=smoke", "privacy=client_level", "privacy.max_update_norm=1e-4", "train.num_rounds=3"])
+    for server_round in (1, 3):
+        report, factors = wire.read_train_reply(ask(config, identity, adapter, server_round))
+        sent = wire.unpack(factors, B, adapter, torch.device("cpu"))["B"]
+        update = torch.cat([(sent[name] - b).reshape(-1) for name, b in adapter.B.items()])
+
+        assert update.norm().item() == pytest.approx(1e-4, rel=1e-4)
+        assert report.train_loss is None
+        assert report.steps == 3
+    with Ledger.open(identity.ledger, load_silo(config, 0).fingerprint) as ledger:
+        assert [spend.steps for spend in ledger.history()] == [3]
+
+
 def test_the_nodes_own_ledger_wins_over_the_run_folder(config: Config, tmp_path: Path) -> None:
     own = client_identity(context(**{"partition-id": 3, "num-partitions": 4, "ledger": str(tmp_path / "mine")}), config)
     default = client_identity(context(**{"partition-id": 3, "num-partitions": 4}), config)

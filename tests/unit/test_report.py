@@ -51,7 +51,7 @@ def test_a_written_epsilon_is_never_below_the_real_one(epsilon: float, digits: i
 
 def told(terminal: bool) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
-    with Reporter(Path("the-run"), 2, 1e-5, console) as reporter:
+    with Reporter(Path("the-run"), 2, 1e-5, console=console) as reporter:
         reporter.started(0, 2)
         for server_round in ROWS:
             reporter.reply_arrived(None)

@@ -1,0 +1,70 @@
+"""The server's half of client-level privacy: secret sampling, an account a round, noise in the aggregate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+from fedsvd.aggregate import Replies, Reply, flat, with_flat
+from fedsvd.config import Config
+from fedsvd.lora import Adapter, Part
+from fedsvd.privacy.client_level import noisy_mean, whole_run
+from fedsvd.privacy.ledger import Ledger
+from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
+
+_FINGERPRINT = "client-level account of one run"
+
+
+class ClientLevelServer:
+    """Draws clients and noise, and keeps the run's account on disk.
+
+    Args:
+        config: The run's configuration, with ``privacy=client_level``.
+        ledger: SQLite file of the run's rounds, charged before a round's noise is drawn.
+        randomness: None draws from the operating system's entropy; a given one is for tests.
+    """
+
+    def __init__(self, config: Config, ledger: Path, randomness: Randomness | None = None) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._spend = whole_run(config.privacy, config.train, config.federation)
+        secure = config.privacy.secure_random
+        self._randomness = randomness or (SecureRandomness() if secure else TorchRandomness())
+
+    def sample(self) -> list[int]:
+        """Draw each client with its own coin; nobody who knows the seed can tell who is in."""
+        clients = self._config.federation.num_clients
+        return next(self._randomness.batches(clients, self._spend.sample_rate, 1))
+
+    def charge(self, server_round: int) -> float:
+        """Write one more round into the account, and return ε of all rounds so far.
+
+        Raises:
+            BudgetExceededError: The round would exceed the budget, as when rounds are taken again after a crash.
+        """
+        privacy = self._config.privacy
+        with Ledger.open(self._ledger, _FINGERPRINT) as ledger:
+            return ledger.reserve(
+                "server",
+                server_round,
+                # Every attempt draws new noise and costs anew, also that of a round taken again after a crash.
+                uuid4().hex,
+                replace(self._spend, steps=1),
+                target_epsilon=privacy.target_epsilon,
+                target_delta=privacy.target_delta,
+                accountant=privacy.accountant,
+            )
+
+    def aggregate(self, adapter: Adapter, replies: Replies, parts: frozenset[Part]) -> Reply:
+        """Turn the replies, or none at all, into the one reply whose parts are the noised mean."""
+        before = flat(adapter, parts)
+        updates = []
+        for reply in sorted(replies, key=lambda reply: reply.partition_id):
+            after = flat(adapter.with_parts(reply.parts), parts)
+            updates.append([new.double() - old.double() for new, old in zip(after, before, strict=True)])
+        moves = noisy_mean(
+            updates, before, self._config.privacy, self._spend, self._config.federation.num_clients, self._randomness
+        )
+        moved = with_flat(adapter, parts, [old.double() + move for old, move in zip(before, moves, strict=True)])
+        return Reply(0, 1, {part: moved.part(part) for part in parts})
