@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 from flwr.app import ArrayRecord, RecordDict
 
+from client.advice import advise
 from client.state import ClientIdentity
 from fedsvd import lora, wire
 from fedsvd.aggregate import flat, with_flat
 from fedsvd.config import Config
-from fedsvd.errors import PayloadError, PrivacyError
+from fedsvd.errors import DataError, PayloadError
 from fedsvd.lora import Adapter
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend, calibrate
@@ -62,6 +63,9 @@ def run_local_round(
     start = initial_adapter(config, method)
     received = wire.unpack(factors, [part for part in lora.PARTS if part in factors], start, device)
     silo = load_silo(config, identity.partition_id)
+    if not len(silo.examples):
+        raise DataError(f"client {identity.partition_id} holds no examples; it can take no part.")
+    advise(config, identity.partition_id, len(silo.examples))
     if config.privacy.name == "dp_sgd":
         report = _train_private(config, identity, task, start.with_parts(received), silo, message_id)
         trained = lora.read(load_model(config))
@@ -174,8 +178,6 @@ def _clipped_update(before: Adapter, after: Adapter, task: TrainTask, config: Co
 
 
 def _sample_rate(config: Config, num_examples: int) -> float:
-    if num_examples == 0:
-        raise PrivacyError("this client holds no examples; it can take no part.")
     return min(1.0, config.train.batch_size / num_examples)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsvd.config import TrainConfig
+from fedsvd.errors import RunError
 
 Batch = dict[str, Tensor]
 
@@ -63,6 +65,9 @@ def train_plain(
 
     Returns:
         The mean of the batches' losses (nan when every batch was empty).
+
+    Raises:
+        RunError: A loss that is not finite.
     """
     model.train()
     means: list[float] = []
@@ -74,6 +79,11 @@ def train_plain(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         means.append(loss.item())
+        if not math.isfinite(means[-1]):
+            raise RunError(
+                f"the loss of a batch is {means[-1]}: training has diverged. Lower train.learning_rate, or look for "
+                "examples that the model cannot take."
+            )
     return sum(means) / len(means) if means else float("nan")
 
 

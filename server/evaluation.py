@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fedsvd import lora
 from fedsvd.config import Config
+from fedsvd.errors import RunError
 from fedsvd.report.progress import Reporter
 from fedsvd.run_folder import RunFolder, write_json, write_rows
 from fedsvd.training import evaluate
@@ -56,7 +58,11 @@ class RoundKeeper:
         self.clients: dict[str, Any] = dict(earlier.clients) if earlier else {}
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Evaluate, write and report; return the held-out metrics to Flower, or None where there are none."""
+        """Evaluate, write and report; return the held-out metrics to Flower, or None where there are none.
+
+        Raises:
+            RunError: The held-out loss is not finite.
+        """
         this_round = self.strategy.first_round + server_round
         record = self.strategy.round if server_round else RoundRecord(0, 0)
         if server_round == 0 and self.strategy.first_round:
@@ -76,6 +82,11 @@ class RoundKeeper:
         model = load_model(self.config)
         lora.write(model, self.strategy.adapter)
         result = evaluate(model, load_test_batches(self.config), resolve_device(self.config.device))
+        if not math.isfinite(result.loss):
+            raise RunError(
+                f"the held-out loss after round {this_round} is {result.loss}: the model has diverged, and more rounds "
+                f"would spend privacy for nothing. Lower train.learning_rate ({self.config.train.learning_rate:g})."
+            )
         return {"accuracy": result.accuracy, "loss": result.loss, "seconds_evaluate": result.seconds}
 
     def _remember_spends(self, record: RoundRecord) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from fedsvd.errors import PrivacyError
 from fedsvd.privacy.randomness import Randomness
+
+logger = logging.getLogger(__name__)
 
 Losses = Callable[[nn.Module, Sequence[int]], Tensor]
 
@@ -90,6 +93,21 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
     def __init__(self, optimizer: torch.optim.Optimizer, randomness: Randomness, **options: Any) -> None:
         super().__init__(optimizer, **options)
         self._randomness = randomness
+
+    def clip_and_accumulate(self) -> None:
+        """Clip and sum as Opacus does; an example whose gradient is not finite counts as nothing.
+
+        Such a gradient has no norm to be clipped to: it would turn the whole sum into nan, or an error would tell of a
+        single example. As zero, it keeps the sensitivity.
+        """
+        samples = [parameter.grad_sample for parameter in self.params]
+        if not all(torch.isfinite(torch.linalg.vector_norm(sample)) for sample in samples):
+            norms = torch.stack([torch.linalg.vector_norm(sample.flatten(1), dim=1) for sample in samples])
+            lost = ~torch.isfinite(torch.linalg.vector_norm(norms, dim=0))
+            for sample in samples:
+                sample[lost] = 0.0
+            logger.warning("%d examples had gradients that are not finite; they count as nothing.", int(lost.sum()))
+        super().clip_and_accumulate()
 
     def add_noise(self) -> None:
         """Set each gradient to the clipped sum with noise of standard deviation σ · max_grad_norm."""

@@ -104,6 +104,27 @@ def test_a_step_clips_each_example_over_everything_trained(parts: set[lora.Part]
     torch.testing.assert_close(values(trained), before - clipped / NUM_EXAMPLES, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+def test_an_example_without_a_finite_gradient_counts_as_nothing(bad: float, caplog: pytest.LogCaptureFixture) -> None:
+    """1e30 is finite, and its square is not."""
+    inner = make_losses()
+
+    def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
+        return inner(model, positions) * torch.tensor([bad if i in (2, 7) else 1.0 for i in positions])
+
+    def without(model: nn.Module, positions: Sequence[int]) -> Tensor:
+        return inner(model, positions) * torch.tensor([0.0 if i in (2, 7) else 1.0 for i in positions])
+
+    outcomes = []
+    for function in (losses, without):
+        model, trained = make_model({"B", "head"})
+        train_dp_sgd(model, torch.optim.SGD(trained, lr=1.0), function, NUM_EXAMPLES, plan(), TorchRandomness(0))
+        outcomes.append(values(trained))
+
+    torch.testing.assert_close(outcomes[0], outcomes[1], atol=1e-7, rtol=0)
+    assert "2 examples had gradients that are not finite" in caplog.text
+
+
 def test_the_divisor_is_the_expected_batch_size() -> None:
     model, trained = make_model({"B"})
     before = values(trained)
