@@ -147,10 +147,12 @@ def _train_for_client_level(
     The whole run, because its later rounds cost every client, whether they are drawn again or not.
     """
     privacy = config.privacy
+    if not task.account:
+        raise PayloadError("the server names no account for this run; with privacy=client_level it must.")
     spend = whole_run(privacy, config.train, config.federation)
     with Ledger.open(identity.ledger, silo.fingerprint) as ledger:
         epsilon = ledger.reserve(
-            str(identity.run_id),
+            task.account,
             0,
             _WHOLE_RUN,
             spend,

@@ -34,11 +34,14 @@ class TrainTask:
         server_round: 1-based.
         trains: Parts that the client's optimiser moves.
         uplink: Parts to send back, a subset of ``trains``.
+        account: Name of the account that a run under client-level privacy keeps, through all its processes; empty
+            elsewhere.
     """
 
     server_round: int
     trains: frozenset[Part]
     uplink: frozenset[Part]
+    account: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ def payload_bytes(record: ArrayRecord) -> int:
 def train_request(task: TrainTask, factors: ArrayRecord) -> RecordDict:
     """Build the content of the server's train message."""
     trains, uplink = [str(part) for part in sorted(task.trains)], [str(part) for part in sorted(task.uplink)]
-    config = ConfigRecord({"server-round": task.server_round, "trains": trains, "uplink": uplink})
+    config = ConfigRecord(
+        {"server-round": task.server_round, "trains": trains, "uplink": uplink, "account": task.account}
+    )
     return RecordDict({TASK: config, FACTORS: factors})
 
 
@@ -106,7 +111,7 @@ def read_train_request(content: RecordDict) -> tuple[TrainTask, ArrayRecord]:
     try:
         config, factors = content.config_records[TASK], content.array_records[FACTORS]
         server_round = int(config["server-round"])  # type: ignore[arg-type]
-        trains, uplink = _parts(config["trains"]), _parts(config["uplink"])
+        trains, uplink, account = _parts(config["trains"]), _parts(config["uplink"]), str(config["account"])
     except (KeyError, TypeError, ValueError) as error:
         raise PayloadError(
             f"the train message is not one of fedsvd's: {error!r}. Do both ends run one version?"
@@ -116,7 +121,7 @@ def read_train_request(content: RecordDict) -> tuple[TrainTask, ArrayRecord]:
             f"the server asks to train {sorted(trains)} and to send {sorted(uplink)} in round {server_round}; "
             "rounds count from 1, and what is sent must be trained."
         )
-    return TrainTask(server_round, trains, uplink), factors
+    return TrainTask(server_round, trains, uplink, account), factors
 
 
 def train_reply(report: ClientReport, factors: ArrayRecord) -> RecordDict:

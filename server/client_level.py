@@ -12,12 +12,16 @@ from fedsvd.lora import Adapter, Part
 from fedsvd.privacy.client_level import noisy_mean, whole_run
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
+from fedsvd.run_folder import write_text
 
 _FINGERPRINT = "client-level account of one run"
 
 
 class ClientLevelServer:
     """Draws clients and noise, and keeps the run's account on disk.
+
+    Attributes:
+        account: A name of this run that outlives the process: a resumed run is not a second one to its clients.
 
     Args:
         config: The run's configuration, with ``privacy=client_level``.
@@ -30,6 +34,7 @@ class ClientLevelServer:
         self._ledger = ledger
         self._spend = whole_run(config.privacy, config.train, config.federation)
         secure = config.privacy.secure_random
+        self.account = _account_name(ledger.with_name("account"))
         self._randomness = randomness or (SecureRandomness() if secure else TorchRandomness())
 
     def sample(self) -> list[int]:
@@ -68,3 +73,9 @@ class ClientLevelServer:
         )
         moved = with_flat(adapter, parts, [old.double() + move for old, move in zip(before, moves, strict=True)])
         return Reply(0, 1, {part: moved.part(part) for part in parts})
+
+
+def _account_name(path: Path) -> str:
+    if not path.exists():
+        write_text(path, uuid4().hex)
+    return path.read_text(encoding="utf-8")

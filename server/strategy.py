@@ -83,7 +83,8 @@ class FederatedLoRA(Strategy):
             self._partitions = self._find_clients(grid)
         nodes = self._sample(this_round)
         trains = trained_parts(self.method, self.config, this_round)
-        task = TrainTask(this_round, trains, self._uplink(this_round))
+        account = self.client_level.account if self.client_level else ""
+        task = TrainTask(this_round, trains, self._uplink(this_round), account)
         factors = wire.pack(self.adapter, self.method.downlink(this_round) | (trains & {"head"}))
         self.round = RoundRecord(this_round, len(nodes), bytes_down=wire.payload_bytes(factors) * len(nodes))
         self._started = time.perf_counter()

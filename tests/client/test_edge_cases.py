@@ -29,7 +29,7 @@ ALONE = ["federation.num_clients=1", "partition=iid", "partition.min_partition_s
 def play(config: Config, folder: Path) -> RecordDict:
     start = initial_adapter(config, build_method(config.method))
     identity = ClientIdentity(0, 7, folder / "ledger.sqlite")
-    return run_local_round(config, identity, wire.TrainTask(1, B, B), wire.pack(start, B), "message")
+    return run_local_round(config, identity, wire.TrainTask(1, B, B, account="a run"), wire.pack(start, B), "message")
 
 
 def sent_b(config: Config, content: RecordDict) -> torch.Tensor:

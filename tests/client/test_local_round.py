@@ -141,7 +141,10 @@ def test_client_level_sends_a_clipped_update_and_pays_for_the_whole_run_once(
 ) -> None:
     config = compose(["experiment=smoke", "privacy=client_level", "privacy.max_update_norm=1e-4", "train.num_rounds=3"])
     for server_round in (1, 3):
-        report, factors = wire.read_train_reply(ask(config, identity, adapter, server_round))
+        task = TrainTask(server_round, B, B, account="one run, two processes")
+        process = replace(identity, run_id=server_round)
+        content = run_local_round(config, process, task, wire.pack(adapter, B), f"message-{server_round}")
+        report, factors = wire.read_train_reply(content)
         sent = wire.unpack(factors, B, adapter, torch.device("cpu"))["B"]
         update = torch.cat([(sent[name] - b).reshape(-1) for name, b in adapter.B.items()])
 
@@ -150,6 +153,11 @@ def test_client_level_sends_a_clipped_update_and_pays_for_the_whole_run_once(
         assert report.steps == 3
     with Ledger.open(identity.ledger, load_silo(config, 0).fingerprint) as ledger:
         assert [spend.steps for spend in ledger.history()] == [3]
+    with pytest.raises(PayloadError, match="names no account"):
+        ask(config, identity, adapter)
+    another = TrainTask(1, B, B, account="another run")
+    with pytest.raises(BudgetExceededError):
+        run_local_round(config, identity, another, wire.pack(adapter, B), "message")
 
 
 def test_the_nodes_own_ledger_wins_over_the_run_folder(config: Config, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,25 @@ def test_a_client_over_budget_declines_and_the_round_goes_on(
     assert [row["clients_used"] for row in again] == [0, 0, 0]
     assert all("BudgetExceededError" in reason for reason in again[1]["clients_refused"].values())
     assert "this client allows 6" in capsys.readouterr().out
+
+
+def test_client_level_privacy_goes_on_after_a_crash_with_one_account(tmp_path: Path) -> None:
+    words = ["privacy=client_level", "federation.num_clients=5", "federation.clients_per_round=3"]
+    folder = train(tmp_path, *words, "train.num_rounds=3")
+    shutil.rmtree(folder / "adapter")
+    for number in (2, 3):
+        shutil.rmtree(folder / "checkpoints" / f"round-{number:06d}")
+
+    assert main(["train", f"resume={folder}"]) == 0
+
+    privacy = json.loads((folder / "privacy.json").read_text())
+    assert privacy["unit"] == "client"
+    assert all(client["steps"] == 3 for client in privacy["clients"].values())
+    rows = read_rows(folder / "metrics.jsonl")
+    # Rounds 2 and 3 were released before: taken again, they would be more than was promised, and the model stays.
+    assert [row["skipped"] for row in rows] == [False, False, True, True]
+    assert all(row["clients_refused"] == {} for row in rows)
+    assert max(row["epsilon"] for row in rows[1:]) <= 6
 
 
 @pytest.mark.parametrize(
