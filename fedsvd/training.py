@@ -45,7 +45,7 @@ def learning_rate(config: TrainConfig, server_round: int) -> float:
 def example_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Return each example's cross-entropy, shape (batch,), in float32."""
     labels = batch["labels"]
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits = model(**_inputs(batch)).logits
     return functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
@@ -95,11 +95,15 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -
     total, right, count = 0.0, 0, 0
     for cpu_batch in batches:
         batch = to_device(cpu_batch, device)
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+        logits = model(**_inputs(batch)).logits.float()
         total += functional.cross_entropy(logits, batch["labels"], reduction="sum").item()
         right += int((logits.argmax(-1) == batch["labels"]).sum().item())
         count += len(batch["labels"])
     return Evaluation(total / count, right / count, count, time.perf_counter() - started)
+
+
+def _inputs(batch: Batch) -> Batch:
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -82,6 +82,13 @@ def load_silo(config: Config, partition_id: int) -> Silo:
     )
 
 
+def partition_counts(config: Config) -> list[dict[str, int]]:
+    """Count each simulated client's examples by class; real clients' data are not here to be counted."""
+    parts = _load_partitions(config.data, config.partition, config.federation.num_clients, config.seed)
+    names = parts[0].features["label"].names
+    return [{name: list(part["label"]).count(number) for number, name in enumerate(names)} for part in parts]
+
+
 def load_test_batches(config: Config) -> list[Batch]:
     """Load the held-out examples as padded batches."""
     return _load_test_batches(config.data, config.model, config.train.eval_batch_size, config.seed)
@@ -129,14 +136,8 @@ def _shapes(model: peft.PeftModel, config: ModelConfig, seed: int) -> Adapter:
 
 
 @lru_cache(maxsize=2)
-def _load_data(config: DataConfig, seed: int) -> DatasetDict:
-    return data.load_movie_reviews(
-        test_fraction=config.test_fraction,
-        min_abs_rating=config.min_abs_rating,
-        seed=seed,
-        max_train_examples=config.max_train_examples,
-        max_test_examples=config.max_test_examples,
-    )
+def _load_data(config: DataConfig, seed: int, keep_column: str | None = None) -> DatasetDict:
+    return data.load(config, seed, keep_column)
 
 
 @lru_cache(maxsize=2)
@@ -145,12 +146,14 @@ def _load_partitions(
 ) -> tuple[Dataset, ...]:
     return tuple(
         data.partition(
-            _load_data(config, seed)["train"],
+            _load_data(config, seed, partition.column if partition.name == "by_column" else None)["train"],
             name=partition.name,
             num_partitions=num_clients,
             dirichlet_alpha=partition.dirichlet_alpha,
             min_partition_size=partition.min_partition_size,
             seed=seed,
+            column=partition.column,
+            skew=partition.skew,
         )
     )
 

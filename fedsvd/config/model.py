@@ -46,16 +46,35 @@ class DataConfig:
     """The labelled texts.
 
     Attributes:
-        name: Name of the data set.
-        test_fraction: Share of the examples that is held out for the test.
+        name: An embedded data set, a file format for a user's own, or ``hub``.
+        test_fraction: Share of the examples that is held out, where the data do not come split.
         min_abs_rating: Snippets whose mean rating (−4 … 4) is nearer to 0 than this are left out.
+        domains: Of ``sentiment_domains``: ``movies``, ``products``, ``tweets``, ``editorials``.
+        path: A user's own file, or the id on a hub.
+        test_path: A file with held-out texts; null holds out ``test_fraction`` of ``path``.
+        subset: Configuration of a data set on a hub.
+        test_split: Split of a data set on a hub that is held out.
+        text_column: Column of the text, in a user's own data or on a hub.
+        text_pair_column: Column of the second text of a pair; null where there is one.
+        label_column: Column of the class.
         max_train_examples: At most so many training examples; null for all.
         max_test_examples: At most so many held-out examples; null for all.
     """
 
-    name: str
+    name: Literal[
+        "movie_reviews", "sentiment_domains", "reuters_r8", "newsgroups", "bbc_news",
+        "csv", "jsonl", "parquet", "arrow", "hub",
+    ]  # fmt: skip
     test_fraction: Fraction = 0.2
     min_abs_rating: Annotated[float, Range(0, 4, open_high=True)] = 0.5
+    domains: tuple[str, ...] = ("movies", "products", "tweets", "editorials")
+    path: str | None = None
+    test_path: str | None = None
+    subset: str | None = None
+    test_split: str = "test"
+    text_column: str = "text"
+    text_pair_column: str | None = None
+    label_column: str = "label"
     max_train_examples: Count | None = None
     max_test_examples: Count | None = None
 
@@ -68,13 +87,18 @@ class PartitionConfig:
     """How the training examples are split among the clients.
 
     Attributes:
-        name: ``iid``, or ``dirichlet``: each class is dealt out by shares drawn from a Dirichlet distribution.
+        name: ``iid``; ``dirichlet``: each class is dealt out by shares drawn from a Dirichlet distribution;
+            ``by_column``: natural silos, one for each value of a column; ``quantity_skew``: alike but for their sizes.
         dirichlet_alpha: Its concentration; the smaller, the more unlike the clients.
+        column: The column of ``by_column``.
+        skew: How sizes grow from client to client: ``linear``, ``square`` or ``exponential``.
         min_partition_size: Fewest examples of a client.
     """
 
-    name: Literal["iid", "dirichlet"]
+    name: Literal["iid", "dirichlet", "by_column", "quantity_skew"]
     dirichlet_alpha: Positive = 0.5
+    column: str = "domain"
+    skew: Literal["linear", "square", "exponential"] = "linear"
     min_partition_size: Count = 10
 
     def __post_init__(self) -> None:

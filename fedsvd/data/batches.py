@@ -12,23 +12,30 @@ from transformers import PreTrainedTokenizerBase
 
 
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Turn ``text`` and ``label`` into ``input_ids`` (unpadded) and ``labels``."""
-    encoded = tokenizer(list(dataset["text"]), truncation=True, max_length=max_length)
-    return Dataset.from_dict({"input_ids": encoded["input_ids"], "labels": list(dataset["label"])})
+    """Turn ``text`` (with ``text_pair``, where there is one) and ``label`` into unpadded tokens and ``labels``.
+
+    Returns:
+        Columns ``input_ids`` and ``labels``; of pairs, where the tokenizer tells the two apart, ``token_type_ids`` too.
+    """
+    pairs = list(dataset["text_pair"]) if "text_pair" in dataset.column_names else None
+    encoded = tokenizer(list(dataset["text"]), pairs, truncation=True, max_length=max_length)
+    columns = {"input_ids": encoded["input_ids"], "labels": list(dataset["label"])}
+    if pairs is not None and "token_type_ids" in encoded:
+        columns["token_type_ids"] = encoded["token_type_ids"]
+    return Dataset.from_dict(columns)
 
 
 def collate(examples: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
     """Pad examples to the longest among them.
 
     Returns:
-        ``input_ids`` and ``attention_mask`` of shape (batch, length), ``labels`` of shape (batch,).
+        ``input_ids``, ``attention_mask`` and (of pairs) ``token_type_ids`` of shape (batch, length), ``labels`` of
+        shape (batch,).
     """
-    batch = tokenizer.pad({"input_ids": [example["input_ids"] for example in examples]}, return_tensors="pt")
-    return {
-        "input_ids": batch["input_ids"],
-        "attention_mask": batch["attention_mask"],
-        "labels": torch.tensor([example["labels"] for example in examples]),
-    }
+    names = [name for name in ("input_ids", "token_type_ids") if name in examples[0]]
+    batch = tokenizer.pad({name: [example[name] for example in examples] for name in names}, return_tensors="pt")
+    labels = torch.tensor([example["labels"] for example in examples])
+    return {**{name: batch[name] for name in (*names, "attention_mask")}, "labels": labels}
 
 
 def by_length(dataset: Dataset) -> Dataset:

@@ -21,8 +21,9 @@ from fedsvd.errors import ConfigError, RunError
 from fedsvd.launch.local import run_local
 from fedsvd.launch.simulation import run_simulation
 from fedsvd.methods import build_method
+from fedsvd.report.plots import plot_partitions
 from fedsvd.run_folder import RunFolder, read_rows, write_json
-from fedsvd.workspace import resolve_device
+from fedsvd.workspace import partition_counts, resolve_device
 
 
 def check(config: Config) -> None:
@@ -53,6 +54,7 @@ def run(config: Config, overrides: Sequence[str], folder: Path) -> float:
     given = [item for item in overrides if not item.startswith("run_dir=")]
     quoted = str(run_folder.root).replace("'", "\\'")
     run_config: UserConfig = {"overrides": shlex.join([*given, f"run_dir='{quoted}'"])}
+    plot_partitions(partition_counts(config), run_folder.partitions_plot)
     with _quiet_flower(run_folder.root / "flower.log"):
         server_app, client_app = load_apps()
         if config.federation.name == "local":

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and by brightness in print.
 BLUE, VERMILION = "#0072B2", "#D55E00"
+PALETTE = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 
 
 def plot_accuracy(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -44,5 +45,37 @@ def plot_accuracy(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1][0].set_xlabel("round")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def plot_partitions(counts: Sequence[Mapping[str, int]], path: Path) -> None:
+    """Draw who holds what: a bar a client, stacked by class.
+
+    Args:
+        counts: For each client, its examples by class; all with the same classes in the same order.
+        path: PNG to write.
+    """
+    height = max(0.9 + 0.35 * min(len(counts), 40), 0.3 + 0.18 * len(counts[0]))
+    figure = Figure(figsize=(7, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    left = [0] * len(counts)
+    for index, name in enumerate(counts[0]):
+        sizes = [client[name] for client in counts]
+        colour = PALETTE[index % len(PALETTE)]
+        # Colours come round again after eight classes; hatching tells the rounds apart.
+        hatch = ("", "//", "..", "xx")[index // len(PALETTE) % 4]
+        axes.barh(range(len(counts)), sizes, left=left, label=name, color=colour, hatch=hatch, edgecolor="white")
+        left = [start + size for start, size in zip(left, sizes, strict=True)]
+    for client, total in enumerate(left):
+        axes.annotate(f"{total:,}", (total, client), textcoords="offset points", xytext=(4, 0), va="center", fontsize=8)
+    axes.set_xlabel("training examples")
+    axes.set_ylabel("client")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -94,7 +94,7 @@ _CONTENTS = {
     "adapter/": "the final PEFT adapter (PeftModel.from_pretrained)",
     "metrics.jsonl": "a row a round",
     "privacy.json": "what each client spent (with privacy on)",
-    "plots/accuracy.png": "accuracy and ε over rounds",
+    "plots/": "accuracy.png: accuracy and ε over rounds; partitions.png: who holds what",
     "checkpoints/": "fedsvd train resume=RUN_FOLDER goes on from here",
     "config.yaml": "the resolved configuration",
 }

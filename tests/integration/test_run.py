@@ -12,6 +12,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 
 from fedsvd.cli import main
@@ -191,3 +192,19 @@ def test_the_composed_configuration_is_printed(capsys: pytest.CaptureFixture[str
     assert main(["train", "experiment=smoke", "--cfg", "job"]) == 0
 
     assert "local_steps: 2" in capsys.readouterr().out
+
+
+def test_pairs_of_ones_own_in_natural_silos(tmp_path: Path) -> None:
+    rows = [
+        {"premise": f"It rains in town {i}.", "claim": f"Town {i} is dry.", "verdict": i % 3, "site": "ab"[i % 2]}
+        for i in range(120)
+    ]
+    Dataset.from_list(rows).to_json(tmp_path / "pairs.jsonl")
+    folder = train(
+        tmp_path / "run", "data=jsonl", f"data.path={tmp_path / 'pairs.jsonl'}", "data.text_column=premise",
+        "data.text_pair_column=claim", "data.label_column=verdict", "partition=by_column", "partition.column=site",
+        "privacy=none", "train.head=private",
+    )  # fmt: skip
+
+    assert [row["clients_used"] for row in read_rows(folder / "metrics.jsonl")] == [0, 2, 2]
+    assert (folder / "plots" / "partitions.png").read_bytes().startswith(b"\x89PNG")

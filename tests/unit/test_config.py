@@ -41,10 +41,11 @@ def commands(path: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("path", OPTIONS, ids=str)
 def test_every_option_composes_and_is_what_its_yaml_says(path: Path) -> None:
-    config = compose([f"{path.parent}={path.stem}"])
+    group_name, _, option = path.with_suffix("").as_posix().partition("/")
+    config = compose([f"{group_name}={option}"])
     for key, value in OmegaConf.to_container(OmegaConf.load(conf_dir() / path)).items():
-        if path.parent.name != "experiment":
-            group = as_dict(config)[path.parent.name]
+        if group_name != "experiment":
+            group = as_dict(config)[group_name]
             assert (list(group[key]) if isinstance(value, list) else group[key]) == value
 
 

@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 from datasets import DatasetDict
 
-from fedsvd.data import load_movie_reviews
+from fedsvd.data.ratings import load_movie_reviews
+from fedsvd.data.split import limited
 from fedsvd.errors import DataError
 
 
@@ -64,11 +65,13 @@ def test_both_classes_come_mixed(reviews: DatasetDict) -> None:
 
 
 def test_limits_keep_the_first_of_the_shuffle(reviews: DatasetDict) -> None:
-    few = load_movie_reviews(
-        test_fraction=0.2, min_abs_rating=0.5, seed=0, max_train_examples=100, max_test_examples=50
-    )
+    few = limited(reviews, 100, 50)
     assert list(few["train"]["text"]) == list(reviews["train"]["text"])[:100]
     assert list(few["test"]["text"]) == list(reviews["test"]["text"])[:50]
+    assert [len(side) for side in limited(reviews, None, 10**9).values()] == [8033, 2008]
+    for key, limits in (("max_train_examples", (0, None)), ("max_test_examples", (None, -5))):
+        with pytest.raises(DataError, match=rf"data\.{key} = "):
+            limited(reviews, *limits)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +82,6 @@ def test_limits_keep_the_first_of_the_shuffle(reviews: DatasetDict) -> None:
         ("test_fraction", -0.1),
         ("test_fraction", 1e-9),
         ("min_abs_rating", 9.0),
-        ("max_train_examples", 0),
-        ("max_test_examples", -5),
     ],
 )
 def test_impossible_values_are_named(key: str, value: float) -> None:

@@ -1,6 +1,7 @@
 """Partitions: each example with exactly one client, by the seed alone."""
 
 import hashlib
+import math
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def split(dataset: Dataset, **changes: object) -> list[list[str]]:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    name=st.sampled_from(["iid", "dirichlet"]),
+    name=st.sampled_from(["iid", "dirichlet", "quantity_skew"]),
     num_partitions=st.integers(1, 6),
     num_examples=st.integers(60, 200),
     num_classes=st.integers(1, 4),
@@ -72,6 +73,30 @@ def test_iid_gives_equal_sizes_and_both_classes_from_data_sorted_by_class() -> N
     assert sorted(map(len, parts)) == [100, 100, 101, 101]
     for part in parts:
         assert 0.3 < np.mean(part["label"]) < 0.7
+
+
+@pytest.mark.parametrize(("skew", "ratio"), [("linear", 2), ("square", 4), ("exponential", math.e)])
+def test_sizes_grow_as_their_skew_says(skew: str, ratio: float) -> None:
+    sizes = [len(part) for part in split(examples(3000), name="quantity_skew", skew=skew, num_partitions=3)]
+    assert sizes[1] / sizes[0] == pytest.approx(ratio, rel=0.02)
+    assert sum(sizes) == 3000
+
+
+def test_a_skew_that_leaves_a_client_too_little_is_named() -> None:
+    with pytest.raises(DataError, match="gives a client 1 examples, fewer than"):
+        split(examples(100), name="quantity_skew", skew="exponential", num_partitions=5, min_partition_size=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"column": "town"}, r"partition\.column = 'town' is not a column of the data, which have text, label"),
+        ({"column": "label", "num_partitions": 3}, r"2 values \(0, 1\).*set federation\.num_clients=2"),
+    ],
+)
+def test_columns_that_make_no_clients_are_named(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        split(examples(100), name="by_column", **changes)
 
 
 def test_a_smaller_alpha_makes_clients_less_alike() -> None:
@@ -128,7 +153,7 @@ def test_impossible_requests_are_named(name: str, changes: dict[str, int], said:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"name": "round_robin"}, "'round_robin' is not known; allowed: iid, dirichlet"),
+        ({"name": "round_robin"}, "'round_robin' .* is not known; allowed: iid, dirichlet"),
         ({"dirichlet_alpha": 0.0}, r"dirichlet_alpha = 0\.0"),
         ({"dirichlet_alpha": float("nan")}, "dirichlet_alpha = nan"),
         ({"dirichlet_alpha": 0.01, "min_partition_size": 20}, "gives each of 4 clients 20 examples"),

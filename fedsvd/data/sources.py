@@ -1,0 +1,89 @@
+"""The data sets by the name that ``data=`` gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from datasets import DatasetDict
+
+from fedsvd.config import DataConfig
+from fedsvd.data.external import FILE_FORMATS, Columns, load_files, load_hub
+from fedsvd.data.ratings import load_movie_reviews, load_sentiment_domains
+from fedsvd.data.split import limited
+from fedsvd.data.topics import load_bbc_news, load_newsgroups, load_reuters_r8
+from fedsvd.errors import ConfigError
+
+
+def load(config: DataConfig, seed: int, keep_column: str | None = None) -> DatasetDict:
+    """Load a data set as ``train`` and ``test``, shuffled, each with ``text``, ``label`` and perhaps ``text_pair``.
+
+    Args:
+        config: The group ``data``.
+        seed: Of the split and the shuffle.
+        keep_column: One more column of a user's own data to carry along.
+
+    Raises:
+        DataError: It cannot be had, or a value does not fit it.
+        AssetError: An embedded package cannot be had.
+        ConfigError: A user's own data without ``data.path``.
+    """
+    sides = _LOADERS[config.name](config, seed, keep_column)
+    return limited(sides, config.max_train_examples, config.max_test_examples)
+
+
+def _movie_reviews(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+    return load_movie_reviews(test_fraction=config.test_fraction, min_abs_rating=config.min_abs_rating, seed=seed)
+
+
+def _sentiment_domains(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+    return load_sentiment_domains(
+        domains=config.domains, test_fraction=config.test_fraction, min_abs_rating=config.min_abs_rating, seed=seed
+    )
+
+
+def _reuters_r8(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+    return load_reuters_r8(seed=seed)
+
+
+def _newsgroups(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+    return load_newsgroups(seed=seed)
+
+
+def _bbc_news(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+    return load_bbc_news(test_fraction=config.test_fraction, seed=seed)
+
+
+def _files(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+    return load_files(
+        config.name,
+        _path(config),
+        config.test_path,
+        _columns(config, keep_column),
+        test_fraction=config.test_fraction,
+        seed=seed,
+    )
+
+
+def _hub(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+    return load_hub(_path(config), config.subset, config.test_split, _columns(config, keep_column), seed=seed)
+
+
+def _columns(config: DataConfig, keep_column: str | None) -> Columns:
+    return Columns(config.text_column, config.text_pair_column, config.label_column, keep_column)
+
+
+def _path(config: DataConfig) -> str:
+    if config.path is None:
+        raise ConfigError(f"data={config.name} needs data.path: give the path or the id of the data.")
+    return config.path
+
+
+_LOADERS: Mapping[str, Callable[[DataConfig, int, str | None], DatasetDict]] = {
+    "movie_reviews": _movie_reviews,
+    "sentiment_domains": _sentiment_domains,
+    "reuters_r8": _reuters_r8,
+    "newsgroups": _newsgroups,
+    "bbc_news": _bbc_news,
+    "hub": _hub,
+    **dict.fromkeys(FILE_FORMATS, _files),
+}
