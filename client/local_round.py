@@ -14,6 +14,7 @@ from fedsvd import lora, wire
 from fedsvd.aggregate import flat, with_flat
 from fedsvd.config import Config
 from fedsvd.errors import DataError, PayloadError
+from fedsvd.fused import choose
 from fedsvd.lora import Adapter
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend, calibrate
@@ -107,14 +108,16 @@ def _train_private(
         steps = sum(entry.steps for entry in ledger.history())
     model = load_model(config)
     lora.write(model, adapter)
+    trained = lora.set_trainable(model, task.trains)
     train_dp_sgd(
         model,
-        make_optimizer(lora.set_trainable(model, task.trains), train, task.server_round),
+        make_optimizer(trained, train, task.server_round),
         silo_losses(silo, config),
         num_examples,
         DPSGD(noise_multiplier, privacy.max_grad_norm, sample_rate, train.local_steps, train.physical_batch_size),
         # Amplification by sampling counts on a sample that nobody else can know, so the seed does not draw it.
         SecureRandomness() if privacy.secure_random else TorchRandomness(),
+        choose(model, train.grad_sample_mode),
     )
     return ClientReport(identity.partition_id, num_examples, 0.0, epsilon, noise_multiplier, sample_rate, steps)
 

@@ -19,6 +19,7 @@ from peft.tuners.lora import Linear
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from fedsvd.errors import ModelError
 
@@ -103,6 +104,8 @@ def attach(
             warnings.filterwarnings(
                 "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
             )
+            # GPT-2's Conv1D; PEFT finds out by itself, and says so for each layer.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
             adapted = peft.get_peft_model(model, config)
     except ValueError as error:
         linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
@@ -149,9 +152,67 @@ def write(model: peft.PeftModel, adapter: Adapter) -> None:
             parameter.copy_(given[name])
 
 
+@dataclass(frozen=True)
+class LoraSite:
+    """One adapted layer as it computes.
+
+    Attributes:
+        layer: PEFT's layer around the frozen one.
+        A: Its factor A, shape (r, d_in).
+        B: Its factor B, shape (d_out, r).
+        scale: Factor of B A.
+        reason: Why its output is not simply ``W x + b + scale · B A x``; None where it is.
+    """
+
+    layer: Linear
+    A: nn.Parameter
+    B: nn.Parameter
+    scale: float
+    reason: str | None
+
+
+def lora_sites(model: nn.Module) -> dict[str, LoraSite]:
+    """Return the adapted layers by name."""
+    return {
+        name: LoraSite(
+            layer,
+            layer.get_parameter(f"lora_A.{_PEFT_NAME}.weight"),
+            layer.get_parameter(f"lora_B.{_PEFT_NAME}.weight"),
+            float(layer.scaling[_PEFT_NAME]),
+            _not_plain(layer),
+        )
+        for name, layer in _lora_layers(model)
+    }
+
+
+def _not_plain(layer: Linear) -> str | None:
+    base = layer.get_base_layer()
+    if type(base) not in (nn.Linear, Conv1D):
+        return f"is a {type(base).__name__}"
+    if not isinstance(layer.lora_dropout[_PEFT_NAME], nn.Identity):
+        return "has dropout before A"
+    if layer.merged or layer.disable_adapters or list(layer.active_adapters) != [_PEFT_NAME]:
+        return "is merged, or not the only active adapter"
+    if _PEFT_NAME in layer.lora_variant or layer.lora_bias[_PEFT_NAME]:
+        return "is a variant of LoRA"
+    if any(parameter.requires_grad for parameter in base.parameters()):
+        return "has a trained base layer"
+    if base.get_parameter("weight").dtype != layer.get_parameter(f"lora_B.{_PEFT_NAME}.weight").dtype:
+        return "keeps its weight in another type than its factors"
+    return None
+
+
 def frozen_weights(model: peft.PeftModel) -> dict[str, Tensor]:
-    """Return each site's frozen weight, shape (d_out, d_in): the model's own tensors, not copies."""
-    return {name: layer.get_base_layer().get_parameter("weight") for name, layer in _lora_layers(model)}
+    """Return each site's frozen weight, shape (d_out, d_in): views of the model's own tensors, not copies."""
+    return {name: base_weight(layer) for name, layer in _lora_layers(model)}
+
+
+def base_weight(layer: Linear) -> Tensor:
+    """Return the frozen weight of PEFT's layer, shape (d_out, d_in), not a copy."""
+    base = layer.get_base_layer()
+    weight = base.get_parameter("weight")
+    # transformers' Conv1D keeps its weight as (d_in, d_out).
+    return weight.mT if isinstance(base, Conv1D) else weight
 
 
 def set_trainable(model: peft.PeftModel, parts: Collection[Part]) -> list[nn.Parameter]:

@@ -26,6 +26,8 @@ class TrainConfig:
         physical_batch_size: Most examples in memory at once; larger batches are accumulated.
         eval_batch_size: Examples in a batch of the evaluation.
         eval_every: Evaluate after every so many rounds, and after the last.
+        grad_sample_mode: How per-example gradients are formed: ``fused`` (at the price of plain training), ``hooks``
+            (Opacus' own, for any layer it knows), or ``auto``: fused where the model allows it.
         head: The classifier head: ``frozen`` as it was drawn, or ``private``: trained and sent like the factors.
     """
 
@@ -40,6 +42,7 @@ class TrainConfig:
     physical_batch_size: Count = 128
     eval_batch_size: Count = 128
     eval_every: Count = 1
+    grad_sample_mode: Literal["auto", "fused", "hooks"] = "auto"
     head: Literal["frozen", "private"] = "frozen"
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from fedsvd.privacy.randomness import Randomness
 
 logger = logging.getLogger(__name__)
 
+# From a model to a context in which backward passes leave `parameter.grad_sample`, shape (batch, *parameter).
+PerExample = Callable[[nn.Module], AbstractContextManager[nn.Module]]
 Losses = Callable[[nn.Module, Sequence[int]], Tensor]
 
 
@@ -48,6 +50,7 @@ def train_dp_sgd(
     num_examples: int,
     plan: DPSGD,
     randomness: Randomness,
+    per_example: PerExample | None = None,
 ) -> None:
     """Take exactly ``plan.steps`` noisy steps; an empty batch takes one too, made of noise alone.
 
@@ -61,11 +64,12 @@ def train_dp_sgd(
         num_examples: Size of the data set that positions index.
         plan: The mechanism.
         randomness: Draws the batches (secret, or amplification by sampling does not hold) and the noise.
+        per_example: How per-example gradients are formed; by default by `opacus_hooks`.
 
     Raises:
-        PrivacyError: A trained layer whose per-example gradients Opacus cannot form.
+        PrivacyError: A trained layer whose per-example gradients cannot be formed.
     """
-    with _per_example_gradients(model) as wrapped:
+    with _forming(model, per_example or opacus_hooks) as wrapped:
         private = _NoisyOptimizer(
             optimizer,
             randomness,
@@ -79,9 +83,11 @@ def train_dp_sgd(
             _noisy_step(wrapped, private, losses, batch, plan.physical_batch_size)
 
 
-def per_example_gradients(model: nn.Module, losses: Losses, positions: Sequence[int]) -> dict[str, Tensor]:
+def per_example_gradients(
+    model: nn.Module, losses: Losses, positions: Sequence[int], per_example: PerExample | None = None
+) -> dict[str, Tensor]:
     """Return each trained parameter's gradient for each example, shape (batch, *parameter), unclipped."""
-    with _per_example_gradients(model) as wrapped:
+    with _forming(model, per_example or opacus_hooks) as wrapped:
         model.train()
         losses(wrapped, positions).sum().backward()  # type: ignore[no-untyped-call]
         return {name: p.grad_sample for name, p in model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
@@ -133,14 +139,32 @@ def _backward(model: nn.Module, optimizer: DPOptimizer, losses: Losses, chunk: l
     optimizer.zero_grad(set_to_none=True)
     if chunk:
         losses(model, chunk).sum().backward()  # type: ignore[no-untyped-call]
+        _check_samples(optimizer.params, len(chunk))
     else:
         for parameter in optimizer.params:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
     optimizer.step()
 
 
+def _check_samples(parameters: Sequence[nn.Parameter], num_examples: int) -> None:
+    for parameter in parameters:
+        sample = getattr(parameter, "grad_sample", None)
+        if sample is None or sample.shape != (num_examples, *parameter.shape):
+            found = "none" if sample is None else f"shape {tuple(sample.shape)}"
+            raise PrivacyError(
+                f"a batch of {num_examples} examples gave per-example gradients of {found} for a parameter of shape "
+                f"{tuple(parameter.shape)}: this model does not keep examples apart in its first dimension, or does "
+                "not use all that is trained."
+            )
+
+
 @contextmanager
-def _per_example_gradients(model: nn.Module) -> Iterator[GradSampleModule]:
+def opacus_hooks(model: nn.Module) -> Iterator[nn.Module]:
+    """Let every backward pass leave per-example gradients in ``parameter.grad_sample``, by Opacus' hooks.
+
+    Raises:
+        PrivacyError: A trained layer that Opacus has no rule for.
+    """
     unsupported = GradSampleModule.validate(model)
     if unsupported:
         raise PrivacyError(f"these trained layers have no per-example gradients under Opacus: {unsupported}.")
@@ -152,6 +176,14 @@ def _per_example_gradients(model: nn.Module) -> Iterator[GradSampleModule]:
             yield wrapped
     finally:
         wrapped.remove_hooks()
+
+
+@contextmanager
+def _forming(model: nn.Module, per_example: PerExample) -> Iterator[nn.Module]:
+    try:
+        with per_example(model) as wrapped:
+            yield wrapped
+    finally:
         for parameter in model.parameters():
             parameter.grad = None
             _forget(parameter, "grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample")

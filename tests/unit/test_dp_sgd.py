@@ -10,8 +10,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from fedsvd import lora
 from fedsvd.errors import PrivacyError
+from fedsvd.fused import fused_gradients
 from fedsvd.initialisation import initialise
-from fedsvd.privacy.dp_sgd import DPSGD, per_example_gradients, train_dp_sgd
+from fedsvd.privacy.dp_sgd import DPSGD, PerExample, opacus_hooks, per_example_gradients, train_dp_sgd
 from fedsvd.privacy.randomness import TorchRandomness, poisson_batches
 from fedsvd.training import example_losses
 
@@ -61,7 +62,15 @@ def plan(**changes: float) -> DPSGD:
     return DPSGD(**values)  # type: ignore[arg-type]
 
 
-def run(model: nn.Module, trained: list[nn.Parameter], mechanism: DPSGD, *, seed: int = 0, lr: float = 1.0) -> None:
+def run(
+    model: nn.Module,
+    trained: list[nn.Parameter],
+    mechanism: DPSGD,
+    *,
+    seed: int = 0,
+    lr: float = 1.0,
+    per_example: PerExample = opacus_hooks,
+) -> None:
     train_dp_sgd(
         model,
         torch.optim.SGD(trained, lr=lr),
@@ -69,6 +78,7 @@ def run(model: nn.Module, trained: list[nn.Parameter], mechanism: DPSGD, *, seed
         NUM_EXAMPLES,
         mechanism,
         TorchRandomness(seed),
+        per_example,
     )
 
 
@@ -76,13 +86,17 @@ def values(trained: list[nn.Parameter]) -> Tensor:
     return torch.cat([parameter.detach().reshape(-1).clone() for parameter in trained])
 
 
+PATHS = pytest.mark.parametrize("per_example", [opacus_hooks, fused_gradients], ids=["hooks", "fused"])
+
+
+@PATHS
 @pytest.mark.parametrize("parts", PARTS, ids=lambda parts: "+".join(sorted(parts)))
-def test_per_example_gradients_equal_a_loop(parts: set[lora.Part]) -> None:
+def test_per_example_gradients_equal_a_loop(parts: set[lora.Part], per_example: PerExample) -> None:
     model, trained = make_model(parts)
 
     names = {parameter: name for name, parameter in model.named_parameters()}
 
-    found = per_example_gradients(model, make_losses(), range(NUM_EXAMPLES))
+    found = per_example_gradients(model, make_losses(), range(NUM_EXAMPLES), per_example)
 
     assert len(found) == len(trained)
     for position in range(NUM_EXAMPLES):
@@ -91,15 +105,16 @@ def test_per_example_gradients_equal_a_loop(parts: set[lora.Part]) -> None:
             torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5)
 
 
+@PATHS
 @pytest.mark.parametrize("parts", PARTS, ids=lambda parts: "+".join(sorted(parts)))
-def test_a_step_clips_each_example_over_everything_trained(parts: set[lora.Part]) -> None:
+def test_a_step_clips_each_example_over_everything_trained(parts: set[lora.Part], per_example: PerExample) -> None:
     model, trained = make_model(parts)
     before = values(trained)
     gradients = [torch.cat([g.reshape(-1) for g in one_by_one(model, trained, i)]) for i in range(NUM_EXAMPLES)]
     bound = sorted(gradient.norm().item() for gradient in gradients)[NUM_EXAMPLES // 2]
     clipped = sum(gradient * min(1.0, bound / gradient.norm().item()) for gradient in gradients)
 
-    run(model, trained, plan(max_grad_norm=bound))
+    run(model, trained, plan(max_grad_norm=bound), per_example=per_example)
 
     torch.testing.assert_close(values(trained), before - clipped / NUM_EXAMPLES, atol=1e-6, rtol=1e-4)
 
@@ -137,12 +152,14 @@ def test_the_divisor_is_the_expected_batch_size() -> None:
     torch.testing.assert_close(values(trained), before - total / 6, atol=1e-5, rtol=1e-4)
 
 
-def test_an_empty_batch_takes_a_noisy_step_of_the_right_size() -> None:
+@PATHS
+def test_an_empty_batch_takes_a_noisy_step_of_the_right_size(per_example: PerExample) -> None:
     model, trained = make_model({"A", "B", "head"})
     before = values(trained)
     assert next(poisson_batches(NUM_EXAMPLES, 1e-6, 1, torch.Generator().manual_seed(0))) == []
 
-    run(model, trained, plan(noise_multiplier=2.0, max_grad_norm=0.3, sample_rate=1e-6))
+    mechanism = plan(noise_multiplier=2.0, max_grad_norm=0.3, sample_rate=1e-6)
+    run(model, trained, mechanism, per_example=per_example)
 
     moved = values(trained) - before
     expected = 2.0 * 0.3 / (1e-6 * NUM_EXAMPLES)
@@ -179,12 +196,13 @@ def test_steps_are_counted_whatever_the_batches() -> None:
     assert len(taken) == 20
 
 
+@PATHS
 @pytest.mark.parametrize("size", [1, 5, 12])
-def test_physical_batches_change_nothing(size: int) -> None:
+def test_neither_physical_batches_nor_the_path_change_anything(size: int, per_example: PerExample) -> None:
     whole, parts = make_model({"B", "head"}), make_model({"B", "head"})
 
     run(*whole, plan(noise_multiplier=1.0, steps=3))
-    run(*parts, plan(noise_multiplier=1.0, steps=3, physical_batch_size=size))
+    run(*parts, plan(noise_multiplier=1.0, steps=3, physical_batch_size=size), per_example=per_example)
 
     torch.testing.assert_close(values(parts[1]), values(whole[1]), atol=1e-6, rtol=1e-4)
 
@@ -200,12 +218,14 @@ def test_the_global_seed_has_no_part_in_noise() -> None:
     assert torch.equal(outcomes[0], outcomes[1])
 
 
-def test_the_model_is_left_as_plain_as_it_was() -> None:
+@PATHS
+def test_the_model_is_left_as_plain_as_it_was(per_example: PerExample) -> None:
     model, trained = make_model({"B"})
     hooks = sum(len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules())
 
-    run(model, trained, plan(steps=2))
+    run(model, trained, plan(steps=2), per_example=per_example)
 
+    assert not any("forward" in vars(module) for module in model.modules())
     assert sum(len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules()) == hooks
     assert not any(hasattr(parameter, "grad_sample") for parameter in model.parameters())
     make_losses()(model, [0, 1]).mean().backward()

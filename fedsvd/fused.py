@@ -1,0 +1,179 @@
+"""Per-example gradients of LoRA factors at the price of plain training.
+
+Opacus' hooks keep every trained layer's input and output gradient and form per-example gradients after the fact. Here
+each LoRA site is one autograd function: the frozen layer and both factors in one pass forward, and backward the
+gradient of the input together with each example's gradient of B (and of A, where it is trained) by one batched
+product. With
+``u = x Aᵀ`` (T × r for each example of T positions), ``g`` the gradient of the site's output and s its scale,
+
+    ∂B = s · gᵀ u        ∂A = s · (g B)ᵀ x        ∂x = g W + s · (g B) A
+
+Only u is kept for backward (x too, where A is trained). Weights are never merged, so there is nothing to undo. The
+gradients land in ``parameter.grad_sample``, where Opacus' optimiser looks for them (its ``grad_sample_mode="no_op"``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from fedsvd.errors import PrivacyError
+from fedsvd.lora import LoraSite, base_weight, lora_sites
+from fedsvd.privacy.dp_sgd import PerExample, opacus_hooks
+
+logger = logging.getLogger(__name__)
+
+
+def why_not(model: nn.Module) -> str | None:
+    """Return why a model's trained parameters do not fit the fused path, or None where they do."""
+    covered: set[int] = set()
+    for name, site in lora_sites(model).items():
+        if site.reason is not None:
+            return f"{name} {site.reason}"
+        covered |= {id(site.A), id(site.B)}
+    for _, layer in _trained_linears(model):
+        covered |= {id(parameter) for parameter in layer.parameters(recurse=False)}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in covered:
+            return f"{name} is trained and is neither a LoRA factor nor part of a linear layer of the head"
+    return None
+
+
+def choose(model: nn.Module, grad_sample_mode: str) -> PerExample:
+    """Return how a model's per-example gradients are formed; says once why where ``auto`` cannot take the fused path.
+
+    Raises:
+        PrivacyError: ``fused`` for a model that does not fit it.
+    """
+    reason = None if grad_sample_mode == "hooks" else why_not(model)
+    if grad_sample_mode == "fused" and reason:
+        raise PrivacyError(f"train.grad_sample_mode = fused is not possible: {reason}. Set it to auto or hooks.")
+    if reason:
+        _say_once(reason)
+    return opacus_hooks if reason or grad_sample_mode == "hooks" else fused_gradients
+
+
+@lru_cache(maxsize=64)
+def _say_once(reason: str) -> None:
+    logger.warning("per-example gradients come from Opacus' hooks, which are slower: %s.", reason)
+
+
+@contextmanager
+def fused_gradients(model: nn.Module) -> Iterator[nn.Module]:
+    """Let every backward pass through ``model`` leave per-example gradients in ``parameter.grad_sample``.
+
+    Inside, the first dimension of what reaches a site must be that of the examples. Afterwards the model is as it was.
+
+    Args:
+        model: One for which `why_not` gives no reason.
+    """
+    patched: list[nn.Module] = []
+    try:
+        for site in lora_sites(model).values():
+            site.layer.forward = partial(_site_forward, site)  # type: ignore[method-assign]
+            patched.append(site.layer)
+        for _, layer in _trained_linears(model):
+            layer.forward = partial(_linear_forward, layer)  # type: ignore[method-assign]
+            patched.append(layer)
+        yield model
+    finally:
+        for module in patched:
+            del module.forward
+
+
+def _trained_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Yield the linear layers of heads that are stored with the adapter and trained."""
+    for name, wrapper in model.named_modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            for inner, layer in wrapper.modules_to_save.named_modules():
+                if type(layer) is nn.Linear and any(p.requires_grad for p in layer.parameters(recurse=False)):
+                    yield f"{name}.{inner}", layer
+
+
+def _site_forward(site: LoraSite, x: Tensor) -> Tensor:
+    weight, bias = base_weight(site.layer), site.layer.get_base_layer().bias
+    result: Tensor = _Site.apply(x, weight, bias, site.A, site.B, site.scale)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
+    result: Tensor = _Linear.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Site(torch.autograd.Function):
+    """The frozen layer plus ``s · B A``, with per-example gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        u = functional.linear(x, A)
+        result = functional.linear(x, weight, bias)
+        torch.addmm(
+            result.view(-1, result.shape[-1]),
+            u.view(-1, u.shape[-1]),
+            B.mT,
+            alpha=scale,
+            out=result.view(-1, result.shape[-1]),
+        )
+        ctx.save_for_backward(u if B.requires_grad else None, x if A.requires_grad else None)
+        ctx.weight, ctx.A, ctx.B, ctx.scale = weight, A, B, scale
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        u, x = ctx.saved_tensors
+        A, B, scale = ctx.A, ctx.B, ctx.scale
+        if u is not None:
+            _add_sample(B, torch.bmm(_rows(g).mT, _rows(u)).mul_(scale))
+        if not (ctx.needs_input_grad[0] or x is not None):
+            return (None,) * 6
+        h = torch.matmul(g, B)
+        if x is not None:
+            _add_sample(A, torch.bmm(_rows(h).mT, _rows(x)).mul_(scale))
+        if not ctx.needs_input_grad[0]:
+            return (None,) * 6
+        grad = torch.matmul(g, ctx.weight)
+        flat = grad.view(-1, grad.shape[-1])
+        torch.addmm(flat, h.view(-1, h.shape[-1]), A, alpha=scale, out=flat)
+        return (grad, None, None, None, None, None)
+
+
+class _Linear(torch.autograd.Function):
+    """A trained linear layer with per-example gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.bias = weight, bias
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        if ctx.weight.requires_grad:
+            _add_sample(ctx.weight, torch.bmm(_rows(g).mT, _rows(x)))
+        if ctx.bias is not None and ctx.bias.requires_grad:
+            _add_sample(ctx.bias, _rows(g).sum(dim=1))
+        return (torch.matmul(g, ctx.weight) if ctx.needs_input_grad[0] else None, None, None)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """View (batch, …, d) as (batch, positions, d)."""
+    return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
+
+
+def _add_sample(parameter: Tensor, sample: Tensor) -> None:
+    """Keep each example's gradient; a layer that is used twice adds up."""
+    held = getattr(parameter, "grad_sample", None)
+    parameter.grad_sample = sample if held is None else held + sample  # type: ignore[attr-defined]

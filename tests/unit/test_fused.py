@@ -1,0 +1,126 @@
+"""The fused path beyond BERT: other layer types, when it is taken, and that it leaves nothing behind."""
+
+import logging
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from fedsvd import lora
+from fedsvd.errors import PrivacyError
+from fedsvd.fused import _say_once, choose, fused_gradients, why_not
+from fedsvd.initialisation import initialise
+from fedsvd.privacy.dp_sgd import _check_samples, opacus_hooks, per_example_gradients
+
+LENGTHS = [3, 7, 4, 7]
+
+
+def gpt2() -> tuple[PreTrainedModel, list[str], list[str]]:
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+                        pad_token_id=0)  # fmt: skip
+    return GPT2ForSequenceClassification(config), ["c_attn"], ["score"]
+
+
+def roberta() -> tuple[PreTrainedModel, list[str], list[str]]:
+    config = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0,
+                           intermediate_size=24, hidden_dropout_prob=0, attention_probs_dropout_prob=0)  # fmt: skip
+    return RobertaForSequenceClassification(config), ["query", "dense"], ["classifier"]
+
+
+def adapted(kind: str, parts: set[lora.Part], dropout: float = 0.0) -> tuple[peft.PeftModel, list[nn.Parameter]]:
+    torch.manual_seed(0)
+    base, targets, head = {"gpt2": gpt2, "roberta": roberta}[kind]()
+    model = lora.attach(base, rank=4, lora_alpha=16, target_modules=targets, head_modules=head, lora_dropout=dropout)
+    lora.write(model, initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    return model, lora.set_trainable(model, parts)
+
+
+def losses(model: nn.Module, positions: object) -> Tensor:
+    ids = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.long)
+    generator = torch.Generator().manual_seed(1)
+    for row, length in enumerate(LENGTHS):
+        ids[row, :length] = torch.randint(1, 50, (length,), generator=generator)
+    chosen = ids[list(positions)]  # type: ignore[call-overload]
+    logits = model(input_ids=chosen, attention_mask=(chosen != 0).long()).logits
+    return nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1, 0])[list(positions)], reduction="none")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("parts", [{"B"}, {"A", "B", "head"}], ids=lambda parts: "+".join(sorted(parts)))
+@pytest.mark.parametrize("kind", ["gpt2", "roberta"])
+def test_per_example_gradients_equal_a_loop(kind: str, parts: set[lora.Part]) -> None:
+    model, trained = adapted(kind, parts)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+
+    found = per_example_gradients(model, losses, range(4), fused_gradients)
+
+    assert len(found) == len(trained)
+    for position in range(4):
+        expected = torch.autograd.grad(losses(model, [position]).sum(), trained)
+        for parameter, gradient in zip(trained, expected, strict=True):
+            torch.testing.assert_close(found[names[parameter]][position], gradient, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "roberta"])
+def test_the_forward_pass_is_that_of_peft(kind: str) -> None:
+    model, _ = adapted(kind, {"B"})
+    plain = losses(model, range(4))
+    with fused_gradients(model):
+        fused = losses(model, range(4))
+    torch.testing.assert_close(fused, plain, atol=1e-6, rtol=1e-6)
+    assert torch.equal(losses(model, range(4)), plain)
+
+
+def test_weights_of_gpt2_are_seen_as_those_of_a_linear_layer() -> None:
+    model, _ = adapted("gpt2", {"B"})
+    for name, weight in lora.frozen_weights(model).items():
+        assert weight.shape == (lora.read(model).B[name].shape[0], lora.read(model).A[name].shape[1]) == (48, 16)
+
+
+def test_the_fused_path_is_taken_where_it_can_be() -> None:
+    model, _ = adapted("gpt2", {"B", "head"})
+    assert why_not(model) is None
+    assert choose(model, "auto") is choose(model, "fused") is fused_gradients
+    assert choose(model, "hooks") is opacus_hooks
+
+
+def test_what_does_not_fit_takes_the_hooks_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    _say_once.cache_clear()
+    model, _ = adapted("roberta", {"B"}, dropout=0.1)
+    with caplog.at_level(logging.WARNING):
+        assert [choose(model, "auto"), choose(model, "auto")] == [opacus_hooks] * 2
+    [record] = caplog.records
+    assert "query has dropout before A" in record.getMessage()
+    with pytest.raises(PrivacyError, match=r"grad_sample_mode = fused is not possible: .* has dropout before A"):
+        choose(model, "fused")
+
+
+def test_anything_else_that_is_trained_is_a_reason() -> None:
+    model, _ = adapted("roberta", {"B"})
+    norm = next(module for module in model.modules() if isinstance(module, nn.LayerNorm))
+    norm.weight.requires_grad_(True)
+    assert "LayerNorm.weight is trained" in str(why_not(model))
+    model, _ = adapted("gpt2", {"B"})
+    next(iter(lora.lora_sites(model).values())).layer.get_base_layer().weight.requires_grad_(True)
+    assert "has a trained base layer" in str(why_not(model))
+
+
+def test_a_model_that_mixes_examples_is_refused() -> None:
+    model, trained = adapted("gpt2", {"B"})
+
+    def flattened(model: nn.Module, positions: object) -> Tensor:
+        ids = torch.arange(1, 9).reshape(1, 8)
+        return model(input_ids=ids).logits.sum().expand(4) / 4
+
+    with fused_gradients(model):
+        flattened(model, range(4)).sum().backward()
+        assert trained[0].grad_sample.shape[0] == 1
+    with pytest.raises(PrivacyError, match="does not keep examples apart"):
+        _check_samples(trained, 4)
