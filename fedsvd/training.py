@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from fedsvd.config import TrainConfig
 from fedsvd.errors import RunError
+from fedsvd.prefix import PrefixCache
 
 Batch = dict[str, Tensor]
 
@@ -45,7 +47,7 @@ def learning_rate(config: TrainConfig, server_round: int) -> float:
 def example_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Return each example's cross-entropy, shape (batch,), in float32."""
     labels = batch["labels"]
-    logits = model(**_inputs(batch)).logits
+    logits = model(**inputs(batch)).logits
     return functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
@@ -88,21 +90,26 @@ def train_plain(
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Evaluation:
-    """Measure loss and accuracy over batches."""
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, prefix: PrefixCache | None = None
+) -> Evaluation:
+    """Measure loss and accuracy over batches; ``prefix`` is a cache for examples numbered in their order."""
     started = time.perf_counter()
     model.eval()
     total, right, count = 0.0, 0, 0
     for cpu_batch in batches:
         batch = to_device(cpu_batch, device)
-        logits = model(**_inputs(batch)).logits.float()
+        positions = range(count, count + len(batch["labels"]))
+        with prefix.handing_in(model, positions, inputs(batch)) if prefix else nullcontext():
+            logits = model(**inputs(batch)).logits.float()
         total += functional.cross_entropy(logits, batch["labels"], reduction="sum").item()
         right += int((logits.argmax(-1) == batch["labels"]).sum().item())
         count += len(batch["labels"])
     return Evaluation(total / count, right / count, count, time.perf_counter() - started)
 
 
-def _inputs(batch: Batch) -> Batch:
+def inputs(batch: Batch) -> Batch:
+    """Return what a model's forward pass takes of a batch: all but the labels."""
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 

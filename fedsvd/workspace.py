@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import peft
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from fedsvd import data, lora, models
-from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig
+from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig, TrainConfig
 from fedsvd.errors import ConfigError, ModelError
 from fedsvd.initialisation import initialise
 from fedsvd.lora import Adapter, Part
 from fedsvd.methods import Method
-from fedsvd.training import Batch, example_losses, to_device
+from fedsvd.prefix import MemoryBudget, PrefixCache
+from fedsvd.training import Batch, example_losses, inputs, to_device
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Silo:
     """One client's data, tokenised.
 
     Attributes:
-        examples: Columns ``input_ids``, ``attention_mask`` and ``labels``.
+        examples: Columns ``input_ids`` and ``labels``; of pairs perhaps ``token_type_ids``.
         fingerprint: Identifies the raw text and labels; the ledger is bound to it.
+        prefixes: For each model that has seen these examples, what its frozen lower layers made of them.
     """
 
     examples: Dataset
     fingerprint: str
+    prefixes: WeakKeyDictionary[nn.Module, PrefixCache] = field(default_factory=WeakKeyDictionary, compare=False)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -97,12 +101,34 @@ def load_test_batches(config: Config) -> list[Batch]:
 def silo_losses(silo: Silo, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
     """Return the function from a model and positions in the silo to each example's loss."""
     tokenizer, device = _load_tokenizer(config.model.source), resolve_device(config.device)
+    adapted = load_model(config)
+    if adapted not in silo.prefixes:
+        silo.prefixes[adapted] = PrefixCache(adapted, _memory_budget(config.train.prefix_cache_mib))
+    prefix = silo.prefixes[adapted]
 
     def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
-        batch = data.collate([silo.examples[i] for i in positions], tokenizer)
-        return example_losses(model, to_device(batch, device))
+        batch = to_device(data.collate([silo.examples[i] for i in positions], tokenizer), device)
+        with prefix.handing_in(model, positions, inputs(batch)):
+            return example_losses(model, batch)
 
     return losses
+
+
+def load_test_prefix(config: Config) -> PrefixCache:
+    """Return the cache that belongs to the model and `load_test_batches`."""
+    return _load_test_prefix(load_model(config), config.data, config.model, config.train, config.seed)
+
+
+@lru_cache(maxsize=1)
+def _load_test_prefix(
+    model: peft.PeftModel, data_: DataConfig, config: ModelConfig, train: TrainConfig, seed: int
+) -> PrefixCache:
+    return PrefixCache(model, _memory_budget(train.prefix_cache_mib))
+
+
+@lru_cache(maxsize=1)
+def _memory_budget(mebibytes: int) -> MemoryBudget:
+    return MemoryBudget(mebibytes * 2**20)
 
 
 @lru_cache(maxsize=2)

@@ -15,7 +15,7 @@ from fedsvd.errors import RunError
 from fedsvd.report.progress import Reporter
 from fedsvd.run_folder import RunFolder, write_json, write_rows
 from fedsvd.training import evaluate
-from fedsvd.workspace import load_model, load_test_batches, resolve_device
+from fedsvd.workspace import load_model, load_test_batches, load_test_prefix, resolve_device
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.strategy import FederatedLoRA, RoundRecord
 
@@ -81,7 +81,8 @@ class RoundKeeper:
             return {"accuracy": None, "loss": None, "seconds_evaluate": 0.0}
         model = load_model(self.config)
         lora.write(model, self.strategy.adapter)
-        result = evaluate(model, load_test_batches(self.config), resolve_device(self.config.device))
+        device = resolve_device(self.config.device)
+        result = evaluate(model, load_test_batches(self.config), device, load_test_prefix(self.config))
         if not math.isfinite(result.loss):
             raise RunError(
                 f"the held-out loss after round {this_round} is {result.loss}: the model has diverged, and more rounds "

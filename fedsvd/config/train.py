@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedsvd.config.types import Count, NonNegative, Positive, Share
+from fedsvd.config.types import Count, NonNegative, Positive, Share, WholeNumber
 from fedsvd.errors import ConfigError
 from fedsvd.validate import check_fields
 
@@ -28,6 +28,8 @@ class TrainConfig:
         eval_every: Evaluate after every so many rounds, and after the last.
         grad_sample_mode: How per-example gradients are formed: ``fused`` (at the price of plain training), ``hooks``
             (Opacus' own, for any layer it knows), or ``auto``: fused where the model allows it.
+        prefix_cache_mib: Memory of a process for the states of what lies below the lowest adapted layer, computed once
+            for each example; 0 computes them each time.
         head: The classifier head: ``frozen`` as it was drawn, or ``private``: trained and sent like the factors.
     """
 
@@ -43,6 +45,7 @@ class TrainConfig:
     eval_batch_size: Count = 128
     eval_every: Count = 1
     grad_sample_mode: Literal["auto", "fused", "hooks"] = "auto"
+    prefix_cache_mib: WholeNumber = 1024
     head: Literal["frozen", "private"] = "frozen"
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 from fedsvd.validate import Range
 
 Count = Annotated[int, Range(1)]
+WholeNumber = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(0, open_low=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1, open_low=True, open_high=True)]

@@ -1,0 +1,194 @@
+"""What lies below the lowest adapted layer never changes: its output is computed once for each example, and kept.
+
+With factors in the top layers only (``model.lora_layers=top_K``), an example's hidden states at the lowest adapted
+layer depend on nothing that is trained. They are kept on the CPU without padding and handed in where that layer reads
+its input; the layers below let their input pass. transformers' own forward makes masks and everything above. An
+architecture that this does not fit is found out by comparing one forward pass with and without, and goes without.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsvd.lora import lora_sites
+
+logger = logging.getLogger(__name__)
+_TOLERANCE = 1e-3
+
+
+class MemoryBudget:
+    """Bytes that all caches of a process share.
+
+    Args:
+        limit_bytes: 0 keeps nothing.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+
+    def take(self, size: int) -> bool:
+        """Take so many bytes if they are left."""
+        fits = self.used_bytes + size <= self.limit_bytes
+        self.used_bytes += size if fits else 0
+        return fits
+
+    def give_back(self, taken: list[int]) -> None:
+        """Return what a cache that is gone had taken."""
+        self.used_bytes -= sum(taken)
+
+
+class PrefixCache:
+    """The kept states of one data set under one model.
+
+    Args:
+        model: The adapted model; its parameters may change, what lies below its lowest adapted layer may not.
+        budget: Memory to use; what does not fit is computed each time.
+    """
+
+    def __init__(self, model: nn.Module, budget: MemoryBudget) -> None:
+        self._layers = _layers_below(model) if budget.limit_bytes else []
+        self._budget = budget
+        self._states: dict[int, Tensor] = {}
+        self._taken: list[int] = []
+        weakref.finalize(self, budget.give_back, self._taken)
+        self._returns_tuple = False
+        self._tested = False
+
+    def __len__(self) -> int:
+        """How many examples' states are kept."""
+        return len(self._states)
+
+    @contextmanager
+    def handing_in(self, model: nn.Module, positions: Sequence[int], inputs: dict[str, Tensor]) -> Iterator[None]:
+        """Within, a forward pass of ``model`` over these inputs starts at the lowest adapted layer.
+
+        Args:
+            model: The model (or a wrapper around it).
+            positions: Which examples of the data set these are.
+            inputs: What the forward pass will be called with; ``attention_mask`` of shape (batch, length) says where
+                each example's tokens are.
+        """
+        if not self._layers or not self._fits(model, inputs):
+            yield
+            return
+        mask = inputs["attention_mask"].bool()
+        states = self._gather(model, positions, inputs, mask)
+        with _passing(self._layers[:-1], self._returns_tuple), _replacing_input(self._layers[-1], states):
+            yield
+
+    def _gather(self, model: nn.Module, positions: Sequence[int], inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
+        missing = [row for row, position in enumerate(positions) if position not in self._states]
+        fresh: dict[int, Tensor] = {}
+        if missing:
+            below = self._below(model, {name: tensor[missing] for name, tensor in inputs.items()})
+            for row, state in zip(missing, below, strict=True):
+                fresh[row] = state[mask[row]].cpu()
+                self._keep(positions[row], fresh[row])
+        rows = [fresh[row] if row in fresh else self._states[position] for row, position in enumerate(positions)]
+        padded = rows[0].new_zeros(*mask.shape, rows[0].shape[-1])
+        padded[mask.cpu()] = torch.cat(rows)
+        return padded.to(mask.device)
+
+    def _keep(self, position: int, state: Tensor) -> None:
+        size = state.numel() * state.element_size()
+        if self._budget.take(size):
+            self._taken.append(size)
+            self._states[position] = state
+
+    @torch.no_grad()
+    def _below(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Run up to the lowest adapted layer, and no further."""
+
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _ReachedError(args[0] if args else kwargs["hidden_states"])
+
+        with self._layers[-1].register_forward_pre_hook(stop, with_kwargs=True, prepend=True):
+            try:
+                model(**inputs)
+            except _ReachedError as reached:
+                return reached.states
+        raise RuntimeError("the lowest adapted layer was not reached")
+
+    def _fits(self, model: nn.Module, inputs: dict[str, Tensor]) -> bool:
+        """Compare a pass with and without, once; where they differ, say so and go without from then on."""
+        if self._tested:
+            return True
+        self._tested = True
+        reason = self._difference(model, {name: tensor[:2] for name, tensor in inputs.items()})
+        if reason:
+            logger.warning("frozen layers are computed anew for each batch: %s.", reason)
+            self._layers = []
+        return not reason
+
+    @torch.no_grad()
+    def _difference(self, model: nn.Module, inputs: dict[str, Tensor]) -> str | None:
+        mask = inputs.get("attention_mask")
+        if mask is None or mask.dim() != 2:
+            return "the model is called without a mask of shape (batch, length)"
+        if bool((mask[:, 1:] > mask[:, :-1]).any()):
+            return "texts are padded on the left"
+        seen: list[Any] = []
+        with self._layers[0].register_forward_hook(lambda module, args, output: seen.append(output)):
+            expected = model(**inputs).logits
+        self._returns_tuple = bool(seen) and isinstance(seen[0], tuple)
+        states = self._below(model, inputs)
+        if states.dim() != 3 or states.shape[:2] != mask.shape:
+            return f"its layers read states of shape {tuple(states.shape)}"
+        # Padding is lost when states are kept, and must not matter.
+        states = torch.where(mask.bool().unsqueeze(-1), states, torch.zeros_like(states))
+        with _passing(self._layers[:-1], self._returns_tuple), _replacing_input(self._layers[-1], states):
+            found = model(**inputs).logits
+        scale = expected.abs().max().clamp(min=1e-6)
+        return None if (found - expected).abs().max() <= _TOLERANCE * scale else "handing states in changes its output"
+
+
+class _ReachedError(Exception):
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+def _layers_below(model: nn.Module) -> list[nn.Module]:
+    """Return the layers up to and with the lowest adapted one, or nothing where none lies below it."""
+    sites = {id(site.layer) for site in lora_sites(model).values()}
+    for stack in model.modules():
+        if not isinstance(stack, nn.ModuleList) or not sites:
+            continue
+        held = [any(id(module) in sites for module in layer.modules()) for layer in stack]
+        everywhere = sum(id(module) in sites for layer in stack for module in layer.modules())
+        if everywhere == len(sites):
+            lowest = held.index(True)
+            return list(stack[: lowest + 1]) if lowest else []
+    return []
+
+
+@contextmanager
+def _passing(layers: Sequence[nn.Module], returns_tuple: bool) -> Iterator[None]:
+    def let_pass(*args: Any, **kwargs: Any) -> Any:
+        states = args[0] if args else kwargs["hidden_states"]
+        return (states,) if returns_tuple else states
+
+    for layer in layers:
+        layer.forward = let_pass
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+@contextmanager
+def _replacing_input(layer: nn.Module, states: Tensor) -> Iterator[None]:
+    def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+    with layer.register_forward_pre_hook(replace, with_kwargs=True, prepend=True):
+        yield

@@ -1,0 +1,170 @@
+"""Kept states of frozen lower layers: the same losses and gradients, less work, bounded memory."""
+
+import gc
+import logging
+from collections.abc import Sequence
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    PreTrainedModel,
+)
+
+from fedsvd import lora
+from fedsvd.fused import fused_gradients
+from fedsvd.initialisation import initialise
+from fedsvd.prefix import MemoryBudget, PrefixCache
+from fedsvd.privacy.dp_sgd import PerExample, opacus_hooks, per_example_gradients
+
+LENGTHS = [3, 7, 4, 7, 2, 5]
+SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
+         "intermediate_size": 24, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
+WIDTH, LARGE = 16, 2**20
+
+
+def base(kind: str) -> tuple[PreTrainedModel, list[str], list[str]]:
+    if kind == "gpt2":
+        config = GPT2Config(vocab_size=50, n_embd=WIDTH, n_layer=3, n_head=2, resid_pdrop=0, embd_pdrop=0,
+                            attn_pdrop=0, pad_token_id=0)  # fmt: skip
+        return GPT2ForSequenceClassification(config), ["c_attn"], ["score"]
+    if kind == "mpnet":
+        return MPNetForSequenceClassification(MPNetConfig(**SIZES, pad_token_id=0)), ["q", "v"], ["classifier"]
+    return BertForSequenceClassification(BertConfig(**SIZES)), ["query", "value"], ["classifier"]
+
+
+def adapted(kind: str = "bert", lora_layers: str = "top_1") -> peft.PeftModel:
+    torch.manual_seed(0)
+    model, targets, head = base(kind)
+    model = lora.attach(
+        model, rank=4, lora_alpha=16, target_modules=targets, head_modules=head, lora_layers=lora_layers
+    )
+    lora.write(model, initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    lora.set_trainable(model, {"B", "head"})
+    return model.eval()
+
+
+def batch(positions: Sequence[int], left: bool = False) -> dict[str, Tensor]:
+    longest = max(LENGTHS[i] for i in positions)
+    ids = torch.zeros(len(positions), longest, dtype=torch.long)
+    for row, i in enumerate(positions):
+        text = torch.randint(1, 50, (LENGTHS[i],), generator=torch.Generator().manual_seed(i))
+        ids[row, slice(longest - LENGTHS[i], None) if left else slice(LENGTHS[i])] = text
+    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+def losses(model: nn.Module, positions: Sequence[int], cache: PrefixCache | None = None) -> Tensor:
+    inputs = batch(positions)
+    labels = torch.tensor([i % 2 for i in positions])
+    if cache is None:
+        return nn.functional.cross_entropy(model(**inputs).logits, labels, reduction="none")
+    with cache.handing_in(model, positions, inputs):
+        return nn.functional.cross_entropy(model(**inputs).logits, labels, reduction="none")
+
+
+def lowest_layer_rows(model: nn.Module) -> list[int]:
+    """Collect how many examples reach the lowest layer's own computation from now on."""
+    rows: list[int] = []
+    inner = next(module for name, module in model.named_modules() if name.endswith(("layer.0.attention", "h.0.attn")))
+    inner.register_forward_pre_hook(lambda module, args, kwargs: rows.append(len(args[0])), with_kwargs=True)
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "mpnet"])
+def test_losses_are_those_of_the_whole_model_and_lower_layers_see_an_example_once(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = adapted(kind)
+    draws = ([0, 1, 2], [2, 1, 3], [5, 0], [4, 3, 5, 2, 1, 0], [2])
+    expected = [losses(model, positions) for positions in draws]
+    cache = PrefixCache(model, MemoryBudget(LARGE))
+    rows = lowest_layer_rows(model)
+
+    for positions, loss in zip(draws, expected, strict=True):
+        torch.testing.assert_close(losses(model, positions, cache), loss, atol=1e-6, rtol=1e-5)
+
+    # The comparison at the start runs two examples twice through it; then each comes once, when it is first drawn.
+    assert rows == [2, 2, 3, 1, 1, 1]
+    assert len(cache) == 6
+    assert not [record for record in caplog.records if record.name.startswith("fedsvd")]
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("per_example", [opacus_hooks, fused_gradients], ids=["hooks", "fused"])
+def test_per_example_gradients_equal_a_loop(per_example: PerExample) -> None:
+    model = adapted()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    cache = PrefixCache(model, MemoryBudget(LARGE))
+    for _ in range(2):
+        found = per_example_gradients(
+            model, lambda module, positions: losses(module, positions, cache), range(6), per_example
+        )
+        for position in range(6):
+            gradients = torch.autograd.grad(losses(model, [position]).sum(), list(trained.values()))
+            for name, gradient in zip(trained, gradients, strict=True):
+                torch.testing.assert_close(found[name][position], gradient, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_kept_does_not_hang_on_what_is_trained() -> None:
+    model = adapted()
+    cache = PrefixCache(model, MemoryBudget(LARGE))
+    before = losses(model, [0, 1], cache)
+    with torch.no_grad():
+        for site in lora.lora_sites(model).values():
+            site.B.add_(0.5)
+
+    assert not torch.allclose(losses(model, [0, 1], cache), before)
+    torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=1e-6, rtol=1e-5)
+
+
+def test_memory_is_bounded_and_given_back() -> None:
+    model = adapted()
+    budget = MemoryBudget(4 * WIDTH * (LENGTHS[0] + LENGTHS[1]) + 3)
+    cache = PrefixCache(model, budget)
+    for _ in range(2):
+        torch.testing.assert_close(losses(model, range(6), cache), losses(model, range(6)), atol=1e-6, rtol=1e-5)
+
+    # Examples 0 and 1 (3 and 7 tokens) fill it; none of the others fits in what is left.
+    assert len(cache) == 2
+    assert budget.used_bytes == 4 * WIDTH * 10
+    del cache
+    gc.collect()
+    assert budget.used_bytes == 0
+
+
+@pytest.mark.parametrize(("lora_layers", "limit"), [("all", LARGE), ("top_3", LARGE), ("top_1", 0)])
+def test_nothing_is_kept_where_nothing_lies_below_or_none_is_wanted(lora_layers: str, limit: int) -> None:
+    model = adapted(lora_layers=lora_layers)
+    cache = PrefixCache(model, MemoryBudget(limit))
+    torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=0, rtol=0)
+    assert len(cache) == 0
+
+
+def test_texts_padded_on_the_left_go_without_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = adapted("gpt2")
+    cache = PrefixCache(model, MemoryBudget(LARGE))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            with cache.handing_in(model, [0, 1], batch([0, 1], left=True)):
+                model(**batch([0, 1], left=True))
+    assert ["padded on the left" in record.getMessage() for record in caplog.records] == [True]
+    assert len(cache) == 0
+
+
+def test_a_model_whose_top_reads_its_bottom_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
+    model = adapted()
+    layers = model.base_model.model.bert.encoder.layer
+    kept: list[Tensor] = []
+    layers[0].register_forward_hook(lambda module, args, output: kept.append(output))
+    layers[2].register_forward_hook(lambda module, args, output: output + kept[-1])
+    cache = PrefixCache(model, MemoryBudget(LARGE))
+
+    torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=0, rtol=0)
+    assert "handing states in changes its output" in caplog.text
