@@ -2,6 +2,7 @@
 
 import argparse
 
+import bench_dp_step
 import bench_refactorize
 
 
@@ -9,6 +10,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     benches = parser.add_subparsers(required=True, metavar="BENCH")
     bench_refactorize.add_parser(benches)
+    bench_dp_step.add_parser(benches)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

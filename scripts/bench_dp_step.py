@@ -1,0 +1,147 @@
+"""One DP-SGD step on LoRA's B against a plain, non-private step of PEFT training, interleaved in one run.
+
+A step is forward, backward, clipping, noise (ChaCha20) and SGD over one batch. Every turn takes each way once; the
+ratio is the median over turns of a way's time to the plain step's of the same turn. Memory is the most resident memory
+that two steps add to a loaded model, each way in a process of its own (Linux only).
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_dp_modes import MODES, SHAPES, build, modes
+from bench_refactorize import describe_machine
+from rich.console import Console
+from rich.table import Table
+
+PLAIN = next(iter(MODES))
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Result:
+    shape: str
+    mode: str
+    repeats: int
+    median_s: float
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+    memory_mib: float | None
+
+
+def add_parser(benches: Any) -> None:
+    parser = benches.add_parser(
+        "dp_step", help="a private step", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--repeats", type=int, default=7, help="turns that every way takes (default 7)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's)")
+    parser.add_argument("--precision", choices=["highest", "high", "medium"], default="medium")
+    parser.add_argument("--attention", choices=["eager", "sdpa"], default="eager")
+    parser.add_argument("--no-memory", action="store_true", help="measure time only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--memory-of", nargs=2, metavar=("SHAPE", "WAY"), help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if arguments.repeats < 1 or arguments.threads < 1:
+        sys.exit("--repeats and --threads must be at least 1")
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(arguments.threads)
+    torch.set_float32_matmul_precision(arguments.precision)
+    if arguments.memory_of:
+        print(peak_memory(*arguments.memory_of, arguments.attention))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    machine = describe_machine() | {
+        "setting": f"matmul precision {arguments.precision}, {arguments.attention} attention"
+    }
+    console.print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", highlight=False)
+    results: list[Result] = []
+    for key in arguments.shapes:
+        measured = measure(key, arguments)
+        console.print(table(SHAPES[key].title, measured))
+        results += measured
+    if arguments.json:
+        report = {"machine": machine, "results": [asdict(result) for result in results]}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def measure(key: str, arguments: argparse.Namespace) -> list[Result]:
+    bench = build(key, arguments.attention)
+    seconds: dict[str, list[float]] = {name: [] for name in modes(key)}
+    for turn in range(arguments.repeats + 1):
+        for name in seconds:
+            start = time.perf_counter()
+            MODES[name](bench)
+            # The first turn warms up, and fills the cache of the prefix.
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    del bench
+    results = []
+    for name, runs in seconds.items():
+        ratios = [run / plain for run, plain in zip(runs, seconds[PLAIN], strict=True)]
+        memory = None if arguments.no_memory or not STATUS.exists() else memory_of(key, name, arguments)
+        results.append(
+            Result(
+                key,
+                name,
+                len(runs),
+                statistics.median(runs),
+                statistics.median(ratios),
+                min(ratios),
+                max(ratios),
+                memory,
+            )
+        )
+    return results
+
+
+def memory_of(key: str, mode: str, arguments: argparse.Namespace) -> float:
+    words = ["--memory-of", key, mode, "--threads", str(arguments.threads)]
+    words += ["--precision", arguments.precision, "--attention", arguments.attention]
+    command = [sys.executable, str(Path(__file__).with_name("bench_cli.py")), "dp_step", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def peak_memory(key: str, mode: str, attention: str) -> float:
+    """MiB that two steps add to the resident memory of a process with the model loaded."""
+    bench = build(key, attention)
+    before = resident("VmRSS")
+    # Linux: forget the peak that loading made.
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(2):
+        MODES[mode](bench)
+    return (resident("VmHWM") - before) / 1024
+
+
+def resident(field: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1])
+
+
+def table(title: str, results: list[Result]) -> Table:
+    grid = Table(title=title)
+    grid.add_column("step")
+    for heading in ("median ms", "x plain", "min … max", "peak MiB"):
+        grid.add_column(heading, justify="right")
+    for result in results:
+        grid.add_row(
+            result.mode,
+            f"{result.median_s * 1e3:,.0f}",
+            f"{result.ratio:.2f}",
+            f"{result.ratio_min:.2f} … {result.ratio_max:.2f}",
+            "" if result.memory_mib is None else f"{result.memory_mib:,.0f}",
+        )
+    return grid
