@@ -112,3 +112,18 @@ def test_inputs_that_are_not_allowed(spoiled: object) -> None:
 def test_a_budget_that_cannot_be_kept() -> None:
     with pytest.raises(PrivacyError, match="larger ε"):
         calibrate(1e-4, 1e-9, 1.0, 10**6, "rdp")
+
+
+def test_a_delta_at_which_rounding_would_show_is_refused_to_prv_alone() -> None:
+    with pytest.raises(PrivacyError, match="accountant = rdp"):
+        epsilon([Spend(2.0, 1.0, 4)], 1e-14)
+    assert epsilon([Spend(2.0, 1.0, 4)], 1e-14, "rdp") > 7.88
+
+
+def test_epsilon_grows_where_the_finer_bound_takes_over() -> None:
+    steps = range(1, 60, 4)
+    found = [epsilon([Spend(2.0, 0.1, count)], DELTA) for count in steps]
+
+    assert found[0] < 1 < found[-1]
+    assert all(math.isfinite(value) for value in found)
+    assert found == sorted(found)
