@@ -6,6 +6,7 @@ import logging
 from functools import lru_cache
 
 from fedsvd.config import Config
+from fedsvd.privacy.plan import example_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -18,20 +19,5 @@ def advise(config: Config, partition_id: int, num_examples: int) -> None:
 
 @lru_cache(maxsize=1024)
 def _advise(partition_id: int, num_examples: int, target_delta: float, batch_size: int) -> None:
-    if target_delta * num_examples >= 1:
-        logger.warning(
-            "client %d: privacy.target_delta = %g is at least 1/%d, one over its number of examples: a mechanism that "
-            "publishes one of them as it is could keep such a promise. Set it well below %.1g.",
-            partition_id,
-            target_delta,
-            num_examples,
-            1 / num_examples,
-        )
-    if batch_size > num_examples:
-        logger.warning(
-            "client %d: train.batch_size = %d is more than its %d examples: every step takes all of them, and ε gains "
-            "nothing from sampling.",
-            partition_id,
-            batch_size,
-            num_examples,
-        )
+    for warning in example_warnings(num_examples, target_delta, batch_size):
+        logger.warning("client %d: %s", partition_id, warning)

@@ -6,7 +6,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.local_round import run_local_round
-from client.state import client_identity
+from client.state import client_identity, read_partition_id
 from fedsvd import wire
 from fedsvd.compose import from_run_config
 from fedsvd.errors import FedSVDError
@@ -17,8 +17,7 @@ app = ClientApp()
 @app.query("partition")
 def partition(message: Message, context: Context) -> Message:
     """Tell the server which partition this node holds, so that it can name and order its clients."""
-    identity = client_identity(context, from_run_config(context.run_config))
-    numbers = MetricRecord({"partition-id": identity.partition_id})
+    numbers = MetricRecord({"partition-id": read_partition_id(context)})
     return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
 
 

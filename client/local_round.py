@@ -9,6 +9,7 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 
 from client.advice import advise
+from client.spending import charge_round, charge_whole_run, mark_released
 from client.state import ClientIdentity
 from fedsvd import lora, wire
 from fedsvd.aggregate import flat, with_flat
@@ -17,10 +18,9 @@ from fedsvd.errors import DataError, PayloadError
 from fedsvd.fused import choose
 from fedsvd.lora import Adapter
 from fedsvd.methods import build_method
-from fedsvd.privacy.accounting import Spend, calibrate
-from fedsvd.privacy.client_level import clipped, whole_run
+from fedsvd.privacy.client_level import clipped
 from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
-from fedsvd.privacy.ledger import Ledger
+from fedsvd.privacy.plan import poisson_rate
 from fedsvd.privacy.randomness import SecureRandomness, TorchRandomness, poisson_batches
 from fedsvd.training import make_optimizer, train_plain
 from fedsvd.wire import ClientReport, TrainTask
@@ -34,8 +34,6 @@ from fedsvd.workspace import (
     trained_parts,
 )
 
-_WHOLE_RUN = "whole run"
-
 
 def run_local_round(
     config: Config, identity: ClientIdentity, task: TrainTask, factors: ArrayRecord, message_id: str
@@ -48,9 +46,12 @@ def run_local_round(
     Raises:
         PayloadError: The server's factors do not fit this client's model, or it asks for parts that the method does
             not train.
+        LimitError: The run asks for more than this client's own limits allow; nothing was spent.
+        ReplayedMessageError: The message was charged before; nothing was spent.
         BudgetExceededError: The round's steps would exceed this client's ε; nothing was spent.
     """
     started = time.perf_counter()
+    identity.limits.check(config)
     if not 1 <= task.server_round <= config.train.num_rounds:
         raise PayloadError(f"there is no round {task.server_round}; this run has {config.train.num_rounds}.")
     method = build_method(config.method)
@@ -85,27 +86,8 @@ def _train_private(
 ) -> ClientReport:
     train, privacy = config.train, config.privacy
     num_examples = len(silo.examples)
-    sample_rate = _sample_rate(config, num_examples)
-    # The most steps this client can ever take in the run: a client may be sampled in every round.
-    noise_multiplier = calibrate(
-        privacy.target_epsilon,
-        privacy.target_delta,
-        sample_rate,
-        train.num_rounds * train.local_steps,
-        privacy.accountant,
-    )
-    spend = Spend(noise_multiplier, sample_rate, train.local_steps)
-    with Ledger.open(identity.ledger, silo.fingerprint) as ledger:
-        epsilon = ledger.reserve(
-            str(identity.run_id),
-            task.server_round,
-            message_id,
-            spend,
-            target_epsilon=privacy.target_epsilon,
-            target_delta=privacy.target_delta,
-            accountant=privacy.accountant,
-        )
-        steps = sum(entry.steps for entry in ledger.history())
+    charge = charge_round(config, identity, silo.fingerprint, num_examples, task.server_round, message_id)
+    spend = charge.spend
     model = load_model(config)
     lora.write(model, adapter)
     trained = lora.set_trainable(model, task.trains)
@@ -114,12 +96,23 @@ def _train_private(
         make_optimizer(trained, train, task.server_round),
         silo_losses(silo, config),
         num_examples,
-        DPSGD(noise_multiplier, privacy.max_grad_norm, sample_rate, train.local_steps, train.physical_batch_size),
+        DPSGD(
+            spend.noise_multiplier, privacy.max_grad_norm, spend.sample_rate, spend.steps, train.physical_batch_size
+        ),
         # Amplification by sampling counts on a sample that nobody else can know, so the seed does not draw it.
         SecureRandomness() if privacy.secure_random else TorchRandomness(),
         choose(model, train.grad_sample_mode),
     )
-    return ClientReport(identity.partition_id, num_examples, 0.0, epsilon, noise_multiplier, sample_rate, steps)
+    mark_released(identity, silo.fingerprint, message_id)
+    return ClientReport(
+        identity.partition_id,
+        num_examples,
+        0.0,
+        charge.epsilon,
+        spend.noise_multiplier,
+        spend.sample_rate,
+        charge.steps,
+    )
 
 
 def _train_open(
@@ -134,7 +127,7 @@ def _train_open(
         silo_losses(silo, config),
         poisson_batches(
             num_examples,
-            _sample_rate(config, num_examples),
+            poisson_rate(num_examples, config.train.batch_size),
             config.train.local_steps,
             _round_generator(config.seed, task.server_round, identity.partition_id),
         ),
@@ -149,28 +142,17 @@ def _train_for_client_level(
 
     The whole run, because its later rounds cost every client, whether they are drawn again or not.
     """
-    privacy = config.privacy
     if not task.account:
         raise PayloadError("the server names no account for this run; with privacy=client_level it must.")
-    spend = whole_run(privacy, config.train, config.federation)
-    with Ledger.open(identity.ledger, silo.fingerprint) as ledger:
-        epsilon = ledger.reserve(
-            task.account,
-            0,
-            _WHOLE_RUN,
-            spend,
-            target_epsilon=privacy.target_epsilon,
-            target_delta=privacy.target_delta,
-            accountant=privacy.accountant,
-        )
+    charge = charge_whole_run(config, identity, silo.fingerprint, task.account)
     report = _train_open(config, identity, task, adapter, silo)
     return replace(
         report,
         train_loss=None,
-        epsilon=epsilon,
-        noise_multiplier=spend.noise_multiplier,
-        sample_rate=spend.sample_rate,
-        steps=spend.steps,
+        epsilon=charge.epsilon,
+        noise_multiplier=charge.spend.noise_multiplier,
+        sample_rate=charge.spend.sample_rate,
+        steps=charge.steps,
     )
 
 
@@ -180,10 +162,6 @@ def _clipped_update(before: Adapter, after: Adapter, task: TrainTask, config: Co
     update = [new.double() - start for new, start in zip(flat(after, task.uplink), old, strict=True)]
     moves = clipped(update, config.privacy.max_update_norm)
     return with_flat(after, task.uplink, [start + move for start, move in zip(old, moves, strict=True)])
-
-
-def _sample_rate(config: Config, num_examples: int) -> float:
-    return min(1.0, config.train.batch_size / num_examples)
 
 
 def _round_generator(seed: int, server_round: int, partition_id: int) -> torch.Generator:

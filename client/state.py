@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Context
 
+from client.limits import NodeLimits, read_limits
 from fedsvd.config import Config
-from fedsvd.run_folder import RunFolder, run_root
+from fedsvd.run_folder import ledger_path, run_root
 
 
 @dataclass(frozen=True)
 class ClientIdentity:
-    """One client's number, run and private files.
+    """One client's number, run, private files and limits.
 
     Attributes:
         partition_id: From 0 to the number of clients less one.
         run_id: Flower's number of the run.
         ledger: SQLite file with every spend of this client's data.
+        limits: What this client allows any run.
     """
 
     partition_id: int
     run_id: int
     ledger: Path
+    limits: NodeLimits = field(default_factory=NodeLimits)
+
+
+def read_partition_id(context: Context) -> int:
+    """Read which partition this node holds."""
+    return int(context.node_config["partition-id"])
 
 
 def client_identity(context: Context, config: Config) -> ClientIdentity:
-    """Read the node's identity; a ``ledger`` in the node's own configuration wins over the run folder."""
-    partition_id = int(context.node_config["partition-id"])
+    """Read the node's identity and limits; a ``ledger`` in the node's own configuration wins over the run's.
+
+    Raises:
+        LimitError: Limits that are not understood.
+    """
+    partition_id = read_partition_id(context)
     given = context.node_config.get("ledger")
-    folder = RunFolder(run_root(config.run_dir, context.run_id))
-    return ClientIdentity(partition_id, context.run_id, Path(str(given)) if given else folder.ledger(partition_id))
+    default = ledger_path(config.privacy.ledger_dir, run_root(config.run_dir, context.run_id), partition_id)
+    limits = read_limits(context.node_config)
+    return ClientIdentity(partition_id, context.run_id, Path(str(given)) if given else default, limits)

@@ -11,7 +11,9 @@ Each message says what was wrong, the value that was given, what is allowed and 
     ├── ModelError            a model that cannot be loaded, or an adapter that does not fit it
     ├── PrivacyError          a guarantee that cannot be given
     │   ├── BudgetExceededError   this round would spend more than the client allows
-    │   └── LedgerError           the client's record of its spends is damaged or another's
+    │   ├── LimitError            the run asks for more than the client's own limits allow
+    │   ├── LedgerError           the client's record of its spends is damaged or another's
+    │   └── ReplayedMessageError  this message was charged before
     ├── PayloadError          a message whose arrays are not what was agreed
     └── RunError              a federation that cannot start, go on or be resumed
 """
@@ -45,8 +47,16 @@ class BudgetExceededError(PrivacyError):
     """The steps asked for would spend more than the client's budget; nothing was spent."""
 
 
+class LimitError(PrivacyError):
+    """A run that asks for more than the client's own limits allow, or limits that are not understood."""
+
+
 class LedgerError(PrivacyError):
-    """A ledger that is damaged, or that belongs to other data."""
+    """A ledger that is damaged, cannot be used, or belongs to other data."""
+
+
+class ReplayedMessageError(PrivacyError):
+    """A message whose charge has been used up; nothing was spent."""
 
 
 class PayloadError(FedSVDError):

@@ -99,3 +99,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def run_root(run_dir: str | None, run_id: int) -> Path:
     """Return a run's folder: the configured one, or one named after Flower's run below the working directory."""
     return Path(run_dir) if run_dir else Path.cwd() / "runs" / f"flower-{run_id}"
+
+
+def ledger_path(ledger_dir: str | None, root: Path, partition_id: int) -> Path:
+    """Return a simulated client's ledger: in the folder that is kept from run to run, or else in the run's own."""
+    return Path(ledger_dir) / f"{partition_id}.sqlite" if ledger_dir else RunFolder(root).ledger(partition_id)

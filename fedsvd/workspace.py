@@ -79,6 +79,11 @@ def initial_adapter(config: Config, method: Method) -> Adapter:
     )
 
 
+def load_partition(config: Config, partition_id: int) -> Dataset:
+    """Load one client's partition as text: columns ``text`` and ``label``."""
+    return _load_partitions(config.data, config.partition, config.federation.num_clients, config.seed)[partition_id]
+
+
 def load_silo(config: Config, partition_id: int) -> Silo:
     """Load one client's tokenised partition."""
     return _load_silo(

@@ -11,6 +11,7 @@ from fedsvd.config import Config
 from fedsvd.lora import Adapter, Part
 from fedsvd.privacy.client_level import noisy_mean, whole_run
 from fedsvd.privacy.ledger import Ledger
+from fedsvd.privacy.plan import configured_budget
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
 from fedsvd.run_folder import write_text
 
@@ -48,18 +49,13 @@ class ClientLevelServer:
         Raises:
             BudgetExceededError: The round would exceed the budget, as when rounds are taken again after a crash.
         """
-        privacy = self._config.privacy
+        # Every attempt draws new noise and costs anew, also that of a round taken again after a crash.
+        attempt = uuid4().hex
         with Ledger.open(self._ledger, _FINGERPRINT) as ledger:
-            return ledger.reserve(
-                "server",
-                server_round,
-                # Every attempt draws new noise and costs anew, also that of a round taken again after a crash.
-                uuid4().hex,
-                replace(self._spend, steps=1),
-                target_epsilon=privacy.target_epsilon,
-                target_delta=privacy.target_delta,
-                accountant=privacy.accountant,
-            )
+            budget = configured_budget(self._config.privacy)
+            epsilon = ledger.reserve("server", server_round, attempt, replace(self._spend, steps=1), budget)
+            ledger.mark_released(attempt)
+        return epsilon
 
     def aggregate(self, adapter: Adapter, replies: Replies, parts: frozenset[Part]) -> Reply:
         """Turn the replies, or none at all, into the one reply whose parts are the noised mean."""

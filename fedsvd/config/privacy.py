@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedsvd.config.types import Fraction, Positive
+from fedsvd.errors import ConfigError
 from fedsvd.validate import check_fields
 
 
@@ -17,12 +18,15 @@ class PrivacyConfig:
         name: ``dp_sgd`` (each client protects each of its examples, with DP-SGD), ``client_level`` (the server protects
             each client's whole data set, with noise in the aggregate), or ``none``: no clipping, no noise, no
             guarantee; the other fields mean nothing then.
-        target_epsilon: ε of the (ε, δ) guarantee.
+        target_epsilon: ε of the run; noise is calibrated to it.
         target_delta: δ of the (ε, δ) guarantee.
+        max_epsilon: Most ε of all runs that a client's ledger holds, this one included; null: ``target_epsilon``.
         max_grad_norm: Largest L2 norm of one example's gradient; longer ones are scaled down (``dp_sgd``).
         max_update_norm: Largest L2 norm of one client's update in a round; longer ones are scaled down
             (``client_level``).
-        accountant: How the spend is counted: ``prv`` (tight) or ``rdp``.
+        accountant: How the spend is counted: ``prv`` (tight, for δ from 1e-10) or ``rdp``.
+        ledger_dir: Folder of the simulated clients' ledgers, kept from run to run as ``N.sqlite``; null: the run
+            folder, where each run starts with nothing spent. A real client's own configuration names its ledger.
         secure_random: Batches and noise from a stream cipher that the operating system keys; false takes torch's
             generators, seeded by the operating system: faster, and not made to resist prediction.
     """
@@ -34,6 +38,13 @@ class PrivacyConfig:
     max_update_norm: Positive = 1.0
     accountant: Literal["prv", "rdp"] = "prv"
     secure_random: bool = True
+    max_epsilon: Positive | None = None
+    ledger_dir: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "privacy")
+        if self.max_epsilon is not None and self.max_epsilon < self.target_epsilon:
+            raise ConfigError(
+                f"privacy.max_epsilon = {self.max_epsilon} is below privacy.target_epsilon = {self.target_epsilon}: "
+                "all runs together cannot cost less than this one; raise the first or lower the second."
+            )

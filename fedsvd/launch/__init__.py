@@ -21,6 +21,7 @@ from fedsvd.errors import ConfigError, RunError
 from fedsvd.launch.local import run_local
 from fedsvd.launch.simulation import run_simulation
 from fedsvd.methods import build_method
+from fedsvd.privacy.accounting import check_delta
 from fedsvd.report.plots import plot_partitions
 from fedsvd.run_folder import RunFolder, read_rows, write_json
 from fedsvd.workspace import partition_counts, resolve_device
@@ -31,8 +32,10 @@ def check(config: Config) -> None:
 
     Raises:
         ConfigError: A method option, a device or a federation that is not there.
+        PrivacyError: A δ that the accountant cannot count at.
     """
     build_method(config.method)
+    check_delta(config.privacy.target_delta, config.privacy.accountant)
     resolve_device(config.device)
 
 
@@ -50,10 +53,12 @@ def run(config: Config, overrides: Sequence[str], folder: Path) -> float:
     """
     check(config)
     run_folder = RunFolder(folder.resolve())
+    if config.privacy.ledger_dir:
+        # Workers and later processes may start in other folders, and a ledger elsewhere would be a new one.
+        overrides = [*overrides, f"privacy.ledger_dir={_quoted(Path(config.privacy.ledger_dir).resolve())}"]
     write_json(run_folder.overrides, [item for item in overrides if not item.startswith(("resume=", "run_dir="))])
     given = [item for item in overrides if not item.startswith("run_dir=")]
-    quoted = str(run_folder.root).replace("'", "\\'")
-    run_config: UserConfig = {"overrides": shlex.join([*given, f"run_dir='{quoted}'"])}
+    run_config: UserConfig = {"overrides": shlex.join([*given, f"run_dir={_quoted(run_folder.root)}"])}
     plot_partitions(partition_counts(config), run_folder.partitions_plot)
     with _quiet_flower(run_folder.root / "flower.log"):
         server_app, client_app = load_apps()
@@ -82,6 +87,10 @@ def earlier_overrides(folder: Path) -> list[str]:
         raise ConfigError(
             f"resume = {str(folder)!r} is not the folder of a run: {path.name} cannot be read ({error})."
         ) from error
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", "\\'") + "'"
 
 
 def load_apps() -> tuple[ServerApp, ClientApp]:

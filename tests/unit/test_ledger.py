@@ -1,19 +1,13 @@
 """The ledger never under-counts, never exceeds its budget, and knows its own."""
 
 import multiprocessing
-import os
-import signal
-import sqlite3
-import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from fedsvd.errors import BudgetExceededError, LedgerError
+from fedsvd.errors import BudgetExceededError, LedgerError, ReplayedMessageError
 from fedsvd.privacy.accounting import Spend, epsilon
-from fedsvd.privacy.ledger import Ledger
+from fedsvd.privacy.ledger import Budget, Ledger
 
 SPEND = Spend(1.0, 0.05, 5)
 DELTA = 1e-5
@@ -23,10 +17,10 @@ def budget_of(count: int) -> float:
     return epsilon([SPEND] * count, DELTA, "rdp")
 
 
-def reserve(ledger: Ledger, message_id: str, spend: Spend = SPEND, target_epsilon: float = 100.0) -> float:
-    return ledger.reserve(
-        "run", 1, message_id, spend, target_epsilon=target_epsilon, target_delta=DELTA, accountant="rdp"
-    )
+def reserve(
+    ledger: Ledger, message_id: str, spend: Spend = SPEND, target_epsilon: float = 100.0, run_id: str = "run"
+) -> float:
+    return ledger.reserve(run_id, 1, message_id, spend, Budget(target_epsilon, DELTA, target_epsilon, DELTA, "rdp"))
 
 
 def test_spends_add_up_and_outlive_the_ledger(tmp_path: Path) -> None:
@@ -41,17 +35,46 @@ def test_spends_add_up_and_outlive_the_ledger(tmp_path: Path) -> None:
     assert (first, second) == (budget_of(1), budget_of(2))
 
 
-def test_a_replayed_message_is_charged_once(tmp_path: Path) -> None:
-    with Ledger.open(tmp_path / "ledger", "data") as ledger:
-        assert reserve(ledger, "a") == reserve(ledger, "a") == budget_of(1)
-        assert len(ledger.history()) == 1
-
-
-def test_a_replayed_message_with_another_spend_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize("run_id", ["run", "another run"])
+def test_a_replayed_message_is_refused_whatever_became_of_its_result(
+    tmp_path: Path, released: bool, run_id: str
+) -> None:
     with Ledger.open(tmp_path / "ledger", "data") as ledger:
         reserve(ledger, "a")
-        with pytest.raises(LedgerError, match="charged"):
-            reserve(ledger, "a", Spend(1.0, 0.05, 6))
+        if released:
+            ledger.mark_released("a")
+        for spend in (SPEND, Spend(1.0, 0.05, 6)):
+            with pytest.raises(ReplayedMessageError, match="a charge pays for one result"):
+                reserve(ledger, "a", spend, run_id=run_id)
+        assert ledger.history() == [SPEND]
+
+
+def test_a_result_leaves_once_and_only_when_charged(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path / "ledger", "data") as ledger:
+        reserve(ledger, "a")
+        reserve(ledger, "b")
+        ledger.mark_released("b")
+
+        assert [entry.released_at is None for entry in ledger.entries()] == [True, False]
+        with pytest.raises(LedgerError, match="no second"):
+            ledger.mark_released("b")
+        with pytest.raises(LedgerError, match="never charged"):
+            ledger.mark_released("c")
+        assert [entry.released_at is None for entry in ledger.entries()] == [True, False]
+
+
+def test_a_run_is_held_to_its_own_budget_and_all_runs_to_theirs(tmp_path: Path) -> None:
+    budget = Budget(budget_of(2), DELTA, epsilon([SPEND] * 3, 1e-3, "rdp"), 1e-3, "rdp")
+    with Ledger.open(tmp_path / "ledger", "data") as ledger:
+        for number in (1, 2):
+            assert ledger.reserve("one", number, f"one {number}", SPEND, budget) == budget_of(number)
+        with pytest.raises(BudgetExceededError, match="this run's ε"):
+            ledger.reserve("one", 3, "one 3", SPEND, budget)
+        assert ledger.reserve("two", 1, "two 1", SPEND, budget) == budget_of(3)
+        with pytest.raises(BudgetExceededError, match=r"its ε .* at δ = 0\.001"):
+            ledger.reserve("two", 2, "two 2", SPEND, budget)
+        assert ledger.entries()[0].budget == budget
 
 
 def test_the_budget_may_be_met_but_not_exceeded(tmp_path: Path) -> None:
@@ -61,36 +84,6 @@ def test_the_budget_may_be_met_but_not_exceeded(tmp_path: Path) -> None:
         with pytest.raises(BudgetExceededError, match="this client allows"):
             reserve(ledger, "one too many", target_epsilon=budget_of(3))
         assert len(ledger.history()) == 3
-
-
-def test_only_the_owner_can_read_it(tmp_path: Path) -> None:
-    with Ledger.open(tmp_path / "ledger", "data"):
-        assert stat.S_IMODE((tmp_path / "ledger").stat().st_mode) == 0o600
-
-
-def test_another_data_s_ledger_is_refused(tmp_path: Path) -> None:
-    with Ledger.open(tmp_path / "ledger", "data"):
-        pass
-    with pytest.raises(LedgerError, match="other data"):
-        Ledger.open(tmp_path / "ledger", "others")
-
-
-@pytest.mark.parametrize(
-    "content", [b"no database at all, but long enough to look at" * 100, b"SQLite format 3\x00torn"]
-)
-def test_a_damaged_ledger_stops_the_client(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "ledger").write_bytes(content)
-    with pytest.raises(LedgerError, match="Restore it"):
-        Ledger.open(tmp_path / "ledger", "data")
-
-
-def test_another_program_s_database_stops_the_client(tmp_path: Path) -> None:
-    connection = sqlite3.connect(tmp_path / "ledger")
-    connection.execute("CREATE TABLE spend (what TEXT)")
-    connection.commit()
-    connection.close()
-    with pytest.raises(LedgerError, match="cannot be used"):
-        Ledger.open(tmp_path / "ledger", "data")
 
 
 def _spend_all(path: str, name: str) -> int:
@@ -113,25 +106,3 @@ def test_two_processes_on_one_ledger_never_exceed_the_budget(tmp_path: Path) -> 
     assert sum(spent) == 9
     with Ledger.open(tmp_path / "ledger", "data") as ledger:
         assert len(ledger.history()) == 9
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from fedsvd.privacy.accounting import Spend
-from fedsvd.privacy.ledger import Ledger
-ledger = Ledger.open(Path(sys.argv[1]), "data")
-ledger.reserve("run", 1, "m", Spend(1.0, 0.05, 5), target_epsilon=100, target_delta=1e-5, accountant="rdp")
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.mark.slow
-def test_a_spend_is_on_disk_before_reserve_returns(tmp_path: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "ledger")], check=False, env=dict(os.environ)
-    )
-
-    assert process.returncode == -signal.SIGKILL
-    with Ledger.open(tmp_path / "ledger", "data") as ledger:
-        assert ledger.history() == [SPEND]
