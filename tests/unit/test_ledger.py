@@ -86,6 +86,21 @@ def test_the_budget_may_be_met_but_not_exceeded(tmp_path: Path) -> None:
         assert len(ledger.history()) == 3
 
 
+def test_an_account_of_a_whole_run_is_charged_once_for_all_its_results(tmp_path: Path) -> None:
+    budget = Budget(budget_of(1), DELTA, budget_of(2), DELTA, "rdp")
+    with Ledger.open(tmp_path / "ledger", "data") as ledger:
+        assert ledger.reserve_run("one", SPEND, budget) == ledger.reserve_run("one", SPEND, budget) == budget_of(1)
+        with pytest.raises(LedgerError, match="asked for"):
+            ledger.reserve_run("one", Spend(1.0, 0.05, 6), budget)
+        assert ledger.reserve_run("two", SPEND, budget) == budget_of(2)
+        with pytest.raises(BudgetExceededError):
+            ledger.reserve_run("three", SPEND, budget)
+        assert [(entry.run_id, entry.released_at is None) for entry in ledger.entries()] == [
+            ("one", False),
+            ("two", False),
+        ]
+
+
 def _spend_all(path: str, name: str) -> int:
     spent = 0
     with Ledger.open(Path(path), "data") as ledger:

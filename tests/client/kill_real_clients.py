@@ -1,0 +1,97 @@
+"""Runs the real ClientApp in processes that are killed with SIGKILL, and prints as JSON what was charged and what left.
+
+usage: kill_real_clients.py FOLDER TRIALS
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import app
+from fedsvd import wire
+from fedsvd.compose import compose
+from fedsvd.data import fingerprint
+from fedsvd.lora import Part
+from fedsvd.methods import build_method
+from fedsvd.privacy.ledger import Ledger
+from fedsvd.wire import TrainTask
+from fedsvd.workspace import initial_adapter, load_partition, load_silo
+
+OVERRIDES = ["experiment=smoke", "train.num_rounds=8", "train.local_steps=3", "privacy.accountant=rdp"]
+B: frozenset[Part] = frozenset({"B"})
+
+
+def client(folder: Path, names: list[str]) -> None:
+    """Answer messages as Flower would hand them over, and write down each result that leaves."""
+    config = compose(OVERRIDES)
+    factors = wire.pack(initial_adapter(config, build_method(config.method)), B)
+    node_config = {"partition-id": 0, "num-partitions": 2, "ledger": str(folder / "ledger")}
+    node_config |= {"max-epsilon": 6.0, "max-delta": 1e-5}
+    for name in names:
+        task = TrainTask(1 + int(name.partition("-")[2]), B, B)
+        message = Message(wire.train_request(task, factors), 2, MessageType.TRAIN)
+        message.metadata.__dict__["_message_id"] = name
+        context = Context(7, 2, node_config, RecordDict(), {"overrides": " ".join(OVERRIDES)})
+        reply = app(message, context)
+        reason = wire.declined_reason(reply.content)
+        descriptor = os.open(folder / "replies", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(descriptor, f"{json.dumps([name, reason])}\n".encode())
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def killed_after(folder: Path, names: list[str], seconds: float, event: Callable[[], bool]) -> bool:
+    process = os.fork()
+    if not process:
+        status = 1
+        try:
+            client(folder, names)
+            status = 0
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + 60
+    while not event() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(seconds)
+    os.kill(process, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+
+
+def main(folder: Path, trials: int) -> None:
+    config = compose(OVERRIDES)
+    # Loaded once, before the forks.
+    load_silo(config, 0)
+    initial_adapter(config, build_method(config.method))
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 2
+    chance, killed, names = random.Random(), 0, []
+    ledger, replies = folder / "ledger", folder / "replies"
+    for trial in range(trials):
+        # One message that is new, and then all that came before.
+        names.insert(0, f"message-{trial}")
+        events = [ledger.exists, _one_more_line(replies)]
+        killed += killed_after(folder, names, chance.random() * 0.4, events[trial % 2])
+    with Ledger.open(ledger, fingerprint(load_partition(config, 0))) as opened:
+        charged = [[entry.message_id, entry.released_at is not None] for entry in opened.entries()]
+    answers = [json.loads(line) for line in _lines(replies)]
+    print(json.dumps({"killed": killed, "charged": charged, "replies": answers}))
+
+
+def _one_more_line(path: Path) -> Callable[[], bool]:
+    before = len(_lines(path))
+    return lambda: len(_lines(path)) > before
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

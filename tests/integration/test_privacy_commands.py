@@ -1,0 +1,183 @@
+"""``fedsvd privacy``: what it tells before a run, and of what has been spent."""
+
+import re
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from fedsvd.cli import main
+from fedsvd.privacy.ledger import Ledger
+
+RUN = ["experiment=smoke", "privacy.target_epsilon=3", "privacy.max_epsilon=4"]
+
+
+def numbers(printed: str, client: str) -> list[str]:
+    [row] = [line for line in printed.splitlines() if re.match(rf"│ +{client} │", line)]
+    return [cell.strip() for cell in row.strip("│").split("│")]
+
+
+@pytest.fixture(scope="module")
+def ledgers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ledgers that two runs have charged."""
+    folder = tmp_path_factory.mktemp("ledgers")
+    for name in ("first", "second"):
+        assert main(["train", *RUN, f"privacy.ledger_dir={folder}", f"hydra.run.dir={folder / name}"]) == 0
+    return folder
+
+
+def test_a_plan_says_what_a_run_will_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["privacy", "plan", "experiment=smoke"]) == 0
+
+    printed = capsys.readouterr().out
+    client, examples, rate, noise, steps, run, before, in_all = numbers(printed, "0")
+    assert (client, steps, before) == ("0", "4", "0.000")
+    assert float(rate) == pytest.approx(16 / int(examples), abs=1e-4)
+    assert float(noise) > 0.3
+    assert 0.98 * 6 < float(run) == float(in_all) <= 6
+    assert "max_grad_norm = 1" in printed
+    assert "δ = 1e-05" in printed
+    assert "No ledger is known" in printed
+
+
+def test_a_plan_counts_what_the_ledgers_hold(ledgers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["privacy", "plan", *RUN, f"privacy.ledger_dir={ledgers}"]) == 0
+
+    printed = capsys.readouterr().out
+    with Ledger.read(ledgers / "0.sqlite") as ledger:
+        entries = ledger.entries()
+    *_, run, before, in_all = map(float, numbers(printed, "0"))
+    assert len({entry.run_id for entry in entries}) == 2
+    assert run < before < in_all
+    assert re.search(r"client \d: its budget holds \d of the 2 rounds to come", printed)
+    assert "No ledger is known" not in printed
+
+
+def test_a_second_run_adds_up_and_ends_at_the_budget(ledgers: Path) -> None:
+    for number in (0, 1):
+        with Ledger.read(ledgers / f"{number}.sqlite") as ledger:
+            assert 2 <= len(ledger.entries()) <= 4
+    assert not (ledgers / "first" / "clients").exists()
+
+
+def test_a_plan_for_a_resumed_run_counts_the_rounds_that_are_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *RUN, f"hydra.run.dir={tmp_path}"]) == 0
+    capsys.readouterr()
+    assert main(["privacy", "plan", f"resume={tmp_path}"]) == 0
+
+    printed = capsys.readouterr().out
+    *_, run, before, in_all = map(float, numbers(printed, "0"))
+    assert run == before == in_all
+    assert "2 rounds, 2 of them done" in printed
+
+
+def test_warnings_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train.batch_size=500", "privacy.target_delta=0.1"]
+    assert main(["privacy", "plan", "experiment=smoke", *words]) == 0
+
+    printed = capsys.readouterr().out
+    assert "privacy.target_delta = 0.1 is at least 1/" in printed
+    assert "train.batch_size = 500 is more than its" in printed
+
+
+def test_a_plan_of_client_level_privacy_and_what_comes_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["experiment=smoke", "privacy=client_level", f"privacy.ledger_dir={tmp_path / 'ledgers'}"]
+    assert main(["privacy", "plan", *words]) == 0
+    planned = numbers(capsys.readouterr().out, "1")
+    assert planned[2:3] + planned[4:5] + planned[6:7] == ["1.0000", "2", "0.000"]
+    assert 0.98 * 6 < float(planned[5]) <= 6
+
+    assert main(["train", *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    capsys.readouterr()
+    for words_after, said in (
+        ([*words, f"resume={tmp_path / 'run'}"], "2 rounds, 2 of them done"),
+        (words, "its budget holds 0 of the 2 rounds"),
+    ):
+        assert main(["privacy", "plan", *words_after]) == 0
+        printed = capsys.readouterr().out
+        assert numbers(printed, "1")[6] == planned[5]
+        assert said in printed
+    for path in (tmp_path / "ledgers" / "1.sqlite", tmp_path / "run" / "server" / "ledger.sqlite"):
+        assert main(["privacy", "ledger", str(path)]) == 0
+        assert re.search(r"│ +yes │", capsys.readouterr().out)
+
+
+def test_a_ledger_is_shown_by_run_and_round(ledgers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = (ledgers / "0.sqlite").read_bytes()
+    assert main(["privacy", "ledger", str(ledgers / "0.sqlite")]) == 0
+
+    printed = capsys.readouterr().out
+    with Ledger.read(ledgers / "0.sqlite") as ledger:
+        for entry in ledger.entries():
+            assert entry.run_id in printed
+    one, two = (re.findall(rf"│ +{run} │ +\d+ │ +2 │ +4 │ +([\d.]+) │ +([\d.]+) │", printed)[0] for run in (1, 2))
+    assert float(one[0]) == float(one[1]) == float(two[0]) < float(two[1]) <= 4
+    assert "allowed when last asked: ε ≤ 4 in all" in printed
+    assert (ledgers / "0.sqlite").read_bytes() == content
+
+
+def test_a_ledger_is_counted_at_another_delta(ledgers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["target_delta=1e-6", "accountant=rdp"]
+    assert main(["privacy", "ledger", str(ledgers / "0.sqlite"), *words]) == 0
+
+    assert "δ = 1e-06, counted by rdp" in capsys.readouterr().out
+
+
+def test_an_empty_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Ledger.open(tmp_path / "ledger", "data"):
+        pass
+    assert main(["privacy", "ledger", str(tmp_path / "ledger")]) == 0
+
+    assert "nothing has been spent" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ([], 2, "fedsvd privacy plan"),
+        (["plon"], 2, "not understood"),
+        (["ledger"], 2, "ledger PATH"),
+        (["plan", "train.lerning_rate=1"], 2, "did you mean train.learning_rate"),
+        (["plan", "experiment=smoke", "privacy=none"], 2, "no guarantee to plan"),
+        (["plan", "experiment=smoke", "privacy.max_epsilon=1"], 2, "below privacy.target_epsilon"),
+        (["plan", "experiment=smoke", "privacy.target_delta=1e-12"], 1, "accountant = rdp"),
+        (["plan", "resume=/nowhere"], 2, "not the folder of a run"),
+        (["ledger", "nowhere.sqlite"], 1, "there is no privacy ledger"),
+    ],
+)
+def test_wrong_words_end_in_one_readable_line(
+    words: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["privacy", *words]) == status
+
+    assert said in capsys.readouterr().err
+    assert not Path("nowhere.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["delta=1"], "delta means nothing"), (["target_delta=x"], "no number"),
+                        (["target_delta=2"], "between 0 and 1"), (["accountant=pld"], "not known")],
+)  # fmt: skip
+def test_wrong_terms_for_a_ledger(
+    ledgers: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["privacy", "ledger", str(ledgers / "0.sqlite"), *words]) in (1, 2)
+
+    assert said in capsys.readouterr().err
+
+
+def test_ledgers_of_other_data_and_damaged_ones_stop_the_plan(
+    ledgers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["privacy", "plan", *RUN, "seed=1", f"privacy.ledger_dir={ledgers}"]) == 1
+    assert "other data" in capsys.readouterr().err
+    sqlite3.connect(tmp_path / "0.sqlite").close()
+    (tmp_path / "0.sqlite").write_bytes(b"nothing of the kind")
+    assert main(["privacy", "plan", *RUN, f"privacy.ledger_dir={tmp_path}"]) == 1
+    assert "cannot be used" in capsys.readouterr().err
+    assert main(["privacy", "ledger", str(tmp_path / "0.sqlite")]) == 1
+    assert "cannot be used" in capsys.readouterr().err

@@ -1,0 +1,82 @@
+"""What is planned is what a client does, and what a person should know is said."""
+
+import pytest
+
+from fedsvd.compose import compose
+from fedsvd.errors import PrivacyError
+from fedsvd.privacy.accounting import Spend, epsilon
+from fedsvd.privacy.ledger import Budget
+from fedsvd.privacy.plan import configured_budget, plan_client, plan_warnings, poisson_rate, whole_run
+
+SMOKE = ["experiment=smoke", "privacy.accountant=rdp", "train.num_rounds=6", "privacy.target_epsilon=3"]
+
+
+def test_the_noise_is_for_every_step_that_a_client_can_ever_take() -> None:
+    config = compose([*SMOKE, "federation.num_clients=4", "federation.clients_per_round=1"])
+    run = whole_run(config, 100)
+
+    assert (run.sample_rate, run.steps) == (0.16, 12)
+    assert 0.97 * 3 < epsilon([run], 1e-5, "rdp") <= 3
+
+
+def test_a_fresh_client_can_take_part_in_every_round() -> None:
+    plan = plan_client(compose(SMOKE), 100, [])
+
+    assert plan.epsilon_before == 0
+    assert plan.epsilon_run == plan.epsilon_after <= 3
+    assert (plan.rounds_to_come, plan.rounds_that_fit) == (6, 6)
+
+
+def test_what_a_ledger_holds_leaves_fewer_rounds() -> None:
+    config = compose([*SMOKE, "privacy.max_epsilon=4"])
+    history = [Spend(1.3, 0.16, 10)]
+    plan = plan_client(config, 100, history)
+    per_round = Spend(plan.run.noise_multiplier, plan.run.sample_rate, config.train.local_steps)
+    after = [epsilon([*history, *[per_round] * rounds], 1e-5, "rdp") for rounds in range(7)]
+
+    assert 0 < plan.rounds_that_fit < 6
+    assert after[plan.rounds_that_fit] <= 4 < after[plan.rounds_that_fit + 1]
+    assert (plan.epsilon_before, plan.epsilon_after) == (after[0], after[6])
+
+
+@pytest.mark.parametrize(("noise", "fit"), [(0.5, 0), (100.0, 6)])
+def test_no_round_fits_or_all_do(noise: float, fit: int) -> None:
+    config = compose([*SMOKE, "privacy.max_epsilon=3.2"])
+
+    assert plan_client(config, 100, [Spend(noise, 0.16, 6)]).rounds_that_fit == fit
+
+
+def test_a_resumed_run_has_fewer_rounds_to_come() -> None:
+    config = compose(SMOKE)
+    run = whole_run(config, 100)
+    done = [Spend(run.noise_multiplier, run.sample_rate, 2)] * 4
+    plan = plan_client(config, 100, done, rounds_done=4)
+    finished = plan_client(config, 100, [run], rounds_done=6)
+
+    assert (plan.rounds_to_come, plan.rounds_that_fit) == (2, 2)
+    assert plan.epsilon_after == plan.epsilon_run
+    assert (finished.rounds_to_come, finished.rounds_that_fit) == (0, 0)
+    assert finished.epsilon_after == finished.epsilon_before
+
+
+def test_the_budget_of_a_configuration() -> None:
+    assert configured_budget(compose(SMOKE).privacy) == Budget(3.0, 1e-5, 3.0, 1e-5, "rdp")
+    assert configured_budget(compose([*SMOKE, "privacy.max_epsilon=8"]).privacy).max_epsilon == 8.0
+
+
+def test_an_empty_client_and_one_with_one_example() -> None:
+    with pytest.raises(PrivacyError, match="no examples"):
+        poisson_rate(0, 16)
+    assert poisson_rate(1, 16) == poisson_rate(16, 16) == 1.0
+    assert plan_client(compose(SMOKE), 1, []).epsilon_run <= 3
+
+
+def test_what_is_warned_of() -> None:
+    config = compose([*SMOKE, "privacy.target_delta=0.02", "privacy.max_epsilon=3"])
+    plans = [plan_client(config, 40, []), plan_client(config, 60, []), plan_client(config, 8, [Spend(1.0, 1.0, 6)])]
+    said = plan_warnings(config, plans)
+
+    assert [line.partition(":")[0] for line in said] == ["client 1", "client 2", "client 2"]
+    assert "privacy.target_delta = 0.02 is at least 1/60" in said[0]
+    assert "batch_size = 16 is more than its 8 examples" in said[1]
+    assert "holds 0 of the 6 rounds" in said[2]
