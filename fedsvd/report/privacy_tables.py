@@ -83,7 +83,7 @@ def runs_table(runs: Sequence[RunTotal], target_delta: float, accountant: str) -
     """A row a run: what it cost alone, and what all had cost when it was last charged."""
     table = Table(title=f"ε spent at δ = {target_delta:g}, counted by {accountant}")
     for heading in ("run", "run id", "rounds", "steps", "ε of the run", "ε in all after it"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=heading == "run id")
     for number, run in enumerate(runs, 1):
         table.add_row(
             str(number),
