@@ -96,9 +96,7 @@ def _train_private(
         make_optimizer(trained, train, task.server_round),
         silo_losses(silo, config),
         num_examples,
-        DPSGD(
-            spend.noise_multiplier, privacy.max_grad_norm, spend.sample_rate, spend.steps, train.physical_batch_size
-        ),
+        DPSGD(spend.noise_multiplier, privacy.max_grad_norm, spend.sample_rate, spend.steps, train.physical_batch_size),
         # Amplification by sampling counts on a sample that nobody else can know, so the seed does not draw it.
         SecureRandomness() if privacy.secure_random else TorchRandomness(),
         choose(model, train.grad_sample_mode),
