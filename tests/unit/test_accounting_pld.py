@@ -1,12 +1,17 @@
 """Our ε beside that of an independent accountant: privacy loss distributions (dp-accounting)."""
 
 import logging
+import sys
 from collections.abc import Sequence
 
 import pytest
+from absl import logging as absl_logging
 from dp_accounting.pld import privacy_loss_distribution as pld
 
 from fedsvd.privacy.accounting import LEAST_PRV_DELTA, Spend, calibrate, epsilon
+
+# absl's handler takes the stream that pytest captures with, and closes it when Hydra sets up logging anew.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 pytestmark = pytest.mark.slow
 
