@@ -37,12 +37,12 @@ def plan_table(plans: Sequence[ClientPlan], target_delta: float, unit: str) -> T
     for heading in (
         "client",
         "examples",
-        "sample rate",
-        "noise multiplier",
-        "steps at most",
-        "ε of the run",
-        "ε before",
-        "ε in all",
+        "sample\nrate",
+        "noise\nmultiplier",
+        "steps\nat\nmost",
+        "ε of\nthe run",
+        "ε\nbefore",
+        "ε\nin all",
     ):
         table.add_column(heading, justify="right")
     for number, plan in enumerate(plans):
@@ -63,7 +63,7 @@ def plan_table(plans: Sequence[ClientPlan], target_delta: float, unit: str) -> T
 def charges_table(entries: Sequence[Entry]) -> Table:
     """A row a charge, oldest first; runs are numbered as in `runs_table`."""
     table = Table(title="charges")
-    for heading in ("run", "round", "steps", "noise multiplier", "sample rate", "charged (UTC)", "result left"):
+    for heading in ("run", "round", "steps", "noise\nmultiplier", "sample\nrate", "charged (UTC)", "result\nleft"):
         table.add_column(heading, justify="right")
     runs = list(dict.fromkeys(entry.run_id for entry in entries))
     for entry in entries:
@@ -82,7 +82,7 @@ def charges_table(entries: Sequence[Entry]) -> Table:
 def runs_table(runs: Sequence[RunTotal], target_delta: float, accountant: str) -> Table:
     """A row a run: what it cost alone, and what all had cost when it was last charged."""
     table = Table(title=f"ε spent at δ = {target_delta:g}, counted by {accountant}")
-    for heading in ("run", "run id", "rounds", "steps", "ε of the run", "ε in all after it"):
+    for heading in ("run", "run id", "rounds", "steps", "ε of\nthe run", "ε in all\nafter it"):
         table.add_column(heading, justify="right", no_wrap=heading == "run id")
     for number, run in enumerate(runs, 1):
         table.add_row(
