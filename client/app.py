@@ -6,6 +6,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.local_round import run_local_round
+from client.secure_round import answer_stage
 from client.state import client_identity, read_partition_id
 from fedsvd import wire
 from fedsvd.compose import from_run_config
@@ -26,9 +27,15 @@ def train(message: Message, context: Context) -> Message:
     """Train the factors asked for on this node's data, within its own budget."""
     try:
         config = from_run_config(context.run_config)
-        task, factors = wire.read_train_request(message.content)
-        identity = client_identity(context, config)
-        content = run_local_round(config, identity, task, factors, message.metadata.message_id)
+
+        def local_round() -> RecordDict:
+            task, factors = wire.read_train_request(message.content)
+            return run_local_round(config, client_identity(context, config), task, factors, message.metadata.message_id)
+
+        if config.federation.secure_aggregation:
+            content = answer_stage(message.content, context.state, context.node_id, config, local_round)
+        else:
+            content = local_round()
     except FedSVDError as error:
         content = wire.declined_reply(f"{type(error).__name__}: {error}")
     return Message(content, reply_to=message)

@@ -18,10 +18,11 @@ from fedsvd.errors import DataError, PayloadError
 from fedsvd.fused import choose
 from fedsvd.lora import Adapter
 from fedsvd.methods import build_method
-from fedsvd.privacy.client_level import clipped
+from fedsvd.privacy.client_level import clipped, noised, whole_run
 from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
+from fedsvd.privacy.noise_share import share_of
 from fedsvd.privacy.plan import poisson_rate
-from fedsvd.privacy.randomness import SecureRandomness, TorchRandomness, poisson_batches
+from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness, poisson_batches
 from fedsvd.training import make_optimizer, train_plain
 from fedsvd.wire import ClientReport, TrainTask
 from fedsvd.workspace import (
@@ -96,9 +97,17 @@ def _train_private(
         make_optimizer(trained, train, task.server_round),
         silo_losses(silo, config),
         num_examples,
-        DPSGD(spend.noise_multiplier, privacy.max_grad_norm, spend.sample_rate, spend.steps, train.physical_batch_size),
+        DPSGD(
+            share_of(spend.noise_multiplier, config),
+            privacy.max_grad_norm,
+            spend.sample_rate,
+            spend.steps,
+            train.physical_batch_size,
+            # One divisor for all, so that one example moves the secure sum by as much wherever it is.
+            float(train.batch_size) if privacy.noise_share else None,
+        ),
         # Amplification by sampling counts on a sample that nobody else can know, so the seed does not draw it.
-        SecureRandomness() if privacy.secure_random else TorchRandomness(),
+        _randomness(config),
         choose(model, train.grad_sample_mode),
     )
     mark_released(identity, silo.fingerprint, message_id)
@@ -155,11 +164,21 @@ def _train_for_client_level(
 
 
 def _clipped_update(before: Adapter, after: Adapter, task: TrainTask, config: Config) -> Adapter:
-    """Move back along the update of all parts that are sent, until its joint norm is within the bound."""
+    """Move back along the update of all parts that are sent, until its joint norm is within the bound.
+
+    With ``noise_share`` this client's share of the noise is added, for a secure sum to carry the whole.
+    """
     old = [tensor.double() for tensor in flat(before, task.uplink)]
     update = [new.double() - start for new, start in zip(flat(after, task.uplink), old, strict=True)]
     moves = clipped(update, config.privacy.max_update_norm)
+    if config.privacy.noise_share:
+        sigma = whole_run(config.privacy, config.train, config.federation).noise_multiplier
+        moves = noised(moves, share_of(sigma, config) * config.privacy.max_update_norm, _randomness(config))
     return with_flat(after, task.uplink, [start + move for start, move in zip(old, moves, strict=True)])
+
+
+def _randomness(config: Config) -> Randomness:
+    return SecureRandomness() if config.privacy.secure_random else TorchRandomness()
 
 
 def _round_generator(seed: int, server_round: int, partition_id: int) -> torch.Generator:

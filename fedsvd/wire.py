@@ -8,7 +8,7 @@ and the configuration, so that a payload carries no shapes that could disagree w
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class ClientReport:
 
     Attributes:
         partition_id: The client's number.
-        num_examples: Size of its data set; treated as public (no noise is added).
+        num_examples: Size of its data set; treated as public (no noise is added). None where it is secret, too.
         seconds: Time of the local round.
         epsilon: Spent so far at the client's own δ; None without privacy. Computed from public quantities only.
         noise_multiplier: σ of DP-SGD; None without privacy.
@@ -60,7 +60,7 @@ class ClientReport:
     """
 
     partition_id: int
-    num_examples: int
+    num_examples: int | None
     seconds: float
     epsilon: float | None = None
     noise_multiplier: float | None = None
@@ -148,17 +148,45 @@ def read_train_reply(content: RecordDict) -> tuple[ClientReport, ArrayRecord]:
         PayloadError: A record or a number is missing, of the wrong type, or implausible.
     """
     try:
-        metrics, factors = content.metric_records[METRICS], content.array_records[FACTORS]
+        metrics, factors = content.metric_records[METRICS], content.array_records.get(FACTORS, ArrayRecord())
         values = {key.replace("-", "_"): value for key, value in metrics.items()}
-        report = ClientReport(**values)  # type: ignore[arg-type]
+        report = ClientReport(**{"num_examples": None, **values})  # type: ignore[arg-type]
     except (KeyError, TypeError) as error:
         raise PayloadError(f"the reply is not one of fedsvd's: {error!r}. Do both ends run one version?") from error
     for key, value in vars(report).items():
         if value is not None and (isinstance(value, list) or not np.isfinite(value)):
             raise PayloadError(f"{key} = {value!r} is not a finite number.")
-    if not isinstance(report.num_examples, int) or not 1 <= report.num_examples <= MAX_NUM_EXAMPLES:
+    if report.num_examples is None and FACTORS in content.array_records:
+        raise PayloadError("num_examples is missing beside factors that are to be weighted by it.")
+    if report.num_examples is not None and not (
+        isinstance(report.num_examples, int) and 1 <= report.num_examples <= MAX_NUM_EXAMPLES
+    ):
         raise PayloadError(f"num_examples = {report.num_examples!r}; a whole number from 1 to 2^40 is allowed.")
     return report, factors
+
+
+def without_sizes(report: ClientReport) -> ClientReport:
+    """Return a report without what tells how many examples a client holds."""
+    return replace(report, num_examples=None, noise_multiplier=None, sample_rate=None)
+
+
+def vector_size(adapter: Adapter, parts: Collection[Part]) -> int:
+    """Return the number of values that the given parts have together."""
+    return sum(tensor.numel() for part in parts for tensor in adapter.part(part).values())
+
+
+def split_vector(
+    vector: np.ndarray, parts: Collection[Part], like: Adapter, device: torch.device
+) -> dict[Part, dict[str, Tensor]]:
+    """Cut one vector of all parts, in the order in which they travel, into float64 tensors."""
+    flat, start = torch.from_numpy(vector).to(device, torch.float64), 0
+    result: dict[Part, dict[str, Tensor]] = {}
+    for part in (part for part in PARTS if part in parts):
+        result[part] = {}
+        for name, tensor in like.part(part).items():
+            result[part][name] = flat[start : start + tensor.numel()].reshape(tensor.shape)
+            start += tensor.numel()
+    return result
 
 
 def _parts(values: object) -> frozenset[Part]:

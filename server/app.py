@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedsvd import lora, wire
 from fedsvd.compose import from_run_config, to_yaml
 from fedsvd.methods import build_method
+from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.plots import plot_accuracy
 from fedsvd.report.progress import Reporter
 from fedsvd.run_folder import RunFolder, run_root, write_text
@@ -16,6 +17,7 @@ from server.checkpoint import load_latest
 from server.client_level import ClientLevelServer
 from server.evaluation import RoundKeeper
 from server.polling import PollingGrid
+from server.secure_grid import SecureGrid
 from server.strategy import FederatedLoRA
 
 app = ServerApp()
@@ -32,13 +34,17 @@ def main(grid: Grid, context: Context) -> None:
     write_text(folder.config, to_yaml(config))
     adapter = (earlier.adapter if earlier else adapter).to(resolve_device(config.device))
     client_level = ClientLevelServer(config, folder.server_ledger) if config.privacy.name == "client_level" else None
-    strategy = FederatedLoRA(method, config, adapter, earlier.server_round if earlier else 0, client_level)
-    unit = "client" if client_level else "example"
-    with Reporter(folder.root, config.train.num_rounds, config.privacy.target_delta, unit) as reporter:
+    first_round = earlier.server_round if earlier else 0
+    assumptions = ASSUMPTIONS if config.privacy.noise_share else ()
+    unit, hidden = "client" if client_level else "example", config.federation.secure_aggregation
+    with Reporter(folder.root, config.train.num_rounds, config.privacy.target_delta, unit, assumptions) as reporter:
+        polling: Grid = PollingGrid(grid, reporter.reply_arrived)
+        secure = SecureGrid(polling, config.federation.min_survivors, PollingGrid(grid)) if hidden else None
+        strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure)
         keeper = RoundKeeper(config, folder, strategy, reporter, earlier)
         reporter.started(strategy.first_round, config.federation.clients_per_round or config.federation.num_clients)
         strategy.start(
-            PollingGrid(grid, reporter.reply_arrived),
+            secure or polling,
             wire.pack(adapter, ["A", "B"]),
             num_rounds=config.train.num_rounds - strategy.first_round,
             timeout=config.federation.round_timeout_s,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
+from torch import Tensor
+
 from fedsvd.aggregate import Replies, Reply, flat, with_flat
 from fedsvd.config import Config
 from fedsvd.lora import Adapter, Part
-from fedsvd.privacy.client_level import noisy_mean, whole_run
+from fedsvd.privacy.client_level import clipped_sum, noised, whole_run
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.privacy.plan import configured_budget
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
@@ -60,15 +63,28 @@ class ClientLevelServer:
     def aggregate(self, adapter: Adapter, replies: Replies, parts: frozenset[Part]) -> Reply:
         """Turn the replies, or none at all, into the one reply whose parts are the noised mean."""
         before = flat(adapter, parts)
-        updates = []
-        for reply in sorted(replies, key=lambda reply: reply.partition_id):
-            after = flat(adapter.with_parts(reply.parts), parts)
-            updates.append([new.double() - old.double() for new, old in zip(after, before, strict=True)])
-        moves = noisy_mean(
-            updates, before, self._config.privacy, self._spend, self._config.federation.num_clients, self._randomness
-        )
-        moved = with_flat(adapter, parts, [old.double() + move for old, move in zip(before, moves, strict=True)])
+        ordered = sorted(replies, key=lambda reply: reply.partition_id)
+        updates = [_update(adapter, reply, parts, before) for reply in ordered]
+        return self._moved(adapter, parts, clipped_sum(updates, before, self._config.privacy.max_update_norm))
+
+    def aggregate_sum(self, adapter: Adapter, mean: Reply, contributors: int, parts: frozenset[Part]) -> Reply:
+        """Do the same with the plain mean of a secure sum, whose single updates cannot be clipped here."""
+        update = _update(adapter, mean, parts, flat(adapter, parts))
+        return self._moved(adapter, parts, [tensor * contributors for tensor in update])
+
+    def _moved(self, adapter: Adapter, parts: frozenset[Part], total: Sequence[Tensor]) -> Reply:
+        privacy = self._config.privacy
+        if not privacy.noise_share:
+            total = noised(total, self._spend.noise_multiplier * privacy.max_update_norm, self._randomness)
+        divisor = self._spend.sample_rate * self._config.federation.num_clients
+        before = zip(flat(adapter, parts), total, strict=True)
+        moved = with_flat(adapter, parts, [old.double() + move / divisor for old, move in before])
         return Reply(0, 1, {part: moved.part(part) for part in parts})
+
+
+def _update(adapter: Adapter, reply: Reply, parts: frozenset[Part], before: Sequence[Tensor]) -> list[Tensor]:
+    after = flat(adapter.with_parts(reply.parts), parts)
+    return [new.double() - old.double() for new, old in zip(after, before, strict=True)]
 
 
 def _account_name(path: Path) -> str:

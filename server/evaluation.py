@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from fedsvd import lora
 from fedsvd.config import Config
 from fedsvd.errors import RunError
+from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.progress import Reporter
 from fedsvd.run_folder import RunFolder, write_json, write_rows
 from fedsvd.training import evaluate
@@ -133,5 +134,8 @@ class RoundKeeper:
             "max_grad_norm": privacy.max_grad_norm if privacy.name == "dp_sgd" else None,
             "max_update_norm": privacy.max_update_norm if privacy.name == "client_level" else None,
             "accountant": privacy.accountant,
+            "secure_aggregation": self.config.federation.secure_aggregation,
+            "noise_share": privacy.noise_share,
+            "assumptions": list(ASSUMPTIONS) if privacy.noise_share else [],
             "clients": self.clients,
         }

@@ -21,10 +21,10 @@ class PollingGrid(ForwardingGrid):
 
     Args:
         grid: The grid that does the work.
-        on_reply: Called with every reply as it arrives.
+        on_reply: Called with every reply as it arrives; by default nobody is told.
     """
 
-    def __init__(self, grid: Grid, on_reply: Callable[[Message], None]) -> None:
+    def __init__(self, grid: Grid, on_reply: Callable[[Message], None] = lambda reply: None) -> None:
         super().__init__(grid)
         self._on_reply = on_reply
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsvd import wire
-from fedsvd.aggregate import Reply
+from fedsvd.aggregate import Replies, Reply
 from fedsvd.config import Config
-from fedsvd.errors import BudgetExceededError, PayloadError, RunError
+from fedsvd.errors import BudgetExceededError, PayloadError
 from fedsvd.lora import PARTS, Adapter, Part
 from fedsvd.methods import Method
+from fedsvd.secagg import messages
 from fedsvd.wire import ClientReport, TrainTask
 from fedsvd.workspace import trained_parts
 from server.client_level import ClientLevelServer
+from server.clients import find_clients
+from server.secure_grid import SecureGrid
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class FederatedLoRA(Strategy):
         adapter: The adapter to start from, on the device where the server steps run.
         first_round: Rounds already done by an earlier process (0 for a fresh run).
         client_level: Draws clients and noise where privacy is client-level; None elsewhere.
+        secure: The grid that takes secure sums; None where each client's update is seen.
     """
 
     def __init__(
@@ -60,12 +64,14 @@ class FederatedLoRA(Strategy):
         adapter: Adapter,
         first_round: int = 0,
         client_level: ClientLevelServer | None = None,
+        secure: SecureGrid | None = None,
     ) -> None:
         self.method = method
         self.config = config
         self.adapter = adapter
         self.first_round = first_round
         self.client_level = client_level
+        self.secure = secure
         self.round = RoundRecord(first_round, 0)
         self._partitions: dict[int, int] = {}
         self._started = 0.0
@@ -80,13 +86,15 @@ class FederatedLoRA(Strategy):
         """Sample clients and address the current factors to them."""
         this_round = self.first_round + server_round
         if not self._partitions:
-            self._partitions = self._find_clients(grid)
+            self._partitions = find_clients(grid, self.config.federation)
         nodes = self._sample(this_round)
         trains = trained_parts(self.method, self.config, this_round)
         account = self.client_level.account if self.client_level else ""
         task = TrainTask(this_round, trains, self._uplink(this_round), account)
         factors = wire.pack(self.adapter, self.method.downlink(this_round) | (trains & {"head"}))
         self.round = RoundRecord(this_round, len(nodes), bytes_down=wire.payload_bytes(factors) * len(nodes))
+        if self.secure:
+            self.secure.vector_size = wire.vector_size(self.adapter, self._uplink(this_round))
         self._started = time.perf_counter()
         return [
             Message(
@@ -107,13 +115,17 @@ class FederatedLoRA(Strategy):
         self.round.seconds_train = time.perf_counter() - self._started
         good = list(self._good_replies(replies, self.round))
         started = time.perf_counter()
+        if self.secure and self.secure.outcome is None:
+            return self._skip(self.secure.reason)
         if self.client_level:
             try:
                 self.round.epsilon = self.client_level.charge(self.round.server_round)
             except BudgetExceededError as error:
                 return self._skip(str(error))
             # However few replied, even none: whether a step is taken must not hang on who took part.
-            good = [self.client_level.aggregate(self.adapter, good, self._uplink(self.round.server_round))]
+            good = [self._client_level_reply(self.client_level, good)]
+        elif self.secure:
+            good = [self._secure_mean(self.secure)]
         elif len(good) < self.config.federation.min_replies:
             return self._skip(
                 f"{len(good)} usable replies of {self.round.sampled}, federation.min_replies is "
@@ -122,6 +134,20 @@ class FederatedLoRA(Strategy):
         self.adapter = self.method.server_step(self.adapter, good, self.round.server_round)
         self.round.seconds_aggregate = time.perf_counter() - started
         return wire.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
+
+    def _secure_mean(self, secure: SecureGrid) -> Reply:
+        assert secure.outcome is not None  # noqa: S101 - asked for just before
+        parts = wire.split_vector(
+            secure.outcome.mean, self._uplink(self.round.server_round), self.adapter, _device(self.adapter)
+        )
+        return Reply(0, max(1, round(secure.outcome.weight)), parts)
+
+    def _client_level_reply(self, client_level: ClientLevelServer, good: Replies) -> Reply:
+        uplink = self._uplink(self.round.server_round)
+        if self.secure and self.secure.outcome:
+            mean, count = self._secure_mean(self.secure), self.secure.outcome.contributors
+            return client_level.aggregate_sum(self.adapter, mean, count, uplink)
+        return client_level.aggregate(self.adapter, good, uplink)
 
     def _skip(self, reason: str) -> tuple[None, None]:
         self.round.skipped = True
@@ -141,28 +167,6 @@ class FederatedLoRA(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Nothing to aggregate."""
         return None
-
-    def _find_clients(self, grid: Grid) -> dict[int, int]:
-        """Ask every node for its partition; node numbers are random, so the order of clients hangs on this."""
-        wanted = self.config.federation.num_clients
-        deadline = time.monotonic() + self.config.federation.connect_timeout_s
-        nodes = sorted(grid.get_node_ids())
-        while len(nodes) < wanted and time.monotonic() < deadline:
-            time.sleep(0.2)
-            nodes = sorted(grid.get_node_ids())
-        queries = [Message(RecordDict(), node, wire.PARTITION_QUERY, group_id="0") for node in nodes]
-        answers = grid.send_and_receive(queries, timeout=self.config.federation.round_timeout_s)
-        partitions: dict[int, int] = {}
-        for answer in answers:
-            if answer.has_error():
-                logger.warning(
-                    "node %d did not say what it holds: %s", answer.metadata.src_node_id, answer.error.reason
-                )
-            else:
-                partitions[answer.metadata.src_node_id] = int(
-                    answer.content.metric_records[wire.METRICS]["partition-id"]  # type: ignore[arg-type]
-                )
-        return _one_node_a_partition(partitions, wanted)
 
     def _sample(self, server_round: int) -> list[int]:
         ordered = sorted(self._partitions, key=self._partitions.__getitem__)
@@ -203,24 +207,10 @@ class FederatedLoRA(Strategy):
         report, factors = wire.read_train_reply(message.content)
         if report.partition_id != partition_id:
             raise PayloadError(f"it calls itself client {report.partition_id}.")
+        if self.secure:
+            return Reply(partition_id, 1, {}), report, messages.masked_bytes(message.content)
         parts = wire.unpack(factors, self._uplink(server_round), self.adapter, _device(self.adapter))
-        return Reply(partition_id, report.num_examples, parts), report, wire.payload_bytes(factors)
-
-
-def _one_node_a_partition(partitions: Mapping[int, int], num_clients: int) -> dict[int, int]:
-    chosen: dict[int, int] = {}
-    for node in sorted(partitions):
-        if partitions[node] < num_clients and partitions[node] not in chosen.values():
-            chosen[node] = partitions[node]
-    if not chosen:
-        raise RunError(
-            f"no node with a partition below {num_clients} answered ({len(partitions)} nodes in all); "
-            "start the clients, or raise federation.connect_timeout_s."
-        )
-    if len(chosen) < num_clients:
-        missing = sorted(set(range(num_clients)) - set(chosen.values()))
-        logger.warning("%d of %d clients are there; missing partitions: %s", len(chosen), num_clients, missing)
-    return chosen
+        return Reply(partition_id, report.num_examples or 0, parts), report, wire.payload_bytes(factors)
 
 
 def _device(adapter: Adapter) -> torch.device:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from fedsvd.config.federation import FederationConfig
 from fedsvd.config.model import DataConfig, ModelConfig, PartitionConfig
 from fedsvd.config.privacy import PrivacyConfig
+from fedsvd.config.secure import check_secure
 from fedsvd.config.train import TrainConfig
 from fedsvd.errors import ConfigError
 from fedsvd.validate import Matches, Range, check_fields
@@ -69,6 +70,7 @@ class Config:
                 "client_level, where every round takes a noisy step however few take part (whether it does must not "
                 "tell who did): leave federation.min_replies at 1."
             )
+        check_secure(self.privacy, self.train, self.federation)
         needed = self.federation.num_clients * self.partition.min_partition_size
         limit = self.data.max_train_examples
         if limit is not None and limit < needed:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from fedsvd.config.types import Count, NonNegative, Positive
 from fedsvd.errors import ConfigError
-from fedsvd.validate import check_fields
+from fedsvd.validate import Range, check_fields
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class FederationConfig:
         num_clients: Clients in the federation; each holds one partition.
         clients_per_round: Clients drawn for a round; null for all.
         min_replies: Fewest good replies with which a round counts; with fewer the model stays as it was.
+        secure_aggregation: The server learns the sum of the clients' updates and no single one.
+        min_survivors: Fewest clients in whose secure sum a client hides; with fewer a round is skipped.
         round_timeout_s: Seconds after which a round goes on without those that have not answered.
         connect_timeout_s: Seconds to wait for all clients at the start.
         client_num_cpus: CPU cores of a simulated client.
@@ -30,6 +32,8 @@ class FederationConfig:
     num_clients: Count = 4
     clients_per_round: Count | None = None
     min_replies: Count = 1
+    secure_aggregation: bool = False
+    min_survivors: Annotated[int, Range(2)] = 2
     round_timeout_s: Positive = 3600.0
     connect_timeout_s: Positive = 300.0
     client_num_cpus: Positive = 1.0
@@ -48,6 +52,11 @@ class FederationConfig:
             raise ConfigError(
                 f"federation.min_replies = {self.min_replies} is more than the {in_a_round} clients of a round, so no "
                 f"round could ever count: give 1 to {in_a_round}."
+            )
+        if self.secure_aggregation and in_a_round < self.min_survivors:
+            raise ConfigError(
+                f"federation.min_survivors = {self.min_survivors} is more than the {in_a_round} clients of a round, so "
+                "no secure sum could ever be taken: lower it, or draw more clients."
             )
         if self.ray_address is not None and self.name != "simulation":
             raise ConfigError(

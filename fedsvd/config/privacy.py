@@ -25,6 +25,10 @@ class PrivacyConfig:
         max_update_norm: Largest L2 norm of one client's update in a round; longer ones are scaled down
             (``client_level``).
         accountant: How the spend is counted: ``prv`` (tight, for δ from 1e-10) or ``rdp``.
+        noise_multiplier: σ to use instead of the one that is calibrated; null: calibrated. What it costs is accounted
+            for all the same.
+        noise_share: Each client adds its share of the noise, so that the secure sum carries the whole (see
+            `fedsvd.privacy.noise_share`); needs ``federation.secure_aggregation``.
         ledger_dir: Folder of the simulated clients' ledgers, kept from run to run as ``N.sqlite``; null: the run
             folder, where each run starts with nothing spent. A real client's own configuration names its ledger.
         secure_random: Batches and noise from a stream cipher that the operating system keys; false takes torch's
@@ -39,6 +43,8 @@ class PrivacyConfig:
     accountant: Literal["prv", "rdp"] = "prv"
     secure_random: bool = True
     max_epsilon: Positive | None = None
+    noise_multiplier: Positive | None = None
+    noise_share: bool = False
     ledger_dir: str | None = None
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from fedsvd.config import Config
 from fedsvd.errors import ConfigError, RunError
 from fedsvd.launch.local import run_local
 from fedsvd.launch.simulation import run_simulation
-from fedsvd.methods import build_method
+from fedsvd.methods import build_method, check_method
 from fedsvd.privacy.accounting import check_delta
 from fedsvd.report.plots import plot_partitions
 from fedsvd.run_folder import RunFolder, read_rows, write_json
@@ -34,7 +34,7 @@ def check(config: Config) -> None:
         ConfigError: A method option, a device or a federation that is not there.
         PrivacyError: A δ that the accountant cannot count at.
     """
-    build_method(config.method)
+    check_method(build_method(config.method), config)
     check_delta(config.privacy.target_delta, config.privacy.accountant)
     resolve_device(config.device)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from fedsvd.aggregate import Replies
+from fedsvd.config import Config
 from fedsvd.errors import ConfigError
 from fedsvd.lora import Adapter, Factor
 from fedsvd.methods.fedavg_lora import FedAvgLoRA
@@ -29,6 +30,10 @@ class Method(Protocol):
     @property
     def init_b(self) -> str:
         """How B starts: one of `fedsvd.initialisation.B_INITIALISATIONS`."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether the server step needs no more than the weighted mean of what clients send."""
 
     def trains(self, server_round: int) -> frozenset[Factor]:
         """Return the factors that a client's optimiser moves in this round (1-based)."""
@@ -69,6 +74,24 @@ def build_method(options: Mapping[str, Any]) -> Method:
         if key not in fields:
             raise ConfigError(f"method.{key} is not an option of method={name}{_nearest(key, fields)}.")
     return method(**given)
+
+
+def check_method(method: Method, config: Config) -> None:
+    """Refuse a method that needs single updates where none can be seen.
+
+    Raises:
+        ConfigError: Secure aggregation or client-level privacy with a method whose server step is not linear.
+    """
+    sums_only = {
+        "federation.secure_aggregation = True": config.federation.secure_aggregation,
+        "privacy.name = client_level": config.privacy.name == "client_level",
+    }
+    for setting, chosen in sums_only.items():
+        if chosen and not method.linear:
+            raise ConfigError(
+                f"{setting} is not possible with method.name = {config.method['name']}: its server step needs each "
+                "client's factors, and there is only their mean. Take another method, or leave that setting out."
+            )
 
 
 def _nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:

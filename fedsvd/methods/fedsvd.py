@@ -35,6 +35,11 @@ class FedSVD:
                 "give a whole number of rounds from 1 (after each round) upwards."
             )
 
+    @property
+    def linear(self) -> bool:
+        """The mean is all it needs."""
+        return True
+
     def trains(self, server_round: int) -> frozenset[Factor]:
         """B only."""
         return frozenset({"B"})

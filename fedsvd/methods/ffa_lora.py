@@ -23,6 +23,11 @@ class FFALoRA:
     def __post_init__(self) -> None:
         check_initialisation(self.init_a, self.init_b)
 
+    @property
+    def linear(self) -> bool:
+        """The mean is all it needs."""
+        return True
+
     def trains(self, server_round: int) -> frozenset[Factor]:
         """B only."""
         return frozenset({"B"})

@@ -23,7 +23,7 @@ from fedsvd.privacy.randomness import Randomness
 def whole_run(privacy: PrivacyConfig, train: TrainConfig, federation: FederationConfig) -> Spend:
     """Return what a run costs each client, whether it is drawn or not: a step a round, at the rate of being drawn."""
     sample_rate = client_sample_rate(federation)
-    noise_multiplier = calibrate(
+    noise_multiplier = privacy.noise_multiplier or calibrate(
         privacy.target_epsilon, privacy.target_delta, sample_rate, train.num_rounds, privacy.accountant
     )
     return Spend(noise_multiplier, sample_rate, train.num_rounds)
@@ -50,31 +50,15 @@ def clipped(update: Sequence[Tensor], max_update_norm: float) -> list[Tensor]:
     return [tensor * factor for tensor in exact]
 
 
-def noisy_mean(
-    updates: Sequence[Sequence[Tensor]],
-    like: Sequence[Tensor],
-    privacy: PrivacyConfig,
-    spend: Spend,
-    num_clients: int,
-    randomness: Randomness,
-) -> list[Tensor]:
-    """Return ``(Σ clip(Δₖ) + N(0, σ² S²)) / (q · n)``; without updates it is noise alone.
-
-    Args:
-        updates: One client's update an entry; each is clipped here, whatever the client did.
-        like: The tensors that are updated, for shapes and devices.
-        privacy: Whose ``max_update_norm`` is S.
-        spend: σ and q.
-        num_clients: n, all clients of the federation, present or not.
-        randomness: Draws the noise.
-
-    Returns:
-        float64 tensors shaped as ``like``.
-    """
+def clipped_sum(updates: Sequence[Sequence[Tensor]], like: Sequence[Tensor], max_update_norm: float) -> list[Tensor]:
+    """Return ``Σ clip(Δₖ)`` in float64, shaped as ``like``; each update is clipped, whatever its client did."""
     total = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in like]
     for update in updates:
-        for sum_, tensor in zip(total, clipped(update, privacy.max_update_norm), strict=True):
+        for sum_, tensor in zip(total, clipped(update, max_update_norm), strict=True):
             sum_.add_(tensor)
-    std = spend.noise_multiplier * privacy.max_update_norm
-    divisor = spend.sample_rate * num_clients
-    return [(sum_ + randomness.normal(sum_, std)) / divisor for sum_ in total]
+    return total
+
+
+def noised(tensors: Sequence[Tensor], std: float, randomness: Randomness) -> list[Tensor]:
+    """Add ``N(0, std²)`` to every entry."""
+    return [tensor + randomness.normal(tensor, std) for tensor in tensors]

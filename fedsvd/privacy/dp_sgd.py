@@ -33,6 +33,7 @@ class DPSGD:
         max_grad_norm: L2 bound of each example's gradient over all trained parameters together.
         sample_rate: Chance of each example to be in a batch.
         steps: Optimiser steps, each with noise.
+        expected_batch_size: What the noised sum is divided by; None: ``sample_rate · num_examples``.
         physical_batch_size: Examples whose gradients are held at once; changes no result.
     """
 
@@ -41,6 +42,7 @@ class DPSGD:
     sample_rate: float
     steps: int
     physical_batch_size: int = 128
+    expected_batch_size: float | None = None
 
 
 def train_dp_sgd(
@@ -75,7 +77,7 @@ def train_dp_sgd(
             randomness,
             noise_multiplier=plan.noise_multiplier,
             max_grad_norm=plan.max_grad_norm,
-            expected_batch_size=plan.sample_rate * num_examples,
+            expected_batch_size=plan.expected_batch_size or plan.sample_rate * num_examples,
             loss_reduction="mean",
         )
         model.train()

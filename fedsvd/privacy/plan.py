@@ -60,7 +60,9 @@ def whole_run(config: Config, num_examples: int) -> Spend:
         return client_level.whole_run(privacy, train, config.federation)
     sample_rate = poisson_rate(num_examples, train.batch_size)
     steps = train.num_rounds * train.local_steps
-    noise = calibrate(privacy.target_epsilon, privacy.target_delta, sample_rate, steps, privacy.accountant)
+    noise = privacy.noise_multiplier or calibrate(
+        privacy.target_epsilon, privacy.target_delta, sample_rate, steps, privacy.accountant
+    )
     return Spend(noise, sample_rate, steps)
 
 

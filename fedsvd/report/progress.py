@@ -21,16 +21,24 @@ class Reporter:
         num_rounds: Rounds in all.
         target_delta: The δ at which ε is told.
         unit: What ε protects: ``example`` or ``client``.
+        assumptions: What ε hangs on beside the mechanism; printed at the end.
         console: Where to write; by default standard output.
     """
 
     def __init__(
-        self, folder: Path, num_rounds: int, target_delta: float, unit: str = "example", console: Console | None = None
+        self,
+        folder: Path,
+        num_rounds: int,
+        target_delta: float,
+        unit: str = "example",
+        assumptions: Sequence[str] = (),
+        console: Console | None = None,
     ) -> None:
         self.folder = folder
         self.num_rounds = num_rounds
         self.target_delta = target_delta
         self.unit = unit
+        self.assumptions = assumptions
         self.console = console or Console()
         self._progress = Progress(
             TextColumn("{task.description:8}"),
@@ -84,6 +92,8 @@ class Reporter:
         self.console.print(rounds_table(rows))
         if any(client["epsilon"] is not None for client in clients.values()):
             self.console.print(clients_table(clients, self.target_delta, self.unit))
+        for assumption in self.assumptions:
+            self.console.print(f"ε holds if {assumption}", soft_wrap=True, highlight=False)
         self.console.print(phases_table(rows))
         self.console.print(f"[bold]run folder[/bold]  {self.folder}", soft_wrap=True, highlight=False)
         for name, what in _CONTENTS.items():

@@ -16,6 +16,14 @@ _PHASES = {
 }
 
 
+_COLUMNS = {"num_examples": "d", "sample_rate": ".4f", "noise_multiplier": ".3f", "steps": "d"}
+
+
+def _told(client: Mapping[str, Any], key: str, how: str) -> str:
+    """Write a number, or a dash where a secure sum hides it."""
+    return "–" if client[key] is None else format(client[key], how)
+
+
 def rounded_up(epsilon: float, digits: int) -> str:
     """Write an ε with so many digits, rounded up: a budget must not look less spent than it is."""
     return str(Decimal(repr(epsilon)).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_CEILING))
@@ -47,10 +55,7 @@ def clients_table(clients: Mapping[str, Mapping[str, Any]], target_delta: float,
     for name, client in sorted(clients.items(), key=lambda item: int(item[0])):
         table.add_row(
             name,
-            str(client["num_examples"]),
-            f"{client['sample_rate']:.4f}",
-            f"{client['noise_multiplier']:.3f}",
-            str(client["steps"]),
+            *(_told(client, key, how) for key, how in _COLUMNS.items()),
             rounded_up(client["epsilon"], 4),
         )
     return table

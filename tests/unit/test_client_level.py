@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fedsvd.compose import compose
 from fedsvd.config import Config
-from fedsvd.privacy.accounting import Spend, epsilon
-from fedsvd.privacy.client_level import clipped, noisy_mean, whole_run
+from fedsvd.privacy.accounting import epsilon
+from fedsvd.privacy.client_level import clipped, clipped_sum, noised, whole_run
 from fedsvd.privacy.randomness import TorchRandomness
 
 
@@ -48,23 +48,20 @@ def test_clipping_b_is_clipping_the_product_where_a_is_orthonormal() -> None:
     assert norm([clipped([B], 0.3)[0] @ A]) == pytest.approx(0.3)
 
 
-def test_the_mean_is_over_expected_clients_and_each_update_counts_alike() -> None:
-    privacy = make_config("privacy.max_update_norm=1").privacy
+def test_each_update_of_a_sum_is_clipped_by_itself() -> None:
     updates = [[torch.tensor([3.0, 4.0])], [torch.tensor([0.6, 0.0])]]
 
-    [mean] = noisy_mean(updates, updates[0], privacy, Spend(1e-9, 0.5, 1), 8, TorchRandomness(0))
+    [total] = clipped_sum(updates, updates[0], 1.0)
 
-    # ([0.6, 0.8] + [0.6, 0]) / (0.5 · 8)
-    torch.testing.assert_close(mean, torch.tensor([0.3, 0.2], dtype=torch.float64), atol=1e-7, rtol=0)
+    torch.testing.assert_close(total, torch.tensor([1.2, 0.8], dtype=torch.float64))
+    [nothing] = clipped_sum([], updates[0], 1.0)
+    assert nothing.tolist() == [0, 0]
 
 
-def test_noise_stands_whether_anybody_takes_part_or_not() -> None:
-    privacy = make_config("privacy.max_update_norm=0.25").privacy
-    like = [torch.zeros(100, 100), torch.zeros(5000)]
-    for updates in ([], [like], [like] * 3):
-        mean = noisy_mean(updates, like, privacy, Spend(2.0, 0.5, 1), 4, TorchRandomness(1))
-        for tensor in mean:
-            assert tensor.std().item() == pytest.approx(2.0 * 0.25 / 2, rel=0.03)
+def test_noise_has_its_size_in_every_tensor() -> None:
+    zeros = [torch.zeros(100, 100), torch.zeros(5000)]
+    for tensor in noised(zeros, 0.5, TorchRandomness(1)):
+        assert tensor.std().item() == pytest.approx(0.5, rel=0.03)
 
 
 @pytest.mark.parametrize("drawn", [1, 3, 6])

@@ -1,0 +1,148 @@
+"""A client's half of a secure round: four stages, in order, once each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from flwr.app import ConfigRecord, RecordDict
+
+from fedsvd import wire
+from fedsvd.config import Config
+from fedsvd.errors import PayloadError
+from fedsvd.privacy.noise_share import counts_alike
+from fedsvd.secagg import keys, messages, vectors
+
+_STATE = "secure-round"
+
+
+def answer_stage(
+    content: RecordDict,
+    state: RecordDict,
+    node: int,
+    config: Config,
+    train: Callable[[], RecordDict],
+) -> RecordDict:
+    """Answer one stage of a secure round.
+
+    Secrets live in ``state``, which Flower keeps in memory from message to message, for the length of one round. Every
+    request is answered once: a stage that is asked for again, out of order, or for another session is refused, so that
+    nobody is given two maskings of one update, or both kinds of share of one client.
+
+    Args:
+        content: The server's message.
+        state: What this node keeps between messages.
+        node: This node's number.
+        config: The run's configuration; with its ``federation.min_survivors`` clients this one wants to hide.
+        train: Does the local round and returns the reply that would go out unmasked.
+
+    Raises:
+        PayloadError: A request that is out of order, contradicts an earlier one, or would sum over too few.
+    """
+    stage = str(messages.field(content, "stage", str))
+    session = str(messages.field(content, "session", str))
+    if stage == "setup":
+        return _set_up(state, session)
+    kept = state.config_records.get(_STATE)
+    if kept is None or (kept["session"], kept["next"]) != (session, stage):
+        raise PayloadError(f"stage {stage!r} is out of order; every stage of a secure round is answered once.")
+    # Whatever happens from here on, this stage is over.
+    kept["next"] = {"share": "collect", "collect": "unmask"}.get(stage, "")
+    if stage == "share":
+        return _share(kept, content, node, config.federation.min_survivors)
+    if stage == "collect":
+        return _collect(kept, content, node, config, train)
+    del state[_STATE]
+    return _unmask(kept, content, node)
+
+
+def _set_up(state: RecordDict, session: str) -> RecordDict:
+    channel, mask = keys.new_private_key(), keys.new_private_key()
+    state[_STATE] = ConfigRecord({"session": session, "next": "share", "channel": channel, "mask": mask})
+    return messages.answer(channel_key=keys.public_key(channel), mask_key=keys.public_key(mask))
+
+
+def _share(kept: ConfigRecord, content: RecordDict, node: int, min_survivors: int) -> RecordDict:
+    channels = messages.by_node(content, "nodes", "channel-keys")
+    masks = messages.by_node(content, "nodes", "mask-keys")
+    own = keys.public_key(_secret(kept, "channel")), keys.public_key(_secret(kept, "mask"))
+    if (channels.get(node), masks.get(node)) != own:
+        raise PayloadError("the list of keys does not hold this client's own.")
+    if len(set(channels.values())) < len(channels) or len(set(masks.values())) < len(masks):
+        raise PayloadError("two clients are said to have one key.")
+    needed = keys.threshold(len(channels), min_survivors)
+    if len(channels) < needed:
+        raise PayloadError(
+            f"{len(channels)} clients take part; this client hides in no sum of fewer than {needed} "
+            "(federation.min_survivors)."
+        )
+    seed = keys.new_seed()
+    shared = {other: keys.shared_key(_secret(kept, "channel"), key, "channel") for other, key in channels.items()}
+    sent = keys.share_out(node, seed, _secret(kept, "mask"), shared, needed)
+    nodes, mask_keys = messages.split(masks, masks)
+    kept.update(
+        {"seed": seed, "threshold": needed, "nodes": nodes, "mask-keys": mask_keys,
+         "shared": [shared[other] for other in nodes]}
+    )  # fmt: skip
+    holders, ciphertexts = messages.split(sent, sent)
+    return messages.answer(holders=holders, ciphertexts=ciphertexts)
+
+
+def _collect(
+    kept: ConfigRecord,
+    content: RecordDict,
+    node: int,
+    config: Config,
+    train: Callable[[], RecordDict],
+) -> RecordDict:
+    received = messages.by_node(content, "sources", "ciphertexts")
+    mask_keys = _table(kept, "nodes", "mask-keys")
+    if node not in received or not received.keys() <= mask_keys.keys() or len(received) < _threshold(kept):
+        raise PayloadError(f"key shares of {len(received)} clients came; {_threshold(kept)} are needed, all known.")
+    kept["sources"], kept["ciphertexts"] = messages.split(received, received)
+    reply = train()
+    if wire.declined_reason(reply) is not None:
+        return reply
+    report, factors = wire.read_train_reply(reply)
+    values = np.concatenate([factors[part].numpy() for part in factors])
+    weight = 1 if counts_alike(config) else report.num_examples or 1
+    vector = vectors.encode(values, weight, len(mask_keys))
+    vector += vectors.mask(_secret(kept, "seed"), len(vector))
+    for other in received:
+        if other != node:
+            key = keys.shared_key(_secret(kept, "mask"), mask_keys[other], "mask")
+            pairwise = vectors.mask(key, len(vector))
+            # One of the two adds what the other subtracts.
+            vector = vector + pairwise if node < other else vector - pairwise
+    return messages.masked_reply(vector, wire.train_reply(wire.without_sizes(report), factors))
+
+
+def _unmask(kept: ConfigRecord, content: RecordDict, node: int) -> RecordDict:
+    alive, dead = messages.node_set(content, "alive"), messages.node_set(content, "dead")
+    ciphertexts = _table(kept, "sources", "ciphertexts")
+    if alive & dead or alive | dead != set(ciphertexts) or node not in alive or len(alive) < _threshold(kept):
+        raise PayloadError(
+            f"{len(alive)} clients are said to have survived of {len(ciphertexts)}; {_threshold(kept)} are needed, "
+            "and each must be called either alive or dead."
+        )
+    shared = _table(kept, "nodes", "shared")
+    nodes, shares = [], []
+    for source in sorted(ciphertexts):
+        opened = keys.open_shares(ciphertexts[source], shared[source], source, node)
+        nodes.append(source)
+        shares.append(opened.self_mask if source in alive else opened.mask_key)
+    return messages.answer(nodes=nodes, shares=shares)
+
+
+def _table(kept: ConfigRecord, nodes: str, values: str) -> dict[int, bytes]:
+    return dict(zip(kept[nodes], kept[values], strict=True))  # type: ignore[arg-type, misc]
+
+
+def _secret(kept: ConfigRecord, name: str) -> bytes:
+    value = kept[name]
+    assert isinstance(value, bytes)  # noqa: S101 - written by this module alone
+    return value
+
+
+def _threshold(kept: ConfigRecord) -> int:
+    return int(kept["threshold"])  # type: ignore[arg-type]

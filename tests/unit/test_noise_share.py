@@ -1,0 +1,91 @@
+"""Shares of noise: what they add up to, and where they are refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import RecordDict
+
+from client.local_round import run_local_round
+from client.state import ClientIdentity
+from fedsvd import wire
+from fedsvd.compose import compose
+from fedsvd.config import Config
+from fedsvd.errors import ConfigError
+from fedsvd.lora import Part
+from fedsvd.methods import build_method
+from fedsvd.privacy.client_level import whole_run
+from fedsvd.privacy.noise_share import counts_alike, share_of
+from fedsvd.workspace import initial_adapter
+
+B: frozenset[Part] = frozenset({"B"})
+SECURE = ["experiment=smoke", "federation.secure_aggregation=true", "privacy.noise_share=true"]
+EXAMPLE = ["privacy=dp_sgd", "privacy.noise_multiplier=3", "train.local_steps=1", "train.lr_scheduler_type=constant"]
+
+
+def sent(config: Config, folder: Path) -> torch.Tensor:
+    start = initial_adapter(config, build_method(config.method))
+    identity = ClientIdentity(0, 7, folder / "ledger.sqlite")
+    task = wire.TrainTask(1, B, B, account="a run")
+    content: RecordDict = run_local_round(config, identity, task, wire.pack(start, B), "message")
+    parts = wire.unpack(wire.read_train_reply(content)[1], B, start, torch.device("cpu"))
+    return torch.cat([tensor.reshape(-1) for tensor in parts["B"].values()])
+
+
+@pytest.mark.parametrize("survivors", [2, 4])
+def test_example_level_shares_add_up_to_the_whole_noise(survivors: int, tmp_path: Path) -> None:
+    words = [*SECURE, *EXAMPLE, "federation.num_clients=4", f"federation.min_survivors={survivors}",
+             "privacy.max_grad_norm=0.5", "train.batch_size=10", "train.learning_rate=0.1"]  # fmt: skip
+    alone = sent(compose(words), tmp_path)
+
+    # Gradients of a fresh model are far smaller than this noise: η σ C / (b √n_min).
+    expected = 0.1 * 3 * 0.5 / 10 / survivors**0.5
+    assert alone.std().item() == pytest.approx(expected, rel=0.1)
+    # n_min of these together carry η σ C / b, what one client would add alone.
+    assert (survivors * alone.var()).sqrt().item() == pytest.approx(0.1 * 3 * 0.5 / 10, rel=0.1)
+
+
+def test_client_level_shares_add_up_to_the_whole_noise(tmp_path: Path) -> None:
+    words = [*SECURE, "privacy=client_level", "federation.num_clients=4", "federation.min_survivors=3",
+             "privacy.max_update_norm=1e-6"]  # fmt: skip
+    config = compose(words)
+    sigma = whole_run(config.privacy, config.train, config.federation).noise_multiplier
+
+    alone = sent(config, tmp_path)
+
+    assert (3 * alone.var()).sqrt().item() == pytest.approx(sigma * 1e-6, rel=0.1)
+
+
+def test_a_small_client_divides_by_the_same_number_as_all(tmp_path: Path) -> None:
+    words = [*SECURE, *EXAMPLE, "data.max_train_examples=24", "train.batch_size=1000", "train.learning_rate=1000",
+             "privacy.max_grad_norm=1"]  # fmt: skip
+    # With 24 examples or fewer, a divisor of its own would make the noise 40 times larger.
+    expected = 1000 * 3 / 1000 / 2**0.5
+    assert sent(compose(words), tmp_path).std().item() == pytest.approx(expected, rel=0.15)
+
+
+def test_without_shares_each_client_adds_all() -> None:
+    config = compose(["experiment=smoke"])
+    assert share_of(2.0, config) == 2.0
+    assert not counts_alike(config)
+    assert counts_alike(compose(["experiment=smoke", "privacy=client_level"]))
+    assert counts_alike(compose([*SECURE, *EXAMPLE]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["privacy=none"], "adds no noise that could be shared"),
+        (["federation.secure_aggregation=false"], "with its own small share alone"),
+        (["train.local_steps=2"], "with train.local_steps = 2 a client's later steps"),
+        (["train=adamw", "train.local_steps=1"], "only under plain SGD"),
+        (["train.weight_decay=0.1"], "only under plain SGD"),
+        (["privacy.noise_multiplier=null"], "Set privacy.noise_multiplier"),
+        (["federation.num_clients=3", "federation.min_survivors=4"], "no secure sum could ever be taken"),
+        (["federation.min_survivors=1"], "≥ 2"),
+        (["privacy=client_level", "federation.clients_per_round=2"], "tell who was drawn"),
+    ],
+)
+def test_where_the_analysis_does_not_hold_it_is_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        compose([*SECURE, *EXAMPLE, *overrides])
