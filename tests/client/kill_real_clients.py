@@ -3,6 +3,7 @@
 usage: kill_real_clients.py FOLDER TRIALS
 """
 
+import itertools
 import json
 import os
 import random
@@ -35,7 +36,8 @@ def client(folder: Path, names: list[str]) -> None:
     factors = wire.pack(initial_adapter(config, build_method(config.method)), B)
     node_config = {"partition-id": 0, "num-partitions": 2, "ledger": str(folder / "ledger")}
     node_config |= {"max-epsilon": 6.0, "max-delta": 1e-5}
-    for name in names:
+    # Until it is killed: what was answered comes again and again.
+    for name in itertools.cycle(names):
         task = TrainTask(1 + int(name.partition("-")[2]), B, B)
         message = Message(wire.train_request(task, factors), 2, MessageType.TRAIN)
         message.metadata.__dict__["_message_id"] = name
@@ -76,17 +78,18 @@ def main(folder: Path, trials: int) -> None:
     for trial in range(trials):
         # One message that is new, and then all that came before.
         names.insert(0, f"message-{trial}")
-        events = [ledger.exists, _one_more_line(replies)]
-        killed += killed_after(folder, names, chance.random() * 0.4, events[trial % 2])
+        # More answers than there are messages: at least one of them is to a replay.
+        events = [ledger.exists, _more_lines(replies, len(names) + 1)]
+        killed += killed_after(folder, names, chance.random() * 0.25, events[trial % 2])
     with Ledger.open(ledger, fingerprint(load_partition(config, 0))) as opened:
         charged = [[entry.message_id, entry.released_at is not None] for entry in opened.entries()]
     answers = [json.loads(line) for line in _lines(replies)]
     print(json.dumps({"killed": killed, "charged": charged, "replies": answers}))
 
 
-def _one_more_line(path: Path) -> Callable[[], bool]:
-    before = len(_lines(path))
-    return lambda: len(_lines(path)) > before
+def _more_lines(path: Path, count: int) -> Callable[[], bool]:
+    wanted = len(_lines(path)) + count
+    return lambda: len(_lines(path)) >= wanted
 
 
 def _lines(path: Path) -> list[str]:
