@@ -1,4 +1,4 @@
-"""From overrides to a `Config`, with errors that a person can act on: the only room that knows Hydra."""
+"""From overrides to a `Config`, with errors that a person can act on; this and `fedsvd.overrides` know Hydra."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsvd.config import Config
+from fedsvd.config.audit import AuditConfig
 from fedsvd.errors import ConfigError
-from fedsvd.validate import build, did_you_mean, unknown_key
+from fedsvd.overrides import alternatives, check_keys, check_override, keys, parse
+from fedsvd.validate import build
 
 # Hydra's compose works through one object of the whole process.
 _HYDRA_LOCK = threading.Lock()
@@ -64,6 +64,21 @@ def compose(overrides: str | Sequence[str] = ()) -> Config:
         except ValueError as error:
             raise ConfigError(f"overrides = {overrides!r} cannot be split into words ({error}): close it.") from error
     return _compose(tuple(overrides))
+
+
+def compose_audit(overrides: Sequence[str]) -> tuple[Config, AuditConfig]:
+    """Compose what ``fedsvd audit`` takes: a run, and the keys under ``audit`` that no other command has.
+
+    Raises:
+        ConfigError: As `compose`.
+    """
+    composed = _composed(overrides, "audit")
+    settings = build(AuditConfig, OmegaConf.to_container(composed)["audit"], "audit")  # type: ignore[index,call-overload]
+    if not isinstance(settings, AuditConfig):
+        raise ConfigError(f"audit = {settings!r} is not a group of keys: set its keys, as in audit.num_canaries=1000.")
+    with open_dict(composed):
+        del composed["audit"]
+    return from_dictconfig(composed), settings
 
 
 def from_run_config(run_config: Mapping[str, Any]) -> Config:
@@ -113,38 +128,42 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool) -> None:
     Raises:
         ConfigError: As `compose`; also a sweep without ``multirun``, and one that has no alternative.
     """
-    ours = _parse(overrides)
+    ours = parse(overrides)
     if not multirun:
         compose([str(item.input_line) for item in ours])
         return
-    alternatives = [_alternatives(item) for item in ours]
-    first = [choices[0] for choices in alternatives]
+    swept = [alternatives(item, _groups()) for item in ours]
+    first = [choices[0] for choices in swept]
     compose(first)
-    for index, choices in enumerate(alternatives):
+    for index, choices in enumerate(swept):
         for choice in choices[1:]:
             compose([*first[:index], choice, *first[index + 1 :]])
 
 
 @lru_cache(maxsize=256)
 def _compose(overrides: tuple[str, ...]) -> Config:
-    parsed = _parse(overrides)
+    return from_dictconfig(_composed(overrides, "config"))
+
+
+def _composed(overrides: Sequence[str], root: str) -> DictConfig:
+    """Compose ``conf/<root>.yaml`` with overrides, after all checks that can be made of them."""
+    parsed, groups = parse(overrides), _groups()
     for item in parsed:
-        _check_override(item)
+        check_override(item, groups)
     lines = [str(item.input_line) for item in parsed]
     try:
-        composed = _hydra_compose(lines)
+        return _hydra_compose(lines, root)
     except (HydraException, OmegaConfBaseException) as error:
-        chosen = [str(item.input_line) for item in parsed if item.key_or_group in _groups()]
+        chosen = [str(item.input_line) for item in parsed if item.key_or_group in groups]
         if chosen != lines:
-            _check_keys(parsed, list(_keys(_hydra_compose(chosen))))
+            check_keys(parsed, list(keys(_hydra_compose(chosen, root))), groups)
         raise ConfigError(f"{shlex.join(lines)} cannot be composed: {_first_line(error)}.") from error
-    return from_dictconfig(composed)
 
 
-def _hydra_compose(overrides: Sequence[str]) -> DictConfig:
+def _hydra_compose(overrides: Sequence[str], root: str) -> DictConfig:
     """Call Hydra's compose, and leave a Hydra application around us as it was."""
     with _HYDRA_LOCK, _without_running_hydra(), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra.compose("config", overrides=list(overrides))
+        return hydra.compose(root, overrides=list(overrides))
 
 
 @contextmanager
@@ -155,87 +174,6 @@ def _without_running_hydra() -> Iterator[None]:
         yield
     finally:
         GlobalHydra.instance().hydra = running
-
-
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    """Parse overrides, and leave Hydra's own out."""
-    parser = OverridesParser.create()
-    parsed = []
-    for line in overrides:
-        try:
-            parsed.append(parser.parse_override(line))
-        except HydraException as error:
-            wrong = "is not understood" if "=" in line else "has no ="
-            raise ConfigError(
-                f"the override {line!r} {wrong}: write KEY=VALUE, for example train.num_rounds=5, and put quotes "
-                "around a value with blanks, commas, brackets or =."
-            ) from error
-    return [item for item in parsed if not item.is_hydra_override()]
-
-
-def _alternatives(item: Override) -> list[str]:
-    value: object = item.value()
-    if not item.is_sweep_override():
-        return [str(item.input_line)]
-    key = item.get_key_element()
-    if isinstance(value, Glob):
-        choices = value.filter(_groups().get(item.key_or_group, []))
-    elif isinstance(value, IntervalSweep):
-        choices = [str(value.start), str(value.end)]
-    else:
-        try:
-            choices = list(item.sweep_string_iterator())
-        except (HydraException, ValueError) as error:
-            raise ConfigError(
-                f"{item.input_line} cannot be swept ({error}): list the values, as in {key}=1,2."
-            ) from error
-    if not choices:
-        raise ConfigError(f"{item.input_line} sweeps over nothing: list the values, as in {key}=1,2.")
-    return [f"{key}={choice}" for choice in choices]
-
-
-def _check_override(item: Override) -> None:
-    """Raise what can be said of one override before Hydra composes."""
-    key, line, groups = item.key_or_group, item.input_line, _groups()
-    if not key:
-        raise ConfigError(f"the override {line!r} names no key: write KEY=VALUE, for example train.num_rounds=5.")
-    if item.package is not None:
-        raise ConfigError(f"{line} moves a group to another package: leave @{item.package} out.")
-    if item.is_sweep_override():
-        raise ConfigError(
-            f"{line} gives several values: give one, add -m to run a job for each, or write a list as {key}=[…]."
-        )
-    if item.is_delete():
-        raise ConfigError(f"{line} would remove a key, but every key is needed: set it to a value instead.")
-    if key in groups:
-        value, options = item.value(), groups[key]
-        if item.is_add() or item.is_force_add():
-            raise ConfigError(f"{line} adds a group that is already there: drop the +, as in {key}={value}.")
-        if value not in options:
-            raise ConfigError(
-                f"{key} = {value!r} is not an option{did_you_mean(str(value), options)}: choose one of "
-                f"{', '.join(options)}, or leave {key} out."
-            )
-
-
-def _check_keys(parsed: Sequence[Override], known: Sequence[str]) -> None:
-    """Raise for the first override whose key is not among those of the chosen groups."""
-    groups = _groups()
-    for item in parsed:
-        key = item.key_or_group
-        if key not in groups and key not in known:
-            raise unknown_key(key, item.value(), known)
-        if item.is_add():
-            raise ConfigError(f"{item.input_line} adds a key that is already there: drop the +.")
-
-
-def _keys(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of all values that are not groups."""
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
 
 
 def _groups() -> dict[str, list[str]]:

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from fedsvd.compose import (
     as_dict,
     compose,
+    compose_audit,
     conf_dir,
     from_dictconfig,
     from_run_config,
@@ -35,7 +36,7 @@ OPTIONS = [path for path in YAMLS if path.parent != Path()]
 
 def commands(path: Path) -> list[list[str]]:
     """Overrides of the ``# fedsvd train …`` lines of a YAML."""
-    found = re.findall(r"^# fedsvd train\b(.*?)(?: {2,}.*)?$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.findall(r"^# fedsvd (?:train|audit)\b(.*?)(?: {2,}.*)?$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return [[word for word in shlex.split(line) if "=" in word] for line in found]
 
 
@@ -52,9 +53,11 @@ def test_every_option_composes_and_is_what_its_yaml_says(path: Path) -> None:
 @pytest.mark.parametrize("path", YAMLS, ids=str)
 def test_every_yaml_opens_with_a_command_that_composes(path: Path) -> None:
     lines = (conf_dir() / path).read_text(encoding="utf-8").splitlines()
-    assert next(line for line in lines if line != "# @package _global_").startswith("# fedsvd train")
+    assert next(line for line in lines if line != "# @package _global_").startswith(
+        "# fedsvd audit" if path == Path("audit.yaml") else "# fedsvd train"
+    )
     for overrides in commands(conf_dir() / path):
-        compose(overrides)
+        compose_audit(overrides) if path == Path("audit.yaml") else compose(overrides)
 
 
 def test_the_main_experiment_is_the_default() -> None:
