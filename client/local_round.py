@@ -15,14 +15,13 @@ from fedsvd import lora, wire
 from fedsvd.aggregate import flat, with_flat
 from fedsvd.config import Config
 from fedsvd.errors import DataError, PayloadError
-from fedsvd.fused import choose
 from fedsvd.lora import Adapter
 from fedsvd.methods import build_method
 from fedsvd.privacy.client_level import clipped, noised, whole_run
-from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
 from fedsvd.privacy.noise_share import share_of
 from fedsvd.privacy.plan import poisson_rate
-from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness, poisson_batches
+from fedsvd.privacy.randomness import poisson_batches
+from fedsvd.private_round import round_mechanism, secret_randomness, train_privately
 from fedsvd.training import make_optimizer, train_plain
 from fedsvd.wire import ClientReport, TrainTask
 from fedsvd.workspace import (
@@ -85,31 +84,12 @@ def run_local_round(
 def _train_private(
     config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, silo: Silo, message_id: str
 ) -> ClientReport:
-    train, privacy = config.train, config.privacy
     num_examples = len(silo.examples)
     charge = charge_round(config, identity, silo.fingerprint, num_examples, task.server_round, message_id)
     spend = charge.spend
-    model = load_model(config)
-    lora.write(model, adapter)
-    trained = lora.set_trainable(model, task.trains)
-    train_dp_sgd(
-        model,
-        make_optimizer(trained, train, task.server_round),
-        silo_losses(silo, config),
-        num_examples,
-        DPSGD(
-            share_of(spend.noise_multiplier, config),
-            privacy.max_grad_norm,
-            spend.sample_rate,
-            spend.steps,
-            train.physical_batch_size,
-            # One divisor for all, so that one example moves the secure sum by as much wherever it is.
-            float(train.batch_size) if privacy.noise_share else None,
-        ),
-        # Amplification by sampling counts on a sample that nobody else can know, so the seed does not draw it.
-        _randomness(config),
-        choose(model, train.grad_sample_mode),
-    )
+    lora.write(load_model(config), adapter)
+    mechanism = round_mechanism(config, spend)
+    train_privately(config, task.server_round, task.trains, silo_losses(silo, config), num_examples, mechanism)
     mark_released(identity, silo.fingerprint, message_id)
     return ClientReport(
         identity.partition_id,
@@ -173,12 +153,8 @@ def _clipped_update(before: Adapter, after: Adapter, task: TrainTask, config: Co
     moves = clipped(update, config.privacy.max_update_norm)
     if config.privacy.noise_share:
         sigma = whole_run(config.privacy, config.train, config.federation).noise_multiplier
-        moves = noised(moves, share_of(sigma, config) * config.privacy.max_update_norm, _randomness(config))
+        moves = noised(moves, share_of(sigma, config) * config.privacy.max_update_norm, secret_randomness(config))
     return with_flat(after, task.uplink, [start + move for start, move in zip(old, moves, strict=True)])
-
-
-def _randomness(config: Config) -> Randomness:
-    return SecureRandomness() if config.privacy.secure_random else TorchRandomness()
 
 
 def _round_generator(seed: int, server_round: int, partition_id: int) -> torch.Generator:

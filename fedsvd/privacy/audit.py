@@ -1,10 +1,10 @@
 """One-run auditing: from guesses about canaries to a lower bound on ε with a confidence.
 
-Steinke, Nasr and Jagielski 2023, "Privacy Auditing with One (1) Training Run" (arXiv 2305.08846). Each of m canaries is
-put into the training data by its own fair coin; an attacker who sees what is released guesses for r of them whether they
-were in, and abstains from the others. Were the mechanism (ε, δ)-private for each canary, the number of right guesses
-could not be much larger than that of r coins with chance e^ε / (1 + e^ε) (their Theorem 5.2). So many right guesses
-refute every ε under which they are too unlikely.
+Steinke, Nasr and Jagielski 2023, "Privacy Auditing with One (1) Training Run" (arXiv 2305.08846). Each of m canaries
+is put into the training data by its own fair coin; an attacker who sees what is released guesses for r of them whether
+they were in, and abstains from the others. Were the mechanism (ε, δ)-private for each canary, it could hardly be right
+more often than r coins of chance e^ε / (1 + e^ε) come up heads (their Theorem 5.2). So the number of right guesses
+refutes every ε under which it is too unlikely.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from opacus import GradSampleModule
@@ -45,6 +45,17 @@ class DPSGD:
     expected_batch_size: float | None = None
 
 
+class Canaries(Protocol):
+    """Examples of an audit, beside the data: their gradients are given, all else happens to them as to any example."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def gradients(self, numbers: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradients of some canaries: for each trained parameter in ``like``, shape (batch, *parameter)."""
+
+
 def train_dp_sgd(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -53,6 +64,7 @@ def train_dp_sgd(
     plan: DPSGD,
     randomness: Randomness,
     per_example: PerExample | None = None,
+    canaries: Canaries | None = None,
 ) -> None:
     """Take exactly ``plan.steps`` noisy steps; an empty batch takes one too, made of noise alone.
 
@@ -67,6 +79,8 @@ def train_dp_sgd(
         plan: The mechanism.
         randomness: Draws the batches (secret, or amplification by sampling does not hold) and the noise.
         per_example: How per-example gradients are formed; by default by `opacus_hooks`.
+        canaries: An audit's; sampled, clipped, summed and noised with the examples. ``sample_rate`` and the divisor
+            stay those of the data.
 
     Raises:
         PrivacyError: A trained layer whose per-example gradients cannot be formed.
@@ -81,8 +95,9 @@ def train_dp_sgd(
             loss_reduction="mean",
         )
         model.train()
-        for batch in randomness.batches(num_examples, plan.sample_rate, plan.steps):
-            _noisy_step(wrapped, private, losses, batch, plan.physical_batch_size)
+        total = num_examples + (canaries.count if canaries else 0)
+        for batch in randomness.batches(total, plan.sample_rate, plan.steps):
+            _noisy_step(wrapped, private, _Examples(losses, num_examples, canaries), batch, plan.physical_batch_size)
 
 
 def per_example_gradients(
@@ -126,25 +141,41 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
             parameter.grad = noised.view_as(parameter)
 
 
+@dataclass(frozen=True)
+class _Examples:
+    """What positions stand for: the first ``num_examples`` for the data, the rest for an audit's canaries."""
+
+    losses: Losses
+    num_examples: int
+    canaries: Canaries | None
+
+
 def _noisy_step(
-    model: nn.Module, optimizer: DPOptimizer, losses: Losses, batch: list[int], physical_batch_size: int
+    model: nn.Module, optimizer: DPOptimizer, examples: _Examples, batch: list[int], physical_batch_size: int
 ) -> None:
     chunks = [batch[start : start + physical_batch_size] for start in range(0, len(batch), physical_batch_size)]
     for chunk in chunks[:-1]:
         optimizer.signal_skip_step(do_skip=True)
-        _backward(model, optimizer, losses, chunk)
+        _backward(model, optimizer, examples, chunk)
     optimizer.signal_skip_step(do_skip=False)
-    _backward(model, optimizer, losses, chunks[-1] if chunks else [])
+    _backward(model, optimizer, examples, chunks[-1] if chunks else [])
 
 
-def _backward(model: nn.Module, optimizer: DPOptimizer, losses: Losses, chunk: list[int]) -> None:
+def _backward(model: nn.Module, optimizer: DPOptimizer, examples: _Examples, chunk: list[int]) -> None:
     optimizer.zero_grad(set_to_none=True)
-    if chunk:
-        losses(model, chunk).sum().backward()  # type: ignore[no-untyped-call]
-        _check_samples(optimizer.params, len(chunk))
+    positions = [i for i in chunk if i < examples.num_examples]
+    if positions:
+        examples.losses(model, positions).sum().backward()  # type: ignore[no-untyped-call]
+        _check_samples(optimizer.params, len(positions))
     else:
         for parameter in optimizer.params:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+    if examples.canaries and len(positions) < len(chunk):
+        numbers = [i - examples.num_examples for i in chunk if i >= examples.num_examples]
+        for parameter, rows in zip(
+            optimizer.params, examples.canaries.gradients(numbers, optimizer.params), strict=True
+        ):
+            parameter.grad_sample = torch.cat([parameter.grad_sample, rows])
     optimizer.step()
 
 

@@ -1,0 +1,71 @@
+"""The rounds of a federation without its network: the clients' real private rounds, the method's real server step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedsvd import lora
+from fedsvd.aggregate import Reply, flat
+from fedsvd.config import Config
+from fedsvd.lora import Adapter
+from fedsvd.methods import build_method
+from fedsvd.privacy.dp_sgd import DPSGD, Canaries, Losses
+from fedsvd.private_round import train_privately
+from fedsvd.workspace import initial_adapter, load_model, resolve_device, trained_parts
+
+# Told of a round's number, and of what the attacked client's trained parameters moved by in it.
+Observer = Callable[[int, Sequence[Tensor]], None]
+
+
+@dataclass(frozen=True)
+class Participant:
+    """A client that takes part in every round.
+
+    Attributes:
+        partition_id: Its number.
+        losses: As `fedsvd.privacy.dp_sgd.train_dp_sgd` has it.
+        num_examples: Size of its data.
+        mechanism: Its DP-SGD in each round.
+        canaries: An audit's, or None.
+        observer: Sees what a server would see of this client: each round's update.
+    """
+
+    partition_id: int
+    losses: Losses
+    num_examples: int
+    mechanism: DPSGD
+    canaries: Canaries | None = None
+    observer: Observer | None = None
+
+
+def federate(config: Config, participants: Sequence[Participant]) -> Adapter:
+    """Run all rounds and return the last adapter. No ledger is charged: nothing leaves the process.
+
+    Args:
+        config: The run; all participants take part in each of its rounds.
+        participants: At least one.
+
+    Raises:
+        PrivacyError: As `fedsvd.private_round.train_privately`.
+    """
+    method = build_method(config.method)
+    adapter = initial_adapter(config, method).to(resolve_device(config.device))
+    model = load_model(config)
+    for server_round in range(1, config.train.num_rounds + 1):
+        parts = trained_parts(method, config, server_round)
+        replies = []
+        for client in participants:
+            lora.write(model, adapter)
+            train_privately(
+                config, server_round, parts, client.losses, client.num_examples, client.mechanism, client.canaries
+            )
+            after = lora.read(model)
+            if client.observer:
+                pairs = zip(flat(after, parts), flat(adapter, parts), strict=True)
+                client.observer(server_round, [new - old for new, old in pairs])
+            replies.append(Reply(client.partition_id, client.num_examples, {part: after.part(part) for part in parts}))
+        adapter = method.server_step(adapter, replies, server_round)
+    return adapter
