@@ -19,14 +19,16 @@ usage: fedsvd train [KEY=VALUE …]        run a federation (Hydra overrides)
        fedsvd train resume=RUN_FOLDER    go on with a run that was cut off
        fedsvd privacy plan [KEY=VALUE …] what a run will cost each client, before it runs
        fedsvd privacy ledger PATH        what a client's ledger says has been spent
+       fedsvd audit [KEY=VALUE …]        attack one client, and hold the outcome against its ε
        fedsvd --version
 
 examples:
   fedsvd train experiment=smoke
   fedsvd train experiment=demo method=ffa_lora privacy.target_epsilon=3
   fedsvd train -m privacy.target_epsilon=1,3,6 method=fedsvd,ffa_lora
+  fedsvd audit experiment=smoke model.rank=32
 """
-_COMMANDS = ("train", "privacy")
+_COMMANDS = ("train", "privacy", "audit")
 
 # Said before flwr is imported: no run of ours reports anything to anybody.
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}

@@ -14,6 +14,7 @@ Each message says what was wrong, the value that was given, what is allowed and 
     │   ├── LimitError            the run asks for more than the client's own limits allow
     │   ├── LedgerError           the client's record of its spends is damaged or another's
     │   └── ReplayedMessageError  this message was charged before
+    ├── AuditError            an audit that contradicts what is claimed
     ├── PayloadError          a message whose arrays are not what was agreed
     └── RunError              a federation that cannot start, go on or be resumed
 """
@@ -57,6 +58,10 @@ class LedgerError(PrivacyError):
 
 class ReplayedMessageError(PrivacyError):
     """A message whose charge has been used up; nothing was spent."""
+
+
+class AuditError(FedSVDError):
+    """An audit that contradicts what is claimed."""
 
 
 class PayloadError(FedSVDError):

@@ -61,6 +61,16 @@ class RunFolder:
         return self.root / "plots" / "partitions.png"
 
     @property
+    def audit(self) -> Path:
+        """What an audit found."""
+        return self.root / "audit.json"
+
+    @property
+    def roc_plot(self) -> Path:
+        """An audit's attacks: true against false positives."""
+        return self.root / "plots" / "roc.png"
+
+    @property
     def server_ledger(self) -> Path:
         """The server's account of rounds under client-level privacy."""
         return self.root / "server" / "ledger.sqlite"

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from fedsvd.config import Config
 from fedsvd.config.audit import Sabotage
-from fedsvd.privacy.accounting import Spend, calibrate
+from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.dp_sgd import DPSGD
+from fedsvd.private_round import round_mechanism
 
 # So much longer than the bound are canaries, so that clipping has something to do, and its absence something to show.
 CANARY_NORM = 10.0
@@ -15,31 +16,16 @@ CANARY_NORM = 10.0
 _NO_BOUND = 1e6
 
 
-def whole_run(config: Config, num_examples: int) -> Spend:
-    """Return what a client of so many examples does in a run of which it misses no round."""
-    train, privacy = config.train, config.privacy
-    sample_rate = min(1.0, train.batch_size / num_examples)
-    steps = train.num_rounds * train.local_steps
-    noise_multiplier = calibrate(privacy.target_epsilon, privacy.target_delta, sample_rate, steps, privacy.accountant)
-    return Spend(noise_multiplier, sample_rate, steps)
-
-
-def one_round(config: Config, spend: Spend, sabotage: Sabotage = "none") -> DPSGD:
+def one_round(config: Config, run: Spend, sabotage: Sabotage = "none") -> DPSGD:
     """Return the mechanism of one round, after sabotage.
 
     Args:
         config: The run.
-        spend: See `whole_run`.
+        run: See `fedsvd.privacy.plan.whole_run`.
         sabotage: See `fedsvd.config.audit.AuditConfig`.
     """
-    train = config.train
-    mechanism = DPSGD(
-        spend.noise_multiplier,
-        config.privacy.max_grad_norm,
-        spend.sample_rate,
-        train.local_steps,
-        train.physical_batch_size,
-    )
+    # What the run costs is counted over all its rounds; the client takes this part of the steps in each.
+    mechanism = round_mechanism(config, replace(run, steps=config.train.local_steps))
     if sabotage == "no_noise":
         return replace(mechanism, noise_multiplier=0.0)
     if sabotage == "no_clipping":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from fedsvd.audit.mechanism import CANARY_NORM, one_round, whole_run
+from fedsvd.audit.mechanism import CANARY_NORM, one_round
 from fedsvd.audit.rounds import Observer, Participant, federate
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
@@ -18,6 +18,7 @@ from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.audit import Bound, audit_scores, largest_bound, plan_guesses
 from fedsvd.privacy.canaries import DiracCanaries, draw_canaries
 from fedsvd.privacy.membership import Roc, roc
+from fedsvd.privacy.plan import whole_run
 from fedsvd.training import learning_rate
 from fedsvd.workspace import initial_adapter, load_silo, silo_losses, trained_parts
 

@@ -1,0 +1,71 @@
+"""The plot of an audit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fedsvd.privacy.membership import Roc
+from fedsvd.report.plots import PALETTE
+
+
+def allowed_rate(false_positive_rate: np.ndarray, epsilon: float, delta: float) -> np.ndarray:
+    """Return the largest true positive rate that (ε, δ) allows at each false positive rate.
+
+    ``min(e^ε FPR + δ, 1 − e^−ε (1 − δ − FPR), 1)`` (Kairouz, Oh and Viswanath 2015, arXiv 1311.0776, section 2).
+    """
+    lower = math.exp(epsilon) * false_positive_rate + delta
+    upper = 1 - math.exp(-epsilon) * (1 - delta - false_positive_rate)
+    return np.minimum(1.0, np.minimum(lower, upper))
+
+
+def plot_roc(curves: Mapping[str, Roc], epsilon: float, delta: float, path: Path) -> None:
+    """Draw the attacks' curves on logarithmic axes, beside chance and what the claim allows.
+
+    Args:
+        curves: From the name of an attack to its curve.
+        epsilon: The claimed ε.
+        delta: The claimed δ.
+        path: PNG to write.
+    """
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    resolved = {name: curve.false_positive_rate > 0 for name, curve in curves.items()}
+    least = min(float(curves[name].false_positive_rate[shown].min()) for name, shown in resolved.items())
+    rates = np.geomspace(least, 1.0, 400)
+    axes.fill_between(rates, allowed_rate(rates, epsilon, delta), 1.0, color="0.92", linewidth=0)
+    axes.plot(
+        rates,
+        allowed_rate(rates, epsilon, delta),
+        color="0.45",
+        linewidth=1,
+        label=f"most that ε = {epsilon:.2f} allows",
+    )
+    for colour, (name, curve) in zip(PALETTE, curves.items(), strict=False):
+        # A curve starts where one non-member is accused: below that its sample resolves nothing.
+        shown = resolved[name]
+        axes.step(
+            curve.false_positive_rate[shown],
+            curve.true_positive_rate[shown],
+            where="post",
+            color=colour,
+            label=f"{name} (AUC {curve.auc:.3f})",
+        )
+    axes.plot(rates, rates, color="0.45", linestyle="--", linewidth=1, label="chance (AUC 0.500)")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(least, 1)
+    axes.set_ylim(least, 1.05)
+    axes.set_xlabel("false positive rate")
+    axes.set_ylabel("true positive rate")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
