@@ -1,0 +1,108 @@
+"""``fedsvd audit`` from start to end: an honest build passes, a broken one is bitten, wrong words are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsvd.cli import main
+
+# Every canary is drawn in some step, and there are enough of them to show well over the claim.
+SMOKE = [
+    "experiment=smoke", "model.rank=32", "train.num_rounds=10", "train.batch_size=50", "privacy.target_epsilon=3",
+]  # fmt: skip
+
+
+def audit(folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
+    status = main(["audit", *SMOKE, f"run_dir={folder}", *overrides])
+    return status, json.loads((folder / "audit.json").read_text())
+
+
+@pytest.mark.slow
+def test_an_honest_build_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, found = audit(tmp_path / "run", "audit.num_shadow_models=4")
+
+    assert status == 0
+    assert 0.3 < found["audited_epsilon"] < found["claimed_epsilon"] <= 3
+    assert not found["contradicts_claim"]
+    assert 0.55 < found["attacks"]["canaries, every update"]["auc"] < 0.75
+    assert set(found["attacks"]) == {
+        "canaries, every update", "LiRA, final model", "loss threshold, final model",
+    }  # fmt: skip
+    assert found["membership_examples"] == 170
+    assert (tmp_path / "run" / "plots" / "roc.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    # An audit releases nothing, so no client's ledger is charged for it.
+    assert not (tmp_path / "run" / "clients").exists()
+    assert "the claim ε = 3.00 stands." in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sabotage", ["no_noise", "no_clipping"])
+def test_a_broken_build_is_contradicted(sabotage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, found = audit(tmp_path, f"audit.sabotage={sabotage}", "audit.num_shadow_models=0")
+
+    assert status == 1
+    assert found["audited_epsilon"] > 1.5 * found["claimed_epsilon"]
+    assert found["audited_epsilon"] <= found["largest_possible_bound"]
+    assert list(found["attacks"]) == ["canaries, every update"]
+    assert "is CONTRADICTED." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=ffa_lora", "train.head=private", "audit.partition_id=1"],
+        ["method=fedavg_lora", "audit.other_clients=false"],
+        ["train=adamw", "train.num_rounds=5", "train.local_steps=2", "train.grad_sample_mode=hooks"],
+    ],
+)
+def test_every_method_and_optimiser_can_be_audited(overrides: list[str], tmp_path: Path) -> None:
+    status, found = audit(tmp_path, *overrides, "audit.num_shadow_models=0", "audit.num_canaries=2000")
+
+    assert status == 0
+    assert found["attacks"]["canaries, every update"]["auc"] > 0.53
+    assert found["audited_epsilon"] < found["claimed_epsilon"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["audit.num_canarie=5"], "did you mean audit.num_canaries?"),
+        (["audit.sabotage=no_nois"], "did you mean no_noise?"),
+        (["audit.num_shadow_models=3"], "from 4 up"),
+        (["audit.confidence=1"], "audit.confidence = 1"),
+        (["audit=strong"], "not a group of keys"),
+        (["audit.partition_id=2"], "give 0 to 1"),
+        (["privacy=none"], "set privacy=dp_sgd"),
+        (["privacy=client_level"], "set privacy=dp_sgd"),
+        (["resume=somewhere"], "an audit starts anew"),
+        (["device=cuda:7"], "CUDA"),
+        (["-m"], "no option '-m'"),
+        (["hydra.run.dir=here"], "run_dir=FOLDER"),
+    ],
+)
+def test_wrong_words_end_in_one_readable_line(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", "experiment=smoke", f"run_dir={tmp_path / 'run'}", *words]) == 2
+
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_canaries_than_trained_numbers_end_in_one_readable_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", "experiment=smoke", f"run_dir={tmp_path / 'run'}"]) == 1
+
+    assert "only 512 numbers are trained" in capsys.readouterr().err
+
+
+def test_no_training_run_can_be_sabotaged(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "experiment=smoke", "audit.sabotage=no_noise"]) == 2
+    assert "there is no such key" in capsys.readouterr().err
