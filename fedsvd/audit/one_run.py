@@ -22,8 +22,8 @@ from fedsvd.privacy.plan import whole_run
 from fedsvd.training import learning_rate
 from fedsvd.workspace import initial_adapter, load_silo, silo_losses, trained_parts
 
-# The guesses are planned for two worlds: one with the noise that is claimed, and one with hardly any.
-_WORLDS = (1.0, 0.05)
+# The guesses are planned for three worlds: the noise is what is claimed, or too little, or hardly any.
+_WORLDS = (1.0, 0.3, 0.05)
 
 
 @dataclass(frozen=True)
