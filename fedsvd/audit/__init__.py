@@ -36,6 +36,11 @@ def check_audit(config: Config, settings: AuditConfig) -> None:
             f"privacy.name = {config.privacy.name!r} makes no claim for an example, so there is none to audit: set "
             "privacy=dp_sgd. To see an audit fail, break that with audit.sabotage=no_noise."
         )
+    if config.privacy.noise_share:
+        raise ConfigError(
+            "privacy.noise_share = True gives each update a share of the noise, and claims its ε for the secure sum "
+            "alone, while an audit attacks one client's updates: set privacy.noise_share=false."
+        )
     if settings.partition_id >= config.federation.num_clients:
         raise ConfigError(
             f"audit.partition_id = {settings.partition_id} is not a client: federation.num_clients = "

@@ -78,6 +78,15 @@ def test_every_method_and_optimiser_can_be_audited(overrides: list[str], tmp_pat
         (["audit.partition_id=2"], "give 0 to 1"),
         (["privacy=none"], "set privacy=dp_sgd"),
         (["privacy=client_level"], "set privacy=dp_sgd"),
+        (
+            [
+                "privacy.noise_share=true",
+                "privacy.noise_multiplier=1",
+                "federation.secure_aggregation=true",
+                "train.local_steps=1",
+            ],
+            "privacy.noise_share=false",
+        ),
         (["resume=somewhere"], "an audit starts anew"),
         (["device=cuda:7"], "CUDA"),
         (["-m"], "no option '-m'"),
