@@ -27,10 +27,13 @@ def train(message: Message, context: Context) -> Message:
     """Train the factors asked for on this node's data, within its own budget."""
     try:
         config = from_run_config(context.run_config)
+        identity = client_identity(context, config)
+        # Before anything is agreed on with others; the round itself looks again.
+        identity.limits.check(config)
 
         def local_round() -> RecordDict:
             task, factors = wire.read_train_request(message.content)
-            return run_local_round(config, client_identity(context, config), task, factors, message.metadata.message_id)
+            return run_local_round(config, identity, task, factors, message.metadata.message_id)
 
         if config.federation.secure_aggregation:
             content = answer_stage(message.content, context.state, context.node_id, config, local_round)

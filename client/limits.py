@@ -30,7 +30,10 @@ class NodeLimits:
         max_grad_norm: Largest clipping norm.
         min_noise_multiplier: Least noise multiplier.
         max_steps: Most local steps in a round.
-        require_privacy: Refuse runs without DP-SGD on this client; the limits above imply it, ``max_steps`` apart.
+        min_survivors: Send nothing but into secure sums over at least so many clients. A client with a limit on ε, δ,
+            clipping or noise shares its noise with others (``privacy.noise_share``) only if it has this one, too.
+        require_privacy: Refuse runs without DP-SGD on this client; the limits above imply it, ``max_steps`` and
+            ``min_survivors`` apart.
     """
 
     max_epsilon: float | None = None
@@ -38,6 +41,7 @@ class NodeLimits:
     max_grad_norm: float | None = None
     min_noise_multiplier: float | None = None
     max_steps: int | None = None
+    min_survivors: int | None = None
     require_privacy: bool | None = None
 
     def check(self, config: Config) -> None:
@@ -49,6 +53,7 @@ class NodeLimits:
         privacy = config.privacy
         if self.max_steps is not None and config.train.local_steps > self.max_steps:
             raise _refused("train.local_steps", config.train.local_steps, "at most", self.max_steps)
+        self._check_survivors(config)
         if self._demands_privacy and privacy.name != "dp_sgd":
             raise LimitError(f"privacy = {privacy.name}, but this client trains with privacy = dp_sgd alone.")
         if privacy.name != "dp_sgd":
@@ -60,6 +65,21 @@ class NodeLimits:
         ):
             if most is not None and getattr(privacy, asked) > most:
                 raise _refused(f"privacy.{asked}", getattr(privacy, asked), "at most", most)
+
+    def _check_survivors(self, config: Config) -> None:
+        federation = config.federation
+        if self.min_survivors is not None and not federation.secure_aggregation:
+            raise LimitError(
+                "federation.secure_aggregation = False, but this client sends nothing but into secure sums "
+                f"(min-survivors = {self.min_survivors})."
+            )
+        if self.min_survivors is not None and federation.min_survivors < self.min_survivors:
+            raise _refused("federation.min_survivors", federation.min_survivors, "at least", self.min_survivors)
+        if self.min_survivors is None and self._demands_privacy and config.privacy.noise_share:
+            raise LimitError(
+                "privacy.noise_share = True, but this client has limits of its own and no min-survivors among them: it "
+                "adds all of its noise itself."
+            )
 
     def check_noise(self, spend: Spend) -> None:
         """Refuse a run whose calibrated noise is below the least that is allowed; raises `LimitError`."""

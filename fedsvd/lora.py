@@ -19,14 +19,13 @@ from peft.tuners.lora import Linear
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from fedsvd.errors import ModelError
+from fedsvd.lora_site import PEFT_NAME, LoraSite, base_weight, describe_site
 
 Factor = Literal["A", "B"]
 Part = Literal["A", "B", "head"]
 PARTS: tuple[Part, ...] = ("A", "B", "head")
-_PEFT_NAME = "default"
 _PEFT_PREFIX = "base_model.model."
 
 
@@ -127,7 +126,7 @@ def attach(
 def read(model: peft.PeftModel) -> Adapter:
     """Copy the factors and the head out of a model (detached, on the model's device)."""
     parts = {part: {k: p.detach().clone() for k, p in named.items()} for part, named in _named_parts(model).items()}
-    scale = {name: float(layer.scaling[_PEFT_NAME]) for name, layer in _lora_layers(model)}
+    scale = {name: float(layer.scaling[PEFT_NAME]) for name, layer in _lora_layers(model)}
     return Adapter(parts["A"], parts["B"], parts["head"], scale)
 
 
@@ -152,67 +151,14 @@ def write(model: peft.PeftModel, adapter: Adapter) -> None:
             parameter.copy_(given[name])
 
 
-@dataclass(frozen=True)
-class LoraSite:
-    """One adapted layer as it computes.
-
-    Attributes:
-        layer: PEFT's layer around the frozen one.
-        A: Its factor A, shape (r, d_in).
-        B: Its factor B, shape (d_out, r).
-        scale: Factor of B A.
-        reason: Why its output is not simply ``W x + b + scale · B A x``; None where it is.
-    """
-
-    layer: Linear
-    A: nn.Parameter
-    B: nn.Parameter
-    scale: float
-    reason: str | None
-
-
 def lora_sites(model: nn.Module) -> dict[str, LoraSite]:
     """Return the adapted layers by name."""
-    return {
-        name: LoraSite(
-            layer,
-            layer.get_parameter(f"lora_A.{_PEFT_NAME}.weight"),
-            layer.get_parameter(f"lora_B.{_PEFT_NAME}.weight"),
-            float(layer.scaling[_PEFT_NAME]),
-            _not_plain(layer),
-        )
-        for name, layer in _lora_layers(model)
-    }
-
-
-def _not_plain(layer: Linear) -> str | None:
-    base = layer.get_base_layer()
-    if type(base) not in (nn.Linear, Conv1D):
-        return f"is a {type(base).__name__}"
-    if not isinstance(layer.lora_dropout[_PEFT_NAME], nn.Identity):
-        return "has dropout before A"
-    if layer.merged or layer.disable_adapters or list(layer.active_adapters) != [_PEFT_NAME]:
-        return "is merged, or not the only active adapter"
-    if _PEFT_NAME in layer.lora_variant or layer.lora_bias[_PEFT_NAME]:
-        return "is a variant of LoRA"
-    if any(parameter.requires_grad for parameter in base.parameters()):
-        return "has a trained base layer"
-    if base.get_parameter("weight").dtype != layer.get_parameter(f"lora_B.{_PEFT_NAME}.weight").dtype:
-        return "keeps its weight in another type than its factors"
-    return None
+    return {name: describe_site(layer) for name, layer in _lora_layers(model)}
 
 
 def frozen_weights(model: peft.PeftModel) -> dict[str, Tensor]:
     """Return each site's frozen weight, shape (d_out, d_in): views of the model's own tensors, not copies."""
     return {name: base_weight(layer) for name, layer in _lora_layers(model)}
-
-
-def base_weight(layer: Linear) -> Tensor:
-    """Return the frozen weight of PEFT's layer, shape (d_out, d_in), not a copy."""
-    base = layer.get_base_layer()
-    weight = base.get_parameter("weight")
-    # transformers' Conv1D keeps its weight as (d_in, d_out).
-    return weight.mT if isinstance(base, Conv1D) else weight
 
 
 def set_trainable(model: peft.PeftModel, parts: Collection[Part]) -> list[nn.Parameter]:
@@ -245,21 +191,21 @@ def _layer_numbers(model: PreTrainedModel, lora_layers: str) -> list[int] | None
 
 def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Linear]]:
     for name, module in model.named_modules():
-        if isinstance(module, Linear) and _PEFT_NAME in module.lora_A:
+        if isinstance(module, Linear) and PEFT_NAME in module.lora_A:
             yield name.removeprefix(_PEFT_PREFIX), module
 
 
 def _head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
-            for key, parameter in module.get_submodule(f"modules_to_save.{_PEFT_NAME}").named_parameters():
+            for key, parameter in module.get_submodule(f"modules_to_save.{PEFT_NAME}").named_parameters():
                 yield f"{name.removeprefix(_PEFT_PREFIX)}.{key}", parameter
 
 
 def _named_parts(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
     layers = list(_lora_layers(model))
     return {
-        "A": {name: layer.get_parameter(f"lora_A.{_PEFT_NAME}.weight") for name, layer in layers},
-        "B": {name: layer.get_parameter(f"lora_B.{_PEFT_NAME}.weight") for name, layer in layers},
+        "A": {name: layer.get_parameter(f"lora_A.{PEFT_NAME}.weight") for name, layer in layers},
+        "B": {name: layer.get_parameter(f"lora_B.{PEFT_NAME}.weight") for name, layer in layers},
         "head": dict(_head_parameters(model)),
     }

@@ -84,6 +84,34 @@ def test_a_node_that_demands_privacy_gets_it(limit: dict[str, Any]) -> None:
         read_limits(limit).check(compose([*SMOKE, "privacy=none"]))
 
 
+SECURE = ["federation.secure_aggregation=true"]
+SHARED = [*SECURE, "privacy.noise_share=true", "privacy.noise_multiplier=3", "train.local_steps=1"]
+
+
+@pytest.mark.parametrize(
+    ("node", "overrides", "said"),
+    [
+        ({"min-survivors": 2}, [], "sends nothing but into secure sums"),
+        ({"min-survivors": 3}, SECURE, "federation.min_survivors = 2, but this client allows at least 3"),
+        ({"max-grad-norm": 4}, SHARED, "it adds all of its noise itself"),
+        ({"min-survivors": 2}, SECURE, None),
+        ({"min-survivors": 2, "max-grad-norm": 4}, SHARED, None),
+        ({}, SHARED, None),
+    ],
+)
+def test_a_node_hides_among_as_many_as_it_says(node: dict[str, Any], overrides: list[str], said: str | None) -> None:
+    limits, config = read_limits(node), compose([*SMOKE, *overrides])
+    if said is None:
+        limits.check(config)
+    else:
+        with pytest.raises(LimitError, match=said):
+            limits.check(config)
+
+
+def test_a_node_that_hides_agrees_on_no_key_for_an_open_run() -> None:
+    assert "sends nothing but into secure sums" in str(declined({"min-survivors": 2}, []))
+
+
 @pytest.mark.parametrize("node", [{}, {"require-privacy": False}, {"max-steps": 2}])
 def test_a_node_that_does_not_demand_it_trains_without(node: dict[str, Any]) -> None:
     read_limits(node).check(compose([*SMOKE, "privacy=none"]))

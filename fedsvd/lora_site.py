@@ -1,0 +1,67 @@
+"""One adapted layer as PEFT builds it: its factors, its frozen weight, and whether it is what it seems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peft.tuners.lora import Linear
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+# What PEFT calls an adapter that was given no name.
+PEFT_NAME = "default"
+
+
+@dataclass(frozen=True)
+class LoraSite:
+    """One adapted layer as it computes.
+
+    Attributes:
+        layer: PEFT's layer around the frozen one.
+        A: Its factor A, shape (r, d_in).
+        B: Its factor B, shape (d_out, r).
+        scale: Factor of B A.
+        reason: Why its output is not simply ``W x + b + scale · B A x``; None where it is.
+    """
+
+    layer: Linear
+    A: nn.Parameter
+    B: nn.Parameter
+    scale: float
+    reason: str | None
+
+
+def describe_site(layer: Linear) -> LoraSite:
+    """Describe one of PEFT's layers."""
+    return LoraSite(
+        layer,
+        layer.get_parameter(f"lora_A.{PEFT_NAME}.weight"),
+        layer.get_parameter(f"lora_B.{PEFT_NAME}.weight"),
+        float(layer.scaling[PEFT_NAME]),
+        _not_plain(layer),
+    )
+
+
+def base_weight(layer: Linear) -> Tensor:
+    """Return the frozen weight of PEFT's layer, shape (d_out, d_in), not a copy."""
+    base = layer.get_base_layer()
+    weight = base.get_parameter("weight")
+    # transformers' Conv1D keeps its weight as (d_in, d_out).
+    return weight.mT if isinstance(base, Conv1D) else weight
+
+
+def _not_plain(layer: Linear) -> str | None:
+    base = layer.get_base_layer()
+    if type(base) not in (nn.Linear, Conv1D):
+        return f"is a {type(base).__name__}"
+    if not isinstance(layer.lora_dropout[PEFT_NAME], nn.Identity):
+        return "has dropout before A"
+    if layer.merged or layer.disable_adapters or list(layer.active_adapters) != [PEFT_NAME]:
+        return "is merged, or not the only active adapter"
+    if PEFT_NAME in layer.lora_variant or layer.lora_bias[PEFT_NAME]:
+        return "is a variant of LoRA"
+    if any(parameter.requires_grad for parameter in base.parameters()):
+        return "has a trained base layer"
+    if base.get_parameter("weight").dtype != layer.get_parameter(f"lora_B.{PEFT_NAME}.weight").dtype:
+        return "keeps its weight in another type than its factors"
+    return None
