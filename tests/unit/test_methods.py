@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from fedsvd.aggregate import Reply
+from fedsvd.compose import compose
 from fedsvd.errors import ConfigError
 from fedsvd.lora import Adapter
-from fedsvd.methods import METHODS, build_method
+from fedsvd.methods import METHODS, build_method, check_method
+from fedsvd.methods.ffa_lora import FFALoRA
 
 
 def make_adapter() -> Adapter:
@@ -109,3 +111,26 @@ def test_an_a_that_clients_may_compute_otherwise_travels_from_the_first_round(na
 def test_options_that_are_not_allowed(options: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         build_method(options)
+
+
+class Picky(FFALoRA):
+    """A method that would look at each client by itself."""
+
+    @property
+    def linear(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("overrides", "setting"),
+    [
+        (["federation.secure_aggregation=true"], "federation.secure_aggregation = True"),
+        (["privacy=client_level"], "privacy.name = client_level"),
+    ],
+)
+def test_a_method_that_needs_single_updates_is_refused_where_there_are_none(overrides: list[str], setting: str) -> None:
+    config = compose(["experiment=smoke", "method=ffa_lora", *overrides])
+    check_method(FFALoRA(), config)
+    with pytest.raises(ConfigError, match=f"{setting} is not possible with method.name = ffa_lora"):
+        check_method(Picky(), config)
+    check_method(Picky(), compose(["experiment=smoke", "method=ffa_lora"]))
