@@ -1,7 +1,7 @@
 """One DP-SGD step on LoRA's B against a plain, non-private step of PEFT training, interleaved in one run.
 
-A step is forward, backward, clipping, noise (ChaCha20) and SGD over one batch. Every turn takes each way once; a
-ratio is the median over turns of a way's time to the plain step's of the same turn, and "fastest x fastest" compares the
+A step is forward, backward, clipping, noise (ChaCha20) and SGD over one batch. Every turn takes each way once. A ratio
+is the median over turns of a way's time to the plain step's of the same turn; "fastest x fastest" compares the
 best turns, which a busy machine disturbs the least. Memory is the most resident memory that two steps add to a loaded
 model, each way in a process of its own (Linux only).
 """
