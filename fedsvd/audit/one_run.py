@@ -89,11 +89,18 @@ def audit_one_run(config: Config, settings: AuditConfig, rng: np.random.Generato
 
 
 def _attack(config: Config, settings: AuditConfig, canaries: DiracCanaries) -> np.ndarray:
-    """Sum each canary's evidence over the rounds, each round's weighed so that all have the same noise."""
+    """Sum each canary's evidence over the rounds, each round's update turned back into a sum of gradients."""
     scores = np.zeros(canaries.total)
+    train = config.train
+    # Of other optimisers an update is no plain sum of the steps' gradients, so the data's own part stays in it.
+    plain = train.optimizer == "sgd" and train.momentum == 0 and train.weight_decay == 0
+    num_examples = len(load_silo(config, settings.partition_id).examples)
+    divisor = whole_run(config, num_examples).sample_rate * num_examples
 
     def observe(server_round: int, update: Sequence[Tensor]) -> None:
-        scores[:] += canaries.scores(update) / learning_rate(config.train, server_round)
+        per_gradient = -divisor / learning_rate(train, server_round)
+        scores[:] += canaries.scores([per_gradient * moved for moved in update], subtract_known=plain)
+        canaries.forget()
 
     federate(config, _participants(config, settings, canaries, observe))
     if not np.isfinite(scores).all():

@@ -3,6 +3,9 @@
 A Dirac canary's gradient is a long vector along one coordinate (Nasr et al. 2023, arXiv 2302.07956; taken for one-run
 audits by Steinke et al. 2023, arXiv 2305.08846). Canaries of different coordinates do not disturb each other, and
 clipping scales each to ``max_grad_norm``, the most that any example may move the sum.
+
+The attacker may know all other examples and when they were drawn: what DP-SGD claims holds against it, too, since the
+draws of one example do not hang on those of the others. So it takes the data's own part out of what was released.
 """
 
 from __future__ import annotations
@@ -26,12 +29,14 @@ class DiracCanaries:
         signs: +1 or −1 for each, shape (m,).
         included: What the coins said, shape (m,): the secret that an attacker guesses.
         norm: Length of each canary's gradient before clipping.
+        known: The data's own clipped gradients along the canaries' coordinates, summed since `forget`, shape (m,).
     """
 
     coordinates: np.ndarray
     signs: np.ndarray
     included: np.ndarray
     norm: float
+    known: np.ndarray
 
     @property
     def total(self) -> int:
@@ -54,14 +59,29 @@ class DiracCanaries:
         parts = torch.split(flat, sizes, dim=1)
         return [part.reshape(-1, *tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
-    def scores(self, update: Sequence[Tensor]) -> np.ndarray:
-        """Return how far an update went against each canary's gradient, shape (m,): the attacker's evidence.
+    def watch(self, samples: Sequence[Tensor], max_grad_norm: float) -> None:
+        """Add the data's own clipped gradients to ``known``, as `fedsvd.privacy.dp_sgd.Canaries` says."""
+        flat = torch.cat([sample.detach().flatten(1) for sample in samples], dim=1)
+        norms = torch.linalg.vector_norm(flat, dim=1)
+        # Opacus' clipping factor; an example whose gradient is not finite counts as nothing there, too.
+        factors = torch.where(torch.isfinite(norms), (max_grad_norm / (norms + 1e-6)).clamp(max=1.0), 0.0)
+        clipped = torch.nan_to_num(flat[:, torch.as_tensor(self.coordinates, device=flat.device)], 0.0, 0.0, 0.0)
+        self.known[:] += (factors.double() @ clipped.double()).cpu().numpy()
+
+    def forget(self) -> None:
+        """Set ``known`` to zero, as for a new round."""
+        self.known[:] = 0.0
+
+    def scores(self, released: Sequence[Tensor], subtract_known: bool) -> np.ndarray:
+        """Return how far a release goes along each canary's gradient, shape (m,): the attacker's evidence.
 
         Args:
-            update: What the trained parameters moved by, in the order in which they are trained.
+            released: Noised sums of clipped gradients, by parameter, in the order in which they are trained.
+            subtract_known: Take the data's own part out; right only where ``released`` is a plain sum of steps.
         """
-        moved = torch.cat([tensor.detach().reshape(-1) for tensor in update]).double().cpu().numpy()
-        scores: np.ndarray = -self.signs * moved[self.coordinates]
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in released]).double().cpu().numpy()
+        along = flat[self.coordinates] - (self.known if subtract_known else 0.0)
+        scores: np.ndarray = self.signs * along
         return scores
 
 
@@ -84,4 +104,4 @@ def draw_canaries(num_canaries: int, num_parameters: int, norm: float, rng: np.r
         )
     coordinates = rng.choice(num_parameters, num_canaries, replace=False)
     signs = rng.choice([-1.0, 1.0], num_canaries)
-    return DiracCanaries(coordinates, signs, rng.random(num_canaries) < 0.5, norm)
+    return DiracCanaries(coordinates, signs, rng.random(num_canaries) < 0.5, norm, np.zeros(num_canaries))

@@ -55,6 +55,9 @@ class Canaries(Protocol):
     def gradients(self, numbers: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
         """Return the gradients of some canaries: for each trained parameter in ``like``, shape (batch, *parameter)."""
 
+    def watch(self, samples: Sequence[Tensor], max_grad_norm: float) -> None:
+        """Look at the data's own per-example gradients, shape (batch, *parameter) each, before canaries join them."""
+
 
 def train_dp_sgd(
     model: nn.Module,
@@ -170,6 +173,8 @@ def _backward(model: nn.Module, optimizer: DPOptimizer, examples: _Examples, chu
     else:
         for parameter in optimizer.params:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+    if examples.canaries and positions:
+        examples.canaries.watch([p.grad_sample for p in optimizer.params], optimizer.max_grad_norm)
     if examples.canaries and len(positions) < len(chunk):
         numbers = [i - examples.num_examples for i in chunk if i >= examples.num_examples]
         for parameter, rows in zip(

@@ -40,7 +40,8 @@ def release(canaries: DiracCanaries | None, losses: object = flat_losses, **chan
 
 def canaries(included: Sequence[bool], norm: float = 10 * CLIP) -> DiracCanaries:
     coordinates = np.array([0, 13, 22, 5])[: len(included)]
-    return DiracCanaries(coordinates, np.array([1.0, -1.0, 1.0, -1.0])[: len(included)], np.array(included), norm)
+    signs = np.array([1.0, -1.0, 1.0, -1.0])[: len(included)]
+    return DiracCanaries(coordinates, signs, np.array(included), norm, np.zeros(len(included)))
 
 
 def test_a_canary_moves_its_own_coordinate_by_one_clipped_gradient() -> None:
@@ -88,10 +89,32 @@ def test_nobody_in_the_data_is_nobody_seen() -> None:
     torch.testing.assert_close(release(canaries([False, False])), torch.zeros(23))
 
 
-def test_scores_are_what_went_against_the_gradient() -> None:
-    update = [torch.zeros(3, 4), torch.tensor([0.0, 2.0, 0.0]), torch.zeros(2, 3), torch.tensor([0.0, -3.0])]
-    scores = canaries([True, False, False]).scores(update)
-    assert scores.tolist() == [0.0, 2.0, 3.0]
+def test_scores_are_what_is_released_along_the_gradient() -> None:
+    released = [torch.zeros(3, 4), torch.tensor([0.0, -2.0, 0.0]), torch.zeros(2, 3), torch.tensor([0.0, 3.0])]
+    watched = canaries([True, False, False])
+    watched.known[:] = [1.0, 1.0, 1.0]
+
+    assert watched.scores(released, subtract_known=False).tolist() == [0.0, 2.0, 3.0]
+    assert watched.scores(released, subtract_known=True).tolist() == [-1.0, 3.0, 2.0]
+    watched.forget()
+    assert watched.scores(released, subtract_known=True).tolist() == [0.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("size", [4, 128])
+def test_an_attacker_who_knows_the_data_sees_canaries_alone(size: int) -> None:
+    """One example's gradient is clipped, one is not finite, the others are short; canaries stand out exactly."""
+
+    def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
+        weights = torch.tensor([1e-3, 5.0, float("inf"), *[1e-2] * 7])[list(positions)]
+        return model(torch.arange(4.0 * len(positions)).reshape(-1, 4)).sum(dim=1) * weights
+
+    watched = canaries([True, False, True, True])
+    released = release(watched, losses, physical_batch_size=size, sample_rate=0.5, steps=7) * CLIP
+    alone = release(canaries([True, False, True, True]), physical_batch_size=size, sample_rate=0.5, steps=7) * CLIP
+
+    scores = watched.scores([released], subtract_known=True)
+    assert np.abs(watched.known).max() > CLIP
+    np.testing.assert_allclose(scores, canaries([True] * 4).scores([alone], subtract_known=False), atol=1e-3)
 
 
 def test_draws_are_apart_and_fair() -> None:
