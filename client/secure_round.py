@@ -13,7 +13,7 @@ from fedsvd.errors import PayloadError
 from fedsvd.privacy.noise_share import counts_alike
 from fedsvd.secagg import keys, messages, vectors
 
-_STATE = "secure-round"
+_STATE, _ROUNDS = "secure-round", "secure-rounds"
 
 
 def answer_stage(
@@ -51,6 +51,7 @@ def answer_stage(
     if stage == "share":
         return _share(kept, content, node, config.federation.min_survivors)
     if stage == "collect":
+        _check_round(state, content)
         return _collect(kept, content, node, config, train)
     del state[_STATE]
     return _unmask(kept, content, node)
@@ -60,6 +61,15 @@ def _set_up(state: RecordDict, session: str) -> RecordDict:
     channel, mask = keys.new_private_key(), keys.new_private_key()
     state[_STATE] = ConfigRecord({"session": session, "next": "share", "channel": channel, "mask": mask})
     return messages.answer(channel_key=keys.public_key(channel), mask_key=keys.public_key(mask))
+
+
+def _check_round(state: RecordDict, content: RecordDict) -> None:
+    """Give one masked vector a round: two sums that differ in one client would give that client away."""
+    server_round = wire.read_train_request(content)[0].server_round
+    last = int(state.config_records.get(_ROUNDS, {"last": 0})["last"])  # type: ignore[arg-type]
+    if server_round <= last:
+        raise PayloadError(f"round {server_round} has had its masked vector; the last was for round {last}.")
+    state[_ROUNDS] = ConfigRecord({"last": server_round})
 
 
 def _share(kept: ConfigRecord, content: RecordDict, node: int, min_survivors: int) -> RecordDict:

@@ -42,8 +42,12 @@ class SecureGrid(ForwardingGrid):
     Args:
         grid: The grid that does the work.
         min_survivors: Fewest clients that a sum is taken over.
-        vector_size: From a train message's content to the number of values that each client sends.
         quiet: Another grid for the stages in which nobody trains; by default the same.
+
+    Attributes:
+        vector_size: Number of values that each client sends in this round; to be set before it.
+        outcome: The last round's sum, or None.
+        reason: Why there is none.
     """
 
     def __init__(self, grid: Grid, min_survivors: int, quiet: Grid | None = None) -> None:

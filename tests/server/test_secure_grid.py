@@ -167,6 +167,24 @@ def test_replays_after_a_round_reveal_nothing_more() -> None:
     assert clients.trained == trained
 
 
+def test_a_second_sum_of_one_round_gets_nothing_of_a_client() -> None:
+    clients = Clients(make_config(), {})
+    adapter = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(ROWS, 2)}, head={}, scale={"s": 1.0})
+    grid = SecureGrid(InProcessGrid(clients.app, 5, {}), 2)
+    strategy = FederatedLoRA(build_method(clients.config.method), clients.config, adapter, 0, None, grid)
+    # All five, then four of them: the difference would be the fifth.
+    list(grid.send_and_receive(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid), timeout=30))
+    assert grid.outcome is not None
+    sent = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid))[:4]
+    replies = list(grid.send_and_receive(sent, timeout=30))
+
+    assert grid.outcome is None
+    assert all("round 1 has had its masked vector" in str(wire.declined_reason(reply.content)) for reply in replies)
+    assert len(clients.trained) == 5
+    list(grid.send_and_receive(strategy.configure_train(2, ArrayRecord(), ConfigRecord(), grid), timeout=30))
+    assert grid.outcome is not None
+
+
 @pytest.mark.parametrize(
     ("alive", "dead", "said"),
     [
