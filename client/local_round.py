@@ -12,10 +12,10 @@ from client.advice import advise
 from client.spending import charge_round, charge_whole_run, mark_released
 from client.state import ClientIdentity
 from fedsvd import lora, wire
+from fedsvd.adapter import PARTS, Adapter
 from fedsvd.aggregate import flat, with_flat
 from fedsvd.config import Config
 from fedsvd.errors import DataError, PayloadError
-from fedsvd.lora import Adapter
 from fedsvd.methods import build_method
 from fedsvd.privacy.client_level import clipped, noised, whole_run
 from fedsvd.privacy.noise_share import share_of
@@ -63,7 +63,7 @@ def run_local_round(
         )
     device = resolve_device(config.device)
     start = initial_adapter(config, method)
-    received = wire.unpack(factors, [part for part in lora.PARTS if part in factors], start, device)
+    received = wire.unpack(factors, [part for part in PARTS if part in factors], start, device)
     silo = load_silo(config, identity.partition_id)
     if not len(silo.examples):
         raise DataError(f"client {identity.partition_id} holds no examples; it can take no part.")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedsvd.adapter import PARTS, Adapter, Part
 from fedsvd.errors import RunError
-from fedsvd.lora import PARTS, Adapter, Part
 from fedsvd.refactorize import refactorize
 
 

@@ -8,7 +8,8 @@ product. With
 
     ∂B = s · gᵀ u        ∂A = s · (g B)ᵀ x        ∂x = g W + s · (g B) A
 
-Only u is kept for backward (x too, where A is trained). Weights are never merged, so there is nothing to undo. The
+Only u is kept for backward (x too, where A is trained). With a core C between the factors ``u Cᵀ`` stands for u and
+``g B C`` for ``g B``, and ``∂C = s · (g B)ᵀ u``. Weights are never merged, so there is nothing to undo. The
 gradients land in ``parameter.grad_sample``, where Opacus' optimiser looks for them (its ``grad_sample_mode="no_op"``).
 """
 
@@ -40,7 +41,7 @@ def why_not(model: nn.Module) -> str | None:
     for name, site in lora_sites(model).items():
         if site.reason is not None:
             return f"{name} {site.reason}"
-        covered |= {id(site.A), id(site.B)}
+        covered |= {id(site.A), id(site.B), id(site.core)}
     for _, layer in _trained_linears(model):
         covered |= {id(parameter) for parameter in layer.parameters(recurse=False)}
     for name, parameter in model.named_parameters():
@@ -102,7 +103,9 @@ def _trained_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 def _site_forward(site: LoraSite, x: Tensor) -> Tensor:
     weight, bias = base_weight(site.layer), site.layer.get_base_layer().bias
-    result: Tensor = _Site.apply(x, weight, bias, site.A, site.B, site.scale)  # type: ignore[no-untyped-call]
+    result: Tensor = _Site.apply(  # type: ignore[no-untyped-call]
+        x, weight, bias, site.A, site.B, site.core, site.scale
+    )
     return result
 
 
@@ -112,41 +115,59 @@ def _linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 class _Site(torch.autograd.Function):
-    """The frozen layer plus ``s · B A``, with per-example gradients."""
+    """The frozen layer plus ``s · B C A`` (mostly C = I), with per-example gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        core: Tensor | None,
+        scale: float,
+    ) -> Tensor:
         u = functional.linear(x, A)
+        v = u if core is None else functional.linear(u, core)
         result = functional.linear(x, weight, bias)
         torch.addmm(
             result.view(-1, result.shape[-1]),
-            u.view(-1, u.shape[-1]),
+            v.view(-1, v.shape[-1]),
             B.mT,
             alpha=scale,
             out=result.view(-1, result.shape[-1]),
         )
-        ctx.save_for_backward(u if B.requires_grad else None, x if A.requires_grad else None)
-        ctx.weight, ctx.A, ctx.B, ctx.scale = weight, A, B, scale
+        ctx.save_for_backward(
+            v if B.requires_grad else None,
+            x if A.requires_grad else None,
+            u if core is not None and core.requires_grad else None,
+        )
+        ctx.weight, ctx.A, ctx.B, ctx.core, ctx.scale = weight, A, B, core, scale
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        u, x = ctx.saved_tensors
-        A, B, scale = ctx.A, ctx.B, ctx.scale
-        if u is not None:
-            _add_sample(B, torch.bmm(_rows(g).mT, _rows(u)).mul_(scale))
-        if not (ctx.needs_input_grad[0] or x is not None):
-            return (None,) * 6
+        v, x, u = ctx.saved_tensors
+        A, B, core, scale = ctx.A, ctx.B, ctx.core, ctx.scale
+        if v is not None:
+            _add_sample(B, torch.bmm(_rows(g).mT, _rows(v)).mul_(scale))
+        if not (ctx.needs_input_grad[0] or x is not None or u is not None):
+            return (None,) * 7
         h = torch.matmul(g, B)
+        if u is not None:
+            _add_sample(core, torch.bmm(_rows(h).mT, _rows(u)).mul_(scale))
+        if core is not None:
+            h = torch.matmul(h, core)
         if x is not None:
             _add_sample(A, torch.bmm(_rows(h).mT, _rows(x)).mul_(scale))
         if not ctx.needs_input_grad[0]:
-            return (None,) * 6
+            return (None,) * 7
         grad = torch.matmul(g, ctx.weight)
         flat = grad.view(-1, grad.shape[-1])
         torch.addmm(flat, h.view(-1, h.shape[-1]), A, alpha=scale, out=flat)
-        return (grad, None, None, None, None, None)
+        return (grad, None, None, None, None, None, None)
 
 
 class _Linear(torch.autograd.Function):

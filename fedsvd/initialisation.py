@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedsvd.adapter import Adapter
 from fedsvd.errors import ConfigError
-from fedsvd.lora import Adapter
 from fedsvd.refactorize import orthonormal_rows
 
 A_INITIALISATIONS = ("kaiming", "orthonormal", "weight_svd")

@@ -1,66 +1,31 @@
-"""LoRA adapters as named matrices, and the only room that knows PEFT's names for them.
-
-A site is one adapted linear layer: its weight update is ``scale · B A`` with ``B`` of shape (d_out, r) and ``A`` of
-shape (r, d_in). An `Adapter` holds the factors of all sites of a model, in model order, and the parameters that the
-task needs on top of the checkpoint (the classifier head).
-"""
+"""Adapters in and out of models: the only room that knows PEFT's names."""
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import peft
 import torch
 from peft.tuners.lora import Linear
 from peft.utils import ModulesToSaveWrapper
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fedsvd.adapter import Adapter, Part, as_plain_lora
 from fedsvd.errors import ModelError
-from fedsvd.lora_site import PEFT_NAME, LoraSite, base_weight, describe_site
+from fedsvd.lora_site import PEFT_NAME, CoreThenB, LoraSite, base_weight, describe_site
 
-Factor = Literal["A", "B"]
-Part = Literal["A", "B", "head"]
-PARTS: tuple[Part, ...] = ("A", "B", "head")
 _PEFT_PREFIX = "base_model.model."
+_IN_MODEL: tuple[Part, ...] = ("A", "B", "core", "head")
 
-
-@dataclass(frozen=True)
-class Adapter:
-    """All that a federation moves, averages and stores of one model.
-
-    Attributes:
-        A: Site name to its down-projection, shape (r, d_in).
-        B: Site name to its up-projection, shape (d_out, r).
-        head: Parameter name to tensor, for parameters that the checkpoint does not hold (classifier head).
-        scale: Site name to ``lora_alpha / rank``; the site's weight update is ``scale · B A``.
-    """
-
-    A: Mapping[str, Tensor]
-    B: Mapping[str, Tensor]
-    head: Mapping[str, Tensor]
-    scale: Mapping[str, float]
-
-    def part(self, name: Part) -> Mapping[str, Tensor]:
-        """Return the named tensors of one part, in the order in which they travel."""
-        return {"A": self.A, "B": self.B, "head": self.head}[name]
-
-    def with_parts(self, parts: Mapping[Part, Mapping[str, Tensor]]) -> Adapter:
-        """Return a copy in which the given parts replace this adapter's."""
-        return Adapter(
-            A=dict(parts.get("A", self.A)),
-            B=dict(parts.get("B", self.B)),
-            head=dict(parts.get("head", self.head)),
-            scale=self.scale,
-        )
-
-    def to(self, device: torch.device) -> Adapter:
-        """Return this adapter with all tensors on ``device``."""
-        return self.with_parts({name: {key: t.to(device) for key, t in self.part(name).items()} for name in PARTS})
+# Weights as they were loaded, of layers into which a base has been merged.
+_UNMERGED: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
 
 
 def attach(
@@ -72,6 +37,7 @@ def attach(
     lora_layers: str = "all",
     lora_dropout: float = 0.0,
     head_modules: Sequence[str] = (),
+    core: bool = False,
 ) -> peft.PeftModel:
     """Wrap a sequence classifier in PEFT LoRA layers.
 
@@ -83,6 +49,7 @@ def attach(
         lora_layers: ``all``, or ``top_K`` for the K layers nearest the output.
         lora_dropout: Dropout on the input of A.
         head_modules: Modules that are stored with the adapter because no checkpoint holds them.
+        core: Put an r × r matrix between A and B at every site.
 
     Raises:
         ModelError: No layer matches ``target_modules``, the model has fewer layers than asked for, or the rank does not
@@ -112,6 +79,9 @@ def attach(
             f"model.target_modules = {list(target_modules)} matches no layer of {type(model).__name__}; "
             f"its linear layers are called {', '.join(linear)}. Name one or more of these."
         ) from error
+    if core:
+        for _, layer in _lora_layers(adapted):
+            layer.lora_B[PEFT_NAME] = CoreThenB(layer.get_parameter(f"lora_B.{PEFT_NAME}.weight"))
     sites = _named_parts(adapted)
     for name, A in sites["A"].items():
         d_out, d_in = len(sites["B"][name]), A.shape[1]
@@ -124,21 +94,21 @@ def attach(
 
 
 def read(model: peft.PeftModel) -> Adapter:
-    """Copy the factors and the head out of a model (detached, on the model's device)."""
+    """Copy the factors and the head out of a model (detached, on the model's device); a base is not read back."""
     parts = {part: {k: p.detach().clone() for k, p in named.items()} for part, named in _named_parts(model).items()}
     scale = {name: float(layer.scaling[PEFT_NAME]) for name, layer in _lora_layers(model)}
-    return Adapter(parts["A"], parts["B"], parts["head"], scale)
+    return Adapter(parts["A"], parts["B"], parts["head"], scale, parts["core"])
 
 
 @torch.no_grad()
 def write(model: peft.PeftModel, adapter: Adapter) -> None:
-    """Copy an adapter's tensors into a model.
+    """Copy an adapter's tensors into a model, and merge its base into the frozen weights as they were loaded.
 
     Raises:
         ModelError: The adapter's sites, head or shapes are not the model's.
     """
     parameters = _named_parts(model)
-    for part in PARTS:
+    for part in _IN_MODEL:
         given = adapter.part(part)
         if given.keys() != parameters[part].keys():
             odd = sorted(given.keys() ^ parameters[part].keys())
@@ -149,6 +119,8 @@ def write(model: peft.PeftModel, adapter: Adapter) -> None:
                     f"{part} of {name} has shape {tuple(given[name].shape)}, the model wants {tuple(parameter.shape)}."
                 )
             parameter.copy_(given[name])
+    for name, layer in _lora_layers(model):
+        _merge(layer, adapter.base_left.get(name), adapter.base_right.get(name))
 
 
 def lora_sites(model: nn.Module) -> dict[str, LoraSite]:
@@ -157,24 +129,54 @@ def lora_sites(model: nn.Module) -> dict[str, LoraSite]:
 
 
 def frozen_weights(model: peft.PeftModel) -> dict[str, Tensor]:
-    """Return each site's frozen weight, shape (d_out, d_in): views of the model's own tensors, not copies."""
-    return {name: base_weight(layer) for name, layer in _lora_layers(model)}
+    """Return each site's weight as it was loaded, shape (d_out, d_in): views of tensors that are kept, not copies."""
+    return {name: _UNMERGED.get(layer, base_weight(layer)) for name, layer in _lora_layers(model)}
 
 
 def set_trainable(model: peft.PeftModel, parts: Collection[Part]) -> list[nn.Parameter]:
     """Let gradients flow into the given parts only, and return their parameters in a fixed order."""
     model.requires_grad_(False)
     named = _named_parts(model)
-    trained = [parameter for part in PARTS if part in parts for parameter in named[part].values()]
+    trained = [parameter for part in _IN_MODEL if part in parts for parameter in named[part].values()]
     for parameter in trained:
         parameter.requires_grad_(True)
     return trained
 
 
 def save_pretrained(model: peft.PeftModel, adapter: Adapter, folder: Path) -> None:
-    """Write a folder that `peft.PeftModel.from_pretrained` loads (safetensors)."""
+    """Write a folder that `peft.PeftModel.from_pretrained` loads onto the base model as it was (safetensors).
+
+    A core is multiplied into B, and a base is written as further columns of B and rows of A: the same updates, as LoRA
+    of a higher rank.
+    """
     write(model, adapter)
-    model.save_pretrained(str(folder), safe_serialization=True)
+    plain = as_plain_lora(adapter)
+    rank = next(iter(plain.A.values())).shape[0]
+    config: Any = copy.deepcopy(model.peft_config[PEFT_NAME])
+    config.inference_mode = True
+    config.lora_alpha = config.lora_alpha / config.r * rank
+    config.r = rank
+    state = {key: tensor for key, tensor in peft.get_peft_model_state_dict(model).items() if ".core." not in key}
+    for name in plain.A:
+        state[f"{_PEFT_PREFIX}{name}.lora_A.weight"] = plain.A[name]
+        state[f"{_PEFT_PREFIX}{name}.lora_B.weight"] = plain.B[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config.save_pretrained(str(folder))
+
+
+def _merge(layer: Linear, left: Tensor | None, right: Tensor | None) -> None:
+    weight = base_weight(layer)
+    if left is None or right is None:
+        if layer in _UNMERGED:
+            weight.copy_(_UNMERGED.pop(layer))
+        return
+    loaded = _UNMERGED.setdefault(layer, weight.clone())
+    weight.copy_(torch.addmm(loaded, left.to(loaded), right.to(loaded), alpha=layer.scaling[PEFT_NAME]))
 
 
 def _layer_numbers(model: PreTrainedModel, lora_layers: str) -> list[int] | None:
@@ -207,5 +209,10 @@ def _named_parts(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
     return {
         "A": {name: layer.get_parameter(f"lora_A.{PEFT_NAME}.weight") for name, layer in layers},
         "B": {name: layer.get_parameter(f"lora_B.{PEFT_NAME}.weight") for name, layer in layers},
+        "core": {
+            name: layer.get_parameter(f"lora_B.{PEFT_NAME}.core.weight")
+            for name, layer in layers
+            if isinstance(layer.lora_B[PEFT_NAME], CoreThenB)
+        },
         "head": dict(_head_parameters(model)),
     }

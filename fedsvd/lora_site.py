@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 # What PEFT calls an adapter that was given no name.
@@ -21,7 +22,8 @@ class LoraSite:
         A: Its factor A, shape (r, d_in).
         B: Its factor B, shape (d_out, r).
         scale: Factor of B A.
-        reason: Why its output is not simply ``W x + b + scale · B A x``; None where it is.
+        reason: Why its output is not simply ``W x + b + scale · B C A x``; None where it is.
+        core: C, shape (r, r), where the site has one.
     """
 
     layer: Linear
@@ -29,16 +31,38 @@ class LoraSite:
     B: nn.Parameter
     scale: float
     reason: str | None
+    core: nn.Parameter | None = None
+
+
+class CoreThenB(nn.Linear):
+    """PEFT's linear layer for B, with an r × r layer before it that starts at zero.
+
+    Args:
+        B: Its weight, shape (d_out, r).
+    """
+
+    def __init__(self, B: nn.Parameter) -> None:
+        d_out, rank = B.shape
+        super().__init__(rank, d_out, bias=False, device="meta")
+        self.weight = B
+        self.core = nn.Linear(rank, rank, bias=False).to(B)
+        nn.init.zeros_(self.core.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``B C x``."""
+        return functional.linear(self.core(x), self.weight)
 
 
 def describe_site(layer: Linear) -> LoraSite:
     """Describe one of PEFT's layers."""
+    B = layer.lora_B[PEFT_NAME]
     return LoraSite(
         layer,
         layer.get_parameter(f"lora_A.{PEFT_NAME}.weight"),
         layer.get_parameter(f"lora_B.{PEFT_NAME}.weight"),
         float(layer.scaling[PEFT_NAME]),
         _not_plain(layer),
+        layer.get_parameter(f"lora_B.{PEFT_NAME}.core.weight") if isinstance(B, CoreThenB) else None,
     )
 
 

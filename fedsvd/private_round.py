@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fedsvd import lora
+from fedsvd.adapter import Part
 from fedsvd.config import Config
 from fedsvd.fused import choose
-from fedsvd.lora import Part
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.dp_sgd import DPSGD, Canaries, Losses, train_dp_sgd
 from fedsvd.privacy.noise_share import share_of

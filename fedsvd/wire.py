@@ -15,8 +15,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
+from fedsvd.adapter import PARTS, Adapter, Part
 from fedsvd.errors import PayloadError
-from fedsvd.lora import PARTS, Adapter, Part
 
 FACTORS = "factors"
 TASK = "task"

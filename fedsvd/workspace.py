@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from fedsvd import data, lora, models
+from fedsvd.adapter import Adapter, Part
 from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig, TrainConfig
 from fedsvd.errors import ConfigError, ModelError
 from fedsvd.initialisation import initialise
-from fedsvd.lora import Adapter, Part
 from fedsvd.methods import Method
 from fedsvd.prefix import MemoryBudget, PrefixCache
 from fedsvd.training import Batch, example_losses, inputs, to_device

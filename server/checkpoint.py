@@ -13,8 +13,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from fedsvd.adapter import PARTS, Adapter
 from fedsvd.errors import RunError
-from fedsvd.lora import PARTS, Adapter
 from fedsvd.run_folder import write_json
 
 KEPT = 3

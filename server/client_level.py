@@ -9,9 +9,9 @@ from uuid import uuid4
 
 from torch import Tensor
 
+from fedsvd.adapter import Adapter, Part
 from fedsvd.aggregate import Replies, Reply, flat, with_flat
 from fedsvd.config import Config
-from fedsvd.lora import Adapter, Part
 from fedsvd.privacy.client_level import clipped_sum, noised, whole_run
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.privacy.plan import configured_budget

@@ -14,10 +14,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsvd import wire
+from fedsvd.adapter import PARTS, Adapter, Part
 from fedsvd.aggregate import Replies, Reply
 from fedsvd.config import Config
 from fedsvd.errors import BudgetExceededError, PayloadError
-from fedsvd.lora import PARTS, Adapter, Part
 from fedsvd.methods import Method
 from fedsvd.secagg import messages
 from fedsvd.wire import ClientReport, TrainTask

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedsvd import lora
+from fedsvd.adapter import Adapter
 from fedsvd.aggregate import Reply, flat
 from fedsvd.config import Config
-from fedsvd.lora import Adapter
 from fedsvd.methods import build_method
 from fedsvd.privacy.dp_sgd import DPSGD, Canaries, Losses
 from fedsvd.private_round import train_privately

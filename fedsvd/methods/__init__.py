@@ -11,10 +11,10 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from fedsvd.adapter import Adapter, Factor
 from fedsvd.aggregate import Replies
 from fedsvd.config import Config
 from fedsvd.errors import ConfigError
-from fedsvd.lora import Adapter, Factor
 from fedsvd.methods.fedavg_lora import FedAvgLoRA
 from fedsvd.methods.fedsvd import FedSVD
 from fedsvd.methods.ffa_lora import FFALoRA

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedsvd.adapter import Adapter, Factor
 from fedsvd.aggregate import Replies, average, refactorize_sites
 from fedsvd.errors import ConfigError
-from fedsvd.lora import Adapter, Factor
 from fedsvd.methods.options import check_initialisation, must_send_a
 
 

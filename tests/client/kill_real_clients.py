@@ -18,9 +18,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
 from fedsvd import wire
+from fedsvd.adapter import Part
 from fedsvd.compose import compose
 from fedsvd.data import fingerprint
-from fedsvd.lora import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.wire import TrainTask

@@ -13,11 +13,11 @@ from client.advice import _advise
 from client.local_round import run_local_round
 from client.state import ClientIdentity
 from fedsvd import wire
+from fedsvd.adapter import Part
 from fedsvd.cli import main
 from fedsvd.compose import compose
 from fedsvd.config import Config
 from fedsvd.errors import DataError, RunError
-from fedsvd.lora import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.workspace import initial_adapter, load_silo

@@ -11,9 +11,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from client.app import app
 from client.limits import NodeLimits, read_limits
 from fedsvd import wire
+from fedsvd.adapter import Part
 from fedsvd.compose import compose
 from fedsvd.errors import LimitError
-from fedsvd.lora import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Budget, Ledger

@@ -10,10 +10,10 @@ from flwr.app import Context, RecordDict
 from client.local_round import run_local_round
 from client.state import ClientIdentity, client_identity
 from fedsvd import wire, workspace
+from fedsvd.adapter import Adapter, Part
 from fedsvd.compose import compose
 from fedsvd.config import Config
 from fedsvd.errors import BudgetExceededError, PayloadError
-from fedsvd.lora import Adapter, Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.wire import TrainTask

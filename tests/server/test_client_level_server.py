@@ -9,10 +9,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from fedsvd import wire
+from fedsvd.adapter import Adapter
 from fedsvd.compose import compose
 from fedsvd.config import Config
 from fedsvd.launch.local import InProcessGrid
-from fedsvd.lora import Adapter
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.client_level import whole_run

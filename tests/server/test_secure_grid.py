@@ -10,11 +10,11 @@ from flwr.clientapp import ClientApp
 
 from client.secure_round import answer_stage
 from fedsvd import wire
+from fedsvd.adapter import Adapter
 from fedsvd.compose import compose
 from fedsvd.config import Config
 from fedsvd.errors import FedSVDError, PayloadError
 from fedsvd.launch.local import InProcessGrid
-from fedsvd.lora import Adapter
 from fedsvd.methods import build_method
 from fedsvd.secagg import messages
 from fedsvd.wire import ClientReport

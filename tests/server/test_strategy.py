@@ -10,11 +10,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from fedsvd import wire
+from fedsvd.adapter import Adapter
 from fedsvd.compose import compose
 from fedsvd.config import Config
 from fedsvd.errors import RunError
 from fedsvd.launch.local import InProcessGrid
-from fedsvd.lora import Adapter
 from fedsvd.methods import build_method
 from fedsvd.wire import ClientReport
 from server.polling import PollingGrid

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from fedsvd.adapter import Adapter
 from fedsvd.aggregate import Reply, average, refactorize_sites
 from fedsvd.errors import RunError
-from fedsvd.lora import Adapter
 
 
 def make_adapter(seed: int = 0, *, orthonormal: bool = False) -> Adapter:

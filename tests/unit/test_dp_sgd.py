@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from fedsvd import lora
+from fedsvd.adapter import Part
 from fedsvd.errors import PrivacyError
 from fedsvd.fused import fused_gradients
 from fedsvd.initialisation import initialise
@@ -16,11 +17,11 @@ from fedsvd.privacy.dp_sgd import DPSGD, PerExample, opacus_hooks, per_example_g
 from fedsvd.privacy.randomness import TorchRandomness, poisson_batches
 from fedsvd.training import example_losses
 
-PARTS: list[set[lora.Part]] = [{"B"}, {"B", "head"}, {"A", "B", "head"}]
+PARTS: list[set[Part]] = [{"B"}, {"B", "head"}, {"A", "B", "head"}]
 NUM_EXAMPLES = 12
 
 
-def make_model(parts: set[lora.Part]) -> tuple[peft.PeftModel, list[nn.Parameter]]:
+def make_model(parts: set[Part]) -> tuple[peft.PeftModel, list[nn.Parameter]]:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
@@ -91,7 +92,7 @@ PATHS = pytest.mark.parametrize("per_example", [opacus_hooks, fused_gradients], 
 
 @PATHS
 @pytest.mark.parametrize("parts", PARTS, ids=lambda parts: "+".join(sorted(parts)))
-def test_per_example_gradients_equal_a_loop(parts: set[lora.Part], per_example: PerExample) -> None:
+def test_per_example_gradients_equal_a_loop(parts: set[Part], per_example: PerExample) -> None:
     model, trained = make_model(parts)
 
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -107,7 +108,7 @@ def test_per_example_gradients_equal_a_loop(parts: set[lora.Part], per_example: 
 
 @PATHS
 @pytest.mark.parametrize("parts", PARTS, ids=lambda parts: "+".join(sorted(parts)))
-def test_a_step_clips_each_example_over_everything_trained(parts: set[lora.Part], per_example: PerExample) -> None:
+def test_a_step_clips_each_example_over_everything_trained(parts: set[Part], per_example: PerExample) -> None:
     model, trained = make_model(parts)
     before = values(trained)
     gradients = [torch.cat([g.reshape(-1) for g in one_by_one(model, trained, i)]) for i in range(NUM_EXAMPLES)]

@@ -15,10 +15,11 @@ from transformers import (
 )
 
 from fedsvd import lora
+from fedsvd.adapter import Part
 from fedsvd.errors import PrivacyError
 from fedsvd.fused import _say_once, choose, fused_gradients, why_not
 from fedsvd.initialisation import initialise
-from fedsvd.privacy.dp_sgd import _check_samples, opacus_hooks, per_example_gradients
+from fedsvd.privacy.dp_sgd import PerExample, _check_samples, opacus_hooks, per_example_gradients
 
 LENGTHS = [3, 7, 4, 7]
 
@@ -35,11 +36,21 @@ def roberta() -> tuple[PreTrainedModel, list[str], list[str]]:
     return RobertaForSequenceClassification(config), ["query", "dense"], ["classifier"]
 
 
-def adapted(kind: str, parts: set[lora.Part], dropout: float = 0.0) -> tuple[peft.PeftModel, list[nn.Parameter]]:
+def adapted(kind: str, parts: set[Part], dropout: float = 0.0) -> tuple[peft.PeftModel, list[nn.Parameter]]:
+    """Build a model, with a core where one is trained."""
     torch.manual_seed(0)
     base, targets, head = {"gpt2": gpt2, "roberta": roberta}[kind]()
-    model = lora.attach(base, rank=4, lora_alpha=16, target_modules=targets, head_modules=head, lora_dropout=dropout)
-    lora.write(model, initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    model = lora.attach(
+        base,
+        rank=4,
+        lora_alpha=16,
+        target_modules=targets,
+        head_modules=head,
+        lora_dropout=dropout,
+        core="core" in parts,
+    )
+    drawn = initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=0)
+    lora.write(model, drawn.with_parts({"core": {name: torch.randn(4, 4) for name in drawn.core}}))
     return model, lora.set_trainable(model, parts)
 
 
@@ -53,13 +64,16 @@ def losses(model: nn.Module, positions: object) -> Tensor:
     return nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1, 0])[list(positions)], reduction="none")  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("parts", [{"B"}, {"A", "B", "head"}], ids=lambda parts: "+".join(sorted(parts)))
+@pytest.mark.parametrize(
+    "parts", [{"B"}, {"A", "B", "head"}, {"core"}, {"A", "B", "core"}], ids=lambda parts: "+".join(sorted(parts))
+)
 @pytest.mark.parametrize("kind", ["gpt2", "roberta"])
-def test_per_example_gradients_equal_a_loop(kind: str, parts: set[lora.Part]) -> None:
+@pytest.mark.parametrize("per_example", [fused_gradients, opacus_hooks])
+def test_per_example_gradients_equal_a_loop(kind: str, parts: set[Part], per_example: PerExample) -> None:
     model, trained = adapted(kind, parts)
     names = {parameter: name for name, parameter in model.named_parameters()}
 
-    found = per_example_gradients(model, losses, range(4), fused_gradients)
+    found = per_example_gradients(model, losses, range(4), per_example)
 
     assert len(found) == len(trained)
     for position in range(4):

@@ -8,12 +8,12 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from fedsvd import lora
+from fedsvd.adapter import Adapter, Part
 from fedsvd.errors import ModelError
 from fedsvd.initialisation import initialise
-from fedsvd.lora import Adapter
 
 
-def make_model(rank: int = 4, lora_layers: str = "all") -> peft.PeftModel:
+def make_model(rank: int = 4, lora_layers: str = "all", core: bool = False) -> peft.PeftModel:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, num_labels=3
@@ -25,6 +25,7 @@ def make_model(rank: int = 4, lora_layers: str = "all") -> peft.PeftModel:
         target_modules=["query", "value"],
         lora_layers=lora_layers,
         head_modules=["classifier"],
+        core=core,
     )
 
 
@@ -66,7 +67,7 @@ def test_a_site_adds_scale_times_b_a() -> None:
 
 
 @pytest.mark.parametrize(("parts", "count"), [({"B"}, 4), ({"A", "B"}, 8), ({"B", "head"}, 6)])
-def test_only_the_parts_asked_for_are_trained(parts: set[lora.Part], count: int) -> None:
+def test_only_the_parts_asked_for_are_trained(parts: set[Part], count: int) -> None:
     model = make_model()
 
     trained = lora.set_trainable(model, parts)
@@ -102,7 +103,7 @@ def test_a_rank_that_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize("part", ["A", "head"])
-def test_an_adapter_of_another_shape_is_refused(part: lora.Part) -> None:
+def test_an_adapter_of_another_shape_is_refused(part: Part) -> None:
     model = make_model()
     adapter = lora.read(model)
     broken = adapter.with_parts({part: {name: t[..., :2] for name, t in adapter.part(part).items()}})
@@ -125,3 +126,60 @@ def test_saved_adapters_load_with_peft_alone_and_predict_the_same(tmp_path: Path
     loaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
 
     torch.testing.assert_close(loaded.eval()(input_ids=tokens).logits, model.eval()(input_ids=tokens).logits)
+
+
+def random_base(adapter: Adapter, rank: int) -> Adapter:
+    generator = torch.Generator().manual_seed(5)
+    left = {n: torch.randn(B.shape[0], rank, generator=generator) / 8 for n, B in adapter.B.items()}
+    right = {n: torch.randn(rank, A.shape[1], generator=generator) / 8 for n, A in adapter.A.items()}
+    return adapter.with_parts({"base_left": left, "base_right": right})
+
+
+def test_a_core_stands_between_the_factors() -> None:
+    model = make_model(core=True).eval()
+    adapter = initialise(lora.read(model), init_a="orthonormal", init_b="orthonormal", seed=1)
+    name = next(iter(adapter.A))
+    layer = model.get_submodule("base_model.model." + name)
+    x = torch.randn(5, 16)
+    assert all(not core.any() and core.shape == (4, 4) for core in adapter.core.values())
+
+    lora.write(model, adapter.with_parts({"core": {n: torch.randn(4, 4) for n in adapter.core}}))
+
+    written = lora.read(model)
+    update = written.scale[name] * written.B[name] @ written.core[name] @ written.A[name]
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + x @ update.mT)
+    assert len(lora.set_trainable(model, {"core"})) == 4
+
+
+def test_a_base_is_merged_once_however_often_it_is_written_and_can_be_taken_back() -> None:
+    model = make_model()
+    weights = {name: weight.clone() for name, weight in lora.frozen_weights(model).items()}
+    adapter = random_base(lora.read(model), 3)
+    name = next(iter(weights))
+    layer = model.get_submodule("base_model.model." + name)
+
+    for _ in range(2):
+        lora.write(model, adapter)
+        merged = weights[name] + adapter.scale[name] * adapter.base_left[name] @ adapter.base_right[name]
+        torch.testing.assert_close(layer.base_layer.weight, merged)
+        assert torch.equal(lora.frozen_weights(model)[name], weights[name])
+    lora.write(model, lora.read(model))
+
+    assert torch.equal(layer.base_layer.weight, weights[name])
+
+
+@pytest.mark.parametrize("core", [False, True])
+def test_a_core_and_a_base_are_saved_as_plain_lora_of_a_higher_rank(tmp_path: Path, core: bool) -> None:
+    model = make_model(core=core)
+    adapter = initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=3)
+    adapter = random_base(adapter.with_parts({"core": {n: torch.randn(4, 4) for n in adapter.core}}), 3)
+    tokens = torch.arange(12).reshape(2, 6)
+
+    lora.save_pretrained(model, adapter, tmp_path / "adapter")
+    expected = model.eval()(input_ids=tokens).logits
+    torch.manual_seed(0)
+    base = BertForSequenceClassification(model.get_base_model().config)
+    loaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+
+    assert loaded.peft_config["default"].r == 7  # type: ignore[attr-defined]
+    torch.testing.assert_close(loaded.eval()(input_ids=tokens).logits, expected)

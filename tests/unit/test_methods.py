@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from fedsvd.adapter import Adapter
 from fedsvd.aggregate import Reply
 from fedsvd.compose import compose
 from fedsvd.errors import ConfigError
-from fedsvd.lora import Adapter
 from fedsvd.methods import METHODS, build_method, check_method
 from fedsvd.methods.ffa_lora import FFALoRA
 

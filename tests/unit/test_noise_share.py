@@ -9,10 +9,10 @@ from flwr.app import RecordDict
 from client.local_round import run_local_round
 from client.state import ClientIdentity
 from fedsvd import wire
+from fedsvd.adapter import Part
 from fedsvd.compose import compose
 from fedsvd.config import Config
 from fedsvd.errors import ConfigError
-from fedsvd.lora import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.client_level import whole_run
 from fedsvd.privacy.noise_share import counts_alike, share_of

@@ -6,8 +6,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedsvd import wire
+from fedsvd.adapter import Adapter
 from fedsvd.errors import PayloadError
-from fedsvd.lora import Adapter
 
 CPU = torch.device("cpu")
 
