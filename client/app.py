@@ -5,12 +5,13 @@ from __future__ import annotations
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.evaluation import run_evaluation
 from client.local_round import run_local_round
 from client.secure_round import answer_stage
 from client.state import client_identity, read_partition_id
 from fedsvd import wire
 from fedsvd.compose import from_run_config
-from fedsvd.errors import FedSVDError
+from fedsvd.errors import FedSVDError, LostStateError
 
 app = ClientApp()
 
@@ -20,6 +21,20 @@ def partition(message: Message, context: Context) -> Message:
     """Tell the server which partition this node holds, so that it can name and order its clients."""
     numbers = MetricRecord({"partition-id": read_partition_id(context)})
     return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Measure this node's own model; only methods that leave factors at home ask for it."""
+    try:
+        config = from_run_config(context.run_config)
+        task, factors = wire.read_train_request(message.content)
+        content = run_evaluation(config, client_identity(context, config), task, factors, context.state)
+    except LostStateError:
+        content = wire.lost_reply()
+    except FedSVDError as error:
+        content = wire.declined_reply(f"{type(error).__name__}: {error}")
+    return Message(content, reply_to=message)
 
 
 @app.train()
@@ -33,12 +48,14 @@ def train(message: Message, context: Context) -> Message:
 
         def local_round() -> RecordDict:
             task, factors = wire.read_train_request(message.content)
-            return run_local_round(config, identity, task, factors, message.metadata.message_id)
+            return run_local_round(config, identity, task, factors, message.metadata.message_id, context.state)
 
         if config.federation.secure_aggregation:
             content = answer_stage(message.content, context.state, context.node_id, config, local_round)
         else:
             content = local_round()
+    except LostStateError:
+        content = wire.lost_reply()
     except FedSVDError as error:
         content = wire.declined_reply(f"{type(error).__name__}: {error}")
     return Message(content, reply_to=message)

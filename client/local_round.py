@@ -9,10 +9,12 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 
 from client.advice import advise
+from client.evaluation import received_adapter
+from client.personal import save_personal
 from client.spending import charge_round, charge_whole_run, mark_released
 from client.state import ClientIdentity
-from fedsvd import lora, wire
-from fedsvd.adapter import PARTS, Adapter
+from fedsvd import lora, payload, wire
+from fedsvd.adapter import Adapter
 from fedsvd.aggregate import flat, with_flat
 from fedsvd.config import Config
 from fedsvd.errors import DataError, PayloadError
@@ -26,32 +28,38 @@ from fedsvd.training import make_optimizer, train_plain
 from fedsvd.wire import ClientReport, TrainTask
 from fedsvd.workspace import (
     Silo,
-    initial_adapter,
+    client_config,
     load_model,
     load_silo,
-    resolve_device,
     silo_losses,
     trained_parts,
 )
 
 
 def run_local_round(
-    config: Config, identity: ClientIdentity, task: TrainTask, factors: ArrayRecord, message_id: str
+    config: Config,
+    identity: ClientIdentity,
+    task: TrainTask,
+    factors: ArrayRecord,
+    message_id: str,
+    state: RecordDict | None = None,
 ) -> RecordDict:
-    """Run one round and return the reply's content.
+    """Run one round and return the reply's content; ``state`` is what Flower keeps for this node in between.
 
     What leaves the client: the trained parts (under DP-SGD noised, and paid for in the ledger before training starts),
     and the public numbers of `fedsvd.wire.ClientReport`.
 
     Raises:
         PayloadError: The server's factors do not fit this client's model, or it asks for parts that the method does
-            not train.
+            not train, or does not send.
+        LostStateError: The server takes this client to hold what it does not; nothing was spent.
         LimitError: The run asks for more than this client's own limits allow; nothing was spent.
         ReplayedMessageError: The message was charged before; nothing was spent.
         BudgetExceededError: The round's steps would exceed this client's ε; nothing was spent.
     """
     started = time.perf_counter()
     identity.limits.check(config)
+    config = client_config(config, identity.partition_id)
     if not 1 <= task.server_round <= config.train.num_rounds:
         raise PayloadError(f"there is no round {task.server_round}; this run has {config.train.num_rounds}.")
     method = build_method(config.method)
@@ -61,24 +69,30 @@ def run_local_round(
             f"the server asks to train {sorted(task.trains)}; this client's method and train.head allow "
             f"{sorted(allowed)}. Do both ends run one configuration?"
         )
-    device = resolve_device(config.device)
-    start = initial_adapter(config, method)
-    received = wire.unpack(factors, [part for part in PARTS if part in factors], start, device)
+    allowed_up = method.uplink(task.server_round) | (allowed & {"head"})
+    if not task.uplink <= allowed_up:
+        raise PayloadError(
+            f"the server asks for {sorted(task.uplink)}; with this method no more than {sorted(allowed_up)} leave a "
+            "client. Do both ends run one configuration?"
+        )
+    received = received_adapter(config, identity, task, factors, RecordDict() if state is None else state)
     silo = load_silo(config, identity.partition_id)
     if not len(silo.examples):
         raise DataError(f"client {identity.partition_id} holds no examples; it can take no part.")
     advise(config, identity.partition_id, len(silo.examples))
     if config.privacy.name == "dp_sgd":
-        report = _train_private(config, identity, task, start.with_parts(received), silo, message_id)
+        report = _train_private(config, identity, task, received, silo, message_id)
         trained = lora.read(load_model(config))
     elif config.privacy.name == "client_level":
-        report = _train_for_client_level(config, identity, task, start.with_parts(received), silo)
-        trained = _clipped_update(start.with_parts(received), lora.read(load_model(config)), task, config)
+        report = _train_for_client_level(config, identity, task, received, silo)
+        trained = _clipped_update(received, lora.read(load_model(config)), task, config)
     else:
-        report = _train_open(config, identity, task, start.with_parts(received), silo)
+        report = _train_open(config, identity, task, received, silo)
         trained = lora.read(load_model(config))
+    if method.traits.personal:
+        save_personal(identity.personal, trained, method.traits.personal)
     report = replace(report, seconds=time.perf_counter() - started)
-    return wire.train_reply(report, wire.pack(trained, task.uplink))
+    return wire.train_reply(report, payload.pack(trained, task.uplink))
 
 
 def _train_private(

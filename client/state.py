@@ -9,7 +9,7 @@ from flwr.app import Context
 
 from client.limits import NodeLimits, read_limits
 from fedsvd.config import Config
-from fedsvd.run_folder import ledger_path, run_root
+from fedsvd.run_folder import RunFolder, ledger_path, run_root
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,14 @@ class ClientIdentity:
         run_id: Flower's number of the run.
         ledger: SQLite file with every spend of this client's data.
         limits: What this client allows any run.
+        personal: File of the factors that never leave this client, with methods that have such.
     """
 
     partition_id: int
     run_id: int
     ledger: Path
     limits: NodeLimits = field(default_factory=NodeLimits)
+    personal: Path = Path("personal.safetensors")
 
 
 def read_partition_id(context: Context) -> int:
@@ -42,6 +44,8 @@ def client_identity(context: Context, config: Config) -> ClientIdentity:
     """
     partition_id = read_partition_id(context)
     given = context.node_config.get("ledger")
-    default = ledger_path(config.privacy.ledger_dir, run_root(config.run_dir, context.run_id), partition_id)
+    root = run_root(config.run_dir, context.run_id)
+    default = ledger_path(config.privacy.ledger_dir, root, partition_id)
     limits = read_limits(context.node_config)
-    return ClientIdentity(partition_id, context.run_id, Path(str(given)) if given else default, limits)
+    personal = RunFolder(root).personal(partition_id)
+    return ClientIdentity(partition_id, context.run_id, Path(str(given)) if given else default, limits, personal)

@@ -16,6 +16,7 @@ Each message says what was wrong, the value that was given, what is allowed and 
     │   └── ReplayedMessageError  this message was charged before
     ├── AuditError            an audit that contradicts what is claimed
     ├── PayloadError          a message whose arrays are not what was agreed
+    │   └── LostStateError        a client does not hold what it is taken to hold
     └── RunError              a federation that cannot start, go on or be resumed
 """
 
@@ -66,6 +67,17 @@ class AuditError(FedSVDError):
 
 class PayloadError(FedSVDError):
     """A message whose arrays are not what sender and receiver agreed on."""
+
+
+class LostStateError(PayloadError):
+    """A client does not hold what the server takes it to hold, and asks for it in full.
+
+    Args:
+        what: What it lacks.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"this client does not hold {what} as it is taken to; it asks to be sent it in full.")
 
 
 class RunError(FedSVDError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import scipy.fft
 import torch
 from torch import Tensor
 
@@ -12,22 +13,28 @@ from fedsvd.adapter import Adapter
 from fedsvd.errors import ConfigError
 from fedsvd.refactorize import orthonormal_rows
 
-A_INITIALISATIONS = ("kaiming", "orthonormal", "weight_svd")
-B_INITIALISATIONS = ("kaiming", "orthonormal", "zeros")
+A_INITIALISATIONS = ("kaiming", "orthonormal", "weight_svd", "dct")
+B_INITIALISATIONS = ("kaiming", "orthonormal", "weight_svd", "zeros")
+
+# What every machine draws alike from the seed; what is computed from weights may differ in its last digits, or in the
+# order of near-equal singular values, and travels.
+DRAWN_ALIKE = ("kaiming", "orthonormal", "zeros")
 
 
 def initialise(
     shapes: Adapter, *, init_a: str, init_b: str, seed: int, weights: Mapping[str, Tensor] | None = None
 ) -> Adapter:
-    """Draw an adapter's factors; the same seed gives the same factors on every machine, ``weight_svd`` apart.
+    """Draw an adapter's factors; see `DRAWN_ALIKE` for what the seed alone decides.
 
     Args:
-        shapes: The adapter whose shapes, scales and head are kept.
-        init_a: ``kaiming`` (uniform with bound 1/√d_in, as LoRA does), ``orthonormal`` (A Aᵀ = I) or ``weight_svd``
-            (the frozen weight's r largest right singular vectors).
-        init_b: ``zeros``, or ``kaiming`` or ``orthonormal`` (BᵀB = I), which start away from the base model.
+        shapes: The adapter whose shapes, scales, cores and head are kept.
+        init_a: ``kaiming`` (uniform with bound 1/√d_in, as LoRA does), ``orthonormal`` (A Aᵀ = I), ``weight_svd`` (the
+            frozen weight's r largest right singular vectors) or ``dct`` (rows of the orthonormal DCT-II basis, those
+            that carry most of the frozen weight; see `dct_indices`).
+        init_b: ``zeros``, or ``kaiming``, ``orthonormal`` (BᵀB = I) or ``weight_svd`` (the r largest left singular
+            vectors), which start away from the base model unless a core of zeros stands before them.
         seed: Seed of the experiment; site k draws from its own stream.
-        weights: Site name to frozen weight, shape (d_out, d_in); needed for ``weight_svd`` only.
+        weights: Site name to frozen weight, shape (d_out, d_in); needed for ``weight_svd`` and ``dct`` only.
 
     Raises:
         ConfigError: An unknown initialisation.
@@ -35,12 +42,47 @@ def initialise(
     A, B = {}, {}
     for index, name in enumerate(shapes.A):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        if init_a == "weight_svd":
-            A[name] = _right_singular_vectors((weights or {})[name], shapes.A[name])
-        else:
-            A[name] = _draw(init_a, shapes.A[name], generator, "method.init_a")
-        B[name] = _draw(init_b, shapes.B[name].mT, generator, "method.init_b").mT.contiguous()
+        weight = (weights or {}).get(name)
+        A[name] = _start(init_a, shapes.A[name], generator, weight, "method.init_a")
+        turned = None if weight is None else weight.mT
+        B[name] = _start(init_b, shapes.B[name].mT, generator, turned, "method.init_b").mT.contiguous()
     return shapes.with_parts({"A": A, "B": B})
+
+
+def dct_indices(weight: Tensor, rank: int) -> Tensor:
+    """Return the rising frequencies k of the DCT-II that carry most of a weight: with the largest ``‖W φₖ‖``.
+
+    Args:
+        weight: (d_out, d_in).
+        rank: How many.
+
+    Returns:
+        int64 of shape (rank,).
+    """
+    coefficients = torch.from_numpy(scipy.fft.dct(weight.detach().double().cpu().numpy(), axis=1, norm="ortho"))
+    return torch.topk(torch.linalg.vector_norm(coefficients, dim=0), rank).indices.sort().values
+
+
+def dct_rows(indices: Tensor, like: Tensor) -> Tensor:
+    """Return rows φₖ of the orthonormal DCT-II basis (Ahmed, Natarajan, Rao 1974), which is the same on every machine.
+
+    Args:
+        indices: Frequencies k, shape (r,), each from 0 to d_in - 1.
+        like: (r, d_in): gives shape, dtype and device.
+    """
+    columns = like.shape[1]
+    positions = torch.arange(columns, dtype=torch.float64) + 0.5
+    frequencies = indices.to("cpu", torch.float64).unsqueeze(1)
+    rows = torch.cos(math.pi / columns * frequencies * positions) * math.sqrt(2 / columns)
+    return torch.where(frequencies == 0, rows / math.sqrt(2), rows).to(like)
+
+
+def _start(init: str, like: Tensor, generator: torch.Generator, weight: Tensor | None, key: str) -> Tensor:
+    if init == "weight_svd" and weight is not None:
+        return _right_singular_vectors(weight, like)
+    if init == "dct" and weight is not None and key.endswith("_a"):
+        return dct_rows(dct_indices(weight, len(like)), like)
+    return _draw(init, like, generator, key)
 
 
 def _draw(init: str, like: Tensor, generator: torch.Generator, key: str) -> Tensor:

@@ -79,6 +79,10 @@ class RunFolder:
         """A simulated client's private ledger; a real client keeps its own elsewhere."""
         return self.root / "clients" / str(partition_id) / "ledger.sqlite"
 
+    def personal(self, partition_id: int) -> Path:
+        """A client's factors that it never sends."""
+        return self.root / "clients" / str(partition_id) / "personal.safetensors"
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, and make it durable."""

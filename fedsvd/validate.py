@@ -53,7 +53,7 @@ def allowed(hint: Any) -> Allowed:
     """Return what an annotation allows.
 
     Args:
-        hint: ``bool``, ``int``, ``float``, ``str``, ``tuple[str, ...]``, a ``Mapping``, a dataclass, a ``Literal`` of
+        hint: ``bool``, ``int``, ``float``, ``str``, ``tuple[X, ...]``, a ``Mapping``, a dataclass, a ``Literal`` of
             texts, ``Annotated`` with a `Range` or `Matches`, or one of these ``| None``.
 
     Raises:
@@ -70,6 +70,10 @@ def allowed(hint: Any) -> Allowed:
         return Allowed(f"{base.words} {rule}", lambda value: base.accepts(value) and rule.holds(value))
     if origin is Literal:
         return Allowed(f"one of {', '.join(arguments)}", lambda value: _is_text(value) and value in arguments)
+    if origin is tuple and arguments[0] is not str:
+        each = allowed(arguments[0])
+        words = f"a list, each of it {each.words}"
+        return Allowed(words, lambda value: isinstance(value, tuple) and bool(value) and all(map(each.accepts, value)))
     if origin is tuple:
         return Allowed("a list of different names, such as [query,value]", _is_list_of_names)
     if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -119,6 +123,9 @@ def build(hint: Any, value: Any, key: str = "") -> Any:
     Raises:
         ConfigError: A key that is unknown or missing, or a value that is not allowed.
     """
+    if get_origin(hint) in (Union, types.UnionType):
+        inner = next(item for item in get_args(hint) if item is not types.NoneType)
+        return None if value is None else build(inner, value, key)
     if not (dataclasses.is_dataclass(hint) and isinstance(value, Mapping)):
         if get_origin(hint) is tuple and isinstance(value, list):
             return tuple(value)

@@ -1,29 +1,25 @@
-"""What travels between server and clients: the only room that knows message keys and array layouts.
-
-A part of an adapter (A, B or head) travels as one flat float32 array, its tensors end to end in the adapter's order:
-few large arrays cross a network several times faster than many small ones. Both ends know the layout from the model
-and the configuration, so that a payload carries no shapes that could disagree with them.
-"""
+"""What travels between server and clients: the only room that knows message keys; `fedsvd.payload` knows the arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from torch import Tensor
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedsvd.adapter import PARTS, Adapter, Part
+from fedsvd.adapter import PARTS, Part
 from fedsvd.errors import PayloadError
 
 FACTORS = "factors"
+ROTATION, INDICES = ".rotation", ".indices"
 TASK = "task"
 METRICS = "metrics"
 DECLINED = "declined"
+LOST = "lost"
 PARTITION_QUERY = "query.partition"
 MAX_NUM_EXAMPLES = 2**40
+VERSIONED = ("A", "B", "base")
 
 
 @dataclass(frozen=True)
@@ -36,12 +32,19 @@ class TrainTask:
         uplink: Parts to send back, a subset of ``trains``.
         account: Name of the account that a run under client-level privacy keeps, through all its processes; empty
             elsewhere.
+        versions: For A, B and the base, the round after which it was last replaced: tells a client whether what it
+            holds is that. See `fedsvd.travel`.
+        keep: Which of these the client is to hold for later rounds.
+        base_start: Columns of the base that the client is taken to hold; what is sent are those after them.
     """
 
     server_round: int
     trains: frozenset[Part]
     uplink: frozenset[Part]
     account: str = ""
+    versions: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(VERSIONED, 0))
+    keep: frozenset[str] = frozenset()
+    base_start: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,35 +72,19 @@ class ClientReport:
     train_loss: float | None = None
 
 
-def pack(adapter: Adapter, parts: Collection[Part]) -> ArrayRecord:
-    """Pack the given parts of an adapter: one flat float32 array each."""
-    return ArrayRecord({part: Array(_flatten(adapter.part(part))) for part in PARTS if part in parts})
-
-
-def unpack(
-    record: ArrayRecord, parts: Collection[Part], like: Adapter, device: torch.device
-) -> dict[Part, dict[str, Tensor]]:
-    """Validate and unpack a payload against the adapter that it must fit.
-
-    Raises:
-        PayloadError: Missing or extra parts, wrong dtype or size, or a value that is not finite.
-    """
-    expected = [part for part in PARTS if part in parts]
-    if set(record.keys()) != set(expected):
-        raise PayloadError(f"the payload holds {sorted(record.keys())}; exactly {sorted(expected)} are allowed.")
-    return {part: _split(record[part], part, like.part(part), device) for part in expected}
-
-
-def payload_bytes(record: ArrayRecord) -> int:
-    """Return the number of bytes of a payload's arrays."""
-    return sum(len(array.data) for array in record.values())
-
-
 def train_request(task: TrainTask, factors: ArrayRecord) -> RecordDict:
     """Build the content of the server's train message."""
     trains, uplink = [str(part) for part in sorted(task.trains)], [str(part) for part in sorted(task.uplink)]
     config = ConfigRecord(
-        {"server-round": task.server_round, "trains": trains, "uplink": uplink, "account": task.account}
+        {
+            "server-round": task.server_round,
+            "trains": trains,
+            "uplink": uplink,
+            "account": task.account,
+            "versions": [task.versions[name] for name in VERSIONED],
+            "keep": [name in task.keep for name in VERSIONED],
+            "base-start": task.base_start,
+        }
     )
     return RecordDict({TASK: config, FACTORS: factors})
 
@@ -112,6 +99,9 @@ def read_train_request(content: RecordDict) -> tuple[TrainTask, ArrayRecord]:
         config, factors = content.config_records[TASK], content.array_records[FACTORS]
         server_round = int(config["server-round"])  # type: ignore[arg-type]
         trains, uplink, account = _parts(config["trains"]), _parts(config["uplink"]), str(config["account"])
+        versions = dict(zip(VERSIONED, config["versions"], strict=True))  # type: ignore[arg-type]
+        keep = frozenset(name for name, kept in zip(VERSIONED, config["keep"], strict=True) if kept)  # type: ignore[arg-type]
+        base_start = int(config["base-start"])  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError) as error:
         raise PayloadError(
             f"the train message is not one of fedsvd's: {error!r}. Do both ends run one version?"
@@ -121,7 +111,7 @@ def read_train_request(content: RecordDict) -> tuple[TrainTask, ArrayRecord]:
             f"the server asks to train {sorted(trains)} and to send {sorted(uplink)} in round {server_round}; "
             "rounds count from 1, and what is sent must be trained."
         )
-    return TrainTask(server_round, trains, uplink, account), factors
+    return TrainTask(server_round, trains, uplink, account, versions, keep, base_start), factors  # type: ignore[arg-type]
 
 
 def train_reply(report: ClientReport, factors: ArrayRecord) -> RecordDict:
@@ -133,6 +123,17 @@ def train_reply(report: ClientReport, factors: ArrayRecord) -> RecordDict:
 def declined_reply(reason: str) -> RecordDict:
     """Build the reply of a client that takes no part in this round."""
     return RecordDict({DECLINED: ConfigRecord({"reason": reason})})
+
+
+def lost_reply() -> RecordDict:
+    """Build the reply of a client that does not hold what the server takes it to hold."""
+    content = declined_reply("it does not hold what the round builds on, and is sent it in full next time")
+    return RecordDict({DECLINED: content.config_records[DECLINED], LOST: ConfigRecord({"lost": True})})
+
+
+def is_lost(content: RecordDict) -> bool:
+    """Say whether a client asks to be sent everything in full."""
+    return LOST in content.config_records
 
 
 def declined_reason(content: RecordDict) -> str | None:
@@ -170,54 +171,7 @@ def without_sizes(report: ClientReport) -> ClientReport:
     return replace(report, num_examples=None, noise_multiplier=None, sample_rate=None)
 
 
-def vector_size(adapter: Adapter, parts: Collection[Part]) -> int:
-    """Return the number of values that the given parts have together."""
-    return sum(tensor.numel() for part in parts for tensor in adapter.part(part).values())
-
-
-def split_vector(
-    vector: np.ndarray, parts: Collection[Part], like: Adapter, device: torch.device
-) -> dict[Part, dict[str, Tensor]]:
-    """Cut one vector of all parts, in the order in which they travel, into float64 tensors."""
-    flat, start = torch.from_numpy(vector).to(device, torch.float64), 0
-    result: dict[Part, dict[str, Tensor]] = {}
-    for part in (part for part in PARTS if part in parts):
-        result[part] = {}
-        for name, tensor in like.part(part).items():
-            result[part][name] = flat[start : start + tensor.numel()].reshape(tensor.shape)
-            start += tensor.numel()
-    return result
-
-
 def _parts(values: object) -> frozenset[Part]:
     if not isinstance(values, list) or not set(values) <= set(PARTS):
         raise ValueError(f"parts {values!r}; allowed: {', '.join(PARTS)}")
     return frozenset(part for part in PARTS if part in values)
-
-
-def _flatten(tensors: Mapping[str, Tensor]) -> np.ndarray:
-    flat = torch.cat([tensor.detach().reshape(-1).to(torch.float32) for tensor in tensors.values()])
-    return np.ascontiguousarray(flat.cpu().numpy())
-
-
-def _split(array: Array, part: str, like: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    size = sum(tensor.numel() for tensor in like.values())
-    if array.dtype != "float32" or list(array.shape) != [size]:
-        raise PayloadError(
-            f"part {part} is {array.dtype} of shape {tuple(array.shape)}; float32 of shape ({size},) is expected. "
-            "Do both ends use one model and one rank?"
-        )
-    try:
-        values = array.numpy()
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise PayloadError(f"part {part} cannot be decoded: {error}.") from error
-    if values.dtype != np.float32 or values.shape != (size,):
-        raise PayloadError(f"part {part} holds {values.dtype} of shape {values.shape}, not what its header says.")
-    if not np.isfinite(values).all():
-        raise PayloadError(f"part {part} holds {int((~np.isfinite(values)).sum())} values that are not finite.")
-    flat = torch.from_numpy(values.copy()).to(device)
-    chunks = torch.split(flat, [tensor.numel() for tensor in like.values()])
-    return {
-        name: chunk.reshape(tensor.shape).to(tensor.dtype)
-        for (name, tensor), chunk in zip(like.items(), chunks, strict=True)
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from weakref import WeakKeyDictionary
 
@@ -18,7 +18,7 @@ from fedsvd.adapter import Adapter, Part
 from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig, TrainConfig
 from fedsvd.errors import ConfigError, ModelError
 from fedsvd.initialisation import initialise
-from fedsvd.methods import Method
+from fedsvd.methods import Method, build_method
 from fedsvd.prefix import MemoryBudget, PrefixCache
 from fedsvd.training import Batch, example_losses, inputs, to_device
 
@@ -54,6 +54,16 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def client_config(config: Config, partition_id: int) -> Config:
+    """Return the configuration as one client sees it: with its own rank, and the same ``lora_alpha / rank``."""
+    ranks = config.federation.client_ranks
+    if ranks is None or ranks[partition_id] == config.model.rank:
+        return config
+    rank = ranks[partition_id]
+    model = replace(config.model, rank=rank, lora_alpha=config.model.lora_alpha * rank / config.model.rank)
+    return replace(config, model=model)
+
+
 def trained_parts(method: Method, config: Config, server_round: int) -> frozenset[Part]:
     """Return what a client trains in this round: the method's factors, and the head where it is not frozen."""
     head: frozenset[Part] = frozenset({"head"}) if config.train.head == "private" else frozenset()
@@ -67,16 +77,13 @@ def load_model(config: Config) -> peft.PeftModel:
     """
     torch.set_float32_matmul_precision(config.float32_matmul_precision)
     num_labels = len(_load_data(config.data, config.seed)["train"].features["label"].names)
-    return _load_model(config.model, num_labels, config.seed, str(resolve_device(config.device)))
+    core = build_method(config.method).traits.core
+    return _load_model(config.model, num_labels, config.seed, str(resolve_device(config.device)), core)
 
 
 def initial_adapter(config: Config, method: Method) -> Adapter:
     """Draw the adapter that a run starts from; server and clients draw the same one from the seed."""
-    model = load_model(config)
-    shapes = _shapes(model, config.model, config.seed)
-    return initialise(
-        shapes, init_a=method.init_a, init_b=method.init_b, seed=config.seed, weights=lora.frozen_weights(model)
-    )
+    return _initial_adapter(load_model(config), config.model, config.seed, method.init_a, method.init_b)
 
 
 def load_partition(config: Config, partition_id: int) -> Dataset:
@@ -141,8 +148,9 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return models.load_tokenizer(source)
 
 
-@lru_cache(maxsize=1)
-def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str) -> peft.PeftModel:
+# Clients of different ranks have a model each, where they share a process.
+@lru_cache(maxsize=4)
+def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, core: bool) -> peft.PeftModel:
     loaded = models.load_classifier(
         config.source, num_labels=num_labels, seed=seed, attn_implementation=config.attn_implementation
     )
@@ -157,11 +165,18 @@ def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str) ->
         lora_layers=config.lora_layers,
         lora_dropout=config.lora_dropout,
         head_modules=head_modules,
+        core=core,
     ).to(device)
 
 
+@lru_cache(maxsize=4)
+def _initial_adapter(model: peft.PeftModel, config: ModelConfig, seed: int, init_a: str, init_b: str) -> Adapter:
+    weights = lora.frozen_weights(model)
+    return initialise(_shapes(model, config, seed), init_a=init_a, init_b=init_b, seed=seed, weights=weights)
+
+
 # The model is shared and written to: what it held when it was loaded (the head as drawn) is kept beside it.
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _shapes(model: peft.PeftModel, config: ModelConfig, seed: int) -> Adapter:
     return lora.read(model)
 

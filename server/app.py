@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsvd import lora, wire
+from fedsvd import lora, payload
 from fedsvd.compose import from_run_config, to_yaml
 from fedsvd.methods import build_method
 from fedsvd.privacy.noise_share import ASSUMPTIONS
@@ -17,6 +17,7 @@ from server.checkpoint import load_latest
 from server.client_level import ClientLevelServer
 from server.evaluation import RoundKeeper
 from server.polling import PollingGrid
+from server.resending import ResendingGrid
 from server.secure_grid import SecureGrid
 from server.strategy import FederatedLoRA
 
@@ -32,7 +33,9 @@ def main(grid: Grid, context: Context) -> None:
     adapter = initial_adapter(config, method)
     earlier = load_latest(folder.checkpoints, adapter) if config.resume else None
     write_text(folder.config, to_yaml(config))
-    adapter = (earlier.adapter if earlier else adapter).to(resolve_device(config.device))
+    device = resolve_device(config.device)
+    adapter = (earlier.adapter if earlier else adapter).to(device)
+    state = {k: {n: t.to(device) for n, t in named.items()} for k, named in earlier.state.items()} if earlier else {}
     client_level = ClientLevelServer(config, folder.server_ledger) if config.privacy.name == "client_level" else None
     first_round = earlier.server_round if earlier else 0
     assumptions = ASSUMPTIONS if config.privacy.noise_share else ()
@@ -40,12 +43,13 @@ def main(grid: Grid, context: Context) -> None:
     with Reporter(folder.root, config.train.num_rounds, config.privacy.target_delta, unit, assumptions) as reporter:
         polling: Grid = PollingGrid(grid, reporter.reply_arrived)
         secure = SecureGrid(polling, config.federation.min_survivors, PollingGrid(grid)) if hidden else None
-        strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure)
+        weights = lora.frozen_weights(load_model(config))
+        strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure, state, weights)
         keeper = RoundKeeper(config, folder, strategy, reporter, earlier)
         reporter.started(strategy.first_round, config.federation.clients_per_round or config.federation.num_clients)
         strategy.start(
-            secure or polling,
-            wire.pack(adapter, ["A", "B"]),
+            secure or ResendingGrid(polling, strategy.in_full),
+            payload.pack(adapter, ["A", "B"]),
             num_rounds=config.train.num_rounds - strategy.first_round,
             timeout=config.federation.round_timeout_s,
             evaluate_fn=keeper,

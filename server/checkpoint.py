@@ -6,18 +6,22 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from fedsvd.adapter import PARTS, Adapter
 from fedsvd.errors import RunError
+from fedsvd.methods import State
 from fedsvd.run_folder import write_json
 
 KEPT = 3
+_GROWING = ("base_left", "base_right")
+_KEPT = "state"
 _ADAPTER, _STATE = "adapter.safetensors", "state.json"
 
 
@@ -30,12 +34,14 @@ class Checkpoint:
         adapter: The global adapter after that round.
         history: The rows of ``metrics.jsonl`` so far.
         clients: What ``privacy.json`` says so far, by client number.
+        state: What the method, the server's optimiser and the downlink remember.
     """
 
     server_round: int
     adapter: Adapter
     history: list[dict[str, Any]]
     clients: Mapping[str, Any]
+    state: State = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -52,6 +58,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         for part in PARTS
         for name, tensor in checkpoint.adapter.part(part).items()
     }
+    for key, named in checkpoint.state.items():
+        tensors |= {f"{_KEPT}/{key}/{name}": tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     save_file(tensors, temporary / _ADAPTER)
     _sync(temporary / _ADAPTER)
     state = {
@@ -91,12 +99,27 @@ def load_latest(folder: Path, like: Adapter) -> Checkpoint:
         ) from error
     parts = {}
     for part in PARTS:
-        wanted = like.part(part)
-        found = {name: tensors.get(f"{part}/{name}") for name in wanted}
-        if any(tensor is None or tensor.shape != wanted[name].shape for name, tensor in found.items()):
+        found = _named(tensors, f"{part}/")
+        wanted = {name: tensor.shape for name, tensor in like.part(part).items()}
+        # The base is as large as the rounds have made it.
+        if part not in _GROWING and {name: tensor.shape for name, tensor in found.items()} != wanted:
             raise RunError(f"checkpoint {newest} belongs to another model or rank; resume with the run's own settings.")
-        parts[part] = {name: tensor for name, tensor in found.items() if tensor is not None}
-    return Checkpoint(state["server_round"], like.with_parts(parts), state["history"], state["clients"])
+        parts[part] = {name: found[name] for name in (wanted or like.A) if name in found}
+    return Checkpoint(
+        state["server_round"], like.with_parts(parts), state["history"], state["clients"], _state(tensors)
+    )
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _state(tensors: Mapping[str, Tensor]) -> State:
+    kept: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in _named(tensors, f"{_KEPT}/").items():
+        group, _, name = key.partition("/")
+        kept.setdefault(group, {})[name] = tensor
+    return kept
 
 
 def _rounds(folder: Path) -> list[Path]:

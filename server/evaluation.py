@@ -18,7 +18,8 @@ from fedsvd.run_folder import RunFolder, write_json, write_rows
 from fedsvd.training import evaluate
 from fedsvd.workspace import load_model, load_test_batches, load_test_prefix, resolve_device
 from server.checkpoint import Checkpoint, save_checkpoint
-from server.strategy import FederatedLoRA, RoundRecord
+from server.replies import RoundRecord
+from server.strategy import FederatedLoRA
 
 _MECHANISMS = {
     "dp_sgd": {
@@ -80,6 +81,9 @@ class RoundKeeper:
     def _measure(self, this_round: int) -> dict[str, Any]:
         if this_round % self.config.train.eval_every and this_round != self.config.train.num_rounds:
             return {"accuracy": None, "loss": None, "seconds_evaluate": 0.0}
+        own = self.strategy.round.measured
+        if own:
+            return {**own, "seconds_evaluate": 0.0}
         model = load_model(self.config)
         lora.write(model, self.strategy.adapter)
         device = resolve_device(self.config.device)
@@ -120,7 +124,8 @@ class RoundKeeper:
         started = time.perf_counter()
         if self.config.privacy.name != "none":
             write_json(self.folder.privacy, self._privacy())
-        checkpoint = Checkpoint(this_round, self.strategy.adapter.to(torch.device("cpu")), self.history, self.clients)
+        adapter = self.strategy.adapter.to(torch.device("cpu"))
+        checkpoint = Checkpoint(this_round, adapter, self.history, self.clients, self.strategy.state)
         save_checkpoint(self.folder.checkpoints, checkpoint)
         row["seconds_write"] = time.perf_counter() - started
         write_rows(self.folder.metrics, self.history)

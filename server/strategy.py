@@ -5,56 +5,44 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
-from fedsvd import wire
-from fedsvd.adapter import PARTS, Adapter, Part
+from fedsvd import payload, wire
+from fedsvd.adapter import PARTS, Adapter, Part, truncated
 from fedsvd.aggregate import Replies, Reply
 from fedsvd.config import Config
-from fedsvd.errors import BudgetExceededError, PayloadError
-from fedsvd.methods import Method
-from fedsvd.secagg import messages
+from fedsvd.errors import BudgetExceededError
+from fedsvd.methods import Method, State
+from fedsvd.server_optimizer import follow, move
 from fedsvd.wire import ClientReport, TrainTask
 from fedsvd.workspace import trained_parts
 from server.client_level import ClientLevelServer
 from server.clients import find_clients
+from server.downlink import Downlink
+from server.personal import mean_of
+from server.replies import RoundRecord, good_replies, read_masked, read_open
 from server.secure_grid import SecureGrid
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class RoundRecord:
-    """What one round's communication came to; the run folder keeps it as a row."""
-
-    server_round: int
-    sampled: int
-    reports: list[ClientReport] = field(default_factory=list)
-    refused: dict[int, str] = field(default_factory=dict)
-    skipped: bool = False
-    bytes_down: int = 0
-    bytes_up: int = 0
-    seconds_train: float = 0.0
-    seconds_aggregate: float = 0.0
-    epsilon: float | None = None
 
 
 class FederatedLoRA(Strategy):
     """Serve every `fedsvd.methods.Method`.
 
     Args:
-        method: Decides what travels and what the server makes of it.
+        method: Decides what is trained and what the server makes of it.
         config: The run's configuration.
         adapter: The adapter to start from, on the device where the server steps run.
         first_round: Rounds already done by an earlier process (0 for a fresh run).
         client_level: Draws clients and noise where privacy is client-level; None elsewhere.
         secure: The grid that takes secure sums; None where each client's update is seen.
+        state: What an earlier process's `state` returned.
+        weights: Each site's frozen weight, for methods whose factors are picked from it.
     """
 
     def __init__(
@@ -65,16 +53,34 @@ class FederatedLoRA(Strategy):
         first_round: int = 0,
         client_level: ClientLevelServer | None = None,
         secure: SecureGrid | None = None,
+        state: State | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.method = method
         self.config = config
-        self.adapter = adapter
         self.first_round = first_round
         self.client_level = client_level
         self.secure = secure
+        self.downlink = Downlink(method, adapter, holding=secure is None, weights=weights or {})
+        if state:
+            self.downlink.restore(state)
         self.round = RoundRecord(first_round, 0)
+        self._method_state = _part_of(state or {}, "method.")
+        self._moments = _part_of(state or {}, "optimizer.")
         self._partitions: dict[int, int] = {}
         self._started = 0.0
+
+    @property
+    def adapter(self) -> Adapter:
+        """The global adapter."""
+        return self.downlink.adapter
+
+    @property
+    def state(self) -> State:
+        """What a resumed run needs beside the adapter."""
+        method = {f"method.{key}": named for key, named in self._method_state.items()}
+        optimizer = {f"optimizer.{key}": named for key, named in self._moments.items()}
+        return {**self.downlink.state, **method, **optimizer}
 
     def summary(self) -> None:
         """Log what is about to run."""
@@ -83,37 +89,45 @@ class FederatedLoRA(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample clients and address the current factors to them."""
+        """Sample clients and address to each what it lacks."""
         this_round = self.first_round + server_round
         if not self._partitions:
             self._partitions = find_clients(grid, self.config.federation)
         nodes = self._sample(this_round)
-        trains = trained_parts(self.method, self.config, this_round)
-        account = self.client_level.account if self.client_level else ""
-        task = TrainTask(this_round, trains, self._uplink(this_round), account)
-        factors = wire.pack(self.adapter, self.method.downlink(this_round) | (trains & {"head"}))
-        self.round = RoundRecord(this_round, len(nodes), bytes_down=wire.payload_bytes(factors) * len(nodes))
+        self.round = RoundRecord(this_round, len(nodes))
         if self.secure:
-            self.secure.vector_size = wire.vector_size(self.adapter, self._uplink(this_round))
+            self.secure.vector_size = payload.vector_size(self.adapter, self._uplink(this_round))
         self._started = time.perf_counter()
-        return [
-            Message(
-                wire.train_request(task, factors),
-                node,
-                MessageType.TRAIN,
-                # A client that could not answer in time must not go on spending its budget on a lost round.
-                ttl=self.config.federation.round_timeout_s,
-                group_id=str(this_round),
-            )
-            for node in nodes
-        ]
+        return [self._request(node, this_round, MessageType.TRAIN) for node in nodes]
+
+    def in_full(self, message: Message) -> Message:
+        """Return a request again, with all that it took its client to hold."""
+        node = message.metadata.dst_node_id
+        self.downlink.forget(node)
+        return self._request(node, int(message.metadata.group_id), message.metadata.message_type)
+
+    def _request(self, node: int, server_round: int, message_type: str) -> Message:
+        account = self.client_level.account if self.client_level else ""
+        trains = trained_parts(self.method, self.config, server_round)
+        task = TrainTask(server_round, trains, self._uplink(server_round), account)
+        core: frozenset[Part] = frozenset({"core"}) if self.method.traits.core else frozenset()
+        sent = self.downlink.request(node, task, core | (trains & {"head"}), self._lower_rank(node))
+        self.round.bytes_down += payload.payload_bytes(sent.factors)
+        return Message(
+            wire.train_request(sent.task, sent.factors),
+            node,
+            message_type,
+            # A client that could not answer in time must not go on spending its budget on a lost round.
+            ttl=self.config.federation.round_timeout_s,
+            group_id=str(server_round),
+        )
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Drop the replies that are not what was asked for, and step with the rest."""
         self.round.seconds_train = time.perf_counter() - self._started
-        good = list(self._good_replies(replies, self.round))
+        good: Replies = list(good_replies(replies, self.round, self._partitions, self._read))
         started = time.perf_counter()
         if self.secure and self.secure.outcome is None:
             return self._skip(self.secure.reason)
@@ -131,15 +145,36 @@ class FederatedLoRA(Strategy):
                 f"{len(good)} usable replies of {self.round.sampled}, federation.min_replies is "
                 f"{self.config.federation.min_replies}"
             )
-        self.adapter = self.method.server_step(self.adapter, good, self.round.server_round)
+        self._step(good)
         self.round.seconds_aggregate = time.perf_counter() - started
-        return wire.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
+        return payload.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
+
+    def _step(self, good: Replies) -> None:
+        before = self.adapter
+        moved, moments = move(before, good, self._moments, self.config.train)
+        step = self.method.server_step(before, moved, self.round.server_round, self._method_state)
+        self._moments = follow(moments, step, before)
+        self._method_state = step.state
+        self.downlink.advance(step, self.round.server_round)
+
+    def _read(self, message: Message, partition_id: int) -> tuple[Reply, ClientReport, int]:
+        self.downlink.delivered(message.metadata.src_node_id)
+        if self.secure:
+            return read_masked(message, partition_id)
+        rank = self._lower_rank(message.metadata.src_node_id)
+        like = self.adapter if rank is None else truncated(self.adapter, rank)
+        uplink = self._uplink(self.round.server_round)
+        return read_open(message, partition_id, uplink, like, self.config, self.round.server_round)
+
+    def _lower_rank(self, node: int) -> int | None:
+        ranks = self.config.federation.client_ranks
+        rank = ranks[self._partitions[node]] if ranks else self.config.model.rank
+        return rank if rank < self.config.model.rank else None
 
     def _secure_mean(self, secure: SecureGrid) -> Reply:
         assert secure.outcome is not None  # noqa: S101 - asked for just before
-        parts = wire.split_vector(
-            secure.outcome.mean, self._uplink(self.round.server_round), self.adapter, _device(self.adapter)
-        )
+        uplink = self._uplink(self.round.server_round)
+        parts = payload.split_vector(secure.outcome.mean, uplink, self.adapter, self.adapter.device)
         return Reply(0, max(1, round(secure.outcome.weight)), parts)
 
     def _client_level_reply(self, client_level: ClientLevelServer, good: Replies) -> Reply:
@@ -161,11 +196,17 @@ class FederatedLoRA(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask no client: the server evaluates on held-out data of its own."""
-        return []
+        """Ask clients only where each has a model of its own; else the server evaluates on held-out data."""
+        this_round, train = self.first_round + server_round, self.config.train
+        due = this_round % train.eval_every == 0 or this_round == train.num_rounds
+        if not self.method.traits.personal or not due:
+            return []
+        nodes = sorted(self._partitions, key=self._partitions.__getitem__)
+        return [self._request(node, this_round, MessageType.EVALUATE) for node in nodes]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Nothing to aggregate."""
+        """Keep the mean of what clients measured on their own models."""
+        self.round.measured = mean_of(replies)
         return None
 
     def _sample(self, server_round: int) -> list[int]:
@@ -180,38 +221,6 @@ class FederatedLoRA(Strategy):
         chosen = random.Random(f"{self.config.seed}/{server_round}").sample(range(len(ordered)), wanted)
         return [ordered[i] for i in sorted(chosen)]
 
-    def _good_replies(self, replies: Iterable[Message], record: RoundRecord) -> Iterator[Reply]:
-        seen: set[int] = set()
-        for message in replies:
-            node = message.metadata.src_node_id
-            partition_id = self._partitions.get(node, -1)
-            try:
-                reply, report, size = self._read_reply(message, partition_id, record.server_round)
-                if partition_id in seen:
-                    raise PayloadError("a second reply to one request.")
-            except PayloadError as error:
-                record.refused[partition_id] = str(error)
-                logger.warning("round %d goes on without client %d: %s", record.server_round, partition_id, error)
-                continue
-            seen.add(partition_id)
-            record.reports.append(report)
-            record.bytes_up += size
-            yield reply
 
-    def _read_reply(self, message: Message, partition_id: int, server_round: int) -> tuple[Reply, ClientReport, int]:
-        if message.has_error():
-            raise PayloadError(f"error {message.error.code}: {message.error.reason}")
-        reason = wire.declined_reason(message.content)
-        if reason is not None:
-            raise PayloadError(f"it declined: {reason}")
-        report, factors = wire.read_train_reply(message.content)
-        if report.partition_id != partition_id:
-            raise PayloadError(f"it calls itself client {report.partition_id}.")
-        if self.secure:
-            return Reply(partition_id, 1, {}), report, messages.masked_bytes(message.content)
-        parts = wire.unpack(factors, self._uplink(server_round), self.adapter, _device(self.adapter))
-        return Reply(partition_id, report.num_examples or 0, parts), report, wire.payload_bytes(factors)
-
-
-def _device(adapter: Adapter) -> torch.device:
-    return next(iter(adapter.A.values())).device
+def _part_of(state: State, prefix: str) -> State:
+    return {key.removeprefix(prefix): named for key, named in state.items() if key.startswith(prefix)}

@@ -11,7 +11,7 @@ from fedsvd import lora
 from fedsvd.adapter import Adapter
 from fedsvd.aggregate import Reply, flat
 from fedsvd.config import Config
-from fedsvd.methods import build_method
+from fedsvd.methods import State, build_method
 from fedsvd.privacy.dp_sgd import DPSGD, Canaries, Losses
 from fedsvd.private_round import train_privately
 from fedsvd.workspace import initial_adapter, load_model, resolve_device, trained_parts
@@ -54,6 +54,7 @@ def federate(config: Config, participants: Sequence[Participant]) -> Adapter:
     method = build_method(config.method)
     adapter = initial_adapter(config, method).to(resolve_device(config.device))
     model = load_model(config)
+    state: State = {}
     for server_round in range(1, config.train.num_rounds + 1):
         parts = trained_parts(method, config, server_round)
         replies = []
@@ -67,5 +68,6 @@ def federate(config: Config, participants: Sequence[Participant]) -> Adapter:
                 pairs = zip(flat(after, parts), flat(adapter, parts), strict=True)
                 client.observer(server_round, [new - old for new, old in pairs])
             replies.append(Reply(client.partition_id, client.num_examples, {part: after.part(part) for part in parts}))
-        adapter = method.server_step(adapter, replies, server_round)
+        step = method.server_step(adapter, replies, server_round, state)
+        adapter, state = step.adapter, step.state
     return adapter

@@ -70,6 +70,17 @@ class Config:
                 "client_level, where every round takes a noisy step however few take part (whether it does must not "
                 "tell who did): leave federation.min_replies at 1."
             )
+        ranks = self.federation.client_ranks
+        if ranks is not None and max(ranks) > self.model.rank:
+            raise ConfigError(
+                f"federation.client_ranks = {list(ranks)} is not allowed: no client's rank may exceed model.rank = "
+                f"{self.model.rank}. Raise model.rank, or lower the clients' ranks."
+            )
+        if ranks is not None and self.privacy.name == "client_level":
+            raise ConfigError(
+                f"federation.client_ranks = {list(ranks)} is not possible with privacy.name = client_level: set it to "
+                "null, or take privacy=dp_sgd."
+            )
         check_secure(self.privacy, self.train, self.federation)
         needed = self.federation.num_clients * self.partition.min_partition_size
         limit = self.data.max_train_examples

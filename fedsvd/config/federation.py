@@ -18,6 +18,7 @@ class FederationConfig:
         name: ``local`` (in this process) or ``simulation`` (Flower's engine); ``flwr run`` ignores it.
         num_clients: Clients in the federation; each holds one partition.
         clients_per_round: Clients drawn for a round; null for all.
+        client_ranks: Each client's own rank, at most ``model.rank``; null: ``model.rank`` for all.
         min_replies: Fewest good replies with which a round counts; with fewer the model stays as it was.
         secure_aggregation: The server learns the sum of the clients' updates and no single one.
         min_survivors: Fewest clients in whose secure sum a client hides; with fewer a round is skipped.
@@ -31,6 +32,7 @@ class FederationConfig:
     name: Literal["local", "simulation"]
     num_clients: Count = 4
     clients_per_round: Count | None = None
+    client_ranks: tuple[Count, ...] | None = None
     min_replies: Count = 1
     secure_aggregation: bool = False
     min_survivors: Annotated[int, Range(2)] = 2
@@ -57,6 +59,16 @@ class FederationConfig:
             raise ConfigError(
                 f"federation.min_survivors = {self.min_survivors} is more than the {in_a_round} clients of a round, so "
                 "no secure sum could ever be taken: lower it, or draw more clients."
+            )
+        if self.client_ranks is not None and len(self.client_ranks) != self.num_clients:
+            raise ConfigError(
+                f"federation.client_ranks = {list(self.client_ranks)} has {len(self.client_ranks)} numbers for "
+                f"federation.num_clients = {self.num_clients} clients: give one for each, or null."
+            )
+        if self.client_ranks is not None and self.secure_aggregation:
+            raise ConfigError(
+                f"federation.client_ranks = {list(self.client_ranks)} is not possible with "
+                "federation.secure_aggregation = True: vectors of different lengths have no sum."
             )
         if self.ray_address is not None and self.name != "simulation":
             raise ConfigError(

@@ -28,6 +28,12 @@ class TrainConfig:
         eval_every: Evaluate after every so many rounds, and after the last.
         grad_sample_mode: How per-example gradients are formed: ``fused`` (at the price of plain training), ``hooks``
             (Opacus' own, for any layer it knows), or ``auto``: fused where the model allows it.
+        server_optimizer: What the server makes of the clients' mean update: ``none`` (takes it), ``momentum`` or
+            ``adam``; see `fedsvd.server_optimizer`.
+        server_learning_rate: Its step size.
+        server_momentum: Its β.
+        server_beta2: β₂ of ``adam``.
+        server_tau: τ of ``adam``, added to the root of its second moment.
         prefix_cache_mib: Memory of a process for the states of what lies below the lowest adapted layer, computed once
             for each example; 0 computes them each time.
         head: The classifier head: ``frozen`` as it was drawn, or ``private``: trained and sent like the factors.
@@ -47,6 +53,11 @@ class TrainConfig:
     grad_sample_mode: Literal["auto", "fused", "hooks"] = "auto"
     prefix_cache_mib: WholeNumber = 1024
     head: Literal["frozen", "private"] = "frozen"
+    server_optimizer: Literal["none", "momentum", "adam"] = "none"
+    server_learning_rate: Positive = 1.0
+    server_momentum: Share = 0.9
+    server_beta2: Share = 0.99
+    server_tau: Positive = 1e-3
 
     def __post_init__(self) -> None:
         check_fields(self, "train")

@@ -8,50 +8,35 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from fedsvd.adapter import Adapter, Factor
-from fedsvd.aggregate import Replies
 from fedsvd.config import Config
 from fedsvd.errors import ConfigError
+from fedsvd.methods.fed_sb import FedSB
 from fedsvd.methods.fedavg_lora import FedAvgLoRA
+from fedsvd.methods.fedex_lora import FedExLoRA
+from fedsvd.methods.fedsa_lora import FedSALoRA
 from fedsvd.methods.fedsvd import FedSVD
 from fedsvd.methods.ffa_lora import FFALoRA
+from fedsvd.methods.flexlora import FlexLoRA
+from fedsvd.methods.flora import FLoRA
+from fedsvd.methods.method import Method, State, Step, Traits
+from fedsvd.methods.rolora import RoLoRA
+
+__all__ = ["METHODS", "Method", "State", "Step", "Traits", "build_method", "check_method"]
 
 
-class Method(Protocol):
-    """What every method answers; one strategy and one client serve them all."""
-
-    @property
-    def init_a(self) -> str:
-        """How A starts: one of `fedsvd.initialisation.A_INITIALISATIONS`."""
-
-    @property
-    def init_b(self) -> str:
-        """How B starts: one of `fedsvd.initialisation.B_INITIALISATIONS`."""
-
-    @property
-    def linear(self) -> bool:
-        """Whether the server step needs no more than the weighted mean of what clients send."""
-
-    def trains(self, server_round: int) -> frozenset[Factor]:
-        """Return the factors that a client's optimiser moves in this round (1-based)."""
-
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return the factors that a client sends back: some or all of those it trains."""
-
-    def downlink(self, server_round: int) -> frozenset[Factor]:
-        """Return the factors that may differ from the initial adapter, which every client can draw itself."""
-
-    def server_step(self, adapter: Adapter, replies: Replies, server_round: int) -> Adapter:
-        """Return the next global adapter from the current one and at least one reply."""
-
-
-METHODS: Mapping[str, type[Method]] = {
+METHODS: Mapping[str, Callable[..., Method]] = {
     "fedsvd": FedSVD,
     "ffa_lora": FFALoRA,
     "fedavg_lora": FedAvgLoRA,
+    "fedex_lora": FedExLoRA,
+    "flora": FLoRA,
+    "flexlora": FlexLoRA,
+    "rolora": RoLoRA,
+    "fedsa_lora": FedSALoRA,
+    "fed_sb": FedSB,
 }
 
 
@@ -77,20 +62,55 @@ def build_method(options: Mapping[str, Any]) -> Method:
 
 
 def check_method(method: Method, config: Config) -> None:
-    """Refuse a method that needs single updates where none can be seen.
+    """Refuse what a method cannot do, before anything is loaded.
 
     Raises:
-        ConfigError: Secure aggregation or client-level privacy with a method whose server step is not linear.
+        ConfigError: Secure aggregation, client-level privacy or a server optimiser with a method that needs each
+            client's factors; clients of lower ranks, or a federation that hides them, where the method has no place
+            for that; shrinkage where the noise is not known.
     """
+    name, federation = config.method["name"], config.federation
     sums_only = {
-        "federation.secure_aggregation = True": config.federation.secure_aggregation,
+        "federation.secure_aggregation = True": federation.secure_aggregation,
         "privacy.name = client_level": config.privacy.name == "client_level",
+        f"train.server_optimizer = {config.train.server_optimizer}": config.train.server_optimizer != "none",
     }
     for setting, chosen in sums_only.items():
-        if chosen and not method.linear:
+        if chosen and not method.traits.linear:
             raise ConfigError(
-                f"{setting} is not possible with method.name = {config.method['name']}: its server step needs each "
-                "client's factors, and there is only their mean. Take another method, or leave that setting out."
+                f"{setting} is not possible with method.name = {name}: its server step needs each client's factors, "
+                "and there is only their mean. Take another method, or leave that setting out."
+            )
+    if federation.client_ranks is not None and not method.traits.heterogeneous:
+        able = ", ".join(key for key, each in METHODS.items() if each().traits.heterogeneous)
+        raise ConfigError(
+            f"federation.client_ranks = {list(federation.client_ranks)} is not possible with method.name = {name} and "
+            f"its options: means of its factors exist for equal ranks only. Methods that allow it: {able}."
+        )
+    if method.traits.personal and config.privacy.name == "client_level":
+        raise ConfigError(
+            f"privacy.name = client_level is not possible with method.name = {name}: each client's own factors take "
+            "part in what it reports, and no noise protects them. Take privacy=dp_sgd."
+        )
+    if config.method.get("shrinkage", "none") != "none":
+        check_known_noise(config)
+
+
+def check_known_noise(config: Config) -> None:
+    """Refuse shrinkage where the noise in the mean is not known; raises `ConfigError`."""
+    train = config.train
+    reasons = {
+        f"train.optimizer = {train.optimizer}": train.optimizer != "sgd",
+        f"train.momentum = {train.momentum}": train.momentum > 0,
+        f"train.weight_decay = {train.weight_decay}": train.weight_decay > 0,
+        f"train.server_optimizer = {train.server_optimizer}": train.server_optimizer != "none",
+        "federation.secure_aggregation = True": config.federation.secure_aggregation,
+    }
+    for setting, chosen in reasons.items():
+        if chosen:
+            raise ConfigError(
+                f"method.shrinkage = {config.method['shrinkage']!r} is not possible with {setting}: it must know how "
+                "large the noise in the mean is. Plain SGD, open replies and no server optimiser tell it."
             )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedsvd.adapter import Adapter, Factor
 from fedsvd.aggregate import Replies, average
+from fedsvd.methods.method import State, Step, Traits
 from fedsvd.methods.options import check_initialisation
 
 
@@ -19,14 +21,10 @@ class FedAvgLoRA:
 
     init_a: str = "kaiming"
     init_b: str = "zeros"
+    traits: ClassVar[Traits] = Traits()
 
     def __post_init__(self) -> None:
         check_initialisation(self.init_a, self.init_b)
-
-    @property
-    def linear(self) -> bool:
-        """The mean is all it needs."""
-        return True
 
     def trains(self, server_round: int) -> frozenset[Factor]:
         """Both factors."""
@@ -36,10 +34,6 @@ class FedAvgLoRA:
         """Both factors."""
         return frozenset({"A", "B"})
 
-    def downlink(self, server_round: int) -> frozenset[Factor]:
-        """Both factors."""
-        return frozenset({"A", "B"})
-
-    def server_step(self, adapter: Adapter, replies: Replies, server_round: int) -> Adapter:
+    def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Average A and B."""
-        return average(adapter, replies)
+        return Step(average(adapter, replies))

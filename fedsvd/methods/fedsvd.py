@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from fedsvd.adapter import Adapter, Factor
-from fedsvd.aggregate import Replies, average, refactorize_sites
+from fedsvd.aggregate import Replies, average, mean_noise_std, refactorize_sites
 from fedsvd.errors import ConfigError
-from fedsvd.methods.options import check_initialisation, must_send_a
+from fedsvd.methods.method import State, Step, Traits
+from fedsvd.methods.options import check_choice, check_initialisation, check_whole
+from fedsvd.shrinkage import shrink_columns
+
+SHRINKAGES = ("none", "optimal")
 
 
 @dataclass(frozen=True)
@@ -19,41 +26,76 @@ class FedSVD:
 
     Attributes:
         refactorize_every: Refactorize after every so many rounds (1: after each).
+        pivot_every: After every so many rounds the factors change roles: A is trained against ``B = U``, later B again
+            against ``A = Vᵀ``. One factor moves at a time and the other is orthonormal, so means stay exact, noise is
+            never multiplied, and both spaces adapt. 0: never.
+        shrinkage: ``optimal`` hands out B with its singular values shrunk by what differential privacy's noise, whose
+            size is known, has added to them (see `fedsvd.shrinkage`). The sum of all updates itself is kept as it is:
+            what is shrunk once is not shrunk again in the next round.
         init_a: How A starts.
         init_b: How B starts.
     """
 
     refactorize_every: int = 1
+    pivot_every: int = 0
+    shrinkage: str = "none"
     init_a: str = "orthonormal"
     init_b: str = "zeros"
 
     def __post_init__(self) -> None:
         check_initialisation(self.init_a, self.init_b)
-        if type(self.refactorize_every) is not int or self.refactorize_every < 1:
+        check_whole("refactorize_every", self.refactorize_every, 1, "1 (after each round)")
+        check_whole("pivot_every", self.pivot_every, 0, "0 (never)")
+        check_choice("shrinkage", self.shrinkage, SHRINKAGES)
+        if self.shrinkage != "none" and (self.pivot_every or self.refactorize_every > 1 or self.init_a == "kaiming"):
             raise ConfigError(
-                f"method.refactorize_every = {self.refactorize_every!r} is not allowed; "
-                "give a whole number of rounds from 1 (after each round) upwards."
+                f"method.shrinkage = {self.shrinkage!r} needs noise of one size in all directions, so an A that is "
+                "orthonormal in every round and one factor that is trained: set method.pivot_every=0, "
+                "method.refactorize_every=1 and a method.init_a other than kaiming."
             )
 
     @property
-    def linear(self) -> bool:
-        """The mean is all it needs."""
-        return True
+    def traits(self) -> Traits:
+        """Clients of lower ranks take the strongest directions, where these stay what they are."""
+        return Traits(heterogeneous=not self.pivot_every and self.shrinkage == "none")
 
     def trains(self, server_round: int) -> frozenset[Factor]:
-        """B only."""
-        return frozenset({"B"})
+        """B, or, after a pivot, A."""
+        return frozenset({"B"}) if self._trains_b(server_round) else frozenset({"A"})
 
     def uplink(self, server_round: int) -> frozenset[Factor]:
-        """B only."""
-        return frozenset({"B"})
+        """What is trained."""
+        return self.trains(server_round)
 
-    def downlink(self, server_round: int) -> frozenset[Factor]:
-        """B, and A once it has been refactorized (or where clients cannot draw the first A themselves)."""
-        refactorized = server_round > self.refactorize_every
-        return frozenset({"A", "B"}) if refactorized or must_send_a(self.init_a) else frozenset({"B"})
-
-    def server_step(self, adapter: Adapter, replies: Replies, server_round: int) -> Adapter:
-        """Average B; every ``refactorize_every`` rounds, refactorize B A."""
+    def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
+        """Average; every ``refactorize_every`` rounds, and where the factors change roles, refactorize B A."""
         averaged = average(adapter, replies)
-        return refactorize_sites(averaged) if server_round % self.refactorize_every == 0 else averaged
+        if self.shrinkage != "none":
+            return _shrunk(adapter, averaged, mean_noise_std(replies), state)
+        before, after = self._trains_b(server_round), self._trains_b(server_round + 1)
+        if before == after and server_round % self.refactorize_every:
+            return Step(averaged)
+        refactorized, rotations = refactorize_sites(averaged, of_rows=after)
+        if before != after:
+            return Step(refactorized)
+        return Step(refactorized, {"A" if after else "B": rotations})
+
+    def _trains_b(self, server_round: int) -> bool:
+        return not self.pivot_every or (server_round - 1) // self.pivot_every % 2 == 0
+
+
+def _shrunk(before: Adapter, averaged: Adapter, noise_std: float, state: State) -> Step:
+    """Add the mean update to the unshrunk sum, refactorize that, and hand out its shrunk form."""
+    unshrunk = state.get("unshrunk", before.B)
+    # Clients started from the shrunk B: their update is added to what it was shrunk from.
+    moved = {name: unshrunk[name] + (B - before.B[name]) for name, B in averaged.B.items()}
+    whole, rotations = refactorize_sites(averaged.with_parts({"B": moved}))
+    variance = _variance(state, averaged) + noise_std**2
+    shrunk = {name: shrink_columns(B, float(variance) ** 0.5) for name, B in whole.B.items()}
+    kept = {"unshrunk": dict(whole.B), "noise": {"variance": variance}}
+    return Step(whole.with_parts({"B": shrunk}), {"A": rotations}, kept)
+
+
+def _variance(state: State, adapter: Adapter) -> Tensor:
+    held = state.get("noise", {}).get("variance")
+    return torch.zeros((), dtype=torch.float64, device=adapter.device) if held is None else held

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedsvd.adapter import Adapter, Factor
 from fedsvd.aggregate import Replies, average
-from fedsvd.methods.options import check_initialisation, must_send_a
+from fedsvd.methods.method import State, Step, Traits
+from fedsvd.methods.options import check_initialisation
 
 
 @dataclass(frozen=True)
@@ -19,14 +21,10 @@ class FFALoRA:
 
     init_a: str = "kaiming"
     init_b: str = "zeros"
+    traits: ClassVar[Traits] = Traits(heterogeneous=True)
 
     def __post_init__(self) -> None:
         check_initialisation(self.init_a, self.init_b)
-
-    @property
-    def linear(self) -> bool:
-        """The mean is all it needs."""
-        return True
 
     def trains(self, server_round: int) -> frozenset[Factor]:
         """B only."""
@@ -36,10 +34,6 @@ class FFALoRA:
         """B only."""
         return frozenset({"B"})
 
-    def downlink(self, server_round: int) -> frozenset[Factor]:
-        """B only, where every client can draw the frozen A from the experiment's seed."""
-        return frozenset({"A", "B"}) if must_send_a(self.init_a) else frozenset({"B"})
-
-    def server_step(self, adapter: Adapter, replies: Replies, server_round: int) -> Adapter:
+    def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Average B."""
-        return average(adapter, replies)
+        return Step(average(adapter, replies))

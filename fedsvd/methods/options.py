@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedsvd.errors import ConfigError
 from fedsvd.initialisation import A_INITIALISATIONS, B_INITIALISATIONS
 
@@ -12,18 +14,24 @@ def check_initialisation(init_a: str, init_b: str) -> None:
     Raises:
         ConfigError: An unknown name, or an A of zeros, which would leave B without a gradient for ever.
     """
-    for key, value, allowed in (("init_a", init_a, A_INITIALISATIONS), ("init_b", init_b, B_INITIALISATIONS)):
-        if value not in allowed:
-            why = (
-                "would leave B without a gradient for ever" if (key, value) == ("init_a", "zeros") else "is not allowed"
-            )
-            raise ConfigError(f"method.{key} = {value!r} {why}; choose one of {', '.join(allowed)}.")
+    if init_a == "zeros":
+        raise ConfigError(
+            f"method.init_a = 'zeros' would leave B without a gradient for ever; choose one of "
+            f"{', '.join(A_INITIALISATIONS)}."
+        )
+    check_choice("init_a", init_a, A_INITIALISATIONS)
+    check_choice("init_b", init_b, B_INITIALISATIONS)
 
 
-def must_send_a(init_a: str) -> bool:
-    """Tell whether even an A that never moves has to travel.
+def check_choice(key: str, value: object, allowed: Sequence[str]) -> None:
+    """Check an option that is one of some words; raises `ConfigError`."""
+    if value not in allowed:
+        raise ConfigError(f"method.{key} = {value!r} is not allowed; choose one of {', '.join(allowed)}.")
 
-    What is drawn from the seed is the same everywhere; singular vectors of near-equal singular values are not, from
-    one machine's linear algebra to another's.
-    """
-    return init_a == "weight_svd"
+
+def check_whole(key: str, value: object, least: int, what: str) -> None:
+    """Check an option that is a whole number of rounds; raises `ConfigError`."""
+    if type(value) is not int or value < least:
+        raise ConfigError(
+            f"method.{key} = {value!r} is not allowed; give a whole number of rounds from {what} upwards."
+        )

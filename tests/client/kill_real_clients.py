@@ -17,7 +17,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
-from fedsvd import wire
+from fedsvd import payload, wire
 from fedsvd.adapter import Part
 from fedsvd.compose import compose
 from fedsvd.data import fingerprint
@@ -33,7 +33,7 @@ B: frozenset[Part] = frozenset({"B"})
 def client(folder: Path, names: list[str]) -> None:
     """Answer messages as Flower would hand them over, and write down each result that leaves."""
     config = compose(OVERRIDES)
-    factors = wire.pack(initial_adapter(config, build_method(config.method)), B)
+    factors = payload.pack(initial_adapter(config, build_method(config.method)), B)
     node_config = {"partition-id": 0, "num-partitions": 2, "ledger": str(folder / "ledger")}
     node_config |= {"max-epsilon": 6.0, "max-delta": 1e-5}
     # Until it is killed: what was answered comes again and again.

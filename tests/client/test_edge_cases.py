@@ -12,7 +12,7 @@ import client.local_round
 from client.advice import _advise
 from client.local_round import run_local_round
 from client.state import ClientIdentity
-from fedsvd import wire
+from fedsvd import payload, wire
 from fedsvd.adapter import Part
 from fedsvd.cli import main
 from fedsvd.compose import compose
@@ -29,12 +29,13 @@ ALONE = ["federation.num_clients=1", "partition=iid", "partition.min_partition_s
 def play(config: Config, folder: Path) -> RecordDict:
     start = initial_adapter(config, build_method(config.method))
     identity = ClientIdentity(0, 7, folder / "ledger.sqlite")
-    return run_local_round(config, identity, wire.TrainTask(1, B, B, account="a run"), wire.pack(start, B), "message")
+    task, factors = wire.TrainTask(1, B, B, account="a run"), payload.pack(start, B)
+    return run_local_round(config, identity, task, factors, "message")
 
 
 def sent_b(config: Config, content: RecordDict) -> torch.Tensor:
     start = initial_adapter(config, build_method(config.method))
-    parts = wire.unpack(wire.read_train_reply(content)[1], B, start, torch.device("cpu"))
+    parts = payload.unpack(wire.read_train_reply(content)[1], B, start, torch.device("cpu"))
     return torch.cat([tensor.reshape(-1) for tensor in parts["B"].values()])
 
 

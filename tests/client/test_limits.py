@@ -10,7 +10,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
 from client.limits import NodeLimits, read_limits
-from fedsvd import wire
+from fedsvd import payload, wire
 from fedsvd.adapter import Part
 from fedsvd.compose import compose
 from fedsvd.errors import LimitError
@@ -35,7 +35,7 @@ def declined(
     """Ask the real ClientApp for one round; return why it declined, or None."""
     words = [*SMOKE, *overrides]
     config = compose(words)
-    factors = wire.pack(initial_adapter(config, build_method(config.method)), B)
+    factors = payload.pack(initial_adapter(config, build_method(config.method)), B)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 2
     message = Message(wire.train_request(TrainTask(server_round, B, B), factors), 2, MessageType.TRAIN)
     message.metadata.__dict__["_message_id"] = message_id

@@ -9,7 +9,7 @@ from flwr.app import Context, RecordDict
 
 from client.local_round import run_local_round
 from client.state import ClientIdentity, client_identity
-from fedsvd import wire, workspace
+from fedsvd import payload, wire, workspace
 from fedsvd.adapter import Adapter, Part
 from fedsvd.compose import compose
 from fedsvd.config import Config
@@ -41,7 +41,7 @@ def ask(
     config: Config, identity: ClientIdentity, adapter: Adapter, server_round: int = 1, parts: frozenset[Part] = B
 ) -> RecordDict:
     task = TrainTask(server_round, parts, parts)
-    return run_local_round(config, identity, task, wire.pack(adapter, B), f"message-{server_round}")
+    return run_local_round(config, identity, task, payload.pack(adapter, B), f"message-{server_round}")
 
 
 def context(**node_config: object) -> Context:
@@ -91,7 +91,7 @@ def test_asking_again_and_again_ends_at_the_budget(config: Config, identity: Cli
     task = TrainTask(2, B, B)
 
     with pytest.raises(BudgetExceededError):
-        run_local_round(config, identity, task, wire.pack(adapter, B), "another message for round 2")
+        run_local_round(config, identity, task, payload.pack(adapter, B), "another message for round 2")
     with Ledger.open(identity.ledger, load_silo(config, 0).fingerprint) as ledger:
         assert len(ledger.entries()) == 2
 
@@ -111,7 +111,7 @@ def test_one_seed_gives_one_start_and_one_order_of_examples_but_never_the_same_n
         reply = ask(config, replace(identity, ledger=tmp_path / f"{number}.sqlite"), start)
         starts.append(start)
         orders.append(load_silo(config, 0).examples["input_ids"][:])
-        sent.append(wire.unpack(wire.read_train_reply(reply)[1], B, start, torch.device("cpu"))["B"])
+        sent.append(payload.unpack(wire.read_train_reply(reply)[1], B, start, torch.device("cpu"))["B"])
 
     assert orders[0] == orders[1]
     for name in starts[0].A:
@@ -127,7 +127,7 @@ def test_a_round_starts_from_what_the_server_sent(
 ) -> None:
     open_config = compose(["experiment=smoke", "privacy=none"])
     moved = adapter.with_parts({"B": {name: torch.full_like(b, 0.25) for name, b in adapter.B.items()}})
-    sent = [wire.unpack(wire.read_train_reply(ask(open_config, identity, a))[1], B, a, torch.device("cpu"))["B"]
+    sent = [payload.unpack(wire.read_train_reply(ask(open_config, identity, a))[1], B, a, torch.device("cpu"))["B"]
             for a in (adapter, moved)]  # fmt: skip
 
     for name in adapter.B:
@@ -143,9 +143,9 @@ def test_client_level_sends_a_clipped_update_and_pays_for_the_whole_run_once(
     for server_round in (1, 3):
         task = TrainTask(server_round, B, B, account="one run, two processes")
         process = replace(identity, run_id=server_round)
-        content = run_local_round(config, process, task, wire.pack(adapter, B), f"message-{server_round}")
+        content = run_local_round(config, process, task, payload.pack(adapter, B), f"message-{server_round}")
         report, factors = wire.read_train_reply(content)
-        sent = wire.unpack(factors, B, adapter, torch.device("cpu"))["B"]
+        sent = payload.unpack(factors, B, adapter, torch.device("cpu"))["B"]
         update = torch.cat([(sent[name] - b).reshape(-1) for name, b in adapter.B.items()])
 
         assert update.norm().item() == pytest.approx(1e-4, rel=1e-4)
@@ -157,7 +157,7 @@ def test_client_level_sends_a_clipped_update_and_pays_for_the_whole_run_once(
         ask(config, identity, adapter)
     another = TrainTask(1, B, B, account="another run")
     with pytest.raises(BudgetExceededError):
-        run_local_round(config, identity, another, wire.pack(adapter, B), "message")
+        run_local_round(config, identity, another, payload.pack(adapter, B), "message")
 
 
 def test_the_nodes_own_ledger_wins_over_the_run_folder(config: Config, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def nodes(tmp_path: Path) -> Iterator[dict[str, str]]:
     }
     commands = [["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(ports[0])]]
     for number, port in enumerate(ports[1:]):
-        node_config = f'partition-id={number} num-partitions=3 ledger="{tmp_path}/ledger-{number}.sqlite"'
+        node_config = f'partition-id={number} num-partitions=3 ledger="{tmp_path}/ledger-{number}.sqlite" max-steps=3'
         commands.append(
             ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{ports[0]}", "--host", "127.0.0.1",
              "--port", str(port), "--node-config", node_config]
@@ -149,15 +149,31 @@ def wait_for(port: int) -> None:
 
 
 @pytest.mark.slow
-def test_real_nodes_give_the_model_of_an_open_run(nodes: dict[str, str], tmp_path: Path) -> None:
+def test_real_nodes_give_the_model_of_an_open_run_and_keep_their_own_limits(
+    nodes: dict[str, str], tmp_path: Path
+) -> None:
     app = tmp_path / "app"
     app.mkdir()
     for name in ("fedsvd", "server", "client", "conf", "pyproject.toml", "README.md"):
         source = ROOT / name
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(source, app / name, ignore=ignored) if source.is_dir() else shutil.copy(source, app / name)
-    folder = tmp_path / "run"
-    line = " ".join([*WORDS, SECURE, f"run_dir={folder}"])
+    folder, greedy = tmp_path / "run", tmp_path / "greedy"
+    submit(app, nodes, folder, [*WORDS, SECURE])
+    submit(app, nodes, greedy, [*WORDS, "train.local_steps=4"])
+
+    assert read_rows(folder / "metrics.jsonl")[1]["clients_used"] == 3
+    assert_same(folder, train(tmp_path / "seen"))
+    # More steps than the nodes' own configuration allows, whatever the run's says.
+    row = read_rows(greedy / "metrics.jsonl")[1]
+    assert row["skipped"]
+    assert set(row["clients_refused"]) == {"0", "1", "2"}
+    assert all("local_steps = 4, but this client allows at most 3" in why for why in row["clients_refused"].values())
+
+
+def submit(app: Path, nodes: dict[str, str], folder: Path, words: list[str]) -> None:
+    """Hand a run to the SuperLink, and wait until its folder is whole."""
+    line = " ".join([*words, f"run_dir={folder}"])
     done = subprocess.run(
         ["flwr", "run", ".", "loop", "--run-config", f'overrides="{line}"'],
         cwd=app, env=nodes, capture_output=True, text=True, timeout=120, check=False,
@@ -166,6 +182,3 @@ def test_real_nodes_give_the_model_of_an_open_run(nodes: dict[str, str], tmp_pat
     deadline = time.monotonic() + 300
     while not (folder / "plots" / "accuracy.png").exists() and time.monotonic() < deadline:
         time.sleep(0.5)
-
-    assert read_rows(folder / "metrics.jsonl")[1]["clients_used"] == 3
-    assert_same(folder, train(tmp_path / "seen"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedsvd.adapter import Adapter
-from fedsvd.aggregate import Reply, average, refactorize_sites
+from fedsvd.aggregate import Reply, average, mean_noise_std, refactorize_sites
 from fedsvd.errors import RunError
 
 
@@ -66,10 +66,35 @@ def test_average_refuses_what_has_no_mean(replies: list[Reply]) -> None:
 def test_refactorize_sites_keeps_products_and_names_apart() -> None:
     adapter = make_adapter(orthonormal=True)
 
-    result = refactorize_sites(adapter)
+    result, rotations = refactorize_sites(adapter)
 
     assert list(result.A) == list(adapter.A)
     for name in adapter.A:
         torch.testing.assert_close(result.B[name] @ result.A[name], adapter.B[name] @ adapter.A[name])
         torch.testing.assert_close(result.A[name] @ result.A[name].mT, torch.eye(2))
         assert abs((result.B[name].mT @ result.B[name])[0, 1]) < 1e-4
+        torch.testing.assert_close(result.A[name], (rotations[name].mT @ adapter.A[name].double()).float())
+
+
+def test_refactorize_sites_of_columns_mirrors_that_of_rows() -> None:
+    adapter = make_adapter()
+
+    result, rotations = refactorize_sites(adapter, of_rows=False)
+
+    for name in adapter.A:
+        torch.testing.assert_close(result.B[name] @ result.A[name], adapter.B[name] @ adapter.A[name])
+        torch.testing.assert_close(result.B[name].mT @ result.B[name], torch.eye(2))
+        torch.testing.assert_close(result.B[name], (adapter.B[name].double() @ rotations[name]).float())
+
+
+def test_a_client_of_lower_rank_leaves_the_rest_where_it_was() -> None:
+    adapter = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.tensor([[4.0, 8.0]])}, head={}, scale={"s": 1.0})
+    replies = [Reply(0, 1, {"B": {"s": torch.tensor([[0.0]])}}), Reply(1, 3, {"B": {"s": torch.tensor([[8.0, 0.0]])}})]
+
+    assert torch.equal(average(adapter, replies).B["s"], torch.tensor([[6.0, 2.0]]))
+
+
+def test_noise_of_a_mean() -> None:
+    replies = [Reply(0, 1, {}, noise_std=4.0), Reply(1, 3, {}, noise_std=1.0)]
+    # √((4/4)² + (3/4)²)
+    assert mean_noise_std(replies) == pytest.approx(1.25)

@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from fedsvd.adapter import Adapter
+from fedsvd.adapter import Adapter, Factor, Part, as_plain_lora
 from fedsvd.aggregate import Reply
 from fedsvd.compose import compose
 from fedsvd.errors import ConfigError
-from fedsvd.methods import METHODS, build_method, check_method
-from fedsvd.methods.ffa_lora import FFALoRA
+from fedsvd.methods import METHODS, State, build_method, check_method
 
 
-def make_adapter() -> Adapter:
+def make_adapter(core: bool = False) -> Adapter:
     return Adapter(
         A={"s": torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])},
         B={"s": torch.zeros(2, 2)},
         head={},
         scale={"s": 1.0},
+        core={"s": torch.zeros(2, 2)} if core else {},
     )
 
 
@@ -27,29 +27,38 @@ def reply(partition_id: int, num_examples: int, **parts: torch.Tensor) -> Reply:
 @pytest.mark.parametrize("name", METHODS)
 def test_contract(name: str) -> None:
     method = build_method({"name": name})
-    adapter = make_adapter()
-    for server_round in (1, 2, 3):
+    adapter = make_adapter(core=method.traits.core)
+    state: State = {}
+    for server_round in (1, 2, 3, 4):
         trains, uplink = method.trains(server_round), method.uplink(server_round)
         assert uplink
-        assert uplink <= trains <= {"A", "B"}
-        assert method.downlink(server_round) <= {"A", "B"}
-        # What the server may have changed must reach the clients in the next round.
+        assert uplink <= trains <= {"A", "B", "core"}
+        assert method.traits.personal == trains - uplink
         sent = {factor: torch.randn_like(adapter.part(factor)["s"]) for factor in uplink}
-        stepped = method.server_step(adapter, [reply(0, 1, **sent)], server_round)
-        changed = {
-            factor for factor in ("A", "B") if not torch.equal(stepped.part(factor)["s"], adapter.part(factor)["s"])
-        }
-        assert changed <= method.downlink(server_round + 1)
-        assert stepped.A["s"].shape == adapter.A["s"].shape
-        assert stepped.B["s"].shape == adapter.B["s"].shape
-        adapter = stepped
+        step = method.server_step(adapter, [reply(0, 1, **sent)], server_round, state)
+        for part in ("A", "B", "core"):
+            assert {n: t.shape for n, t in step.adapter.part(part).items()} == {
+                n: t.shape for n, t in adapter.part(part).items()
+            }
+        # With one client the global model is that client's, however the method writes it.
+        torch.testing.assert_close(product(step.adapter), product(adapter.with_parts(parts_of(sent))))
+        adapter, state = step.adapter, step.state
+
+
+def parts_of(sent: dict[Factor, torch.Tensor]) -> dict[Part, dict[str, torch.Tensor]]:
+    return {factor: {"s": tensor} for factor, tensor in sent.items()}
+
+
+def product(adapter: Adapter) -> torch.Tensor:
+    plain = as_plain_lora(adapter)
+    return plain.B["s"] @ plain.A["s"]
 
 
 def test_ffa_lora_averages_b_and_keeps_a() -> None:
     method = build_method({"name": "ffa_lora"})
     replies = [reply(0, 1, B=torch.full((2, 2), 2.0)), reply(1, 3, B=torch.full((2, 2), 6.0))]
 
-    stepped = method.server_step(make_adapter(), replies, 1)
+    stepped = method.server_step(make_adapter(), replies, 1, {}).adapter
 
     assert torch.equal(stepped.B["s"], torch.full((2, 2), 5.0))
     assert torch.equal(stepped.A["s"], make_adapter().A["s"])
@@ -59,7 +68,7 @@ def test_fedavg_lora_averages_each_factor() -> None:
     method = build_method({"name": "fedavg_lora"})
     replies = [reply(k, 1, A=torch.full((2, 3), float(k)), B=torch.full((2, 2), 2.0 * k)) for k in range(2)]
 
-    stepped = method.server_step(make_adapter(), replies, 1)
+    stepped = method.server_step(make_adapter(), replies, 1, {}).adapter
 
     assert torch.equal(stepped.A["s"], torch.full((2, 3), 0.5))
     assert torch.equal(stepped.B["s"], torch.full((2, 2), 1.0))
@@ -70,7 +79,7 @@ def test_fedsvd_of_a_product_known_by_hand() -> None:
     method = build_method({"name": "fedsvd"})
     B = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
 
-    stepped = method.server_step(make_adapter(), [reply(0, 5, B=B)], 1)
+    stepped = method.server_step(make_adapter(), [reply(0, 5, B=B)], 1, {}).adapter
 
     torch.testing.assert_close(stepped.A["s"].abs(), torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]))
     torch.testing.assert_close(stepped.B["s"].abs(), torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
@@ -81,19 +90,11 @@ def test_fedsvd_refactorizes_every_so_many_rounds() -> None:
     method = build_method({"name": "fedsvd", "refactorize_every": 2})
     B = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
 
-    first = method.server_step(make_adapter(), [reply(0, 5, B=B)], 1)
-    second = method.server_step(make_adapter(), [reply(0, 5, B=B)], 2)
+    first = method.server_step(make_adapter(), [reply(0, 5, B=B)], 1, {}).adapter
+    second = method.server_step(make_adapter(), [reply(0, 5, B=B)], 2, {}).adapter
 
     assert torch.equal(first.B["s"], B)
     assert not torch.equal(second.B["s"], B)
-    assert [method.downlink(r) for r in (2, 3)] == [{"B"}, {"A", "B"}]
-
-
-@pytest.mark.parametrize("name", ["fedsvd", "ffa_lora"])
-def test_an_a_that_clients_may_compute_otherwise_travels_from_the_first_round(name: str) -> None:
-    drawn, computed = (build_method({"name": name, "init_a": init}) for init in ("orthonormal", "weight_svd"))
-
-    assert (drawn.downlink(1), computed.downlink(1)) == ({"B"}, {"A", "B"})
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,13 @@ def test_an_a_that_clients_may_compute_otherwise_travels_from_the_first_round(na
         ({"name": "fedsvd", "refactorize_every": 0}, "from 1"),
         ({"name": "fedsvd", "refactorize_every": 1.5}, "whole number"),
         ({"name": "ffa_lora", "init_a": "ones"}, "kaiming, orthonormal"),
-        ({"name": "ffa_lora", "init_b": "weight_svd"}, "kaiming, orthonormal, zeros"),
+        ({"name": "ffa_lora", "init_b": "dct"}, "kaiming, orthonormal, weight_svd, zeros"),
+        ({"name": "fedsvd", "pivot_every": -1}, "0 \\(never\\)"),
+        ({"name": "fedsvd", "shrinkage": "some"}, "none, optimal"),
+        ({"name": "fedsvd", "shrinkage": "optimal", "pivot_every": 1}, "one factor that is trained"),
+        ({"name": "fedsvd", "shrinkage": "optimal", "init_a": "kaiming"}, "an A that is"),
+        ({"name": "fed_sb", "init_b": "zeros"}, "whose B never moves"),
+        ({"name": "flora", "init_a": "weight_svd"}, "draws new factors"),
         ({"name": "fedavg_lora", "init_a": "zeros"}, "without a gradient"),
     ],
 )
@@ -113,12 +120,108 @@ def test_options_that_are_not_allowed(options: dict[str, object], said: str) -> 
         build_method(options)
 
 
-class Picky(FFALoRA):
-    """A method that would look at each client by itself."""
+def test_fedex_lora_merges_what_the_product_of_means_misses() -> None:
+    # Two clients with weights 1/4 and 3/4 and rank 1 in use: B₁A₁ = e₁ ⊗ e₁, B₂A₂ = e₂ ⊗ e₂.
+    one = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    other = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    first = reply(0, 1, B=one, A=torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    second = reply(1, 3, B=other, A=torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
 
-    @property
-    def linear(self) -> bool:
-        return False
+    stepped = build_method({"name": "fedex_lora"}).server_step(make_adapter(), [second, first], 1, {}).adapter
+
+    # B̄Ā = (1/4 e₁ + 3/4 e₂) ⊗ (1/4 e₁ + 3/4 e₂), and the residual makes it 1/4 e₁⊗e₁ + 3/4 e₂⊗e₂.
+    torch.testing.assert_close(
+        stepped.B["s"] @ stepped.A["s"], torch.tensor([[1 / 16, 3 / 16, 0.0], [3 / 16, 9 / 16, 0.0]])
+    )
+    torch.testing.assert_close(
+        stepped.base_left["s"] @ stepped.base_right["s"], torch.tensor([[3 / 16, -3 / 16, 0.0], [-3 / 16, 3 / 16, 0.0]])
+    )
+    # Three products of rank 2 are more columns than twice what a 2 × 3 matrix can need.
+    assert stepped.base_rank == 2
+
+
+def test_flora_merges_the_mean_of_the_products_and_starts_afresh() -> None:
+    first = reply(0, 1, B=torch.tensor([[4.0, 0.0], [0.0, 0.0]]), A=torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    # A client of rank 1.
+    second = reply(1, 3, B=torch.tensor([[0.0], [4.0]]), A=torch.tensor([[0.0, 0.0, 1.0]]))
+    method = build_method({"name": "flora", "seed": 3})
+
+    stepped = method.server_step(make_adapter(), [first, second], 1, {}).adapter
+    again = method.server_step(make_adapter(), [first, second], 2, {}).adapter
+
+    merged = stepped.base_left["s"] @ stepped.base_right["s"]
+    torch.testing.assert_close(merged, torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 3.0]]))
+    assert stepped.base_rank == 3
+    assert not stepped.B["s"].any()
+    assert not torch.equal(stepped.A["s"], again.A["s"])
+
+
+def test_flexlora_keeps_the_largest_singular_values_of_the_mean_product() -> None:
+    # 1/2 (8 e₁⊗e₁ + 2 e₂⊗e₃) + 1/2 (6 e₂⊗e₂) at rank 1: of 4, 1 and 3 in orthogonal places only 4 stays.
+    first = reply(0, 2, B=torch.tensor([[8.0, 0.0], [0.0, 2.0]]), A=torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
+    second = reply(1, 2, B=torch.tensor([[0.0], [6.0]]), A=torch.tensor([[0.0, 1.0, 0.0]]))
+    adapter = make_adapter()
+    low = adapter.with_parts({"A": {"s": adapter.A["s"][:1]}, "B": {"s": adapter.B["s"][:, :1]}})
+    method = build_method({"name": "flexlora"})
+
+    stepped = method.server_step(low, [first, second], 1, {}).adapter
+    whole = method.server_step(adapter, [first, second], 1, {}).adapter
+
+    torch.testing.assert_close(product(stepped), torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(product(whole), torch.tensor([[4.0, 0.0, 0.0], [0.0, 3.0, 1.0]]))
+    torch.testing.assert_close(whole.A["s"] @ whole.A["s"].mT, torch.eye(2))
+
+
+def test_rolora_moves_b_in_odd_rounds_and_a_in_even_ones() -> None:
+    method = build_method({"name": "rolora"})
+    assert [method.trains(r) for r in (1, 2, 3, 4)] == [{"B"}, {"A"}, {"B"}, {"A"}]
+
+    stepped = method.server_step(
+        make_adapter(), [reply(k, 1, A=torch.full((2, 3), 2.0 * k)) for k in range(2)], 2, {}
+    ).adapter
+
+    assert torch.equal(stepped.A["s"], torch.ones(2, 3))
+    assert torch.equal(stepped.B["s"], make_adapter().B["s"])
+
+
+def test_fedsa_lora_averages_a_and_leaves_b_at_home() -> None:
+    method = build_method({"name": "fedsa_lora"})
+    assert (method.trains(1), method.uplink(1), method.traits.personal) == ({"A", "B"}, {"A"}, {"B"})
+
+    stepped = method.server_step(
+        make_adapter(), [reply(0, 1, A=torch.zeros(2, 3)), reply(1, 3, A=torch.full((2, 3), 4.0))], 1, {}
+    ).adapter
+
+    assert torch.equal(stepped.A["s"], torch.full((2, 3), 3.0))
+    assert torch.equal(stepped.B["s"], make_adapter().B["s"])
+
+
+def test_fed_sb_averages_the_core_between_fixed_factors() -> None:
+    method = build_method({"name": "fed_sb"})
+    adapter = make_adapter(core=True).with_parts({"B": {"s": torch.eye(2)}})
+    cores = [torch.tensor([[0.0, 4.0], [0.0, 0.0]]), torch.tensor([[8.0, 0.0], [0.0, 0.0]])]
+
+    stepped = method.server_step(adapter, [reply(k, 1, core=core) for k, core in enumerate(cores)], 1, {}).adapter
+
+    assert torch.equal(product(stepped), torch.tensor([[4.0, 2.0, 0.0], [0.0, 0.0, 0.0]]))
+
+
+def test_fedsvd_pivots_so_that_both_spaces_adapt_and_the_product_stays() -> None:
+    method = build_method({"name": "fedsvd", "pivot_every": 2})
+    assert [method.trains(r) for r in (1, 2, 3, 4, 5)] == [{"B"}, {"B"}, {"A"}, {"A"}, {"B"}]
+    B = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
+
+    turned = method.server_step(make_adapter(), [reply(0, 5, B=B)], 2, {})
+    torch.testing.assert_close(product(turned.adapter), torch.tensor([[0.0, 3.0, 0.0], [2.0, 0.0, 0.0]]))
+    torch.testing.assert_close(turned.adapter.B["s"].mT @ turned.adapter.B["s"], torch.eye(2))
+    assert not turned.rotations
+
+    A = torch.tensor([[0.0, 0.0, 1.0], [5.0, 0.0, 0.0]])
+    within = method.server_step(turned.adapter, [reply(0, 5, A=A)], 3, {})
+    torch.testing.assert_close(product(within.adapter), turned.adapter.B["s"] @ A)
+    torch.testing.assert_close(
+        within.adapter.B["s"], (turned.adapter.B["s"].double() @ within.rotations["B"]["s"]).float()
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,11 +229,43 @@ class Picky(FFALoRA):
     [
         (["federation.secure_aggregation=true"], "federation.secure_aggregation = True"),
         (["privacy=client_level"], "privacy.name = client_level"),
+        (["train.server_optimizer=adam"], "train.server_optimizer = adam"),
     ],
 )
-def test_a_method_that_needs_single_updates_is_refused_where_there_are_none(overrides: list[str], setting: str) -> None:
-    config = compose(["experiment=smoke", "method=ffa_lora", *overrides])
-    check_method(FFALoRA(), config)
-    with pytest.raises(ConfigError, match=f"{setting} is not possible with method.name = ffa_lora"):
-        check_method(Picky(), config)
-    check_method(Picky(), compose(["experiment=smoke", "method=ffa_lora"]))
+@pytest.mark.parametrize("name", ["fedex_lora", "flora", "flexlora"])
+def test_a_method_that_needs_single_updates_is_refused_where_there_are_none(
+    name: str, overrides: list[str], setting: str
+) -> None:
+    config = compose(["experiment=smoke", f"method={name}", *overrides])
+    with pytest.raises(ConfigError, match=f"{setting} is not possible with method.name = {name}"):
+        check_method(build_method(config.method), config)
+    linear = compose(["experiment=smoke", "method=ffa_lora", *overrides])
+    check_method(build_method(linear.method), linear)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_lower_ranks_are_taken_or_refused(name: str) -> None:
+    able = {"fedsvd", "ffa_lora", "flora", "flexlora"}
+    config = compose(["experiment=smoke", f"method={name}", "federation.client_ranks=[2,4]"])
+    if name in able:
+        check_method(build_method(config.method), config)
+    else:
+        with pytest.raises(ConfigError, match=r"client_ranks = \[2, 4\] is not possible .*allow it: fedsvd, ffa_lora"):
+            check_method(build_method(config.method), config)
+
+
+def test_personal_factors_and_client_level_privacy_do_not_go_together() -> None:
+    config = compose(["experiment=smoke", "method=fedsa_lora", "privacy=client_level"])
+    with pytest.raises(ConfigError, match="no noise protects them"):
+        check_method(build_method(config.method), config)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train=adamw", "train.momentum=0.9", "train.weight_decay=0.1", "train.server_optimizer=momentum",
+     "federation.secure_aggregation=true"],
+)  # fmt: skip
+def test_shrinkage_needs_noise_that_is_known(override: str) -> None:
+    config = compose(["experiment=smoke", "method.shrinkage=optimal", override])
+    with pytest.raises(ConfigError, match="must know how large the noise"):
+        check_method(build_method(config.method), config)

@@ -8,7 +8,7 @@ from flwr.app import RecordDict
 
 from client.local_round import run_local_round
 from client.state import ClientIdentity
-from fedsvd import wire
+from fedsvd import payload, wire
 from fedsvd.adapter import Part
 from fedsvd.compose import compose
 from fedsvd.config import Config
@@ -27,8 +27,8 @@ def sent(config: Config, folder: Path) -> torch.Tensor:
     start = initial_adapter(config, build_method(config.method))
     identity = ClientIdentity(0, 7, folder / "ledger.sqlite")
     task = wire.TrainTask(1, B, B, account="a run")
-    content: RecordDict = run_local_round(config, identity, task, wire.pack(start, B), "message")
-    parts = wire.unpack(wire.read_train_reply(content)[1], B, start, torch.device("cpu"))
+    content: RecordDict = run_local_round(config, identity, task, payload.pack(start, B), "message")
+    parts = payload.unpack(wire.read_train_reply(content)[1], B, start, torch.device("cpu"))
     return torch.cat([tensor.reshape(-1) for tensor in parts["B"].values()])
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedsvd import wire
+from fedsvd import payload, wire
 from fedsvd.adapter import Adapter
 from fedsvd.errors import PayloadError
 
@@ -25,11 +25,11 @@ def make_adapter() -> Adapter:
 def test_pack_and_unpack_give_the_same_tensors_in_one_array_a_part() -> None:
     adapter = make_adapter()
 
-    record = wire.pack(adapter, ["B", "head"])
-    parts = wire.unpack(record, ["B", "head"], adapter, CPU)
+    record = payload.pack(adapter, ["B", "head"])
+    parts = payload.unpack(record, ["B", "head"], adapter, CPU)
 
     assert set(record) == {"B", "head"}
-    assert wire.payload_bytes(record) >= 4 * (4 * 2 + 7 * 2 + 9)
+    assert payload.payload_bytes(record) >= 4 * (4 * 2 + 7 * 2 + 9)
     assert all(torch.equal(parts["B"][name], adapter.B[name]) for name in adapter.B)
     assert torch.equal(parts["head"]["weight"], adapter.head["weight"])
 
@@ -55,13 +55,13 @@ def flat(*values: float, size: int = 22, dtype: type = np.float32) -> Array:
 )
 def test_bad_payloads_are_refused(arrays: dict[str, Array], said: str) -> None:
     with pytest.raises(PayloadError, match=said):
-        wire.unpack(ArrayRecord(arrays), ["B"], make_adapter(), CPU)
+        payload.unpack(ArrayRecord(arrays), ["B"], make_adapter(), CPU)
 
 
 def test_train_request_there_and_back() -> None:
     task = wire.TrainTask(3, frozenset({"A", "B"}), frozenset({"B"}))
 
-    found, factors = wire.read_train_request(wire.train_request(task, wire.pack(make_adapter(), ["B"])))
+    found, factors = wire.read_train_request(wire.train_request(task, payload.pack(make_adapter(), ["B"])))
 
     assert found == task
     assert set(factors) == {"B"}

@@ -1,0 +1,47 @@
+"""FedEx-LoRA: both factors averaged, and what that misses merged into the frozen weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedsvd.adapter import Adapter, Factor
+from fedsvd.aggregate import Replies, average, ordered, weights
+from fedsvd.methods.method import State, Step, Traits
+from fedsvd.methods.options import check_initialisation
+from fedsvd.stacked import merge, stack
+
+
+@dataclass(frozen=True)
+class FedExLoRA:
+    """FedEx-LoRA (Singhal, Ponkshe, Vepakomma, ACL 2025, arXiv 2410.09432, Section 4).
+
+    ``Ā = Σ pₖ Aₖ`` and ``B̄ = Σ pₖ Bₖ`` as FedAvg has them, and the residual ``Σ pₖ BₖAₖ − B̄Ā`` is added to the frozen
+    weight, so that the global model is the exact mean of the clients'. The residual is kept and sent as stacked factors
+    ``[p₁B₁ … pₙBₙ −B̄] [A₁; …; Aₙ; Ā]``. (The paper's factors start as LoRA's do, and its clients have equal weights.)
+    """
+
+    init_a: str = "kaiming"
+    init_b: str = "zeros"
+    traits: ClassVar[Traits] = Traits(linear=False)
+
+    def __post_init__(self) -> None:
+        check_initialisation(self.init_a, self.init_b)
+
+    def trains(self, server_round: int) -> frozenset[Factor]:
+        """Both factors."""
+        return frozenset({"A", "B"})
+
+    def uplink(self, server_round: int) -> frozenset[Factor]:
+        """Both factors."""
+        return frozenset({"A", "B"})
+
+    def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
+        """Average A and B, and merge the residual."""
+        mean, clients = average(adapter, replies), ordered(replies)
+        left, right = stack(
+            [*weights(replies), -1.0],
+            [*(reply.parts["B"] for reply in clients), mean.B],
+            [*(reply.parts["A"] for reply in clients), mean.A],
+        )
+        return Step(merge(mean, left, right))

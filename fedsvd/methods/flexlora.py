@@ -1,0 +1,52 @@
+"""FlexLoRA: the mean of the clients' products, cut back to LoRA's rank by SVD."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedsvd.adapter import Adapter, Factor, Part
+from fedsvd.aggregate import Replies, average, ordered, weights
+from fedsvd.methods.method import State, Step, Traits
+from fedsvd.methods.options import check_initialisation
+from fedsvd.stacked import stack, truncated_svd
+
+
+@dataclass(frozen=True)
+class FlexLoRA:
+    """FlexLoRA (Bai et al., NeurIPS 2024, arXiv 2402.11505, Section 3).
+
+    ``Σ pₖ BₖAₖ = U Σ Vᵀ``, cut off at rank r: ``B ← U_r Σ_r`` and ``A ← V_rᵀ``. A client of rank rₖ is sent the first
+    rₖ columns and rows, the best approximation of that rank. The SVD is taken of the stacked factors' small
+    core, with the same result as that of the dense sum.
+    """
+
+    init_a: str = "kaiming"
+    init_b: str = "zeros"
+    traits: ClassVar[Traits] = Traits(linear=False, heterogeneous=True)
+
+    def __post_init__(self) -> None:
+        check_initialisation(self.init_a, self.init_b)
+
+    def trains(self, server_round: int) -> frozenset[Factor]:
+        """Both factors."""
+        return frozenset({"A", "B"})
+
+    def uplink(self, server_round: int) -> frozenset[Factor]:
+        """Both factors."""
+        return frozenset({"A", "B"})
+
+    def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
+        """Sum the products, and cut the sum back to the adapter's rank."""
+        clients = ordered(replies)
+        left, right = stack(
+            weights(replies), [reply.parts["B"] for reply in clients], [reply.parts["A"] for reply in clients]
+        )
+        pairs = {name: truncated_svd(left[name], right[name], len(A)) for name, A in adapter.A.items()}
+        factors: dict[Part, dict[str, Tensor]] = {
+            "B": {name: pair[0] for name, pair in pairs.items()},
+            "A": {name: pair[1] for name, pair in pairs.items()},
+        }
+        return Step(average(adapter, replies, only=["head"]).with_parts(factors))

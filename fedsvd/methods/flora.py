@@ -1,0 +1,62 @@
+"""FLoRA: the clients' factors stacked, merged into the frozen weight, and drawn anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedsvd.adapter import Adapter, Factor
+from fedsvd.aggregate import Replies, average, ordered, weights
+from fedsvd.errors import ConfigError
+from fedsvd.initialisation import initialise
+from fedsvd.methods.method import State, Step, Traits
+from fedsvd.methods.options import check_initialisation
+from fedsvd.stacked import merge, stack
+
+_DRAWN = ("kaiming", "orthonormal")
+
+
+@dataclass(frozen=True)
+class FLoRA:
+    """FLoRA (Wang et al., NeurIPS 2024, arXiv 2409.05976, Section 3).
+
+    ``W ← W + Σ pₖ BₖAₖ = W + [p₁B₁ … pₙBₙ] [A₁; …; Aₙ]``: stacking gives the exact mean of the products, also of
+    clients with different ranks. Each round starts from fresh factors.
+
+    Attributes:
+        init_a: How A starts in each round: ``kaiming`` or ``orthonormal``.
+        init_b: How B starts in each round; away from ``zeros``, what it starts from is counted into each round's sum.
+        seed: What the fresh factors are drawn from, with the round's number.
+    """
+
+    init_a: str = "kaiming"
+    init_b: str = "zeros"
+    seed: int = 0
+    traits: ClassVar[Traits] = Traits(linear=False, heterogeneous=True)
+
+    def __post_init__(self) -> None:
+        check_initialisation(self.init_a, self.init_b)
+        if self.init_a not in _DRAWN or self.init_b != "zeros":
+            raise ConfigError(
+                f"method.init_a = {self.init_a!r} with method.init_b = {self.init_b!r} is not possible with "
+                f"method=flora, which draws new factors each round: init_a is one of {', '.join(_DRAWN)}, init_b zeros."
+            )
+
+    def trains(self, server_round: int) -> frozenset[Factor]:
+        """Both factors."""
+        return frozenset({"A", "B"})
+
+    def uplink(self, server_round: int) -> frozenset[Factor]:
+        """Both factors."""
+        return frozenset({"A", "B"})
+
+    def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
+        """Merge the stack, and draw new factors."""
+        clients = ordered(replies)
+        left, right = stack(
+            weights(replies), [reply.parts["B"] for reply in clients], [reply.parts["A"] for reply in clients]
+        )
+        merged = merge(average(adapter, replies, only=["head"]), left, right)
+        seed = self.seed * 1_000_003 + server_round
+        drawn = initialise(adapter, init_a=self.init_a, init_b=self.init_b, seed=seed)
+        return Step(merged.with_parts({"A": drawn.A, "B": drawn.B}))

@@ -1,0 +1,39 @@
+"""RoLoRA: B and A trained and averaged in turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedsvd.adapter import Adapter, Factor
+from fedsvd.aggregate import Replies, average
+from fedsvd.methods.method import State, Step, Traits
+from fedsvd.methods.options import check_initialisation
+
+
+@dataclass(frozen=True)
+class RoLoRA:
+    """RoLoRA (Chen et al., NeurIPS 2025, arXiv 2502.01755, Algorithm 1).
+
+    In odd rounds ``B ← Σ pₖ Bₖ`` with A frozen, in even rounds ``A ← Σ pₖ Aₖ`` with B frozen. Only one factor moves at
+    a time, so each mean is exact, and both spaces adapt.
+    """
+
+    init_a: str = "kaiming"
+    init_b: str = "zeros"
+    traits: ClassVar[Traits] = Traits()
+
+    def __post_init__(self) -> None:
+        check_initialisation(self.init_a, self.init_b)
+
+    def trains(self, server_round: int) -> frozenset[Factor]:
+        """B in odd rounds, A in even ones."""
+        return frozenset({"B"}) if server_round % 2 else frozenset({"A"})
+
+    def uplink(self, server_round: int) -> frozenset[Factor]:
+        """What is trained."""
+        return self.trains(server_round)
+
+    def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
+        """Average the factor that was trained."""
+        return Step(average(adapter, replies))

@@ -1,0 +1,172 @@
+"""What each client is sent: no more than it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor
+
+from fedsvd import payload
+from fedsvd.adapter import Adapter, Part, truncated
+from fedsvd.initialisation import DRAWN_ALIKE, dct_indices
+from fedsvd.methods import Method, State, Step
+from fedsvd.travel import TRACKED, Track
+from fedsvd.wire import INDICES, ROTATION, VERSIONED, TrainTask
+
+_VERSIONS = "travel.versions"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One client's request.
+
+    Attributes:
+        task: What it is asked to do, and what it is taken to hold.
+        factors: What it is sent.
+    """
+
+    task: TrainTask
+    factors: ArrayRecord
+
+
+@dataclass
+class Downlink:
+    """Keeps account of where each factor stands and of what each client holds.
+
+    Attributes:
+        method: The run's.
+        adapter: The global adapter.
+        holding: Whether clients may be taken to hold what they were sent; not where secure sums are taken, in which a
+            client that does not would be a dropout.
+        weights: Each site's frozen weight, from which ``init_a=dct`` picks its rows.
+    """
+
+    method: Method
+    adapter: Adapter
+    holding: bool = True
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    _tracks: dict[Part, Track] = field(default_factory=dict)
+    _held: dict[int, dict[str, int]] = field(default_factory=dict)
+    _pending: dict[int, dict[str, int]] = field(default_factory=dict)
+    _base_ranks: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in TRACKED:
+            self._tracks.setdefault(part, Track(part, 0, dict(self.adapter.part(part))))
+
+    def request(self, node: int, task: TrainTask, extra: frozenset[Part], rank: int | None = None) -> Sent:
+        """Build one client's request.
+
+        Args:
+            node: The client's node.
+            task: What all clients are asked to do.
+            extra: Parts beside A, B and the base that travel in full.
+            rank: The client's own rank, where it is lower than the adapter's.
+        """
+        keep = self._keep(task) if rank is None else frozenset()
+        adapter = self.adapter if rank is None else truncated(self.adapter, rank)
+        held = self._held.get(node, {}) if self.holding else {}
+        record = payload.pack(adapter, extra)
+        versions: dict[str, int] = {part: self._tracks[part].version for part in TRACKED}
+        versions["base"] = self._base_version
+        for part in TRACKED:
+            if part in self.method.traits.personal:
+                continue
+            if rank is None:
+                record.update(self._factor(part, held.get(part)))
+            else:
+                record.update(payload.pack(adapter, [part]))
+        start = 0
+        if versions["base"]:
+            start = self._base_ranks.get(held.get("base", 0), 0) if rank is None else 0
+            record.update(payload.pack(_tail(self.adapter, start), ["base_left", "base_right"]))
+        self._pending[node] = {name: versions[name] for name in VERSIONED if name in keep}
+        return Sent(replace(task, versions=versions, keep=keep, base_start=start), record)
+
+    def delivered(self, node: int) -> None:
+        """A client has answered: it holds what it was told to."""
+        self._held.setdefault(node, {}).update(self._pending.pop(node, {}))
+
+    def forget(self, node: int) -> None:
+        """A client does not hold what it was taken to."""
+        self._held.pop(node, None)
+
+    def advance(self, step: Step, server_round: int) -> Adapter:
+        """Take in a server step, and return its adapter with the factors as clients will compute them."""
+        for part in TRACKED:
+            self._tracks[part] = self._tracks[part].after(
+                step.adapter.part(part), step.rotations.get(part), server_round
+            )
+        adapter = step.adapter.with_parts({part: self._tracks[part].current for part in TRACKED})
+        if adapter.base_rank:
+            old = self.adapter.base_rank
+            grown = old > 0 and _starts_with(adapter, self.adapter)
+            kept = self._base_ranks if grown else {}
+            self._base_ranks = {**kept, server_round: adapter.base_rank}
+        self.adapter = adapter
+        return adapter
+
+    @property
+    def state(self) -> State:
+        """What a resumed run needs to go on as this one would have."""
+        numbers: dict[str, Tensor] = {part: torch.tensor(track.version) for part, track in self._tracks.items()}
+        numbers["base"] = torch.tensor(self._base_version)
+        kept: dict[str, Mapping[str, Tensor]] = {_VERSIONS: numbers}
+        for part, track in self._tracks.items():
+            if track.rotation is not None:
+                kept[f"travel.{part}.origin"], kept[f"travel.{part}.rotation"] = track.origin, track.rotation
+        return kept
+
+    def restore(self, state: State) -> None:
+        """Take up what `state` returned; clients are taken to hold nothing."""
+        for part in TRACKED:
+            origin = state.get(f"travel.{part}.origin", self.adapter.part(part))
+            version = int(state[_VERSIONS][part])
+            self._tracks[part] = Track(part, version, origin, state.get(f"travel.{part}.rotation"))
+        base = int(state[_VERSIONS]["base"])
+        self._base_ranks = {base: self.adapter.base_rank} if base else {}
+
+    @property
+    def _base_version(self) -> int:
+        return max(self._base_ranks, default=0)
+
+    def _keep(self, task: TrainTask) -> frozenset[str]:
+        """Name what will be the same, but for a rotation, in later rounds: what nobody trains now."""
+        if not self.holding:
+            return frozenset()
+        still = {part for part in TRACKED if part not in task.trains and not self._drawable(part)}
+        return frozenset(still | ({"base"} if self._base_version else set()))
+
+    def _drawable(self, part: Part) -> bool:
+        init = self.method.init_a if part == "A" else self.method.init_b
+        return self._tracks[part].version == 0 and init in DRAWN_ALIKE
+
+    def _factor(self, part: Part, held_version: int | None) -> ArrayRecord:
+        track, record = self._tracks[part], ArrayRecord()
+        if not self._drawable(part) and held_version != track.version:
+            if part == "A" and track.version == 0 and self.method.init_a == "dct":
+                indices = {name: dct_indices(self.weights[name], len(A)) for name, A in track.origin.items()}
+                record[f"{part}{INDICES}"] = payload.pack_numbers(indices, np.int32)
+            else:
+                record.update(payload.pack(self.adapter.with_parts({part: track.origin}), [part]))
+        if track.rotation is not None:
+            record[f"{part}{ROTATION}"] = payload.pack_numbers(track.rotation, np.float64)
+        return record
+
+
+def _tail(adapter: Adapter, start: int) -> Adapter:
+    return adapter.with_parts(
+        {
+            "base_left": {name: left[:, start:] for name, left in adapter.base_left.items()},
+            "base_right": {name: right[start:] for name, right in adapter.base_right.items()},
+        }
+    )
+
+
+def _starts_with(adapter: Adapter, before: Adapter) -> bool:
+    rank = before.base_rank
+    return all(torch.equal(adapter.base_left[name][:, :rank], left) for name, left in before.base_left.items())

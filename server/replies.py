@@ -1,0 +1,106 @@
+"""Clients' replies: read, checked, and either used or dropped with a reason."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+
+from fedsvd import payload, wire
+from fedsvd.adapter import Adapter, Part
+from fedsvd.aggregate import Reply
+from fedsvd.config import Config
+from fedsvd.errors import PayloadError
+from fedsvd.secagg import messages
+from fedsvd.training import learning_rate
+from fedsvd.wire import ClientReport
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RoundRecord:
+    """What one round's communication came to; the run folder keeps it as a row."""
+
+    server_round: int
+    sampled: int
+    reports: list[ClientReport] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    skipped: bool = False
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds_train: float = 0.0
+    seconds_aggregate: float = 0.0
+    epsilon: float | None = None
+    measured: dict[str, float] = field(default_factory=dict)
+
+
+def good_replies(
+    replies: Iterable[Message],
+    record: RoundRecord,
+    partitions: Mapping[int, int],
+    read: Callable[[Message, int], tuple[Reply, ClientReport, int]],
+) -> Iterator[Reply]:
+    """Yield the replies that are what was asked for, and note all in the round's record.
+
+    Args:
+        replies: As they came.
+        record: Gets reports, reasons and bytes.
+        partitions: Client number by node.
+        read: From a message and its client's number to reply, report and bytes; raises `PayloadError`.
+    """
+    seen: set[int] = set()
+    for message in replies:
+        partition_id = partitions.get(message.metadata.src_node_id, -1)
+        try:
+            if message.has_error():
+                raise PayloadError(f"error {message.error.code}: {message.error.reason}")
+            reason = wire.declined_reason(message.content)
+            if reason is not None:
+                raise PayloadError(f"it declined: {reason}")
+            reply, report, size = read(message, partition_id)
+            if report.partition_id != partition_id:
+                raise PayloadError(f"it calls itself client {report.partition_id}.")
+            if partition_id in seen:
+                raise PayloadError("a second reply to one request.")
+        except PayloadError as error:
+            record.refused[partition_id] = str(error)
+            logger.warning("round %d goes on without client %d: %s", record.server_round, partition_id, error)
+            continue
+        seen.add(partition_id)
+        record.reports.append(report)
+        record.bytes_up += size
+        yield reply
+
+
+def read_open(
+    message: Message, partition_id: int, parts: frozenset[Part], like: Adapter, config: Config, server_round: int
+) -> tuple[Reply, ClientReport, int]:
+    """Read a reply whose factors are there to see; raises `PayloadError`."""
+    report, factors = wire.read_train_reply(message.content)
+    tensors = payload.unpack(factors, parts, like, like.device)
+    noise_std = report_noise_std(report, config, server_round)
+    return Reply(partition_id, report.num_examples or 0, tensors, noise_std), report, payload.payload_bytes(factors)
+
+
+def read_masked(message: Message, partition_id: int) -> tuple[Reply, ClientReport, int]:
+    """Read a reply whose factors went into a secure sum; raises `PayloadError`."""
+    report, _ = wire.read_train_reply(message.content)
+    return Reply(partition_id, 1, {}), report, messages.masked_bytes(message.content)
+
+
+def report_noise_std(report: ClientReport, config: Config, server_round: int) -> float:
+    """Return the standard deviation of the noise in each entry that a client sends; 0 where it is not known.
+
+    Plain SGD adds ``learning_rate · σ · max_grad_norm / (sample_rate · num_examples)`` a step, and steps add up in
+    squares.
+    """
+    if config.privacy.name != "dp_sgd" or config.train.optimizer != "sgd" or config.train.momentum:
+        return 0.0
+    if report.noise_multiplier is None or not report.sample_rate or not report.num_examples:
+        return 0.0
+    step = learning_rate(config.train, server_round) * report.noise_multiplier * config.privacy.max_grad_norm
+    return step * math.sqrt(config.train.local_steps) / (report.sample_rate * report.num_examples)
