@@ -103,7 +103,7 @@ def _train_private(
     spend = charge.spend
     lora.write(load_model(config), adapter)
     mechanism = round_mechanism(config, spend)
-    train_privately(config, task.server_round, task.trains, silo_losses(silo, config), num_examples, mechanism)
+    seen = train_privately(config, task.server_round, task.trains, silo_losses(silo, config), num_examples, mechanism)
     mark_released(identity, silo.fingerprint, message_id)
     return ClientReport(
         identity.partition_id,
@@ -113,6 +113,8 @@ def _train_private(
         spend.noise_multiplier,
         spend.sample_rate,
         charge.steps,
+        clipped_share=seen.clipped_share if seen else None,
+        mean_grad_norm=seen.mean_grad_norm if seen else None,
     )
 
 

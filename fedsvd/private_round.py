@@ -12,6 +12,7 @@ from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.dp_sgd import DPSGD, Canaries, Losses, train_dp_sgd
 from fedsvd.privacy.noise_share import share_of
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
+from fedsvd.privacy.statistics import ClippingStatistics
 from fedsvd.training import make_optimizer
 from fedsvd.workspace import load_model
 
@@ -26,6 +27,8 @@ def round_mechanism(config: Config, spend: Spend) -> DPSGD:
         config.train.physical_batch_size,
         # One divisor for all, so that one example moves the secure sum by as much wherever it is.
         float(config.train.batch_size) if config.privacy.noise_share else None,
+        # A share of the noise protects nothing that leaves outside of the sum.
+        config.privacy.clipping_statistics and not config.privacy.noise_share,
     )
 
 
@@ -45,7 +48,7 @@ def train_privately(
     num_examples: int,
     mechanism: DPSGD,
     canaries: Canaries | None = None,
-) -> None:
+) -> ClippingStatistics | None:
     """Train parts of the process's model by DP-SGD, from what it holds.
 
     Args:
@@ -57,12 +60,15 @@ def train_privately(
         mechanism: Noise, clipping, sampling and steps of this round.
         canaries: Only an audit has some.
 
+    Returns:
+        How much was clipped, where the mechanism measures it.
+
     Raises:
         PrivacyError: As `fedsvd.privacy.dp_sgd.train_dp_sgd`.
     """
     model = load_model(config)
     trained = lora.set_trainable(model, parts)
-    train_dp_sgd(
+    return train_dp_sgd(
         model,
         make_optimizer(trained, config.train, server_round),
         losses,

@@ -56,6 +56,11 @@ class RunFolder:
         return self.root / "plots" / "accuracy.png"
 
     @property
+    def diagnostics_plot(self) -> Path:
+        """Singular values, ranks, angles, clipping and noise over rounds."""
+        return self.root / "plots" / "diagnostics.png"
+
+    @property
     def partitions_plot(self) -> Path:
         """Who holds what, where the clients are simulated."""
         return self.root / "plots" / "partitions.png"

@@ -60,6 +60,9 @@ class ClientReport:
         sample_rate: Poisson rate; None without privacy.
         steps: Noisy steps charged so far; None without privacy.
         train_loss: Mean loss over the local steps; None under privacy, because it is not noised.
+        clipped_share: Share of examples whose gradients were clipped, with noise of its own, paid for with the update's
+            (see `fedsvd.privacy.statistics`); None where there is none.
+        mean_grad_norm: Mean clipped length of the gradients, likewise.
     """
 
     partition_id: int
@@ -70,6 +73,8 @@ class ClientReport:
     sample_rate: float | None = None
     steps: int | None = None
     train_loss: float | None = None
+    clipped_share: float | None = None
+    mean_grad_norm: float | None = None
 
 
 def train_request(task: TrainTask, factors: ArrayRecord) -> RecordDict:

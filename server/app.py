@@ -9,6 +9,7 @@ from fedsvd import lora, payload
 from fedsvd.compose import from_run_config, to_yaml
 from fedsvd.methods import build_method
 from fedsvd.privacy.noise_share import ASSUMPTIONS
+from fedsvd.report.diagnostics_plot import plot_diagnostics
 from fedsvd.report.plots import plot_accuracy
 from fedsvd.report.progress import Reporter
 from fedsvd.run_folder import RunFolder, run_root, write_text
@@ -56,4 +57,5 @@ def main(grid: Grid, context: Context) -> None:
         )
         lora.save_pretrained(load_model(config), strategy.adapter, folder.adapter)
         plot_accuracy(keeper.history, folder.accuracy_plot)
+        plot_diagnostics(keeper.history, folder.diagnostics_plot)
     reporter.finished(keeper.history, keeper.clients)

@@ -79,7 +79,8 @@ class ClientLevelServer:
         divisor = self._spend.sample_rate * self._config.federation.num_clients
         before = zip(flat(adapter, parts), total, strict=True)
         moved = with_flat(adapter, parts, [old.double() + move / divisor for old, move in before])
-        return Reply(0, 1, {part: moved.part(part) for part in parts})
+        noise_std = self._spend.noise_multiplier * privacy.max_update_norm / divisor
+        return Reply(0, 1, {part: moved.part(part) for part in parts}, noise_std)
 
 
 def _update(adapter: Adapter, reply: Reply, parts: frozenset[Part], before: Sequence[Tensor]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from fedsvd.run_folder import RunFolder, write_json, write_rows
 from fedsvd.training import evaluate
 from fedsvd.workspace import load_model, load_test_batches, load_test_prefix, resolve_device
 from server.checkpoint import Checkpoint, save_checkpoint
+from server.diagnostics import clipping
 from server.replies import RoundRecord
 from server.strategy import FederatedLoRA
 
@@ -112,12 +113,15 @@ class RoundKeeper:
             "clients_used": 0 if record.skipped else len(record.reports),
             "clients_refused": {str(key): reason for key, reason in sorted(record.refused.items())},
             "skipped": record.skipped,
+            "signal_to_noise": record.signal_to_noise,
+            **clipping(record.reports),
             "bytes_down": record.bytes_down,
             "bytes_up": record.bytes_up,
             "seconds_train": record.seconds_train,
             "seconds_aggregate": record.seconds_aggregate,
             # Known once the row is on disk; a resumed run counts its last checkpoint's as nothing.
             "seconds_write": 0.0,
+            "sites": record.sites,
         }
 
     def _write(self, this_round: int, row: dict[str, Any]) -> None:

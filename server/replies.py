@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import Message
 
@@ -14,6 +15,7 @@ from fedsvd.adapter import Adapter, Part
 from fedsvd.aggregate import Reply
 from fedsvd.config import Config
 from fedsvd.errors import PayloadError
+from fedsvd.privacy.statistics import GRADIENT_SHARE
 from fedsvd.secagg import messages
 from fedsvd.training import learning_rate
 from fedsvd.wire import ClientReport
@@ -36,6 +38,8 @@ class RoundRecord:
     seconds_aggregate: float = 0.0
     epsilon: float | None = None
     measured: dict[str, float] = field(default_factory=dict)
+    signal_to_noise: float | None = None
+    sites: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def good_replies(
@@ -103,4 +107,6 @@ def report_noise_std(report: ClientReport, config: Config, server_round: int) ->
     if report.noise_multiplier is None or not report.sample_rate or not report.num_examples:
         return 0.0
     step = learning_rate(config.train, server_round) * report.noise_multiplier * config.privacy.max_grad_norm
+    if report.clipped_share is not None:
+        step *= GRADIENT_SHARE
     return step * math.sqrt(config.train.local_steps) / (report.sample_rate * report.num_examples)

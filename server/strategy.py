@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedsvd import payload, wire
 from fedsvd.adapter import PARTS, Adapter, Part, truncated
-from fedsvd.aggregate import Replies, Reply
+from fedsvd.aggregate import Replies, Reply, average, mean_noise_std
 from fedsvd.config import Config
 from fedsvd.errors import BudgetExceededError
 from fedsvd.methods import Method, State
@@ -23,6 +23,7 @@ from fedsvd.wire import ClientReport, TrainTask
 from fedsvd.workspace import trained_parts
 from server.client_level import ClientLevelServer
 from server.clients import find_clients
+from server.diagnostics import signal_to_noise, site_diagnostics
 from server.downlink import Downlink
 from server.personal import mean_of
 from server.replies import RoundRecord, good_replies, read_masked, read_open
@@ -145,8 +146,11 @@ class FederatedLoRA(Strategy):
                 f"{len(good)} usable replies of {self.round.sampled}, federation.min_replies is "
                 f"{self.config.federation.min_replies}"
             )
+        before = self.adapter
         self._step(good)
         self.round.seconds_aggregate = time.perf_counter() - started
+        self.round.sites = site_diagnostics(before, self.adapter)
+        self.round.signal_to_noise = signal_to_noise(before, average(before, good), mean_noise_std(good))
         return payload.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
 
     def _step(self, good: Replies) -> None:

@@ -57,6 +57,9 @@ class DataConfig:
         text_column: Column of the text, in a user's own data or on a hub.
         text_pair_column: Column of the second text of a pair; null where there is one.
         label_column: Column of the class.
+        evaluate_on: ``test``, or ``validation``: a part of the training texts, which are then not trained on. Choose
+            settings by the latter, and report on the former.
+        validation_fraction: Share of the training texts in that part.
         max_train_examples: At most so many training examples; null for all.
         max_test_examples: At most so many held-out examples; null for all.
     """
@@ -75,6 +78,8 @@ class DataConfig:
     text_column: str = "text"
     text_pair_column: str | None = None
     label_column: str = "label"
+    evaluate_on: Literal["test", "validation"] = "test"
+    validation_fraction: Fraction = 0.1
     max_train_examples: Count | None = None
     max_test_examples: Count | None = None
 

@@ -29,6 +29,8 @@ class PrivacyConfig:
             for all the same.
         noise_share: Each client adds its share of the noise, so that the secure sum carries the whole (see
             `fedsvd.privacy.noise_share`); needs ``federation.secure_aggregation``.
+        clipping_statistics: Clients also report how many gradients they clipped, and how long they were, under the same
+            guarantee: half a percent more noise pays for it (see `fedsvd.privacy.statistics`).
         ledger_dir: Folder of the simulated clients' ledgers, kept from run to run as ``N.sqlite``; null: the run
             folder, where each run starts with nothing spent. A real client's own configuration names its ledger.
         secure_random: Batches and noise from a stream cipher that the operating system keys; false takes torch's
@@ -45,6 +47,7 @@ class PrivacyConfig:
     max_epsilon: Positive | None = None
     noise_multiplier: Positive | None = None
     noise_share: bool = False
+    clipping_statistics: bool = True
     ledger_dir: str | None = None
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from datasets import DatasetDict
 from fedsvd.config import DataConfig
 from fedsvd.data.external import FILE_FORMATS, Columns, load_files, load_hub
 from fedsvd.data.ratings import load_movie_reviews, load_sentiment_domains
-from fedsvd.data.split import limited
+from fedsvd.data.split import hold_out, limited
 from fedsvd.data.topics import load_bbc_news, load_newsgroups, load_reuters_r8
 from fedsvd.errors import ConfigError
 
@@ -28,7 +28,9 @@ def load(config: DataConfig, seed: int, keep_column: str | None = None) -> Datas
         ConfigError: A user's own data without ``data.path``.
     """
     sides = _LOADERS[config.name](config, seed, keep_column)
-    return limited(sides, config.max_train_examples, config.max_test_examples)
+    sides = limited(sides, config.max_train_examples, config.max_test_examples)
+    # Whatever is chosen by what it does on held-out texts must be chosen on others than those it is reported on.
+    return sides if config.evaluate_on == "test" else hold_out(sides["train"], config.validation_fraction, seed)
 
 
 def _movie_reviews(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:

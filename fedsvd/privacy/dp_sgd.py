@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedsvd.errors import PrivacyError
 from fedsvd.privacy.randomness import Randomness
+from fedsvd.privacy.statistics import GRADIENT_SHARE, ClippingMeter, ClippingStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class DPSGD:
         steps: Optimiser steps, each with noise.
         expected_batch_size: What the noised sum is divided by; None: ``sample_rate · num_examples``.
         physical_batch_size: Examples whose gradients are held at once; changes no result.
+        statistics: Also measure how many gradients are clipped; see `fedsvd.privacy.statistics` for what pays for it.
     """
 
     noise_multiplier: float
@@ -43,6 +45,7 @@ class DPSGD:
     steps: int
     physical_batch_size: int = 128
     expected_batch_size: float | None = None
+    statistics: bool = False
 
 
 class Canaries(Protocol):
@@ -68,7 +71,7 @@ def train_dp_sgd(
     randomness: Randomness,
     per_example: PerExample | None = None,
     canaries: Canaries | None = None,
-) -> None:
+) -> ClippingStatistics | None:
     """Take exactly ``plan.steps`` noisy steps; an empty batch takes one too, made of noise alone.
 
     Each step releases ``(Σ clip(gᵢ) + N(0, σ² C²)) / (sample_rate · num_examples)``: the divisor is the expected batch
@@ -85,22 +88,31 @@ def train_dp_sgd(
         canaries: An audit's; sampled, clipped, summed and noised with the examples. ``sample_rate`` and the divisor
             stay those of the data.
 
+    Returns:
+        What ``plan.statistics`` asks for.
+
     Raises:
         PrivacyError: A trained layer whose per-example gradients cannot be formed.
     """
+    divisor = plan.expected_batch_size or plan.sample_rate * num_examples
+    meter = ClippingMeter(plan.noise_multiplier, plan.max_grad_norm, divisor, randomness) if plan.statistics else None
     with _forming(model, per_example or opacus_hooks) as wrapped:
         private = _NoisyOptimizer(
             optimizer,
             randomness,
-            noise_multiplier=plan.noise_multiplier,
+            meter,
+            noise_multiplier=plan.noise_multiplier * (GRADIENT_SHARE if meter else 1.0),
             max_grad_norm=plan.max_grad_norm,
-            expected_batch_size=plan.expected_batch_size or plan.sample_rate * num_examples,
+            expected_batch_size=divisor,
             loss_reduction="mean",
         )
         model.train()
         total = num_examples + (canaries.count if canaries else 0)
         for batch in randomness.batches(total, plan.sample_rate, plan.steps):
             _noisy_step(wrapped, private, _Examples(losses, num_examples, canaries), batch, plan.physical_batch_size)
+            if meter:
+                meter.release()
+    return meter.statistics if meter else None
 
 
 def per_example_gradients(
@@ -116,9 +128,12 @@ def per_example_gradients(
 class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
     """Opacus' optimiser, its noise drawn from `Randomness`."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, randomness: Randomness, **options: Any) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, randomness: Randomness, meter: ClippingMeter | None, **options: Any
+    ) -> None:
         super().__init__(optimizer, **options)
         self._randomness = randomness
+        self._meter = meter
 
     def clip_and_accumulate(self) -> None:
         """Clip and sum as Opacus does; an example whose gradient is not finite counts as nothing.
@@ -127,12 +142,15 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
         single example. As zero, it keeps the sensitivity.
         """
         samples = [parameter.grad_sample for parameter in self.params]
-        if not all(torch.isfinite(torch.linalg.vector_norm(sample)) for sample in samples):
-            norms = torch.stack([torch.linalg.vector_norm(sample.flatten(1), dim=1) for sample in samples])
-            lost = ~torch.isfinite(torch.linalg.vector_norm(norms, dim=0))
+        each = torch.stack([torch.linalg.vector_norm(sample.flatten(1), dim=1) for sample in samples])
+        norms = torch.linalg.vector_norm(each, dim=0)
+        lost = ~torch.isfinite(norms)
+        if lost.any():
             for sample in samples:
                 sample[lost] = 0.0
             logger.warning("%d examples had gradients that are not finite; they count as nothing.", int(lost.sum()))
+        if self._meter:
+            self._meter.add(norms.masked_fill(lost, 0.0))
         super().clip_and_accumulate()
 
     def add_noise(self) -> None:

@@ -104,7 +104,7 @@ _CONTENTS = {
     "adapter/": "the final PEFT adapter (PeftModel.from_pretrained)",
     "metrics.jsonl": "a row a round",
     "privacy.json": "what each client spent (with privacy on)",
-    "plots/": "accuracy.png: accuracy and ε over rounds; partitions.png: who holds what",
+    "plots/": "accuracy, diagnostics (factors, clipping, noise), partitions (who holds what)",
     "checkpoints/": "fedsvd train resume=RUN_FOLDER goes on from here",
     "config.yaml": "the resolved configuration",
 }

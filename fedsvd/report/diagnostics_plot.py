@@ -1,0 +1,82 @@
+"""A plot of what each round did to the factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from fedsvd.report.plots import BLUE, PALETTE, VERMILION
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def plot_diagnostics(rows: Rows, path: Path) -> None:
+    """Draw singular values, effective rank and angles (means over sites), and clipping and signal to noise over rounds.
+
+    Args:
+        rows: Rows of ``metrics.jsonl``; rounds without a server step are left out.
+        path: PNG to write; nothing is written where no round had a server step.
+    """
+    stepped = [row for row in rows if row["sites"]]
+    if not stepped:
+        return
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2, sharex=True)
+    rounds = [row["server_round"] for row in stepped]
+    _spectrum(axes[0][0], rounds, stepped)
+    _line(axes[0][1], rounds, [_mean(row, "effective_rank") for row in stepped], "effective rank of BA", BLUE)
+    _line(axes[1][0], rounds, [_mean(row, "principal_angle") for row in stepped], "angle of A to the last, °", BLUE)
+    _noise(axes[1][1], rounds, stepped)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.spines[["top"]].set_visible(False)
+    for axis in axes[1]:
+        axis.set_xlabel("round")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _spectrum(axes: Axes, rounds: Sequence[int], rows: Rows) -> None:
+    count = min(len(site["singular_values"]) for site in rows[0]["sites"].values())
+    for index in range(count):
+        values = [_mean_of([site["singular_values"][index] for site in row["sites"].values()]) for row in rows]
+        # From dark to light, so that order shows in print, too.
+        axes.plot(rounds, values, color=PALETTE[0], alpha=1 - 0.8 * index / max(1, count - 1), linewidth=1.5)
+    axes.set_ylabel(f"the {count} singular values of BA")
+    axes.set_ylim(bottom=0)
+
+
+def _noise(axes: Axes, rounds: Sequence[int], rows: Rows) -> None:
+    ratios = [row["signal_to_noise"] for row in rows]
+    if any(ratio is not None for ratio in ratios):
+        _line(axes, rounds, ratios, "signal to noise of the mean update", BLUE)
+    shares = [row["clipped_share"] for row in rows]
+    if any(share is not None for share in shares):
+        right = axes.twinx()
+        right.plot(rounds, shares, marker="s", markersize=4, color=VERMILION, linestyle="--")
+        right.set_ylabel("share of examples clipped (dashed)", color=VERMILION)
+        right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        right.set_ylim(0, 1)
+        right.spines[["top"]].set_visible(False)
+
+
+def _line(axes: Axes, rounds: Sequence[int], values: Sequence[float | None], label: str, colour: str) -> None:
+    axes.plot(rounds, [float("nan") if v is None else v for v in values], marker="o", markersize=4, color=colour)
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+
+
+def _mean(row: Mapping[str, Any], key: str) -> float:
+    return _mean_of([site[key] for site in row["sites"].values()])
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,86 @@
+"""What a round did to the factors, in numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsvd.adapter import Adapter, as_plain_lora
+from fedsvd.refactorize import orthonormal_rows
+from fedsvd.wire import ClientReport
+
+
+def site_diagnostics(before: Adapter, after: Adapter) -> dict[str, dict[str, Any]]:
+    """Describe each site after a round.
+
+    Returns:
+        By site: ``singular_values`` of B A (with a core, of B C A; without what was merged), descending;
+        ``effective_rank``, the exponential of the entropy of the singular values' shares (Roy and Vetterli 2007), 0 for
+        a product of zero; ``nuclear_norm``, their sum; ``principal_angle``, the largest angle in degrees between the
+        row spaces of the old and the new A.
+    """
+    bare = as_plain_lora(after.with_parts({"base_left": {}, "base_right": {}}))
+    result = {}
+    for name, A in bare.A.items():
+        values = _singular_values(bare.B[name], A)
+        total = float(values.sum())
+        result[name] = {
+            "singular_values": [float(value) for value in values],
+            "effective_rank": _effective_rank(values / total) if total > 0 else 0.0,
+            "nuclear_norm": total,
+            "principal_angle": _largest_angle(before.A[name], after.A[name]),
+        }
+    return result
+
+
+def signal_to_noise(before: Adapter, after: Adapter, noise_std: float) -> float | None:
+    """Estimate how far a mean update stands out of its noise: ``√(max(0, ‖Δ‖² − d s²) / (d s²))``.
+
+    Args:
+        before: What the clients started from.
+        after: The plain mean of what they sent, in the same coordinates.
+        noise_std: s, the standard deviation of the noise in each of its d entries.
+
+    Returns:
+        None without noise. From a noised update and public numbers, so that it costs no privacy.
+    """
+    if noise_std <= 0:
+        return None
+    changed = [
+        (after.part(part)[name].double() - old.double())
+        for part in ("A", "B", "core", "head")
+        for name, old in before.part(part).items()
+        if not torch.equal(old, after.part(part)[name])
+    ]
+    expected = sum(delta.numel() for delta in changed) * noise_std**2
+    energy = sum(float((delta**2).sum()) for delta in changed)
+    return math.sqrt(max(0.0, energy - expected) / expected) if expected else None
+
+
+def clipping(reports: Iterable[ClientReport]) -> dict[str, float | None]:
+    """Return the clients' mean share of clipped examples and mean gradient norm; None where nobody reports them."""
+    reports = list(reports)
+    result: dict[str, float | None] = {}
+    for key in ("clipped_share", "mean_grad_norm"):
+        values = [value for report in reports if (value := getattr(report, key)) is not None]
+        result[key] = sum(values) / len(values) if values else None
+    return result
+
+
+def _singular_values(B: Tensor, A: Tensor) -> Tensor:
+    left, right = torch.linalg.qr(B.double()).R, torch.linalg.qr(A.double().mT).R
+    values: Tensor = torch.linalg.svdvals(left @ right.mT)
+    return values
+
+
+def _effective_rank(shares: Tensor) -> float:
+    return math.exp(-float(torch.special.xlogy(shares, shares).sum()))
+
+
+def _largest_angle(old: Tensor, new: Tensor) -> float:
+    cosines = torch.linalg.svdvals(orthonormal_rows(old.double()) @ orthonormal_rows(new.double()).mT)
+    return math.degrees(math.acos(min(1.0, float(cosines.min()))))
