@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 
 from fedsvd import __version__
 from fedsvd.errors import ConfigError, FedSVDError
@@ -20,6 +21,7 @@ usage: fedsvd train [KEY=VALUE …]        run a federation (Hydra overrides)
        fedsvd privacy plan [KEY=VALUE …] what a run will cost each client, before it runs
        fedsvd privacy ledger PATH        what a client's ledger says has been spent
        fedsvd audit [KEY=VALUE …]        attack one client, and hold the outcome against its ε
+       fedsvd compare [KEY=VALUE …]      methods × budgets × seeds, each with its own learning rate
        fedsvd --version
 
 examples:
@@ -28,7 +30,7 @@ examples:
   fedsvd train -m privacy.target_epsilon=1,3,6 method=fedsvd,ffa_lora
   fedsvd audit experiment=smoke model.rank=32
 """
-_COMMANDS = ("train", "privacy", "audit")
+_COMMANDS = ("train", "privacy", "audit", "compare")
 
 # Said before flwr is imported: no run of ours reports anything to anybody.
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -51,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Imported late: a command loads what it needs, and no more.
         importlib.import_module(f"fedsvd.commands.{words[0]}").run(words[1:])
     except FedSVDError as error:
-        Console(stderr=True).print(f"[bold red]error[/bold red] {error}", soft_wrap=True, highlight=False)
+        said = f"[bold red]error[/bold red] {escape(str(error))}"
+        Console(stderr=True).print(said, soft_wrap=True, highlight=False)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -19,9 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
+from fedsvd.config.compare import CompareConfig
 from fedsvd.errors import ConfigError
 from fedsvd.overrides import alternatives, check_keys, check_override, keys, parse
 from fedsvd.validate import build
+
+Settings = TypeVar("Settings", AuditConfig, CompareConfig)
 
 # Hydra's compose works through one object of the whole process.
 _HYDRA_LOCK = threading.Lock()
@@ -72,12 +75,25 @@ def compose_audit(overrides: Sequence[str]) -> tuple[Config, AuditConfig]:
     Raises:
         ConfigError: As `compose`.
     """
-    composed = _composed(overrides, "audit")
-    settings = build(AuditConfig, OmegaConf.to_container(composed)["audit"], "audit")  # type: ignore[index,call-overload]
-    if not isinstance(settings, AuditConfig):
-        raise ConfigError(f"audit = {settings!r} is not a group of keys: set its keys, as in audit.num_canaries=1000.")
+    return _with_settings(overrides, "audit", AuditConfig)
+
+
+def compose_compare(overrides: Sequence[str]) -> tuple[Config, CompareConfig]:
+    """Compose what ``fedsvd compare`` takes: what its runs share, and the keys under ``compare``.
+
+    Raises:
+        ConfigError: As `compose`.
+    """
+    return _with_settings(overrides, "compare", CompareConfig)
+
+
+def _with_settings(overrides: Sequence[str], name: str, schema: type[Settings]) -> tuple[Config, Settings]:
+    composed = _composed(overrides, name)
+    settings = build(schema, OmegaConf.to_container(composed)[name], name)  # type: ignore[index,call-overload]
+    if not isinstance(settings, schema):
+        raise ConfigError(f"{name} = {settings!r} is not a group of keys: set its keys one by one.")
     with open_dict(composed):
-        del composed["audit"]
+        del composed[name]
     return from_dictconfig(composed), settings
 
 

@@ -100,7 +100,7 @@ def evaluate(
     for cpu_batch in batches:
         batch = to_device(cpu_batch, device)
         positions = range(count, count + len(batch["labels"]))
-        with prefix.handing_in(model, positions, inputs(batch)) if prefix else nullcontext():
+        with prefix.handing_in(model, positions, inputs(batch)) if prefix is not None else nullcontext():
             logits = model(**inputs(batch)).logits.float()
         total += functional.cross_entropy(logits, batch["labels"], reduction="sum").item()
         right += int((logits.argmax(-1) == batch["labels"]).sum().item())

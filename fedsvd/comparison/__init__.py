@@ -1,0 +1,194 @@
+"""Many runs that differ in one thing at a time: each contender's learning rate is chosen first, then all are run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from fedsvd.compose import compose
+from fedsvd.config.compare import CompareConfig
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        phase: ``tuning`` (measured on validation texts) or ``final`` (on test texts).
+        task: Its name.
+        contender: Its name.
+        epsilon: Budget; 0 for none.
+        seed: The run's.
+        learning_rate: The clients'.
+    """
+
+    phase: str
+    task: str
+    contender: str
+    epsilon: float
+    seed: int
+    learning_rate: float
+
+
+def run_comparison(
+    base: Sequence[str], settings: CompareConfig, folder: Path, tell: Callable[[str, int, int], None]
+) -> list[dict[str, Any]]:
+    """Run whatever is not in ``folder/results.jsonl`` yet, and return all of its rows.
+
+    Args:
+        base: Overrides that all runs share.
+        settings: The group ``compare``.
+        folder: Where rows are appended as runs end; one that was cut off goes on where it was.
+        tell: Called with phase, runs done and runs in all.
+
+    Raises:
+        ConfigError: Overrides that do not compose, before anything runs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.jsonl"
+    tuning = tuning_jobs(settings)
+    _check(base, settings, tuning)
+    _run_missing(base, settings, tuning, path, tell)
+    final = final_jobs(settings, chosen_rates(settings, read_rows(path)))
+    _run_missing(base, settings, final, path, tell)
+    return read_rows(path)
+
+
+def tuning_jobs(settings: CompareConfig) -> list[Job]:
+    """Return the runs by which learning rates are chosen."""
+    return [
+        Job("tuning", task, contender, epsilon, settings.tuning_seed, rate)
+        for task in settings.chosen_tasks
+        for contender in settings.chosen_contenders
+        for epsilon in settings.tuning_epsilons
+        for rate in settings.learning_rates
+    ]
+
+
+def final_jobs(settings: CompareConfig, rates: Mapping[tuple[str, str, float], float]) -> list[Job]:
+    """Return the runs that are reported, those of one task and seed together (they share what is computed once)."""
+    return [
+        Job("final", task, contender, epsilon, seed, rates[task, contender, nearest(epsilon, settings)])
+        for task in settings.chosen_tasks
+        for seed in settings.seeds
+        for contender in settings.chosen_contenders
+        for epsilon in settings.epsilons
+    ]
+
+
+def chosen_rates(settings: CompareConfig, rows: Rows) -> dict[tuple[str, str, float], float]:
+    """Return for each task, contender and tuning budget the rate that did best; of equals the smallest."""
+    best: dict[tuple[str, str, float], tuple[float, float]] = {}
+    for row in rows:
+        if row["phase"] == "tuning" and row["learning_rate"] in settings.learning_rates:
+            key, value = (row["task"], row["contender"], row["epsilon"]), (row["accuracy"], -row["learning_rate"])
+            best[key] = max(best.get(key, (-math.inf, 0.0)), value)
+    return {key: -value[1] for key, value in best.items()}
+
+
+def nearest(epsilon: float, settings: CompareConfig) -> float:
+    """Return the tuning budget nearest to one, by ratio; no privacy goes with no privacy where that is tuned."""
+
+    def distance(other: float) -> float:
+        if not epsilon or not other:
+            return 0.0 if epsilon == other else math.inf
+        return abs(math.log(epsilon / other))
+
+    return min(settings.tuning_epsilons, key=distance)
+
+
+def overrides(job: Job, base: Sequence[str], settings: CompareConfig) -> list[str]:
+    """Return the overrides of one run, which ``fedsvd train`` takes as they are."""
+    privacy = ["privacy=dp_sgd", f"privacy.target_epsilon={job.epsilon:g}"] if job.epsilon else ["privacy=none"]
+    return [
+        *base,
+        *settings.tasks[job.task],
+        *privacy,
+        *settings.contenders[job.contender],
+        f"seed={job.seed}",
+        f"train.learning_rate={job.learning_rate:g}",
+        f"data.evaluate_on={'validation' if job.phase == 'tuning' else 'test'}",
+    ]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows that are whole; a run that was cut off while its row was written is run again."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def _check(base: Sequence[str], settings: CompareConfig, jobs: Iterable[Job]) -> None:
+    from fedsvd.launch import check
+
+    for job in jobs:
+        check(compose(overrides(job, base, settings)))
+
+
+def _run_missing(
+    base: Sequence[str], settings: CompareConfig, jobs: Sequence[Job], path: Path, tell: Callable[[str, int, int], None]
+) -> None:
+    done = {tuple(row[key] for key in Job.__annotations__) for row in read_rows(path)}
+    missing = [job for job in jobs if tuple(asdict(job).values()) not in done]
+    tell(jobs[0].phase, len(jobs) - len(missing), len(jobs))
+    threads = max(1, (os.cpu_count() or 1) // settings.num_workers)
+    # Fresh processes: each loads its own model, and none inherits another's threads.
+    with ProcessPoolExecutor(settings.num_workers, get_context("spawn"), _set_threads, (threads,)) as pool:
+        running = {pool.submit(_run_one, overrides(job, base, settings)): job for job in missing}
+        for number, future in enumerate(as_completed(running), len(jobs) - len(missing) + 1):
+            row = {**asdict(running[future]), **future.result()}
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+            tell(jobs[0].phase, number, len(jobs))
+
+
+def _set_threads(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _run_one(words: list[str]) -> dict[str, Any]:
+    """Run once in a folder that is thrown away, and return what is kept of it."""
+    from fedsvd import launch
+    from fedsvd.errors import RunError
+    from fedsvd.run_folder import RunFolder
+    from fedsvd.run_folder import read_rows as read_metrics
+
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                accuracy = launch.run(compose(words), words, folder)
+        except RunError as error:
+            # A rate at which training diverges is a bad rate, not the end of the comparison.
+            return {"accuracy": 0.0, "diverged": str(error), "overrides": words}
+        rows = read_metrics(RunFolder(folder).metrics)
+    return {
+        "accuracy": accuracy,
+        "loss": rows[-1]["loss"],
+        "epsilon_spent": rows[-1]["epsilon"],
+        "bytes_down": sum(row["bytes_down"] for row in rows),
+        "bytes_up": sum(row["bytes_up"] for row in rows),
+        "seconds": round(time.perf_counter() - started, 2),
+        "overrides": words,
+    }
