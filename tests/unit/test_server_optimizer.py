@@ -1,0 +1,141 @@
+"""Server optimisers against their formulas, and momentum that does not notice a refactorization."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedsvd.adapter import Adapter
+from fedsvd.aggregate import Reply
+from fedsvd.compose import compose
+from fedsvd.config import TrainConfig
+from fedsvd.initialisation import initialise
+from fedsvd.methods import State, build_method
+from fedsvd.refactorize import orthonormal_rows
+from fedsvd.server_optimizer import follow, move
+
+SHAPES = Adapter(
+    A={"one": torch.zeros(3, 7), "two": torch.zeros(3, 5)},
+    B={"one": torch.zeros(6, 3), "two": torch.zeros(4, 3)},
+    head={"bias": torch.zeros(2)},
+    scale={"one": 1.0, "two": 1.0},
+)
+
+
+def settings(**given: object) -> TrainConfig:
+    return replace(compose(["experiment=smoke"]).train, **given)  # type: ignore[arg-type]
+
+
+def double(adapter: Adapter) -> Adapter:
+    return adapter.with_parts(
+        {part: {name: tensor.double() for name, tensor in adapter.part(part).items()} for part in ("A", "B", "head")}
+    )
+
+
+def product(adapter: Adapter) -> dict[str, torch.Tensor]:
+    return {name: adapter.B[name] @ adapter.A[name] for name in adapter.A}
+
+
+def federate(options: dict[str, object], config: TrainConfig, rounds: int, carry: bool = True) -> Adapter:
+    """Rounds in which each client moves B along a gradient of the product, whatever its coordinates."""
+    method = build_method(options)
+    adapter = double(initialise(SHAPES, init_a=method.init_a, init_b="zeros", seed=1))
+    adapter = adapter.with_parts({"A": {name: orthonormal_rows(A) for name, A in adapter.A.items()}})
+    moments: State = {}
+    for server_round in range(1, rounds + 1):
+        replies = []
+        for client in range(2):
+            generator = torch.Generator().manual_seed(10 * server_round + client)
+            moved = {}
+            for name, B in adapter.B.items():
+                slope = torch.randn(len(B), adapter.A[name].shape[1], generator=generator, dtype=torch.float64)
+                # A gradient that hangs on the product alone: target minus B A.
+                moved[name] = B + 0.1 * (slope - B @ adapter.A[name]) @ adapter.A[name].mT
+            replies.append(Reply(client, client + 1, {"B": moved}))
+        good, moments = move(adapter, replies, moments, config)
+        step = method.server_step(adapter, good, server_round, {})
+        moments = follow(moments, step, adapter) if carry else moments
+        adapter = step.adapter
+    return adapter
+
+
+@pytest.mark.parametrize("optimizer", ["none", "momentum"])
+def test_momentum_does_not_notice_a_refactorization(optimizer: str) -> None:
+    config = settings(server_optimizer=optimizer, server_momentum=0.9)
+    still = federate({"name": "ffa_lora", "init_a": "orthonormal"}, config, 12)
+    turned = federate({"name": "fedsvd", "init_a": "orthonormal"}, config, 12)
+
+    for name, expected in product(still).items():
+        torch.testing.assert_close(product(turned)[name], expected, atol=1e-10, rtol=1e-10)
+    assert not torch.allclose(still.A["one"], turned.A["one"])
+
+
+def test_momentum_that_is_not_carried_along_is_another_optimiser() -> None:
+    config = settings(server_optimizer="momentum", server_momentum=0.9)
+    still = federate({"name": "ffa_lora", "init_a": "orthonormal"}, config, 12)
+    left = federate({"name": "fedsvd", "init_a": "orthonormal"}, config, 12, carry=False)
+
+    assert not torch.allclose(product(left)["one"], product(still)["one"], atol=1e-3)
+
+
+def test_a_start_that_is_not_orthonormal_keeps_what_momentum_has_moved() -> None:
+    config = settings(server_optimizer="momentum", server_momentum=0.9)
+    method = build_method({"name": "fedsvd", "init_a": "kaiming"})
+    adapter = double(initialise(SHAPES, init_a="kaiming", init_b="zeros", seed=1))
+    sent = {name: torch.randn(B.shape, dtype=torch.float64) for name, B in adapter.B.items()}
+    good, moments = move(adapter, [Reply(0, 1, {"B": sent})], {}, config)
+    step = method.server_step(adapter, good, 1, {})
+    after = follow(moments, step, adapter)
+
+    for name in adapter.A:
+        torch.testing.assert_close(
+            after["first.B"][name] @ step.adapter.A[name], moments["first.B"][name] @ adapter.A[name]
+        )
+
+
+def one(value: float) -> Adapter:
+    return Adapter(
+        A={"s": torch.ones(1, 1)}, B={"s": torch.full((1, 1), value)}, head={"b": torch.zeros(1)}, scale={"s": 1.0}
+    )
+
+
+def reply(value: float) -> list[Reply]:
+    return [Reply(0, 1, {"B": {"s": torch.full((1, 1), value)}, "head": {"b": torch.ones(1)}})]
+
+
+def test_momentum_by_hand() -> None:
+    config = settings(server_optimizer="momentum", server_momentum=0.5, server_learning_rate=2.0)
+    first, moments = move(one(1.0), reply(2.0), {}, config)
+    second, _ = move(one(3.0), reply(4.0), moments, config)
+
+    # Δ = 1: m = 1, then Δ = 1 again: m = 0.5 + 1.
+    assert first[0].parts["B"]["s"].item() == 1.0 + 2.0 * 1.0
+    assert second[0].parts["B"]["s"].item() == 3.0 + 2.0 * 1.5
+    assert first[0].parts["head"]["b"].item() == 2.0
+
+
+def test_adam_by_hand() -> None:
+    config = settings(
+        server_optimizer="adam", server_momentum=0.5, server_beta2=0.75, server_tau=0.5, server_learning_rate=1.0
+    )
+    first, moments = move(one(0.0), reply(2.0), {}, config)
+    second, _ = move(one(0.0), reply(2.0), moments, config)
+
+    # m = 0.5·2 = 1, v = 0.25·4 = 1; then m = 0.5 + 1 = 1.5, v = 0.75 + 1 = 1.75.
+    assert first[0].parts["B"]["s"].item() == pytest.approx(1 / 1.5)
+    assert second[0].parts["B"]["s"].item() == pytest.approx(1.5 / (1.75**0.5 + 0.5))
+
+
+def test_no_optimiser_hands_replies_on() -> None:
+    replies = reply(2.0)
+    assert move(one(0.0), replies, {}, settings()) == (replies, {})
+
+
+def test_a_pivot_forgets_what_was_trained_against_another_partner() -> None:
+    config = settings(server_optimizer="momentum")
+    method = build_method({"name": "fedsvd", "pivot_every": 1})
+    adapter = double(initialise(SHAPES, init_a="orthonormal", init_b="zeros", seed=1))
+    sent = {name: torch.randn(B.shape, dtype=torch.float64) for name, B in adapter.B.items()}
+    good, moments = move(adapter, [Reply(0, 1, {"B": sent})], {}, config)
+
+    assert follow(moments, method.server_step(adapter, good, 1, {}), adapter) == {}
