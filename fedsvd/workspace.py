@@ -61,7 +61,7 @@ def client_config(config: Config, partition_id: int) -> Config:
         return config
     rank = ranks[partition_id]
     model = replace(config.model, rank=rank, lora_alpha=config.model.lora_alpha * rank / config.model.rank)
-    return replace(config, model=model)
+    return replace(config, model=model, federation=replace(config.federation, client_ranks=None))
 
 
 def trained_parts(method: Method, config: Config, server_round: int) -> frozenset[Part]:

@@ -1,12 +1,15 @@
 """Local training without privacy, the optimisers' step size, and evaluation."""
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
 
 from fedsvd.config import TrainConfig
+from fedsvd.prefix import MemoryBudget, PrefixCache
 from fedsvd.training import evaluate, learning_rate, make_optimizer, train_plain
 
 
@@ -72,3 +75,27 @@ def test_evaluation_weighs_examples_and_not_batches() -> None:
 
     assert (result.accuracy, result.num_examples) == (0.75, 4)
     assert result.loss == pytest.approx(12.5)
+
+
+class Noting(PrefixCache):
+    """An empty cache that notes what it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(Fixed(), MemoryBudget(0))
+        self.asked: list[list[int]] = []
+
+    @contextmanager
+    def handing_in(self, model: nn.Module, positions: Sequence[int], inputs: dict[str, torch.Tensor]) -> Iterator[None]:
+        self.asked.append(list(positions))
+        yield
+
+
+def test_evaluation_asks_a_cache_from_its_first_batch_on() -> None:
+    batch = {
+        "input_ids": torch.tensor([[0.0, 50.0]] * 2),
+        "attention_mask": torch.ones(2),
+        "labels": torch.ones(2).long(),
+    }
+    prefix = Noting()
+    evaluate(Fixed(), [batch, batch], torch.device("cpu"), prefix)
+    assert prefix.asked == [[0, 1], [2, 3]]
