@@ -4,6 +4,7 @@ import argparse
 
 import bench_dp_step
 import bench_refactorize
+import bench_traffic
 
 
 def main() -> None:
@@ -11,6 +12,7 @@ def main() -> None:
     benches = parser.add_subparsers(required=True, metavar="BENCH")
     bench_refactorize.add_parser(benches)
     bench_dp_step.add_parser(benches)
+    bench_traffic.add_parser(benches)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

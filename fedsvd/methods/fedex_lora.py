@@ -18,7 +18,8 @@ class FedExLoRA:
 
     ``Ā = Σ pₖ Aₖ`` and ``B̄ = Σ pₖ Bₖ`` as FedAvg has them, and the residual ``Σ pₖ BₖAₖ − B̄Ā`` is added to the frozen
     weight, so that the global model is the exact mean of the clients'. The residual is kept and sent as stacked factors
-    ``[p₁B₁ … pₙBₙ −B̄] [A₁; …; Aₙ; Ā]``. (The paper's factors start as LoRA's do, and its clients have equal weights.)
+    ``[p₁B₁ … pₙBₙ] [A₁ − Ā; …; Aₙ − Ā]``, the same sum with the fewest columns. (The paper's clients have equal
+    weights.)
     """
 
     init_a: str = "kaiming"
@@ -40,8 +41,8 @@ class FedExLoRA:
         """Average A and B, and merge the residual."""
         mean, clients = average(adapter, replies), ordered(replies)
         left, right = stack(
-            [*weights(replies), -1.0],
-            [*(reply.parts["B"] for reply in clients), mean.B],
-            [*(reply.parts["A"] for reply in clients), mean.A],
+            weights(replies),
+            [reply.parts["B"] for reply in clients],
+            [{name: A - mean.A[name] for name, A in reply.parts["A"].items()} for reply in clients],
         )
         return Step(merge(mean, left, right))

@@ -1,0 +1,126 @@
+"""Bytes that one client sends and is sent in a round, by method, against the formula of each.
+
+The real messages of the real strategy's downlink, packed as they travel, for adapters of a model's shapes and clients
+that answer with random factors. "steady" is a client that took part in every round, "new" one that joins in the last
+round. Formulas count the numbers of 4 bytes of the steady case; what is beyond is the headers of the arrays.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fedsvd import payload
+from fedsvd.adapter import Adapter
+from fedsvd.aggregate import Reply
+from fedsvd.initialisation import initialise
+from fedsvd.methods import State, build_method
+from fedsvd.wire import TrainTask
+from server.downlink import Downlink
+
+ROUNDS = 6
+SHAPES = {"minilm": ([(384, 384)] * 12, 8), "roberta-large": ([(1024, 1024)] * 48, 8)}
+# Numbers a site of a round in the steady case: (down, up), from d_out, d_in, r and the clients K.
+Formula = Callable[[int, int, int, int], tuple[float, float]]
+FORMULAS: dict[str, tuple[dict[str, Any], str, str, Formula]] = {
+    "fedsvd": ({}, "r·d_out + 2r²", "r·d_out", lambda o, i, r, k: (r * o + 2 * r * r, r * o)),
+    "fedsvd, weight_svd": (
+        {"init_a": "weight_svd"}, "r·d_out + 2r²", "r·d_out", lambda o, i, r, k: (r * o + 2 * r * r, r * o)),
+    "fedsvd, dct": ({"init_a": "dct"}, "r·d_out + 2r²", "r·d_out", lambda o, i, r, k: (r * o + 2 * r * r, r * o)),
+    "ffa_lora": ({}, "r·d_out", "r·d_out", lambda o, i, r, k: (r * o, r * o)),
+    "fedavg_lora": ({}, "r(d_out + d_in)", "r(d_out + d_in)", lambda o, i, r, k: (r * (o + i), r * (o + i))),
+    "fedex_lora": (
+        {}, "(K + 1) r(d_out + d_in)", "r(d_out + d_in)", lambda o, i, r, k: ((k + 1) * r * (o + i), r * (o + i))),
+    "flora": (
+        {}, "K r(d_out + d_in) + r·d_in", "r(d_out + d_in)",
+        lambda o, i, r, k: (k * r * (o + i) + r * i, r * (o + i))),
+    "flexlora": ({}, "r(d_out + d_in)", "r(d_out + d_in)", lambda o, i, r, k: (r * (o + i), r * (o + i))),
+    "rolora": ({}, "r·d_in or r·d_out", "r·d_in or r·d_out", lambda o, i, r, k: (r * o, r * i)),
+    "fedsa_lora": ({}, "r·d_in", "r·d_in", lambda o, i, r, k: (r * i, r * i)),
+    "fed_sb": ({}, "r²", "r²", lambda o, i, r, k: (r * r, r * r)),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Traffic:
+    method: str
+    down: int
+    down_new: int
+    up: int
+    formula_down: str
+    formula_up: str
+    expected_down: float
+    expected_up: float
+
+
+def add_parser(benches: Any) -> None:
+    parser = benches.add_parser(
+        "traffic", help="bytes a round", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="minilm")
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    sites, rank = SHAPES[arguments.shape]
+    found = [measure(name, sites, rank, arguments.clients) for name in FORMULAS]
+    table = Table(title=f"{arguments.shape}: {len(sites)} sites, r = {rank}, K = {arguments.clients}; bytes a client")
+    for head in ("method", "down", "formula", "x", "down, new", "up", "formula", "x"):
+        table.add_column(head, justify="left" if head in ("method", "formula") else "right")
+    for row in found:
+        table.add_row(
+            row.method, f"{row.down:,}", row.formula_down, f"{row.down / row.expected_down:.3f}",
+            f"{row.down_new:,}", f"{row.up:,}", row.formula_up, f"{row.up / row.expected_up:.3f}",
+        )  # fmt: skip
+    Console(width=150).print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in found], indent=2) + "\n")
+
+
+def measure(name: str, sites: list[tuple[int, int]], rank: int, clients: int) -> Traffic:
+    options, formula_down, formula_up, formula = FORMULAS[name]
+    method = build_method({"name": name.split(",")[0], **options})
+    numbers = range(len(sites))
+    weights = {f"site{k}": torch.randn(sites[k], generator=torch.Generator().manual_seed(k)) for k in numbers}
+    zeros = Adapter(
+        A={f"site{k}": torch.zeros(rank, sites[k][1]) for k in numbers},
+        B={f"site{k}": torch.zeros(sites[k][0], rank) for k in numbers},
+        head={},
+        scale={f"site{k}": 1.0 for k in numbers},
+        core={f"site{k}": torch.zeros(rank, rank) for k in numbers} if method.traits.core else {},
+    )
+    start = initialise(zeros, init_a=method.init_a, init_b=method.init_b, seed=0, weights=weights)
+    downlink, up = Downlink(method, start, weights=weights), 0
+    state: State = {}
+    for server_round in range(1, ROUNDS + 1):
+        trains, uplink = method.trains(server_round), method.uplink(server_round)
+        task = TrainTask(server_round, frozenset(trains), frozenset(uplink))
+        core = frozenset({"core"}) if method.traits.core else frozenset()
+        sent = downlink.request(0, task, core)
+        new = downlink.request(99, task, core)
+        downlink.delivered(0)
+        replies = [random_reply(downlink.adapter, uplink, client) for client in range(clients)]
+        up = payload.payload_bytes(payload.pack(downlink.adapter.with_parts(replies[0].parts), uplink))
+        step = method.server_step(downlink.adapter, replies, server_round, state)
+        state = step.state
+        downlink.advance(step, server_round)
+    expected = [4 * sum(formula(o, i, rank, clients)[side] for o, i in sites) for side in (0, 1)]
+    down, down_new = payload.payload_bytes(sent.factors), payload.payload_bytes(new.factors)
+    return Traffic(name, down, down_new, up, formula_down, formula_up, *expected)
+
+
+def random_reply(adapter: Adapter, parts: frozenset[Any], client: int) -> Reply:
+    generator = torch.Generator().manual_seed(client)
+    moved = {
+        part: {name: t + 0.1 * torch.randn(t.shape, generator=generator) for name, t in adapter.part(part).items()}
+        for part in parts
+    }
+    return Reply(client, 1, moved)
