@@ -8,9 +8,11 @@ import json
 import math
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import Any
 
 from fedsvd.compose import compose
 from fedsvd.config.compare import CompareConfig
+from fedsvd.errors import RunError
+from fedsvd.run_folder import write_rows
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -145,31 +149,47 @@ def _check(base: Sequence[str], settings: CompareConfig, jobs: Iterable[Job]) ->
 def _run_missing(
     base: Sequence[str], settings: CompareConfig, jobs: Sequence[Job], path: Path, tell: Callable[[str, int, int], None]
 ) -> None:
-    done = {tuple(row[key] for key in Job.__annotations__) for row in read_rows(path)}
+    rows = read_rows(path)
+    # A line that was cut off must not swallow the next one.
+    write_rows(path, rows)
+    done = {tuple(row[key] for key in Job.__annotations__) for row in rows}
     missing = [job for job in jobs if tuple(asdict(job).values()) not in done]
     tell(jobs[0].phase, len(jobs) - len(missing), len(jobs))
     threads = max(1, (os.cpu_count() or 1) // settings.num_workers)
     # Fresh processes: each loads its own model, and none inherits another's threads.
-    with ProcessPoolExecutor(settings.num_workers, get_context("spawn"), _set_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(settings.num_workers, get_context("spawn"), _start_worker, (threads, os.getpid())) as pool:
         running = {pool.submit(_run_one, overrides(job, base, settings)): job for job in missing}
         for number, future in enumerate(as_completed(running), len(jobs) - len(missing) + 1):
-            row = {**asdict(running[future]), **future.result()}
+            try:
+                row = {**asdict(running[future]), **future.result()}
+            except BrokenProcessPool as error:
+                raise RunError(
+                    f"a worker was killed, most often for want of memory ({error}). What is done is in {path}: run the "
+                    f"same command again, perhaps with fewer than compare.num_workers = {settings.num_workers}."
+                ) from error
             with path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
             tell(jobs[0].phase, number, len(jobs))
 
 
-def _set_threads(threads: int) -> None:
+def _start_worker(threads: int, parent: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent is gone: a killed comparison must not go on unseen."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _run_one(words: list[str]) -> dict[str, Any]:
     """Run once in a folder that is thrown away, and return what is kept of it."""
     from fedsvd import launch
-    from fedsvd.errors import RunError
     from fedsvd.run_folder import RunFolder
     from fedsvd.run_folder import read_rows as read_metrics
 

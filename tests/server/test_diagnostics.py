@@ -71,9 +71,9 @@ def test_a_run_leaves_them_in_rows_and_in_a_plot(privacy: str, tmp_path: Path) -
         assert {len(site["singular_values"]) for site in row["sites"].values()} == {4}
         assert (row["signal_to_noise"] is None) == (privacy == "none")
         assert (row["clipped_share"] is None) == (privacy == "none")
-    image = Image.open(tmp_path / "plots" / "diagnostics.png")
-    assert image.size[0] > 1000
-    assert len(image.convert("L").getcolors()) > 20
+    with Image.open(tmp_path / "plots" / "diagnostics.png") as image:
+        assert image.size[0] > 1000
+        assert len(image.convert("L").getcolors()) > 20
 
 
 def test_a_run_without_a_server_step_has_no_plot(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from fedsvd.compose import (
     as_dict,
     compose,
     compose_audit,
+    compose_compare,
     conf_dir,
     from_dictconfig,
     from_run_config,
@@ -31,13 +32,17 @@ from fedsvd.validate import allowed, did_you_mean
 
 ROOT = Path(__file__).resolve().parents[2]
 YAMLS = sorted(path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml"))
+# Files beside config.yaml, each of a command of its own.
+OWN_COMMANDS = {"audit": compose_audit, "compare": compose_compare}
 OPTIONS = [path for path in YAMLS if path.parent != Path()]
 
 
 def commands(path: Path) -> list[list[str]]:
     """Overrides of the ``# fedsvd train …`` lines of a YAML."""
-    found = re.findall(r"^# fedsvd (?:train|audit)\b(.*?)(?: {2,}.*)?$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return [[word for word in shlex.split(line) if "=" in word] for line in found]
+    found = re.findall(
+        r"^# fedsvd (?:train|audit|compare)\b(.*?)(?: {2,}.*)?$", path.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return [[word for word in shlex.split(words) if "=" in word] for words in found]
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=str)
@@ -55,10 +60,11 @@ def test_every_option_composes_and_is_what_its_yaml_says(path: Path) -> None:
 def test_every_yaml_opens_with_a_command_that_composes(path: Path) -> None:
     lines = (conf_dir() / path).read_text(encoding="utf-8").splitlines()
     assert next(line for line in lines if line != "# @package _global_").startswith(
-        "# fedsvd audit" if path == Path("audit.yaml") else "# fedsvd train"
+        f"# fedsvd {path.stem}" if path.stem in OWN_COMMANDS and path.parent == Path() else "# fedsvd train"
     )
     for overrides in commands(conf_dir() / path):
-        compose_audit(overrides) if path == Path("audit.yaml") else compose(overrides)
+        composing = OWN_COMMANDS.get(path.stem, compose) if path.parent == Path() else compose
+        composing(overrides)
 
 
 def test_the_main_experiment_is_the_default() -> None:

@@ -1,0 +1,118 @@
+"""``fedsvd compare`` on real runs, small; how rates are chosen and means are told, by hand."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fedsvd.cli import main
+from fedsvd.comparison import chosen_rates, final_jobs, nearest, overrides, read_rows, tuning_jobs
+from fedsvd.compose import compose, compose_compare
+from fedsvd.config.compare import CompareConfig
+from fedsvd.errors import ConfigError
+from fedsvd.report.comparison import mean_and_error, paired, write_report
+
+SMALL = [
+    "compare.only_contenders=[fedsvd,flora]", "compare.only_tasks=[movies]", "compare.epsilons=[0,3]",
+    "compare.seeds=[0,1]", "compare.learning_rates=[0.5,1]",
+]  # fmt: skip
+
+
+def settings(*words: str) -> CompareConfig:
+    return compose_compare([*SMALL, *words])[1]
+
+
+@pytest.mark.slow
+def test_a_small_comparison_ends_in_a_table_and_goes_on_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", "experiment=smoke", *SMALL, f"run_dir={tmp_path}"]
+    assert main(words) == 0
+
+    rows = read_rows(tmp_path / "results.jsonl")
+    # 2 contenders × 2 budgets × 2 rates, then 2 × 2 × 2 seeds.
+    assert [row["phase"] for row in rows].count("tuning") == 8
+    assert [row["phase"] for row in rows].count("final") == 8
+    assert all(0 < row["epsilon_spent"] <= 3 for row in rows if row["epsilon"] == 3)
+    told = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "| fedsvd | " in told
+    assert "| flora | " in told
+    assert told.count("±") >= 4
+    with Image.open(tmp_path / "comparison.png") as image:
+        assert image.size[0] > 500
+    capsys.readouterr()
+
+    # As if it had been killed while the last row was written.
+    path = tmp_path / "results.jsonl"
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole[:-20], encoding="utf-8")
+    assert main(words) == 0
+    again = read_rows(path)
+    assert len(again) == 16
+    assert {json.dumps(row["overrides"]) for row in again} == {json.dumps(row["overrides"]) for row in rows}
+
+
+def test_every_run_composes_as_a_run_of_its_own() -> None:
+    whole = compose_compare([])[1]
+    for job in tuning_jobs(whole):
+        config = compose(overrides(job, ["experiment=compare"], whole))
+        assert config.data.evaluate_on == "validation"
+        assert (config.privacy.name == "none") == (job.epsilon == 0)
+        assert config.train.learning_rate == job.learning_rate
+    rates = dict.fromkeys(
+        [(t, c, e) for t in whole.tasks for c in whole.contenders for e in whole.tuning_epsilons], 0.3
+    )
+    jobs = final_jobs(whole, rates)
+    assert len(jobs) == len(whole.tasks) * len(whole.contenders) * len(whole.epsilons) * len(whole.seeds)
+    assert all(compose(overrides(job, [], whole)).data.evaluate_on == "test" for job in jobs)
+
+
+def row(contender: str, accuracy: float, rate: float = 0.5, **given: object) -> dict[str, object]:
+    base = {"phase": "tuning", "task": "movies", "contender": contender, "epsilon": 3, "seed": 100}
+    return {**base, "learning_rate": rate, "accuracy": accuracy, **given}
+
+
+def test_the_best_rate_is_chosen_and_of_equals_the_smallest() -> None:
+    rows = [row("fedsvd", 0.6, 1.0), row("fedsvd", 0.6, 0.5), row("flora", 0.5, 0.5), row("flora", 0.7, 1.0)]
+    # A rate of an earlier grid does not count.
+    rows.append(row("fedsvd", 0.9, 9.0))
+    assert chosen_rates(settings(), rows) == {("movies", "fedsvd", 3): 0.5, ("movies", "flora", 3): 1.0}
+
+
+@pytest.mark.parametrize(("epsilon", "expected"), [(0, 0), (6, 3), (1, 3), (3, 3)])
+def test_each_budget_takes_the_choice_at_the_nearest(epsilon: float, expected: float) -> None:
+    assert nearest(epsilon, settings()) == expected
+
+
+def test_means_errors_and_paired_differences_by_hand() -> None:
+    assert mean_and_error([1.0, 3.0]) == (2.0, 1.0)
+    assert math.isnan(mean_and_error([1.0])[1])
+    # Differences 1, 2, 3: mean 2, error 1/√3, t = 2√3 with 2 degrees of freedom.
+    mean, error, p = paired({0: 2.0, 1: 4.0, 2: 6.0, 7: 0.0}, {0: 1.0, 1: 2.0, 2: 3.0})
+    assert (mean, error) == (2.0, pytest.approx(1 / math.sqrt(3)))
+    assert p == pytest.approx(0.0742, abs=1e-4)
+
+
+def test_cells_that_have_not_run_yet_are_dashes(tmp_path: Path) -> None:
+    rows = [row("fedsvd", 0.6, phase="final", seed=seed) for seed in (0, 1)]
+    told = write_report(rows, settings(), tmp_path, "a command").read_text(encoding="utf-8")
+    assert "| fedsvd | – | 60.0 ± 0.0 | private: 0.5 |" in told
+    assert "| flora | – | – |  |" in told
+
+
+WRONG: dict[str, Callable[[], object]] = {
+    "compare.baseline = 'other' is not among": lambda: settings("compare.baseline=other"),
+    "chosen on a split must not be reported": lambda: settings("compare.tuning_seed=1"),
+    "only_contenders names nobody": lambda: settings("compare.only_contenders=[nobody]"),
+    "compare.learning_rates": lambda: settings("compare.learning_rates=[0]"),
+    "each with a list of overrides": lambda: settings("compare.tasks.movies=5"),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_what_is_wrong_is_said_before_anything_runs(said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        WRONG[said]()
