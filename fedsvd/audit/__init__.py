@@ -17,6 +17,7 @@ from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.errors import ConfigError
 from fedsvd.launch import check
+from fedsvd.methods import build_method
 from fedsvd.privacy.membership import Roc
 from fedsvd.report.roc import plot_roc
 from fedsvd.run_folder import RunFolder, write_json, write_text
@@ -40,6 +41,12 @@ def check_audit(config: Config, settings: AuditConfig) -> None:
         raise ConfigError(
             "privacy.noise_share = True gives each update a share of the noise, and claims its ε for the secure sum "
             "alone, while an audit attacks one client's updates: set privacy.noise_share=false."
+        )
+    if build_method(config.method).traits.personal or config.federation.client_ranks is not None:
+        raise ConfigError(
+            f"method.name = {config.method['name']} with federation.client_ranks = {config.federation.client_ranks} "
+            "gives clients models of their own, and an audit trains one model that all share: take another method, "
+            "and federation.client_ranks=null."
         )
     if settings.partition_id >= config.federation.num_clients:
         raise ConfigError(

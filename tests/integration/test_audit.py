@@ -56,6 +56,7 @@ def test_a_broken_build_is_contradicted(sabotage: str, tmp_path: Path, capsys: p
     [
         ["method=ffa_lora", "train.head=private", "audit.partition_id=1"],
         ["method=fedavg_lora", "audit.other_clients=false"],
+        ["method=flora"],
         ["train=adamw", "train.num_rounds=5", "train.local_steps=2", "train.grad_sample_mode=hooks"],
     ],
 )
@@ -87,6 +88,8 @@ def test_every_method_and_optimiser_can_be_audited(overrides: list[str], tmp_pat
             ],
             "privacy.noise_share=false",
         ),
+        (["method=fedsa_lora"], "models of their own"),
+        (["federation.client_ranks=[2,4]"], "federation.client_ranks=null"),
         (["resume=somewhere"], "an audit starts anew"),
         (["device=cuda:7"], "CUDA"),
         (["-m"], "no option '-m'"),
