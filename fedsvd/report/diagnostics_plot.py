@@ -32,7 +32,14 @@ def plot_diagnostics(rows: Rows, path: Path) -> None:
     rounds = [row["server_round"] for row in stepped]
     _spectrum(axes[0][0], rounds, stepped)
     _line(axes[0][1], rounds, [_mean(row, "effective_rank") for row in stepped], "effective rank of BA", BLUE)
-    _line(axes[1][0], rounds, [_mean(row, "principal_angle") for row in stepped], "angle of A to the last, °", BLUE)
+    _line(
+        axes[1][0],
+        rounds,
+        [_mean(row, "principal_angle") for row in stepped],
+        "angle of A to the last, °",
+        BLUE,
+        least=1.0,
+    )
     _noise(axes[1][1], rounds, stepped)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
@@ -51,6 +58,7 @@ def _spectrum(axes: Axes, rounds: Sequence[int], rows: Rows) -> None:
         # From dark to light, so that order shows in print, too.
         axes.plot(rounds, values, color=PALETTE[0], alpha=1 - 0.8 * index / max(1, count - 1), linewidth=1.5)
     axes.set_ylabel(f"the {count} singular values of BA")
+    axes.margins(y=0.08)
     axes.set_ylim(bottom=0)
 
 
@@ -64,14 +72,18 @@ def _noise(axes: Axes, rounds: Sequence[int], rows: Rows) -> None:
         right.plot(rounds, shares, marker="s", markersize=4, color=VERMILION, linestyle="--")
         right.set_ylabel("share of examples clipped (dashed)", color=VERMILION)
         right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        right.set_ylim(0, 1)
+        right.set_ylim(0, 1.04)
         right.spines[["top"]].set_visible(False)
 
 
-def _line(axes: Axes, rounds: Sequence[int], values: Sequence[float | None], label: str, colour: str) -> None:
+def _line(
+    axes: Axes, rounds: Sequence[int], values: Sequence[float | None], label: str, colour: str, least: float = 0.0
+) -> None:
+    """Draw from zero up to at least ``least``, so that rounding does not look like news."""
     axes.plot(rounds, [float("nan") if v is None else v for v in values], marker="o", markersize=4, color=colour)
     axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)
+    highest = max((value for value in values if value is not None), default=0.0)
+    axes.set_ylim(0, 1.08 * max(highest, least) or 1.0)
 
 
 def _mean(row: Mapping[str, Any], key: str) -> float:
