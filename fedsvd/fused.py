@@ -102,9 +102,8 @@ def _trained_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def _site_forward(site: LoraSite, x: Tensor) -> Tensor:
-    weight, bias = base_weight(site.layer), site.layer.get_base_layer().bias
     result: Tensor = _Site.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, site.A, site.B, site.core, site.scale
+        x, site.layer.get_base_layer(), site.A, site.B, site.core, site.scale, base_weight(site.layer)
     )
     return result
 
@@ -121,16 +120,16 @@ class _Site(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
+        base: nn.Module,
         A: Tensor,
         B: Tensor,
         core: Tensor | None,
         scale: float,
+        weight: Tensor,
     ) -> Tensor:
         u = functional.linear(x, A)
         v = u if core is None else functional.linear(u, core)
-        result = functional.linear(x, weight, bias)
+        result: Tensor = base(x)
         torch.addmm(
             result.view(-1, result.shape[-1]),
             v.view(-1, v.shape[-1]),

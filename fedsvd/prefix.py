@@ -4,6 +4,9 @@ With factors in the top layers only (``model.lora_layers=top_K``), an example's 
 layer depend on nothing that is trained. They are kept on the CPU without padding and handed in where that layer reads
 its input; the layers below let their input pass. transformers' own forward makes masks and everything above. An
 architecture that this does not fit is found out by comparing one forward pass with and without, and goes without.
+
+Where the last layer alone is adapted, most of what is left to do are its frozen products with these states (of keys,
+queries and values in attention). They are kept, too.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsvd.lora import lora_sites
+from fedsvd.products import Reader, answering, listening
 
 logger = logging.getLogger(__name__)
 _TOLERANCE = 1e-3
@@ -54,7 +58,9 @@ class PrefixCache:
     """
 
     def __init__(self, model: nn.Module, budget: MemoryBudget) -> None:
-        self._layers = _layers_below(model) if budget.limit_bytes else []
+        self._layers, last = _layers_below(model) if budget.limit_bytes else ([], False)
+        self._keeps_products = last
+        self._readers: list[Reader] = []
         self._budget = budget
         self._states: dict[int, Tensor] = {}
         self._taken: list[int] = []
@@ -80,8 +86,15 @@ class PrefixCache:
             yield
             return
         mask = inputs["attention_mask"].bool()
-        states = self._gather(model, positions, inputs, mask)
-        with _passing(self._layers[:-1], self._returns_tuple), _replacing_input(self._layers[-1], states):
+        kept = self._gather(model, positions, inputs, mask)
+        widths = [reader.weight.shape[0] for reader in self._readers]
+        parts = kept.split([kept.shape[-1] - sum(widths), *widths], dim=-1)
+        states, *products = [part.contiguous() for part in parts]
+        with (
+            _passing(self._layers[:-1], self._returns_tuple),
+            _replacing_input(self._layers[-1], states),
+            answering(self._readers, states, products),
+        ):
             yield
 
     def _gather(self, model: nn.Module, positions: Sequence[int], inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
@@ -89,6 +102,7 @@ class PrefixCache:
         fresh: dict[int, Tensor] = {}
         if missing:
             below = self._below(model, {name: tensor[missing] for name, tensor in inputs.items()})
+            below = torch.cat([below, *(reader.product(below) for reader in self._readers)], dim=-1)
             for row, state in zip(missing, below, strict=True):
                 fresh[row] = state[mask[row]].cpu()
                 self._keep(positions[row], fresh[row])
@@ -144,8 +158,14 @@ class PrefixCache:
             return f"its layers read states of shape {tuple(states.shape)}"
         # Padding is lost when states are kept, and must not matter.
         states = torch.where(mask.bool().unsqueeze(-1), states, torch.zeros_like(states))
-        with _passing(self._layers[:-1], self._returns_tuple), _replacing_input(self._layers[-1], states):
+        with (
+            _passing(self._layers[:-1], self._returns_tuple),
+            _replacing_input(self._layers[-1], states),
+            listening(self._layers[-1], states) as readers,
+        ):
             found = model(**inputs).logits
+        if self._keeps_products:
+            self._readers = [Reader(module, module.weight.detach().clone()) for module in readers]
         scale = expected.abs().max().clamp(min=1e-6)
         return None if (found - expected).abs().max() <= _TOLERANCE * scale else "handing states in changes its output"
 
@@ -156,8 +176,8 @@ class _ReachedError(Exception):
         self.states = states
 
 
-def _layers_below(model: nn.Module) -> list[nn.Module]:
-    """Return the layers up to and with the lowest adapted one, or nothing where none lies below it."""
+def _layers_below(model: nn.Module) -> tuple[list[nn.Module], bool]:
+    """Return the layers up to the lowest adapted one (none where none lies below it), and whether it is the last."""
     sites = {id(site.layer) for site in lora_sites(model).values()}
     for stack in model.modules():
         if not isinstance(stack, nn.ModuleList) or not sites:
@@ -166,8 +186,8 @@ def _layers_below(model: nn.Module) -> list[nn.Module]:
         everywhere = sum(id(module) in sites for layer in stack for module in layer.modules())
         if everywhere == len(sites):
             lowest = held.index(True)
-            return list(stack[: lowest + 1]) if lowest else []
-    return []
+            return (list(stack[: lowest + 1]) if lowest else []), lowest == len(stack) - 1
+    return [], False
 
 
 @contextmanager

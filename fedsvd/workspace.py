@@ -20,6 +20,7 @@ from fedsvd.errors import ConfigError, ModelError
 from fedsvd.initialisation import initialise
 from fedsvd.methods import Method, build_method
 from fedsvd.prefix import MemoryBudget, PrefixCache
+from fedsvd.readout import read_first_token_alone
 from fedsvd.training import Batch, example_losses, inputs, to_device
 
 
@@ -157,7 +158,7 @@ def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, co
     head_modules = sorted({name.rsplit(".", 1)[0] for name in loaded.new_parameters})
     if not head_modules:
         raise ModelError(f"model.source = {config.source!r} already holds a classifier head for another task.")
-    return lora.attach(
+    adapted = lora.attach(
         loaded.model,
         rank=config.rank,
         lora_alpha=config.lora_alpha,
@@ -166,7 +167,9 @@ def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, co
         lora_dropout=config.lora_dropout,
         head_modules=head_modules,
         core=core,
-    ).to(device)
+    )
+    read_first_token_alone(adapted)
+    return adapted.to(device)
 
 
 @lru_cache(maxsize=4)

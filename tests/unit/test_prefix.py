@@ -112,6 +112,32 @@ def test_per_example_gradients_equal_a_loop(per_example: PerExample) -> None:
                 torch.testing.assert_close(found[name][position], gradient, atol=1e-5, rtol=1e-5)
 
 
+def test_products_are_made_once_for_each_example_and_anew_while_a_weight_is_changed() -> None:
+    model = adapted()
+    cache = PrefixCache(model, MemoryBudget(LARGE))
+    losses(model, range(6), cache)
+    attention = model.base_model.model.bert.encoder.layer[2].attention.self
+    made = nn.functional.linear
+    weights: list[int] = []
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        weights.append(weight.data_ptr())
+        return made(x, weight, bias)
+
+    key, value = attention.key.weight, attention.value.get_base_layer().weight
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.functional, "linear", counted)
+        losses(model, range(6), cache)
+        assert not {key.data_ptr(), value.data_ptr()} & set(weights)
+        with torch.no_grad():
+            value.add_(0.1)
+        # As methods do that merge factors into the frozen weight, and take them out again.
+        changed = losses(model, range(6), cache)
+        assert value.data_ptr() in weights
+        assert key.data_ptr() not in weights
+    torch.testing.assert_close(changed, losses(model, range(6)), atol=1e-6, rtol=1e-5)
+
+
 def test_what_is_kept_does_not_hang_on_what_is_trained() -> None:
     model = adapted()
     cache = PrefixCache(model, MemoryBudget(LARGE))
@@ -124,16 +150,18 @@ def test_what_is_kept_does_not_hang_on_what_is_trained() -> None:
     torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=1e-6, rtol=1e-5)
 
 
-def test_memory_is_bounded_and_given_back() -> None:
-    model = adapted()
-    budget = MemoryBudget(4 * WIDTH * (LENGTHS[0] + LENGTHS[1]) + 3)
+@pytest.mark.parametrize(("lora_layers", "numbers"), [("top_2", 1), ("top_1", 4)])
+def test_memory_is_bounded_and_given_back(lora_layers: str, numbers: int) -> None:
+    # Of two adapted layers the states alone are kept; of the last layer its three products, too.
+    model, wide = adapted(lora_layers=lora_layers), numbers * WIDTH
+    budget = MemoryBudget(4 * wide * (LENGTHS[0] + LENGTHS[1]) + 3)
     cache = PrefixCache(model, budget)
     for _ in range(2):
         torch.testing.assert_close(losses(model, range(6), cache), losses(model, range(6)), atol=1e-6, rtol=1e-5)
 
     # Examples 0 and 1 (3 and 7 tokens) fill it; none of the others fits in what is left.
     assert len(cache) == 2
-    assert budget.used_bytes == 4 * WIDTH * 10
+    assert budget.used_bytes == 4 * wide * 10
     del cache
     gc.collect()
     assert budget.used_bytes == 0
