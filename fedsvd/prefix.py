@@ -49,28 +49,47 @@ class MemoryBudget:
         self.used_bytes -= sum(taken)
 
 
+class Store:
+    """Kept states of one data set, by position; for all models whose frozen layers are the same.
+
+    Args:
+        budget: Memory to use; what does not fit is computed each time.
+    """
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self.budget = budget
+        self.states: dict[int, Tensor] = {}
+        self._taken: list[int] = []
+        weakref.finalize(self, budget.give_back, self._taken)
+
+    def keep(self, position: int, state: Tensor) -> None:
+        """Keep one example's states, shape (tokens, d), where there is room."""
+        size = state.numel() * state.element_size()
+        if self.budget.take(size):
+            self._taken.append(size)
+            self.states[position] = state
+
+
 class PrefixCache:
     """The kept states of one data set under one model.
 
     Args:
         model: The adapted model; its parameters may change, what lies below its lowest adapted layer may not.
-        budget: Memory to use; what does not fit is computed each time.
+        store: Where states are kept. Another model may share it if it is the same below its lowest adapted layer, and
+            in that layer's frozen weights.
     """
 
-    def __init__(self, model: nn.Module, budget: MemoryBudget) -> None:
-        self._layers, last = _layers_below(model) if budget.limit_bytes else ([], False)
+    def __init__(self, model: nn.Module, store: Store) -> None:
+        self._layers, last = _layers_below(model) if store.budget.limit_bytes else ([], False)
         self._keeps_products = last
         self._readers: list[Reader] = []
-        self._budget = budget
-        self._states: dict[int, Tensor] = {}
-        self._taken: list[int] = []
-        weakref.finalize(self, budget.give_back, self._taken)
+        self._store = store
         self._returns_tuple = False
         self._tested = False
 
     def __len__(self) -> int:
         """How many examples' states are kept."""
-        return len(self._states)
+        return len(self._store.states)
 
     @contextmanager
     def handing_in(self, model: nn.Module, positions: Sequence[int], inputs: dict[str, Tensor]) -> Iterator[None]:
@@ -98,24 +117,18 @@ class PrefixCache:
             yield
 
     def _gather(self, model: nn.Module, positions: Sequence[int], inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
-        missing = [row for row, position in enumerate(positions) if position not in self._states]
+        missing = [row for row, position in enumerate(positions) if position not in self._store.states]
         fresh: dict[int, Tensor] = {}
         if missing:
             below = self._below(model, {name: tensor[missing] for name, tensor in inputs.items()})
             below = torch.cat([below, *(reader.product(below) for reader in self._readers)], dim=-1)
             for row, state in zip(missing, below, strict=True):
                 fresh[row] = state[mask[row]].cpu()
-                self._keep(positions[row], fresh[row])
-        rows = [fresh[row] if row in fresh else self._states[position] for row, position in enumerate(positions)]
+                self._store.keep(positions[row], fresh[row])
+        rows = [fresh[row] if row in fresh else self._store.states[position] for row, position in enumerate(positions)]
         padded = rows[0].new_zeros(*mask.shape, rows[0].shape[-1])
         padded[mask.cpu()] = torch.cat(rows)
         return padded.to(mask.device)
-
-    def _keep(self, position: int, state: Tensor) -> None:
-        size = state.numel() * state.element_size()
-        if self._budget.take(size):
-            self._taken.append(size)
-            self._states[position] = state
 
     @torch.no_grad()
     def _below(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

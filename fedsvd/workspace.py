@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -15,13 +16,16 @@ from transformers import PreTrainedTokenizerBase
 
 from fedsvd import data, lora, models
 from fedsvd.adapter import Adapter, Part
-from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig, TrainConfig
+from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig
 from fedsvd.errors import ConfigError, ModelError
 from fedsvd.initialisation import initialise
 from fedsvd.methods import Method, build_method
-from fedsvd.prefix import MemoryBudget, PrefixCache
+from fedsvd.prefix import MemoryBudget, PrefixCache, Store
 from fedsvd.readout import read_first_token_alone
 from fedsvd.training import Batch, example_losses, inputs, to_device
+
+# What decides the frozen lower layers and what reads their output: source, adapted layers and modules, attention.
+_Base = tuple[str, str, tuple[str, ...], str]
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,14 @@ class Silo:
     Attributes:
         examples: Columns ``input_ids`` and ``labels``; of pairs perhaps ``token_type_ids``.
         fingerprint: Identifies the raw text and labels; the ledger is bound to it.
-        prefixes: For each model that has seen these examples, what its frozen lower layers made of them.
+        prefixes: For each model that has seen these examples, its way to what its frozen lower layers made of them.
+        stores: That itself, for all models of one base and one choice of adapted layers.
     """
 
     examples: Dataset
     fingerprint: str
     prefixes: WeakKeyDictionary[nn.Module, PrefixCache] = field(default_factory=WeakKeyDictionary, compare=False)
+    stores: dict[_Base, Store] = field(default_factory=dict, compare=False)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -116,11 +122,15 @@ def silo_losses(silo: Silo, config: Config) -> Callable[[nn.Module, Sequence[int
     tokenizer, device = _load_tokenizer(config.model.source), resolve_device(config.device)
     adapted = load_model(config)
     if adapted not in silo.prefixes:
-        silo.prefixes[adapted] = PrefixCache(adapted, _memory_budget(config.train.prefix_cache_mib))
+        store = silo.stores.setdefault(_base(config.model), Store(_memory_budget(config.train.prefix_cache_mib)))
+        silo.prefixes[adapted] = PrefixCache(adapted, store)
     prefix = silo.prefixes[adapted]
 
     def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
-        batch = to_device(data.collate([silo.examples[i] for i in positions], tokenizer), device)
+        # One look-up for all: row by row, the data set takes as long as a layer.
+        columns = silo.examples[list(positions)]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        batch = to_device(data.collate(rows, tokenizer), device)
         with prefix.handing_in(model, positions, inputs(batch)):
             return example_losses(model, batch)
 
@@ -129,14 +139,42 @@ def silo_losses(silo: Silo, config: Config) -> Callable[[nn.Module, Sequence[int
 
 def load_test_prefix(config: Config) -> PrefixCache:
     """Return the cache that belongs to the model and `load_test_batches`."""
-    return _load_test_prefix(load_model(config), config.data, config.model, config.train, config.seed)
+    model = config.model
+    store = _load_test_store(
+        config.data,
+        _base(model),
+        model.max_length,
+        config.train.eval_batch_size,
+        config.train.prefix_cache_mib,
+        config.seed,
+    )
+    return _load_test_prefix(load_model(config), store)
 
 
-@lru_cache(maxsize=1)
-def _load_test_prefix(
-    model: peft.PeftModel, data_: DataConfig, config: ModelConfig, train: TrainConfig, seed: int
-) -> PrefixCache:
-    return PrefixCache(model, _memory_budget(train.prefix_cache_mib))
+@lru_cache(maxsize=4)
+def _load_test_prefix(model: peft.PeftModel, store: Store) -> PrefixCache:
+    return PrefixCache(model, store)
+
+
+@lru_cache(maxsize=2)
+def _load_test_store(
+    data_: DataConfig, base: _Base, max_length: int, batch_size: int, mebibytes: int, seed: int
+) -> Store:
+    return Store(_memory_budget(mebibytes))
+
+
+def forget() -> None:
+    """Drop all that is loaded once a process, to make room for another task or seed."""
+    for loader in (
+        _load_test_prefix, _load_test_store, _load_model, _initial_adapter, _shapes, _load_data, _load_partitions,
+        _load_silo, _load_test_batches,
+    ):  # fmt: skip
+        loader.cache_clear()
+    gc.collect()
+
+
+def _base(model: ModelConfig) -> _Base:
+    return model.source, model.lora_layers, model.target_modules, model.attn_implementation
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ from fedsvd.compose import compose
 from fedsvd.fused import fused_gradients
 from fedsvd.initialisation import initialise
 from fedsvd.models import load_classifier
-from fedsvd.prefix import MemoryBudget, PrefixCache
+from fedsvd.prefix import MemoryBudget, PrefixCache, Store
 from fedsvd.privacy.dp_sgd import DPSGD, PerExample, opacus_hooks, train_dp_sgd
 from fedsvd.privacy.randomness import SecureRandomness
 from fedsvd.workspace import load_test_batches
@@ -61,7 +61,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.trained = lora.set_trainable(self.model, {"B"})
         self.optimizer = torch.optim.SGD(self.trained, lr=1e-6)
-        self.cache = PrefixCache(self.model, MemoryBudget(CACHE_BYTES))
+        self.cache = PrefixCache(self.model, Store(MemoryBudget(CACHE_BYTES)))
 
     def losses(self, model: nn.Module, positions: Sequence[int]) -> Tensor:
         return self.example_losses(model(**self.inputs).logits)

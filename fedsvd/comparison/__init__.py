@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
-import os
-import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fedsvd.comparison.workers import Job, run_shares
 from fedsvd.compose import compose
 from fedsvd.config.compare import CompareConfig
 from fedsvd.errors import RunError
 from fedsvd.run_folder import write_rows
 
 Rows = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run.
-
-    Attributes:
-        phase: ``tuning`` (measured on validation texts) or ``final`` (on test texts).
-        task: Its name.
-        contender: Its name.
-        epsilon: Budget; 0 for none.
-        seed: The run's.
-        learning_rate: The clients'.
-    """
-
-    phase: str
-    task: str
-    contender: str
-    epsilon: float
-    seed: int
-    learning_rate: float
 
 
 def run_comparison(
@@ -75,7 +48,7 @@ def tuning_jobs(settings: CompareConfig) -> list[Job]:
     """Return the runs by which learning rates are chosen."""
     return [
         Job("tuning", task, contender, epsilon, settings.tuning_seed, rate)
-        for task in settings.chosen_tasks
+        for task in ([settings.tuning_task] if settings.tuning_task else settings.chosen_tasks)
         for contender in settings.chosen_contenders
         for epsilon in settings.tuning_epsilons
         for rate in settings.learning_rates
@@ -85,7 +58,14 @@ def tuning_jobs(settings: CompareConfig) -> list[Job]:
 def final_jobs(settings: CompareConfig, rates: Mapping[tuple[str, str, float], float]) -> list[Job]:
     """Return the runs that are reported, those of one task and seed together (they share what is computed once)."""
     return [
-        Job("final", task, contender, epsilon, seed, rates[task, contender, nearest(epsilon, settings)])
+        Job(
+            "final",
+            task,
+            contender,
+            epsilon,
+            seed,
+            rates[settings.tuning_task or task, contender, nearest(epsilon, settings)],
+        )
         for task in settings.chosen_tasks
         for seed in settings.seeds
         for contender in settings.chosen_contenders
@@ -154,61 +134,38 @@ def _run_missing(
     write_rows(path, rows)
     done = {tuple(row[key] for key in Job.__annotations__) for row in rows}
     missing = [job for job in jobs if tuple(asdict(job).values()) not in done]
-    tell(jobs[0].phase, len(jobs) - len(missing), len(jobs))
-    threads = max(1, (os.cpu_count() or 1) // settings.num_workers)
-    # Fresh processes: each loads its own model, and none inherits another's threads.
-    with ProcessPoolExecutor(settings.num_workers, get_context("spawn"), _start_worker, (threads, os.getpid())) as pool:
-        running = {pool.submit(_run_one, overrides(job, base, settings)): job for job in missing}
-        for number, future in enumerate(as_completed(running), len(jobs) - len(missing) + 1):
-            try:
-                row = {**asdict(running[future]), **future.result()}
-            except BrokenProcessPool as error:
-                raise RunError(
-                    f"a worker was killed, most often for want of memory ({error}). What is done is in {path}: run the "
-                    f"same command again, perhaps with fewer than compare.num_workers = {settings.num_workers}."
-                ) from error
-            with path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-            tell(jobs[0].phase, number, len(jobs))
+    told = len(jobs) - len(missing)
+    tell(jobs[0].phase, told, len(jobs))
+
+    def keep(job: Job, result: Mapping[str, Any]) -> None:
+        nonlocal told
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({**asdict(job), **result}) + "\n")
+        told += 1
+        tell(jobs[0].phase, told, len(jobs))
+
+    try:
+        run_shares(
+            shares(missing, settings.num_workers),
+            lambda job: overrides(job, base, settings),
+            settings.num_workers,
+            keep,
+        )
+    except BrokenProcessPool as error:
+        raise RunError(
+            f"a worker was killed, most often for want of memory ({error}). What is done is in {path}: run the "
+            f"same command again, perhaps with fewer than compare.num_workers = {settings.num_workers}."
+        ) from error
 
 
-def _start_worker(threads: int, parent: int) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    import torch
+def shares(jobs: Sequence[Job], num_workers: int) -> list[list[Job]]:
+    """Split jobs so that those of one task and seed, which share what is computed once, go to one worker.
 
-    torch.set_num_threads(threads)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this worker when its parent is gone: a killed comparison must not go on unseen."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
-def _run_one(words: list[str]) -> dict[str, Any]:
-    """Run once in a folder that is thrown away, and return what is kept of it."""
-    from fedsvd import launch
-    from fedsvd.run_folder import RunFolder
-    from fedsvd.run_folder import read_rows as read_metrics
-
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                accuracy = launch.run(compose(words), words, folder)
-        except RunError as error:
-            # A rate at which training diverges is a bad rate, not the end of the comparison.
-            return {"accuracy": 0.0, "diverged": str(error), "overrides": words}
-        rows = read_metrics(RunFolder(folder).metrics)
-    return {
-        "accuracy": accuracy,
-        "loss": rows[-1]["loss"],
-        "epsilon_spent": rows[-1]["epsilon"],
-        "bytes_down": sum(row["bytes_down"] for row in rows),
-        "bytes_up": sum(row["bytes_up"] for row in rows),
-        "seconds": round(time.perf_counter() - started, 2),
-        "overrides": words,
-    }
+    Where there are fewer such groups than workers, each group is dealt out to all of them.
+    """
+    groups: dict[tuple[str, int], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.task, job.seed), []).append(job)
+    if len(groups) >= num_workers:
+        return list(groups.values())
+    return [group[first::num_workers] for group in groups.values() for first in range(num_workers)]

@@ -22,8 +22,9 @@ class CompareConfig:
         tasks: From a name to the overrides that make it.
         epsilons: Budgets; 0 stands for no privacy at all.
         seeds: One run for each, of every contender, task and budget.
-        learning_rates: The grid from which each contender's own is chosen, for each task, on validation texts.
+        learning_rates: The grid from which each contender's own is chosen, on validation texts.
         tuning_epsilons: Budgets at which it is chosen; every other one takes the choice at the nearest.
+        tuning_task: The task on which it is chosen for all of them; null: on each for itself.
         tuning_seed: Seed of the runs that it is chosen by; none of ``seeds``.
         baseline: The contender that the others are paired with.
         num_workers: Processes, each with its share of the cores.
@@ -37,6 +38,7 @@ class CompareConfig:
     seeds: tuple[Seed, ...]
     learning_rates: tuple[Positive, ...]
     tuning_epsilons: tuple[Annotated[float, Range(0)], ...]
+    tuning_task: str | None
     tuning_seed: Seed
     baseline: str
     num_workers: Count
@@ -61,6 +63,10 @@ class CompareConfig:
         if self.baseline not in self.contenders:
             raise ConfigError(
                 f"compare.baseline = {self.baseline!r} is not among the contenders: {', '.join(self.contenders)}."
+            )
+        if self.tuning_task is not None and self.tuning_task not in self.tasks:
+            raise ConfigError(
+                f"compare.tuning_task = {self.tuning_task!r} is not among {', '.join(self.tasks)}; or give null."
             )
         if self.tuning_seed in self.seeds:
             raise ConfigError(
@@ -87,6 +93,7 @@ class _Rest:
     seeds: tuple[Seed, ...]
     learning_rates: tuple[Positive, ...]
     tuning_epsilons: tuple[Annotated[float, Range(0)], ...]
+    tuning_task: str | None
     tuning_seed: Seed
     baseline: str
     num_workers: Count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +27,10 @@ class FedSVD:
 
     Attributes:
         refactorize_every: Refactorize after every so many rounds (1: after each).
-        pivot_every: After every so many rounds the factors change roles: A is trained against ``B = U``, later B again
-            against ``A = Vᵀ``. One factor moves at a time and the other is orthonormal, so means stay exact, noise is
-            never multiplied, and both spaces adapt. 0: never.
+        pivot: The factor that is trained in each round, over and over: ``B`` is FedSVD as published; with ``BAAA`` a
+            round of B is followed by three of A, and so on. A is trained against ``B = U``, B against ``A = Vᵀ``: one
+            factor moves at a time and the other is orthonormal, so means stay exact, noise is never multiplied, and
+            both spaces adapt.
         shrinkage: ``optimal`` hands out B with its singular values shrunk by what differential privacy's noise, whose
             size is known, has added to them (see `fedsvd.shrinkage`). The sum of all updates itself is kept as it is:
             what is shrunk once is not shrunk again in the next round.
@@ -37,7 +39,7 @@ class FedSVD:
     """
 
     refactorize_every: int = 1
-    pivot_every: int = 0
+    pivot: str = "B"
     shrinkage: str = "none"
     init_a: str = "orthonormal"
     init_b: str = "zeros"
@@ -45,19 +47,23 @@ class FedSVD:
     def __post_init__(self) -> None:
         check_initialisation(self.init_a, self.init_b)
         check_whole("refactorize_every", self.refactorize_every, 1, "1 (after each round)")
-        check_whole("pivot_every", self.pivot_every, 0, "0 (never)")
+        if not re.fullmatch("B[AB]*", str(self.pivot)):
+            raise ConfigError(
+                f"method.pivot = {self.pivot!r} is not allowed: name the factor of each round, from the first one, "
+                "which is B's (B starts at zero, and A learns nothing against that): B, BA, BAAA, …"
+            )
         check_choice("shrinkage", self.shrinkage, SHRINKAGES)
-        if self.shrinkage != "none" and (self.pivot_every or self.refactorize_every > 1 or self.init_a == "kaiming"):
+        if self.shrinkage != "none" and ("A" in self.pivot or self.refactorize_every > 1 or self.init_a == "kaiming"):
             raise ConfigError(
                 f"method.shrinkage = {self.shrinkage!r} needs noise of one size in all directions, so an A that is "
-                "orthonormal in every round and one factor that is trained: set method.pivot_every=0, "
+                "orthonormal in every round and one factor that is trained: set method.pivot=B, "
                 "method.refactorize_every=1 and a method.init_a other than kaiming."
             )
 
     @property
     def traits(self) -> Traits:
         """Clients of lower ranks take the strongest directions, where these stay what they are."""
-        return Traits(heterogeneous=not self.pivot_every and self.shrinkage == "none")
+        return Traits(heterogeneous="A" not in self.pivot and self.shrinkage == "none")
 
     def trains(self, server_round: int) -> frozenset[Factor]:
         """B, or, after a pivot, A."""
@@ -81,7 +87,7 @@ class FedSVD:
         return Step(refactorized, {"A" if after else "B": rotations})
 
     def _trains_b(self, server_round: int) -> bool:
-        return not self.pivot_every or (server_round - 1) // self.pivot_every % 2 == 0
+        return self.pivot[(server_round - 1) % len(self.pivot)] == "B"
 
 
 def _shrunk(before: Adapter, averaged: Adapter, noise_std: float, state: State) -> Step:

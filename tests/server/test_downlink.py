@@ -31,7 +31,7 @@ KINDS = {
     "fedsvd": ["method=fedsvd"],
     "weight_svd": ["method=fedsvd", "method.init_a=weight_svd"],
     "dct": ["method=fedsvd", "method.init_a=dct"],
-    "pivot": ["method=fedsvd", "method.pivot_every=2"],
+    "pivot": ["method=fedsvd", "method.pivot=BBAA"],
     "ffa": ["method=ffa_lora", "method.init_a=dct"],
     "rolora": ["method=rolora"],
     "fedex": ["method=fedex_lora"],

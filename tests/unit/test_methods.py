@@ -106,9 +106,10 @@ def test_fedsvd_refactorizes_every_so_many_rounds() -> None:
         ({"name": "fedsvd", "refactorize_every": 1.5}, "whole number"),
         ({"name": "ffa_lora", "init_a": "ones"}, "kaiming, orthonormal"),
         ({"name": "ffa_lora", "init_b": "dct"}, "kaiming, orthonormal, weight_svd, zeros"),
-        ({"name": "fedsvd", "pivot_every": -1}, "0 \\(never\\)"),
+        ({"name": "fedsvd", "pivot": "AB"}, "method.pivot = 'AB' .* the first one, which is B's"),
+        ({"name": "fedsvd", "pivot": 2}, "method.pivot = 2 is not allowed"),
         ({"name": "fedsvd", "shrinkage": "some"}, "none, optimal"),
-        ({"name": "fedsvd", "shrinkage": "optimal", "pivot_every": 1}, "one factor that is trained"),
+        ({"name": "fedsvd", "shrinkage": "optimal", "pivot": "BA"}, "one factor that is trained"),
         ({"name": "fedsvd", "shrinkage": "optimal", "init_a": "kaiming"}, "an A that is"),
         ({"name": "fed_sb", "init_b": "zeros"}, "whose B never moves"),
         ({"name": "flora", "init_a": "weight_svd"}, "draws new factors"),
@@ -207,7 +208,7 @@ def test_fed_sb_averages_the_core_between_fixed_factors() -> None:
 
 
 def test_fedsvd_pivots_so_that_both_spaces_adapt_and_the_product_stays() -> None:
-    method = build_method({"name": "fedsvd", "pivot_every": 2})
+    method = build_method({"name": "fedsvd", "pivot": "BBAA"})
     assert [method.trains(r) for r in (1, 2, 3, 4, 5)] == [{"B"}, {"B"}, {"A"}, {"A"}, {"B"}]
     B = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
 

@@ -21,7 +21,7 @@ from transformers import (
 from fedsvd import lora
 from fedsvd.fused import fused_gradients
 from fedsvd.initialisation import initialise
-from fedsvd.prefix import MemoryBudget, PrefixCache
+from fedsvd.prefix import MemoryBudget, PrefixCache, Store
 from fedsvd.privacy.dp_sgd import PerExample, opacus_hooks, per_example_gradients
 
 LENGTHS = [3, 7, 4, 7, 2, 5]
@@ -84,7 +84,7 @@ def test_losses_are_those_of_the_whole_model_and_lower_layers_see_an_example_onc
     model = adapted(kind)
     draws = ([0, 1, 2], [2, 1, 3], [5, 0], [4, 3, 5, 2, 1, 0], [2])
     expected = [losses(model, positions) for positions in draws]
-    cache = PrefixCache(model, MemoryBudget(LARGE))
+    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
     rows = lowest_layer_rows(model)
 
     for positions, loss in zip(draws, expected, strict=True):
@@ -101,7 +101,7 @@ def test_losses_are_those_of_the_whole_model_and_lower_layers_see_an_example_onc
 def test_per_example_gradients_equal_a_loop(per_example: PerExample) -> None:
     model = adapted()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    cache = PrefixCache(model, MemoryBudget(LARGE))
+    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
     for _ in range(2):
         found = per_example_gradients(
             model, lambda module, positions: losses(module, positions, cache), range(6), per_example
@@ -114,7 +114,7 @@ def test_per_example_gradients_equal_a_loop(per_example: PerExample) -> None:
 
 def test_products_are_made_once_for_each_example_and_anew_while_a_weight_is_changed() -> None:
     model = adapted()
-    cache = PrefixCache(model, MemoryBudget(LARGE))
+    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
     losses(model, range(6), cache)
     attention = model.base_model.model.bert.encoder.layer[2].attention.self
     made = nn.functional.linear
@@ -140,7 +140,7 @@ def test_products_are_made_once_for_each_example_and_anew_while_a_weight_is_chan
 
 def test_what_is_kept_does_not_hang_on_what_is_trained() -> None:
     model = adapted()
-    cache = PrefixCache(model, MemoryBudget(LARGE))
+    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
     before = losses(model, [0, 1], cache)
     with torch.no_grad():
         for site in lora.lora_sites(model).values():
@@ -155,7 +155,7 @@ def test_memory_is_bounded_and_given_back(lora_layers: str, numbers: int) -> Non
     # Of two adapted layers the states alone are kept; of the last layer its three products, too.
     model, wide = adapted(lora_layers=lora_layers), numbers * WIDTH
     budget = MemoryBudget(4 * wide * (LENGTHS[0] + LENGTHS[1]) + 3)
-    cache = PrefixCache(model, budget)
+    cache = PrefixCache(model, Store(budget))
     for _ in range(2):
         torch.testing.assert_close(losses(model, range(6), cache), losses(model, range(6)), atol=1e-6, rtol=1e-5)
 
@@ -170,14 +170,14 @@ def test_memory_is_bounded_and_given_back(lora_layers: str, numbers: int) -> Non
 @pytest.mark.parametrize(("lora_layers", "limit"), [("all", LARGE), ("top_3", LARGE), ("top_1", 0)])
 def test_nothing_is_kept_where_nothing_lies_below_or_none_is_wanted(lora_layers: str, limit: int) -> None:
     model = adapted(lora_layers=lora_layers)
-    cache = PrefixCache(model, MemoryBudget(limit))
+    cache = PrefixCache(model, Store(MemoryBudget(limit)))
     torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=0, rtol=0)
     assert len(cache) == 0
 
 
 def test_texts_padded_on_the_left_go_without_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     model = adapted("gpt2")
-    cache = PrefixCache(model, MemoryBudget(LARGE))
+    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             with cache.handing_in(model, [0, 1], batch([0, 1], left=True)):
@@ -192,7 +192,7 @@ def test_a_model_whose_top_reads_its_bottom_is_found_out(caplog: pytest.LogCaptu
     kept: list[Tensor] = []
     layers[0].register_forward_hook(lambda module, args, output: kept.append(output))
     layers[2].register_forward_hook(lambda module, args, output: output + kept[-1])
-    cache = PrefixCache(model, MemoryBudget(LARGE))
+    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
 
     torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=0, rtol=0)
     assert "handing states in changes its output" in caplog.text

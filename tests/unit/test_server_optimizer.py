@@ -133,7 +133,7 @@ def test_no_optimiser_hands_replies_on() -> None:
 
 def test_a_pivot_forgets_what_was_trained_against_another_partner() -> None:
     config = settings(server_optimizer="momentum")
-    method = build_method({"name": "fedsvd", "pivot_every": 1})
+    method = build_method({"name": "fedsvd", "pivot": "BA"})
     adapter = double(initialise(SHAPES, init_a="orthonormal", init_b="zeros", seed=1))
     sent = {name: torch.randn(B.shape, dtype=torch.float64) for name, B in adapter.B.items()}
     good, moments = move(adapter, [Reply(0, 1, {"B": sent})], {}, config)
