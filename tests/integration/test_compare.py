@@ -1,5 +1,6 @@
 """``fedsvd compare`` on real runs, small; how rates are chosen and means are told, by hand."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 
 from fedsvd.cli import main
-from fedsvd.comparison import chosen_rates, final_jobs, nearest, overrides, read_rows, tuning_jobs
+from fedsvd.comparison import chosen_rates, final_jobs, nearest, overrides, read_rows, shares, tuning_jobs
+from fedsvd.comparison.workers import Job
 from fedsvd.compose import compose, compose_compare
 from fedsvd.config.compare import CompareConfig
 from fedsvd.errors import ConfigError
@@ -56,7 +58,7 @@ def test_a_small_comparison_ends_in_a_table_and_goes_on_where_it_was(
 
 
 def test_every_run_composes_as_a_run_of_its_own() -> None:
-    whole = compose_compare([])[1]
+    whole = compose_compare(["compare.learning_rates=[0.3]", "compare.seeds=[0]", "compare.epsilons=[0,3]"])[1]
     for job in tuning_jobs(whole):
         config = compose(overrides(job, ["experiment=compare"], whole))
         assert config.data.evaluate_on == "validation"
@@ -66,8 +68,34 @@ def test_every_run_composes_as_a_run_of_its_own() -> None:
         [(t, c, e) for t in whole.tasks for c in whole.contenders for e in whole.tuning_epsilons], 0.3
     )
     jobs = final_jobs(whole, rates)
-    assert len(jobs) == len(whole.tasks) * len(whole.contenders) * len(whole.epsilons) * len(whole.seeds)
-    assert all(compose(overrides(job, [], whole)).data.evaluate_on == "test" for job in jobs)
+    assert len(jobs) == len(whole.tasks) * len(whole.contenders) * 2
+    assert all(overrides(job, [], whole)[-1] == "data.evaluate_on=test" for job in jobs)
+
+
+def test_one_task_may_choose_the_rates_of_all() -> None:
+    whole = compose_compare(["compare.tuning_task=domains"])[1]
+    assert {job.task for job in tuning_jobs(whole)} == {"domains"}
+    rates = {("domains", c, e): 1.0 + e for c in whole.contenders for e in whole.tuning_epsilons}
+    assert {(job.task, job.learning_rate) for job in final_jobs(whole, rates) if job.epsilon == 3} == {
+        ("movies", 4.0), ("domains", 4.0),
+    }  # fmt: skip
+
+
+def test_a_worker_keeps_to_one_task_and_seed_where_there_are_enough() -> None:
+    jobs = [Job("final", task, name, 3, seed, 1.0) for task in "ab" for seed in (0, 1) for name in ("x", "y", "z")]
+
+    dealt = shares(jobs, 2)
+    assert sorted(map(len, dealt)) == [3, 3, 3, 3]
+    assert all(len({(job.task, job.seed) for job in share}) == 1 for share in dealt)
+    # One task and seed for two workers: both get a part.
+    assert sorted(len(share) for share in shares(jobs[:3], 2)) == [1, 2]
+
+
+def test_experiment_best_is_the_contender_of_that_name() -> None:
+    contender = compose(["experiment=compare", *compose_compare([])[1].contenders["best"]])
+    best = compose(["experiment=best"])
+    assert dataclasses.replace(best, train=contender.train) == contender
+    assert dataclasses.replace(best.train, learning_rate=contender.train.learning_rate) == contender.train
 
 
 def row(contender: str, accuracy: float, rate: float = 0.5, **given: object) -> dict[str, object]:
