@@ -7,6 +7,7 @@ from flwr.clientapp import ClientApp
 
 from client.evaluation import run_evaluation
 from client.local_round import run_local_round
+from client.own_data import check_data, discreet, node_view
 from client.secure_round import answer_stage
 from client.state import client_identity, read_partition_id
 from fedsvd import wire
@@ -18,7 +19,16 @@ app = ClientApp()
 
 @app.query("partition")
 def partition(message: Message, context: Context) -> Message:
-    """Tell the server which partition this node holds, so that it can name and order its clients."""
+    """Tell the server which partition this node holds, so that it can name and order its clients.
+
+    Asked once a run, before all else: where the node's own data do not fit the run, it says so here.
+
+    Raises:
+        DataError: They do not; what is wrong with them is in the node's own log.
+    """
+    config = from_run_config(context.run_config)
+    with discreet(context):
+        check_data(node_view(config, context.node_config))
     numbers = MetricRecord({"partition-id": read_partition_id(context)})
     return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
 
@@ -28,8 +38,11 @@ def evaluate(message: Message, context: Context) -> Message:
     """Measure this node's own model; only methods that leave factors at home ask for it."""
     try:
         config = from_run_config(context.run_config)
+        identity = client_identity(context, config)
         task, factors = wire.read_train_request(message.content)
-        content = run_evaluation(config, client_identity(context, config), task, factors, context.state)
+        with discreet(context):
+            config = node_view(config, context.node_config)
+            content = run_evaluation(config, identity, task, factors, context.state)
     except LostStateError:
         content = wire.lost_reply()
     except FedSVDError as error:
@@ -48,7 +61,9 @@ def train(message: Message, context: Context) -> Message:
 
         def local_round() -> RecordDict:
             task, factors = wire.read_train_request(message.content)
-            return run_local_round(config, identity, task, factors, message.metadata.message_id, context.state)
+            with discreet(context):
+                own = node_view(config, context.node_config)
+                return run_local_round(own, identity, task, factors, message.metadata.message_id, context.state)
 
         if config.federation.secure_aggregation:
             content = answer_stage(message.content, context.state, context.node_id, config, local_round)

@@ -10,6 +10,7 @@ from client.state import ClientIdentity
 from fedsvd import lora, wire
 from fedsvd.adapter import Adapter
 from fedsvd.config import Config
+from fedsvd.errors import DataError
 from fedsvd.methods import build_method
 from fedsvd.training import evaluate
 from fedsvd.wire import TrainTask
@@ -42,7 +43,10 @@ def run_evaluation(
 ) -> RecordDict:
     """Measure this client's own model on the held-out data, which are nobody's private data."""
     config = client_config(config, identity.partition_id)
+    batches = load_test_batches(config)
+    if not batches:
+        raise DataError("this node has no held-out texts to measure its own model on (test-path in its configuration).")
     model = load_model(config)
     lora.write(model, received_adapter(config, identity, task, factors, state))
-    result = evaluate(model, load_test_batches(config), resolve_device(config.device), load_test_prefix(config))
+    result = evaluate(model, batches, resolve_device(config.device), load_test_prefix(config))
     return RecordDict({wire.METRICS: MetricRecord({"accuracy": result.accuracy, "loss": result.loss})})

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import get_type_hints
 
+from client.own_data import KEYS
 from fedsvd.config import Config
 from fedsvd.config.privacy import PrivacyConfig
 from fedsvd.errors import LimitError
@@ -16,8 +17,8 @@ from fedsvd.privacy.ledger import Budget
 from fedsvd.privacy.plan import configured_budget
 
 # Other keys of a node's configuration that lie near ours in spelling or in prefix, and are not limits.
-_KNOWN = ("partition-id", "num-partitions", "ledger")
-_PREFIXES = ("max-", "min-", "require-")
+_KNOWN = ("partition-id", "num-partitions", "ledger", *KEYS)
+_PREFIXES = ("max-", "min-", "require-", "share-")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class NodeLimits:
         max_steps: Most local steps in a round.
         min_survivors: Send nothing but into secure sums over at least so many clients. A client with a limit on ε, δ,
             clipping or noise shares its noise with others (``privacy.noise_share``) only if it has this one, too.
+        share_counts: Whether the server may learn how many examples there are. False where the node brings its own data
+            and says nothing of it; such a node takes part where all count alike (``federation.weighting=uniform``), or
+            where counts are hidden in a secure sum.
         require_privacy: Refuse runs without DP-SGD on this client; the limits above imply it, ``max_steps`` and
             ``min_survivors`` apart.
     """
@@ -42,6 +46,7 @@ class NodeLimits:
     min_noise_multiplier: float | None = None
     max_steps: int | None = None
     min_survivors: int | None = None
+    share_counts: bool | None = None
     require_privacy: bool | None = None
 
     def check(self, config: Config) -> None:
@@ -54,6 +59,7 @@ class NodeLimits:
         if self.max_steps is not None and config.train.local_steps > self.max_steps:
             raise _refused("train.local_steps", config.train.local_steps, "at most", self.max_steps)
         self._check_survivors(config)
+        self._check_counts(config)
         if self._demands_privacy and privacy.name != "dp_sgd":
             raise LimitError(f"privacy = {privacy.name}, but this client trains with privacy = dp_sgd alone.")
         if privacy.name != "dp_sgd":
@@ -79,6 +85,14 @@ class NodeLimits:
             raise LimitError(
                 "privacy.noise_share = True, but this client has limits of its own and no min-survivors among them: it "
                 "adds all of its noise itself."
+            )
+
+    def _check_counts(self, config: Config) -> None:
+        federation = config.federation
+        if self.share_counts is False and federation.weighting != "uniform" and not federation.secure_aggregation:
+            raise LimitError(
+                f"federation.weighting = {federation.weighting}, but this client does not tell how many examples it "
+                "has (share-counts = false): set federation.weighting=uniform, or federation.secure_aggregation=true."
             )
 
     def check_noise(self, spend: Spend) -> None:
@@ -120,6 +134,8 @@ def read_limits(node_config: Mapping[str, object]) -> NodeLimits:
             "the node's configuration has max-epsilon but no ledger; give the path of a file that outlives runs, as in "
             'ledger="/private/ledger.sqlite".'
         )
+    if "data-path" in node_config:
+        given.setdefault("share_counts", False)
     return NodeLimits(**given)  # type: ignore[arg-type]
 
 
@@ -138,7 +154,9 @@ def _value(key: str, value: object, hint: object) -> float | int | bool:
 
 def _looks_like_ours(key: str, ours: list[str]) -> bool:
     written = key.replace("_", "-").lower()
-    return written.startswith(_PREFIXES) or bool(difflib.get_close_matches(written, [*ours, "ledger"], cutoff=0.8))
+    return written.startswith(_PREFIXES) or bool(
+        difflib.get_close_matches(written, [*ours, "ledger", *KEYS], cutoff=0.8)
+    )
 
 
 def _all() -> str:

@@ -92,6 +92,8 @@ def run_local_round(
     if method.traits.personal:
         save_personal(identity.personal, trained, method.traits.personal)
     report = replace(report, seconds=time.perf_counter() - started)
+    if config.federation.weighting == "uniform":
+        report = wire.without_sizes(report)
     return wire.train_reply(report, payload.pack(trained, task.uplink))
 
 

@@ -7,7 +7,8 @@ Each message says what was wrong, the value that was given, what is allowed and 
     FedSVDError
     ├── ConfigError           a key, type or value of the configuration
     ├── DataError             a data set that cannot be had, read or split
-    │   └── AssetError        an embedded package that cannot be fetched or is not what was recorded
+    │   ├── AssetError        an embedded package that cannot be fetched or is not what was recorded
+    │   └── SiloError         a node's own data, wrong in a way that is its owner's business alone
     ├── ModelError            a model that cannot be loaded, or an adapter that does not fit it
     ├── PrivacyError          a guarantee that cannot be given
     │   ├── BudgetExceededError   this round would spend more than the client allows
@@ -35,6 +36,10 @@ class DataError(FedSVDError):
 
 class AssetError(DataError):
     """An embedded package that cannot be fetched, or whose content is not what was recorded."""
+
+
+class SiloError(DataError):
+    """A node's own data that cannot be used; the message may tell of them, and does not leave the node."""
 
 
 class ModelError(FedSVDError):

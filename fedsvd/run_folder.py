@@ -66,6 +66,16 @@ class RunFolder:
         return self.root / "plots" / "partitions.png"
 
     @property
+    def remote(self) -> Path:
+        """Flower's number of a run on real nodes, and its folder on the server (JSON)."""
+        return self.root / "remote.json"
+
+    @property
+    def remote_log(self) -> Path:
+        """What the ServerApp of a run on real nodes printed."""
+        return self.root / "server.log"
+
+    @property
     def audit(self) -> Path:
         """What an audit found."""
         return self.root / "audit.json"

@@ -162,8 +162,6 @@ def read_train_reply(content: RecordDict) -> tuple[ClientReport, ArrayRecord]:
     for key, value in vars(report).items():
         if value is not None and (isinstance(value, list) or not np.isfinite(value)):
             raise PayloadError(f"{key} = {value!r} is not a finite number.")
-    if report.num_examples is None and FACTORS in content.array_records:
-        raise PayloadError("num_examples is missing beside factors that are to be weighted by it.")
     if report.num_examples is not None and not (
         isinstance(report.num_examples, int) and 1 <= report.num_examples <= MAX_NUM_EXAMPLES
     ):

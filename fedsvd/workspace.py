@@ -94,8 +94,8 @@ def initial_adapter(config: Config, method: Method) -> Adapter:
 
 
 def load_partition(config: Config, partition_id: int) -> Dataset:
-    """Load one client's partition as text: columns ``text`` and ``label``."""
-    return _load_partitions(config.data, config.partition, config.federation.num_clients, config.seed)[partition_id]
+    """Load one client's partition as text: columns ``text`` and ``label``. Of a node's own data, all of it."""
+    return _load_partition(config.data, config.partition, config.federation.num_clients, config.seed, partition_id)
 
 
 def load_silo(config: Config, partition_id: int) -> Silo:
@@ -113,7 +113,7 @@ def partition_counts(config: Config) -> list[dict[str, int]]:
 
 
 def load_test_batches(config: Config) -> list[Batch]:
-    """Load the held-out examples as padded batches."""
+    """Load the held-out examples as padded batches: none where nothing is held out, as with nodes' own data."""
     return _load_test_batches(config.data, config.model, config.train.eval_batch_size, config.seed)
 
 
@@ -245,11 +245,19 @@ def _load_partitions(
     )
 
 
+def _load_partition(
+    config: DataConfig, partition: PartitionConfig, num_clients: int, seed: int, partition_id: int
+) -> Dataset:
+    if config.name == "node":
+        return _load_data(config, seed)["train"]
+    return _load_partitions(config, partition, num_clients, seed)[partition_id]
+
+
 @lru_cache(maxsize=1024)
 def _load_silo(
     config: DataConfig, partition: PartitionConfig, model: ModelConfig, num_clients: int, seed: int, partition_id: int
 ) -> Silo:
-    raw = _load_partitions(config, partition, num_clients, seed)[partition_id]
+    raw = _load_partition(config, partition, num_clients, seed, partition_id)
     examples = data.tokenize(raw, _load_tokenizer(model.source), model.max_length)
     # Poisson sampling is blind to the order, and positions come out in it: neighbours of one length need less padding.
     return Silo(data.by_length(examples), data.fingerprint(raw))
@@ -258,5 +266,8 @@ def _load_silo(
 @lru_cache(maxsize=2)
 def _load_test_batches(config: DataConfig, model: ModelConfig, batch_size: int, seed: int) -> list[Batch]:
     tokenizer = _load_tokenizer(model.source)
-    examples = data.tokenize(_load_data(config, seed)["test"], tokenizer, model.max_length)
+    held_out = _load_data(config, seed)["test"]
+    if not len(held_out):
+        return []
+    examples = data.tokenize(held_out, tokenizer, model.max_length)
     return list(data.eval_batches(examples, batch_size, tokenizer))

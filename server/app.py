@@ -10,10 +10,10 @@ from fedsvd.compose import from_run_config, to_yaml
 from fedsvd.methods import build_method
 from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.diagnostics_plot import plot_diagnostics
-from fedsvd.report.plots import plot_accuracy
+from fedsvd.report.plots import plot_accuracy, plot_partitions
 from fedsvd.report.progress import Reporter
 from fedsvd.run_folder import RunFolder, run_root, write_text
-from fedsvd.workspace import initial_adapter, load_model, resolve_device
+from fedsvd.workspace import initial_adapter, load_model, partition_counts, resolve_device
 from server.checkpoint import load_latest
 from server.client_level import ClientLevelServer
 from server.evaluation import RoundKeeper
@@ -34,6 +34,8 @@ def main(grid: Grid, context: Context) -> None:
     adapter = initial_adapter(config, method)
     earlier = load_latest(folder.checkpoints, adapter) if config.resume else None
     write_text(folder.config, to_yaml(config))
+    if config.data.name != "node":
+        plot_partitions(partition_counts(config), folder.partitions_plot)
     device = resolve_device(config.device)
     adapter = (earlier.adapter if earlier else adapter).to(device)
     state = {k: {n: t.to(device) for n, t in named.items()} for k, named in earlier.state.items()} if earlier else {}

@@ -80,9 +80,10 @@ class RoundKeeper:
         return MetricRecord({"accuracy": row["accuracy"], "loss": row["loss"]})
 
     def _measure(self, this_round: int) -> dict[str, Any]:
-        if this_round % self.config.train.eval_every and this_round != self.config.train.num_rounds:
-            return {"accuracy": None, "loss": None, "seconds_evaluate": 0.0}
+        due = this_round % self.config.train.eval_every == 0 or this_round == self.config.train.num_rounds
         own = self.strategy.round.measured
+        if not due or not (own or load_test_batches(self.config)):
+            return {"accuracy": None, "loss": None, "seconds_evaluate": 0.0}
         if own:
             return {**own, "seconds_evaluate": 0.0}
         model = load_model(self.config)

@@ -85,9 +85,13 @@ def read_open(
 ) -> tuple[Reply, ClientReport, int]:
     """Read a reply whose factors are there to see; raises `PayloadError`."""
     report, factors = wire.read_train_reply(message.content)
+    uniform = config.federation.weighting == "uniform"
+    if report.num_examples is None and not uniform:
+        raise PayloadError("num_examples is missing beside factors that are to be weighted by it.")
     tensors = payload.unpack(factors, parts, like, like.device)
     noise_std = report_noise_std(report, config, server_round)
-    return Reply(partition_id, report.num_examples or 0, tensors, noise_std), report, payload.payload_bytes(factors)
+    weight = 1 if uniform else report.num_examples or 0
+    return Reply(partition_id, weight, tensors, noise_std), report, payload.payload_bytes(factors)
 
 
 def read_masked(message: Message, partition_id: int) -> tuple[Reply, ClientReport, int]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from fedsvd.config.types import Count, NonNegative, Positive
 from fedsvd.errors import ConfigError
-from fedsvd.validate import Range, check_fields
+from fedsvd.validate import Matches, Range, check_fields
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,14 @@ class FederationConfig:
     """The clients, and where they run.
 
     Attributes:
-        name: ``local`` (in this process) or ``simulation`` (Flower's engine); ``flwr run`` ignores it.
+        name: ``local`` (in this process), ``simulation`` (Flower's engine) or ``remote`` (a SuperLink that is up);
+            ``flwr run`` ignores it.
         num_clients: Clients in the federation; each holds one partition.
         clients_per_round: Clients drawn for a round; null for all.
         client_ranks: Each client's own rank, at most ``model.rank``; null: ``model.rank`` for all.
         min_replies: Fewest good replies with which a round counts; with fewer the model stays as it was.
+        weighting: ``examples``: a client counts by how many it has, and tells it; ``uniform``: all count alike, and
+            none tells.
         secure_aggregation: The server learns the sum of the clients' updates and no single one.
         min_survivors: Fewest clients in whose secure sum a client hides; with fewer a round is skipped.
         round_timeout_s: Seconds after which a round goes on without those that have not answered.
@@ -27,13 +30,20 @@ class FederationConfig:
         client_num_cpus: CPU cores of a simulated client.
         client_num_gpus: GPUs of a simulated client; a fraction lets clients share one.
         ray_address: A Ray cluster that is already up; null starts one here.
+        superlink: Address of the SuperLink, ``host:port``.
+        root_certificates: Certificate of the authority that the SuperLink's own is checked by; null: no TLS.
+        connection: Name of a connection in Flower's own ``config.toml``, in the place of the two above.
+        server_runs: Folder for run folders, as the ServerApp sees it.
+        fetch: Command that copies a run folder here, with ``{remote}`` and ``{local}`` for the two folders; null where
+            ``server_runs`` is a folder of this machine, too.
     """
 
-    name: Literal["local", "simulation"]
+    name: Literal["local", "simulation", "remote"]
     num_clients: Count = 4
     clients_per_round: Count | None = None
     client_ranks: tuple[Count, ...] | None = None
     min_replies: Count = 1
+    weighting: Literal["examples", "uniform"] = "examples"
     secure_aggregation: bool = False
     min_survivors: Annotated[int, Range(2)] = 2
     round_timeout_s: Positive = 3600.0
@@ -41,6 +51,11 @@ class FederationConfig:
     client_num_cpus: Positive = 1.0
     client_num_gpus: NonNegative = 0.0
     ray_address: str | None = None
+    superlink: Annotated[str, Matches(r"\S+:\d+", "host:port")] = "127.0.0.1:8000"
+    root_certificates: str | None = "certs/ca.crt"
+    connection: str | None = None
+    server_runs: Annotated[str, Matches(r"/.*", "an absolute path")] = "/app/runs"
+    fetch: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "federation")
@@ -74,4 +89,9 @@ class FederationConfig:
             raise ConfigError(
                 f"federation.ray_address = {self.ray_address!r} has no meaning with federation.name = {self.name}: "
                 "take federation=simulation, or set federation.ray_address=null."
+            )
+        if self.fetch is not None and not all(word in self.fetch for word in ("{remote}", "{local}")):
+            raise ConfigError(
+                f"federation.fetch = {self.fetch!r} does not say what to copy where: write {{remote}} for the server's "
+                "run folder and {local} for the one here, or set it to null."
             )

@@ -46,7 +46,7 @@ class DataConfig:
     """The labelled texts.
 
     Attributes:
-        name: An embedded data set, a file format for a user's own, or ``hub``.
+        name: An embedded data set, a file format for a user's own, ``hub``, or ``node``: each node brings its own.
         test_fraction: Share of the examples that is held out, where the data do not come split.
         min_abs_rating: Snippets whose mean rating (−4 … 4) is nearer to 0 than this are left out.
         domains: Of ``sentiment_domains``: ``movies``, ``products``, ``tweets``, ``editorials``.
@@ -57,6 +57,7 @@ class DataConfig:
         text_column: Column of the text, in a user's own data or on a hub.
         text_pair_column: Column of the second text of a pair; null where there is one.
         label_column: Column of the class.
+        labels: Classes of ``node``, in the order of their numbers; elsewhere they are those of the data.
         evaluate_on: ``test``, or ``validation``: a part of the training texts, which are then not trained on. Choose
             settings by the latter, and report on the former.
         validation_fraction: Share of the training texts in that part.
@@ -66,7 +67,7 @@ class DataConfig:
 
     name: Literal[
         "movie_reviews", "sentiment_domains", "reuters_r8", "newsgroups", "bbc_news",
-        "csv", "jsonl", "parquet", "arrow", "hub",
+        "csv", "jsonl", "parquet", "arrow", "hub", "node",
     ]  # fmt: skip
     test_fraction: Fraction = 0.2
     min_abs_rating: Annotated[float, Range(0, 4, open_high=True)] = 0.5
@@ -78,6 +79,7 @@ class DataConfig:
     text_column: str = "text"
     text_pair_column: str | None = None
     label_column: str = "label"
+    labels: tuple[str, ...] | None = None
     evaluate_on: Literal["test", "validation"] = "test"
     validation_fraction: Fraction = 0.1
     max_train_examples: Count | None = None

@@ -56,11 +56,11 @@ def load_files(
     Raises:
         DataError: A file that is not there or cannot be read, a column that it does not have, or unusable labels.
     """
-    train = _read_file(file_format, path, "data.path")
+    train = read_file(file_format, path, "data.path")
     if test_path is None:
         whole = _in_shape(DatasetDict({"train": train}), columns)["train"]
         return hold_out(whole, test_fraction, seed)
-    sides = DatasetDict({"train": train, "test": _read_file(file_format, test_path, "data.test_path")})
+    sides = DatasetDict({"train": train, "test": read_file(file_format, test_path, "data.test_path")})
     return shuffled(_in_shape(sides, columns), seed)
 
 
@@ -91,7 +91,8 @@ def load_hub(path: str, subset: str | None, test_split: str, columns: Columns, *
     return shuffled(_in_shape(sides, columns), seed)
 
 
-def _read_file(file_format: str, path: str, key: str) -> Dataset:
+def read_file(file_format: str, path: str, key: str) -> Dataset:
+    """Read a file of one of `FILE_FORMATS` as it is; ``key`` says in a `DataError` where its path was given."""
     if not Path(path).exists():
         raise DataError(f"{key} = {path!r} is not there; give the path of a {file_format} file.")
     try:

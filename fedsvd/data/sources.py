@@ -8,6 +8,7 @@ from datasets import DatasetDict
 
 from fedsvd.config import DataConfig
 from fedsvd.data.external import FILE_FORMATS, Columns, load_files, load_hub
+from fedsvd.data.own import empty, load_own
 from fedsvd.data.ratings import load_movie_reviews, load_sentiment_domains
 from fedsvd.data.split import hold_out, limited
 from fedsvd.data.topics import load_bbc_news, load_newsgroups, load_reuters_r8
@@ -70,6 +71,19 @@ def _hub(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
     return load_hub(_path(config), config.subset, config.test_split, _columns(config, keep_column), seed=seed)
 
 
+def _node(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+    """What is here of nodes' own data: at a node, its own file; elsewhere none but the held-out texts, if any."""
+    if not config.labels or len(config.labels) < 2:
+        raise ConfigError("data=node needs data.labels: give all classes, in order, as in data.labels=[no,yes].")
+    if config.evaluate_on != "test":
+        raise ConfigError(f"data.evaluate_on = {config.evaluate_on} is not possible with data=node: set it to test.")
+    columns, nothing = _columns(config, None), empty(config.labels, pairs=config.text_pair_column is not None)
+    paths = {"train": (config.path, "data-path"), "test": (config.test_path, "data.test_path")}
+    return DatasetDict(
+        {side: load_own(path, columns, config.labels, key) if path else nothing for side, (path, key) in paths.items()}
+    )
+
+
 def _columns(config: DataConfig, keep_column: str | None) -> Columns:
     return Columns(config.text_column, config.text_pair_column, config.label_column, keep_column)
 
@@ -87,5 +101,6 @@ _LOADERS: Mapping[str, Callable[[DataConfig, int, str | None], DatasetDict]] = {
     "newsgroups": _newsgroups,
     "bbc_news": _bbc_news,
     "hub": _hub,
+    "node": _node,
     **dict.fromkeys(FILE_FORMATS, _files),
 }

@@ -102,6 +102,7 @@ def check_known_noise(config: Config) -> None:
     reasons = {
         f"train.optimizer = {train.optimizer}": train.optimizer != "sgd",
         f"train.momentum = {train.momentum}": train.momentum > 0,
+        f"federation.weighting = {config.federation.weighting}": config.federation.weighting == "uniform",
         f"train.weight_decay = {train.weight_decay}": train.weight_decay > 0,
         f"train.server_optimizer = {train.server_optimizer}": train.server_optimizer != "none",
         "federation.secure_aggregation = True": config.federation.secure_aggregation,

@@ -39,4 +39,5 @@ def share_of(noise_multiplier: float, config: Config) -> float:
 
 def counts_alike(config: Config) -> bool:
     """Say whether every client counts alike in the mean, rather than by its number of examples."""
-    return config.privacy.noise_share or config.privacy.name == "client_level"
+    alike = config.privacy.noise_share or config.privacy.name == "client_level"
+    return alike or config.federation.weighting == "uniform"

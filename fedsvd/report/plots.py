@@ -28,10 +28,12 @@ def plot_accuracy(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes = figure.subplots(2 if spends else 1, 1, sharex=True, squeeze=False, height_ratios=[2, 1] if spends else [1])
     measured = [(row["server_round"], row["accuracy"]) for row in rows if row["accuracy"] is not None]
     top = axes[0][0]
-    top.plot(*zip(*measured, strict=True), marker="o", color=BLUE)
-    top.annotate(
-        f"{measured[-1][1]:.1%}", measured[-1], textcoords="offset points", xytext=(0, 8), ha="center", color=BLUE
-    )
+    if measured:
+        said = f"{measured[-1][1]:.1%}"
+        top.plot(*zip(*measured, strict=True), marker="o", color=BLUE)
+        top.annotate(said, measured[-1], textcoords="offset points", xytext=(0, 8), ha="center", color=BLUE)
+    else:
+        top.annotate("nothing is held out", (0.5, 0.5), xycoords="axes fraction", ha="center")
     top.set_ylabel("held-out accuracy")
     top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     top.margins(y=0.15)

@@ -264,7 +264,7 @@ def test_personal_factors_and_client_level_privacy_do_not_go_together() -> None:
 @pytest.mark.parametrize(
     "override",
     ["train=adamw", "train.momentum=0.9", "train.weight_decay=0.1", "train.server_optimizer=momentum",
-     "federation.secure_aggregation=true"],
+     "federation.secure_aggregation=true", "federation.weighting=uniform"],
 )  # fmt: skip
 def test_shrinkage_needs_noise_that_is_known(override: str) -> None:
     config = compose(["experiment=smoke", "method.shrinkage=optimal", override])

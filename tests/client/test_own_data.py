@@ -1,0 +1,242 @@
+"""Nodes that bring their own data: what they check, what they say, and to whom."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from flwr.app import Context, Message, RecordDict
+
+from client.app import app
+from client.limits import read_limits
+from client.own_data import node_view
+from fedsvd import wire
+from fedsvd.compose import compose
+from fedsvd.config import Config
+from fedsvd.data import load
+from fedsvd.data.external import Columns
+from fedsvd.data.own import load_own
+from fedsvd.errors import ConfigError, DataError, LimitError, SiloError
+from fedsvd.launch import check, load_apps
+from fedsvd.launch.local import InProcessGrid
+from fedsvd.run_folder import read_rows
+
+SECRET = "the patient in room 12"
+ROWS = [{"text": f"{SECRET} is {mood}, case {n}", "label": mood} for n in range(12) for mood in ("well", "ill")]
+NODE = ["experiment=smoke", "data=node", "data.labels=[ill,well]", "privacy=none", "train.head=private"]
+COLUMNS = Columns("text", None, "label", None)
+
+
+def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
+    frame = pandas.DataFrame(rows)
+    match path.suffix:
+        case ".csv":
+            frame.to_csv(path, index=False)
+        case ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        case ".parquet":
+            frame.to_parquet(path)
+    return path
+
+
+def run_nodes(folder: Path, node_configs: list[Mapping[str, Any]], *words: str) -> list[dict[str, Any]]:
+    """Run the two apps in this process, each node with a configuration of its own."""
+    line = " ".join([*NODE, f"federation.num_clients={len(node_configs)}", f"run_dir={folder}", *words])
+    server_app, client_app = load_apps()
+    grid = InProcessGrid(client_app, len(node_configs), {"overrides": line})
+    for context, node_config in zip(grid._contexts.values(), node_configs, strict=True):
+        context.node_config.update(node_config)
+    server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {"overrides": line}))
+    return read_rows(folder / "metrics.jsonl")
+
+
+def ask(node_config: dict[str, Any], *words: str) -> Message:
+    """Ask one node for its partition, as the server does before a run."""
+    grid = InProcessGrid(app, 1, {"overrides": " ".join([*NODE, "federation.num_clients=1", *words])})
+    [context] = grid._contexts.values()
+    context.node_config.update(node_config)
+    query = Message(RecordDict(), context.node_id, wire.PARTITION_QUERY, group_id="0")
+    [reply] = grid.send_and_receive([query])
+    return reply
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_file_of_each_format_gives_the_same_rows(ending: str, tmp_path: Path) -> None:
+    silo = load_own(str(write(tmp_path / f"site.{ending}")), COLUMNS, ["ill", "well"])
+    assert silo["text"] == [row["text"] for row in ROWS]
+    assert silo["label"] == [int(row["label"] == "well") for row in ROWS]
+    assert silo.features["label"].names == ["ill", "well"]
+
+
+def test_labels_that_are_numbers_stay_so_beside_an_empty_cell(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        {"text": "a", "label": 0},
+        {"text": "b", "label": None},
+        {"text": "", "label": 1},
+        {"text": "d", "label": 1},
+    ]
+    silo = load_own(str(write(tmp_path / "site.csv", rows)), COLUMNS, ["0", "1"])
+    assert (silo["text"], silo["label"]) == (["a", "d"], [0, 1])
+    assert "2 of 4 rows have no text or no label and are left out (rows 3, 4)" in caplog.text
+
+
+WRONG: list[tuple[str, list[dict[str, Any]], list[str]]] = [
+    ("site.csv", [{"note": "a", "label": "ill"}], ["no column 'text'", "it has note, label", "text-column"]),
+    (
+        "site.jsonl",
+        [{"text": "a", "label": "dead"}, ROWS[0]],
+        ["does not know: dead", "1 of 2 rows (rows 1)", "ill, well"],
+    ),
+    ("site.parquet", [{"text": "", "label": "ill"}], ["no row with both a text and a label"]),
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "words"), WRONG)
+def test_what_is_wrong_with_a_file_is_said(
+    name: str, rows: list[dict[str, Any]], words: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SiloError) as caught:
+        load_own(str(write(tmp_path / name, rows)), COLUMNS, ["ill", "well"])
+    assert str(tmp_path / name) in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("away.csv", "is not there"), ("site.docx", "ends like no file of csv, jsonl")]
+)
+def test_a_file_that_cannot_be_read_is_named(name: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(SiloError, match=words):
+        load_own(str(tmp_path / name), COLUMNS, ["ill", "well"])
+
+
+def test_the_server_has_the_classes_and_its_own_held_out_texts_alone(tmp_path: Path) -> None:
+    config = compose([*NODE, f"data.test_path={write(tmp_path / 'held_out.csv')}"])
+    sides = load(config.data, 0)
+    assert (len(sides["train"]), len(sides["test"])) == (0, len(ROWS))
+    assert sides["train"].features["label"].names == ["ill", "well"]
+
+
+def test_nodes_train_on_their_own_files_whatever_their_columns_are_called(tmp_path: Path) -> None:
+    renamed = [{"note": row["text"], "outcome": row["label"]} for row in ROWS[:10]]
+    nodes = [
+        {"data-path": str(write(tmp_path / "a.csv")), "share-counts": True},
+        {"data-path": str(write(tmp_path / "b.parquet", renamed)), "share-counts": True,
+         "text-column": "note", "label-column": "outcome"},
+    ]  # fmt: skip
+    rows = run_nodes(tmp_path / "run", nodes, f"data.test_path={write(tmp_path / 'held_out.jsonl')}")
+    assert [row["clients_used"] for row in rows] == [0, 2, 2]
+    assert all(row["accuracy"] is not None for row in rows)
+
+
+def test_counts_stay_at_home_where_nobody_said_that_they_may_be_told(tmp_path: Path) -> None:
+    private = {"ledger": str(tmp_path / "ledger"), "max-epsilon": 9.0, "max-delta": 1e-5}
+    nodes = [{"data-path": str(write(tmp_path / "a.csv")), **private}]
+    words = ["privacy=dp_sgd", "train.num_rounds=1"]
+    refused = run_nodes(tmp_path / "refused", nodes, *words)[1]
+    assert "share-counts = false" in refused["clients_refused"]["0"]
+    assert not (tmp_path / "ledger").exists()
+
+    taken = run_nodes(tmp_path / "taken", nodes, "federation.weighting=uniform", *words)[1]
+    assert taken["clients_used"] == 1
+    [told] = json.loads((tmp_path / "taken" / "privacy.json").read_text())["clients"].values()
+    assert told["num_examples"] is told["sample_rate"] is told["noise_multiplier"] is None
+    assert told["epsilon"] > 0
+
+
+def test_a_run_without_held_out_texts_trains_and_tells_no_accuracy(tmp_path: Path) -> None:
+    nodes = [{"data-path": str(write(tmp_path / "a.csv")), "share-counts": True}]
+    rows = run_nodes(tmp_path / "run", nodes, "train.num_rounds=1")
+    assert [row["accuracy"] for row in rows] == [None, None]
+    assert rows[1]["clients_used"] == 1
+    assert (tmp_path / "run" / "plots" / "accuracy.png").exists()
+
+
+def test_uniform_weighting_counts_a_small_client_like_a_large_one(tmp_path: Path) -> None:
+    sizes = {"a": ROWS, "b": ROWS[:4]}
+    nodes = [{"data-path": str(write(tmp_path / f"{name}.csv", rows))} for name, rows in sizes.items()]
+    row = run_nodes(tmp_path / "run", nodes, "federation.weighting=uniform", "train.num_rounds=1")[1]
+    assert row["clients_used"] == 2
+    assert "num_examples" not in json.dumps(row)
+
+
+def test_a_node_says_before_the_run_that_its_data_do_not_fit_and_tells_details_at_home(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = write(tmp_path / "site.csv", [{"text": SECRET, "label": "deceased"}, *ROWS])
+    with caplog.at_level(logging.INFO):
+        reply = ask({"data-path": str(site)})
+    assert reply.has_error()
+    assert "this node's own data cannot be used; its own log says why" in reply.error.reason
+    for private in (SECRET, "deceased", str(site)):
+        assert private not in reply.error.reason
+    assert "does not know: deceased" in caplog.text
+
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert not ask({"data-path": str(write(site))}).has_error()
+    assert "own data: 12 of ill, 12 of well" in caplog.text
+
+
+def test_an_error_that_nobody_foresaw_does_not_quote_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ValueError(f"cannot tokenize {SECRET}")
+
+    monkeypatch.setattr("client.app.check_data", fail)
+    reply = ask({"data-path": str(write(tmp_path / "site.csv"))})
+    assert "ValueError on this node; its own log has the details" in reply.error.reason
+    assert SECRET not in reply.error.reason
+    assert SECRET in caplog.text
+
+
+def view(node_config: dict[str, Any], *words: str) -> Config:
+    return node_view(compose([*NODE, *words]), node_config)
+
+
+def test_the_servers_files_are_not_read_on_a_node() -> None:
+    seen = view({"data-path": "/data/site.csv"}, "data.test_path=/data/held_out.csv")
+    assert (seen.data.path, seen.data.test_path) == ("/data/site.csv", None)
+
+
+MISFITS: list[tuple[dict[str, Any], list[str], str]] = [
+    ({}, [], "data = node, but this node brings no data"),
+    ({"data-path": "/data/site.csv"}, ["data=movie_reviews"], "data = movie_reviews, but this node trains on its own"),
+    ({"num-partitions": 5}, ["data=movie_reviews"], r"num_clients = 2, but this node holds one of 5 partitions"),
+    ({"text-column": "note"}, [], "text-column but no data-path"),
+    ({"data-path": 7}, [], "data-path = 7 in the node's configuration; write a text"),
+]
+
+
+@pytest.mark.parametrize(("node_config", "words", "said"), MISFITS)
+def test_a_node_that_does_not_fit_a_run_says_why(node_config: dict[str, Any], words: list[str], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        view(node_config, *words)
+
+
+def test_a_misspelt_key_of_a_node_s_own_data_is_no_silence() -> None:
+    with pytest.raises(LimitError, match="data-pth"):
+        read_limits({"data-pth": "/data/site.csv"})
+
+
+@pytest.mark.parametrize("words", [["data=node"], ["data=node", "data.labels=[one]"]])
+def test_nodes_own_data_need_two_classes(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.labels"):
+        load(compose(["experiment=smoke", *words]).data, 0)
+
+
+def test_simulated_clients_have_no_data_of_their_own() -> None:
+    with pytest.raises(ConfigError, match="data=node needs nodes"):
+        check(compose(NODE))
+
+
+def test_a_personal_model_is_measured_on_held_out_texts_of_the_node_or_not_at_all(tmp_path: Path) -> None:
+    site = {"data-path": str(write(tmp_path / "a.csv")), "share-counts": True}
+    held_out = {"test-path": str(write(tmp_path / "t.csv"))}
+    words = ["method=fedsa_lora", "train.num_rounds=1"]
+    assert run_nodes(tmp_path / "without", [site], *words)[1]["accuracy"] is None
+    assert run_nodes(tmp_path / "with", [site | held_out], *words)[1]["accuracy"] is not None
