@@ -36,7 +36,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_package_both_apps_and_the_configuration(wheel: Path) -> None:
-    apps = {f"fedsvd/_app/{name}" for name in tracked("server/*.py", "client/*.py", "conf/*.yaml")}
+    apps = {
+        f"fedsvd/_app/{name}"
+        for name in tracked("server/*.py", "client/*.py", "conf/*.yaml", "pyproject.toml", "requirements.lock")
+    }
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = {PurePosixPath(name).name for name in archive.namelist() if ".dist-info/" in name}
