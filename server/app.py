@@ -34,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     adapter = initial_adapter(config, method)
     earlier = load_latest(folder.checkpoints, adapter) if config.resume else None
     write_text(folder.config, to_yaml(config))
-    if config.data.name != "node":
+    if config.plots and config.data.name != "node":
         plot_partitions(partition_counts(config), folder.partitions_plot)
     device = resolve_device(config.device)
     adapter = (earlier.adapter if earlier else adapter).to(device)
@@ -58,6 +58,7 @@ def main(grid: Grid, context: Context) -> None:
             evaluate_fn=keeper,
         )
         lora.save_pretrained(load_model(config), strategy.adapter, folder.adapter)
-        plot_accuracy(keeper.history, folder.accuracy_plot)
-        plot_diagnostics(keeper.history, folder.diagnostics_plot)
+        if config.plots:
+            plot_accuracy(keeper.history, folder.accuracy_plot)
+            plot_diagnostics(keeper.history, folder.diagnostics_plot)
     reporter.finished(keeper.history, keeper.clients)

@@ -39,6 +39,7 @@ class Config:
         resume: Folder of an earlier run to go on with; null starts anew.
         float32_matmul_precision: As `torch.set_float32_matmul_precision` has it; below ``highest``, torch may pick
             kernels that round inputs (TF32, bfloat16) where the hardware has them.
+        plots: Draw the run folder's pictures; false saves seconds where many small runs are compared.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
         method: ``name`` and the method's own options, which `fedsvd.methods` checks.
         model: See `ModelConfig`.
@@ -53,6 +54,7 @@ class Config:
     run_dir: str | None
     resume: str | None
     float32_matmul_precision: Literal["highest", "high", "medium"]
+    plots: bool
     device: Annotated[str, Matches(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, mps, cuda or cuda:N")]
     method: Mapping[str, Any]
     model: ModelConfig

@@ -19,7 +19,7 @@ from fedsvd.report.comparison import mean_and_error, paired, write_report
 
 SMALL = [
     "compare.only_contenders=[fedsvd,flora]", "compare.only_tasks=[movies]", "compare.epsilons=[0,3]",
-    "compare.seeds=[0,1]", "compare.learning_rates=[0.5,1]",
+    "compare.seeds=[0,1]", "compare.learning_rates=[0.5,1]", "compare.learning_rates_without_privacy=[0.5,1]",
 ]  # fmt: skip
 
 
@@ -58,7 +58,14 @@ def test_a_small_comparison_ends_in_a_table_and_goes_on_where_it_was(
 
 
 def test_every_run_composes_as_a_run_of_its_own() -> None:
-    whole = compose_compare(["compare.learning_rates=[0.3]", "compare.seeds=[0]", "compare.epsilons=[0,3]"])[1]
+    whole = compose_compare(
+        [
+            "compare.learning_rates=[0.3]",
+            "compare.learning_rates_without_privacy=[0.3]",
+            "compare.seeds=[0]",
+            "compare.epsilons=[0,3]",
+        ]
+    )[1]
     for job in tuning_jobs(whole):
         config = compose(overrides(job, ["experiment=compare"], whole))
         assert config.data.evaluate_on == "validation"
