@@ -99,7 +99,7 @@ def test_a_worker_keeps_to_one_task_and_seed_where_there_are_enough() -> None:
 
 
 def test_experiment_best_is_the_contender_of_that_name() -> None:
-    contender = compose(["experiment=compare", *compose_compare([])[1].contenders["best"]])
+    contender = compose(["experiment=compare", "privacy.target_epsilon=3", *compose_compare([])[1].contenders["best"]])
     best = compose(["experiment=best"])
     assert dataclasses.replace(best, train=contender.train) == contender
     assert dataclasses.replace(best.train, learning_rate=contender.train.learning_rate) == contender.train
