@@ -31,7 +31,9 @@ def load(config: DataConfig, seed: int, keep_column: str | None = None) -> Datas
     sides = _LOADERS[config.name](config, seed, keep_column)
     sides = limited(sides, config.max_train_examples, config.max_test_examples)
     # Whatever is chosen by what it does on held-out texts must be chosen on others than those it is reported on.
-    return sides if config.evaluate_on == "test" else hold_out(sides["train"], config.validation_fraction, seed)
+    if config.evaluate_on == "test":
+        return sides
+    return limited(hold_out(sides["train"], config.validation_fraction, seed), None, None)
 
 
 def _movie_reviews(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
