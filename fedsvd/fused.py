@@ -9,7 +9,8 @@ product. With
     ∂B = s · gᵀ u        ∂A = s · (g B)ᵀ x        ∂x = g W + s · (g B) A
 
 Only u is kept for backward (x too, where A is trained). With a core C between the factors ``u Cᵀ`` stands for u and
-``g B C`` for ``g B``, and ``∂C = s · (g B)ᵀ u``. Weights are never merged, so there is nothing to undo. The
+``g B C`` for ``g B``, and ``∂C = s · (g B)ᵀ u``. Weights are never merged, so there is nothing to undo. Where the
+frozen layer is bfloat16 and the factors are float32, all that touches factors is done in float32. The
 gradients land in ``parameter.grad_sample``, where Opacus' optimiser looks for them (its ``grad_sample_mode="no_op"``).
 """
 
@@ -54,14 +55,24 @@ def choose(model: nn.Module, grad_sample_mode: str) -> PerExample:
     """Return how a model's per-example gradients are formed; says once why where ``auto`` cannot take the fused path.
 
     Raises:
-        PrivacyError: ``fused`` for a model that does not fit it.
+        PrivacyError: ``fused`` for a model that does not fit it, or hooks for one that checkpoints its activations.
     """
     reason = None if grad_sample_mode == "hooks" else why_not(model)
     if grad_sample_mode == "fused" and reason:
         raise PrivacyError(f"train.grad_sample_mode = fused is not possible: {reason}. Set it to auto or hooks.")
     if reason:
         _say_once(reason)
+    if (reason or grad_sample_mode == "hooks") and _checkpoints(model):
+        # They would see each layer's input twice.
+        raise PrivacyError(
+            "model.gradient_checkpointing = true does not go with Opacus' hooks, which this run takes "
+            f"({reason or 'train.grad_sample_mode = hooks'}): set it to false, or let the fused path be taken."
+        )
     return opacus_hooks if reason or grad_sample_mode == "hooks" else fused_gradients
+
+
+def _checkpoints(model: nn.Module) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 @lru_cache(maxsize=64)
@@ -127,16 +138,9 @@ class _Site(torch.autograd.Function):
         scale: float,
         weight: Tensor,
     ) -> Tensor:
-        u = functional.linear(x, A)
+        u = functional.linear(x.to(A.dtype), A)
         v = u if core is None else functional.linear(u, core)
-        result: Tensor = base(x)
-        torch.addmm(
-            result.view(-1, result.shape[-1]),
-            v.view(-1, v.shape[-1]),
-            B.mT,
-            alpha=scale,
-            out=result.view(-1, result.shape[-1]),
-        )
+        result = _add_product(base(x), v, B.mT, scale)
         ctx.save_for_backward(
             v if B.requires_grad else None,
             x if A.requires_grad else None,
@@ -150,23 +154,21 @@ class _Site(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         v, x, u = ctx.saved_tensors
         A, B, core, scale = ctx.A, ctx.B, ctx.core, ctx.scale
+        g_factors = g.to(B.dtype)
         if v is not None:
-            _add_sample(B, torch.bmm(_rows(g).mT, _rows(v)).mul_(scale))
+            _add_sample(B, torch.bmm(_rows(g_factors).mT, _rows(v)).mul_(scale))
         if not (ctx.needs_input_grad[0] or x is not None or u is not None):
             return (None,) * 7
-        h = torch.matmul(g, B)
+        h = torch.matmul(g_factors, B)
         if u is not None:
             _add_sample(core, torch.bmm(_rows(h).mT, _rows(u)).mul_(scale))
         if core is not None:
             h = torch.matmul(h, core)
         if x is not None:
-            _add_sample(A, torch.bmm(_rows(h).mT, _rows(x)).mul_(scale))
+            _add_sample(A, torch.bmm(_rows(h).mT, _rows(x.to(A.dtype))).mul_(scale))
         if not ctx.needs_input_grad[0]:
             return (None,) * 7
-        grad = torch.matmul(g, ctx.weight)
-        flat = grad.view(-1, grad.shape[-1])
-        torch.addmm(flat, h.view(-1, h.shape[-1]), A, alpha=scale, out=flat)
-        return (grad, None, None, None, None, None, None)
+        return (_add_product(torch.matmul(g, ctx.weight), h, A, scale), None, None, None, None, None, None)
 
 
 class _Linear(torch.autograd.Function):
@@ -187,6 +189,15 @@ class _Linear(torch.autograd.Function):
         if ctx.bias is not None and ctx.bias.requires_grad:
             _add_sample(ctx.bias, _rows(g).sum(dim=1))
         return (torch.matmul(g, ctx.weight) if ctx.needs_input_grad[0] else None, None, None)
+
+
+def _add_product(result: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Return ``result + scale · left right``, in place where all are of one type, rounded once where they are not."""
+    if result.dtype != left.dtype:
+        return (result + scale * torch.matmul(left, right)).to(result.dtype)
+    flat = result.view(-1, result.shape[-1])
+    torch.addmm(flat, left.view(-1, left.shape[-1]), right, alpha=scale, out=flat)
+    return result
 
 
 def _rows(tensor: Tensor) -> Tensor:

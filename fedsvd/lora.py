@@ -20,8 +20,10 @@ from transformers import PreTrainedModel
 from fedsvd.adapter import Adapter, Part, as_plain_lora
 from fedsvd.errors import ModelError
 from fedsvd.lora_site import PEFT_NAME, CoreThenB, LoraSite, base_weight, describe_site
+from fedsvd.targets import head_layers, linear_names, target_names
 
 _PEFT_PREFIX = "base_model.model."
+_TASKS = {"sequence_classification": peft.TaskType.SEQ_CLS, "causal_lm": peft.TaskType.CAUSAL_LM}
 _IN_MODEL: tuple[Part, ...] = ("A", "B", "core", "head")
 
 # Weights as they were loaded, of layers into which a base has been merged.
@@ -33,19 +35,22 @@ def attach(
     *,
     rank: int,
     lora_alpha: float,
-    target_modules: Sequence[str],
+    target_modules: str | Sequence[str],
+    task: str = "sequence_classification",
     lora_layers: str = "all",
     lora_dropout: float = 0.0,
     head_modules: Sequence[str] = (),
     core: bool = False,
 ) -> peft.PeftModel:
-    """Wrap a sequence classifier in PEFT LoRA layers.
+    """Wrap a model in PEFT LoRA layers.
 
     Args:
         model: The base model; it is changed in place, as PEFT does.
         rank: Inner dimension r of every site.
         lora_alpha: Scale numerator: a site's update is ``lora_alpha / rank · B A``.
-        target_modules: Names (or name endings) of the linear layers to adapt.
+        target_modules: Names (or name endings) of the linear layers to adapt, ``auto`` or ``all-linear``; see
+            `fedsvd.targets.target_names`.
+        task: ``sequence_classification`` or ``causal_lm``.
         lora_layers: ``all``, or ``top_K`` for the K layers nearest the output.
         lora_dropout: Dropout on the input of A.
         head_modules: Modules that are stored with the adapter because no checkpoint holds them.
@@ -55,11 +60,13 @@ def attach(
         ModelError: No layer matches ``target_modules``, the model has fewer layers than asked for, or the rank does not
             fit one of them.
     """
+    names, head = target_names(model, target_modules, head_modules), head_layers(model, head_modules)
     config = peft.LoraConfig(
-        task_type=peft.TaskType.SEQ_CLS,
+        task_type=_TASKS[task],
         r=rank,
         lora_alpha=lora_alpha,  # type: ignore[arg-type]  # PEFT says int and divides it by r
-        target_modules=list(target_modules),
+        target_modules=names,
+        exclude_modules=head or None,
         layers_to_transform=_layer_numbers(model, lora_layers),
         lora_dropout=lora_dropout,
         modules_to_save=list(head_modules),
@@ -74,11 +81,11 @@ def attach(
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
             adapted = peft.get_peft_model(model, config)
     except ValueError as error:
-        linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
         raise ModelError(
-            f"model.target_modules = {list(target_modules)} matches no layer of {type(model).__name__}; "
-            f"its linear layers are called {', '.join(linear)}. Name one or more of these."
+            f"model.target_modules = {names} matches no layer of {type(model).__name__}; its linear layers are called "
+            f"{', '.join(linear_names(model))}. Name one or more of these."
         ) from error
+    _train_head_in_float32(adapted)
     if core:
         for _, layer in _lora_layers(adapted):
             layer.lora_B[PEFT_NAME] = CoreThenB(layer.get_parameter(f"lora_B.{PEFT_NAME}.weight"))
@@ -177,6 +184,19 @@ def _merge(layer: Linear, left: Tensor | None, right: Tensor | None) -> None:
         return
     loaded = _UNMERGED.setdefault(layer, weight.clone())
     weight.copy_(torch.addmm(loaded, left.to(loaded), right.to(loaded), alpha=layer.scaling[PEFT_NAME]))
+
+
+def _train_head_in_float32(model: nn.Module) -> None:
+    """Let what is trained be float32 where the frozen model is not; PEFT sees to the factors by itself."""
+
+    def to_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+
+    for wrapper in model.modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            head = wrapper.get_submodule(f"modules_to_save.{PEFT_NAME}")
+            if any(parameter.dtype != torch.float32 for parameter in head.parameters()):
+                head.float().register_forward_pre_hook(to_float32)
 
 
 def _layer_numbers(model: PreTrainedModel, lora_layers: str) -> list[int] | None:

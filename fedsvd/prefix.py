@@ -1,9 +1,9 @@
 """What lies below the lowest adapted layer never changes: its output is computed once for each example, and kept.
 
 With factors in the top layers only (``model.lora_layers=top_K``), an example's hidden states at the lowest adapted
-layer depend on nothing that is trained. They are kept on the CPU without padding and handed in where that layer reads
-its input; the layers below let their input pass. transformers' own forward makes masks and everything above. An
-architecture that this does not fit is found out by comparing one forward pass with and without, and goes without.
+layer depend on nothing that is trained. They are kept on the CPU without padding, and the layers below return them
+instead of computing. transformers' own forward makes masks and everything above. An architecture that this does not fit
+is found out by comparing one forward pass with and without, and goes without.
 
 Where the last layer alone is adapted, most of what is left to do are its frozen products with these states (of keys,
 queries and values in attention). They are kept, too.
@@ -110,8 +110,7 @@ class PrefixCache:
         parts = kept.split([kept.shape[-1] - sum(widths), *widths], dim=-1)
         states, *products = [part.contiguous() for part in parts]
         with (
-            _passing(self._layers[:-1], self._returns_tuple),
-            _replacing_input(self._layers[-1], states),
+            _passing(self._layers[:-1], states, self._returns_tuple),
             answering(self._readers, states, products),
         ):
             yield
@@ -172,13 +171,15 @@ class PrefixCache:
         # Padding is lost when states are kept, and must not matter.
         states = torch.where(mask.bool().unsqueeze(-1), states, torch.zeros_like(states))
         with (
-            _passing(self._layers[:-1], self._returns_tuple),
-            _replacing_input(self._layers[-1], states),
+            _passing(self._layers[:-1], states, self._returns_tuple),
             listening(self._layers[-1], states) as readers,
         ):
             found = model(**inputs).logits
         if self._keeps_products:
             self._readers = [Reader(module, module.weight.detach().clone()) for module in readers]
+        if expected.dim() == 3:
+            # A language model's, at each token.
+            expected, found = expected[mask.bool()], found[mask.bool()]
         scale = expected.abs().max().clamp(min=1e-6)
         return None if (found - expected).abs().max() <= _TOLERANCE * scale else "handing states in changes its output"
 
@@ -204,9 +205,14 @@ def _layers_below(model: nn.Module) -> tuple[list[nn.Module], bool]:
 
 
 @contextmanager
-def _passing(layers: Sequence[nn.Module], returns_tuple: bool) -> Iterator[None]:
+def _passing(layers: Sequence[nn.Module], states: Tensor, returns_tuple: bool) -> Iterator[None]:
+    """Let layers compute nothing, and the last of them return kept states.
+
+    They are its output rather than put in where the next layer reads, so that a backward pass that computes that layer
+    again (gradient checkpointing) reads them too.
+    """
+
     def let_pass(*args: Any, **kwargs: Any) -> Any:
-        states = args[0] if args else kwargs["hidden_states"]
         return (states,) if returns_tuple else states
 
     for layer in layers:
@@ -216,12 +222,3 @@ def _passing(layers: Sequence[nn.Module], returns_tuple: bool) -> Iterator[None]
     finally:
         for layer in layers:
             del layer.forward
-
-
-@contextmanager
-def _replacing_input(layer: nn.Module, states: Tensor) -> Iterator[None]:
-    def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
-
-    with layer.register_forward_pre_hook(replace, with_kwargs=True, prepend=True):
-        yield

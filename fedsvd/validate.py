@@ -61,8 +61,12 @@ def allowed(hint: Any) -> Allowed:
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        inner = allowed(next(item for item in arguments if item is not types.NoneType))
-        return Allowed(f"{inner.words}, or null", lambda value: value is None or inner.accepts(value))
+        each_of = [allowed(item) for item in arguments if item is not types.NoneType]
+        if types.NoneType in arguments:
+            each_of.append(Allowed("null", lambda value: value is None))
+        return Allowed(
+            ", or ".join(item.words for item in each_of), lambda value: any(item.accepts(value) for item in each_of)
+        )
     if origin is Annotated:
         base, rule = allowed(arguments[0]), arguments[1]
         if isinstance(rule, Matches):
