@@ -136,6 +136,7 @@ def _train_open(
             config.train.local_steps,
             _round_generator(config.seed, task.server_round, identity.partition_id),
         ),
+        config.train.clip_grad_norm,
     )
     return ClientReport(identity.partition_id, num_examples, 0.0, train_loss=loss if loss == loss else None)
 

@@ -31,6 +31,16 @@ class RunFolder:
         return self.root / "overrides.json"
 
     @property
+    def classes(self) -> Path:
+        """Names of the classes, in the order of the model's outputs (JSON list)."""
+        return self.root / "classes.json"
+
+    @property
+    def samples(self) -> Path:
+        """What a language model answers to a few held-out prompts, before and after training."""
+        return self.root / "samples.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON row a round."""
         return self.root / "metrics.jsonl"
@@ -113,6 +123,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON document whole or not at all."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where there is no file, or none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

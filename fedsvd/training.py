@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedsvd.causal import read_answers
 from fedsvd.config import TrainConfig
 from fedsvd.errors import RunError
 from fedsvd.prefix import PrefixCache
@@ -21,7 +22,14 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy and share of right answers over ``num_examples`` examples."""
+    """What a model makes of ``num_examples`` examples.
+
+    Attributes:
+        loss: Mean cross-entropy; of a language model per token, so that its exponential is the perplexity.
+        accuracy: Share of right classes; of a language model of answers that greedy decoding gives token for token.
+        num_examples: How many.
+        seconds: What it took.
+    """
 
     loss: float
     accuracy: float
@@ -45,8 +53,10 @@ def learning_rate(config: TrainConfig, server_round: int) -> float:
 
 
 def example_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Return each example's cross-entropy, shape (batch,), in float32."""
+    """Return each example's cross-entropy, shape (batch,), float32; of a language model its answer's mean per token."""
     labels = batch["labels"]
+    if labels.dim() == 2:
+        return read_answers(model, inputs(batch), labels).means
     logits = model(**inputs(batch)).logits
     return functional.cross_entropy(logits.float(), labels, reduction="none")
 
@@ -56,14 +66,16 @@ def train_plain(
     optimizer: torch.optim.Optimizer,
     losses: Callable[[nn.Module, Sequence[int]], Tensor],
     batches: Iterable[list[int]],
+    clip_grad_norm: float | None = None,
 ) -> float:
     """Take one optimiser step a batch; a batch without examples has no gradient and takes none.
 
     Args:
-        model: A classifier; parameters with ``requires_grad`` are trained.
+        model: Its parameters with ``requires_grad`` are trained.
         optimizer: Over these parameters.
         losses: From the model and the examples' positions to each example's loss, shape (batch,).
         batches: Positions of each batch's examples.
+        clip_grad_norm: Largest norm of a batch's gradient over all that is trained.
 
     Returns:
         The mean of the batches' losses (nan when every batch was empty).
@@ -79,6 +91,8 @@ def train_plain(
         loss = losses(model, positions).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip_grad_norm)
         optimizer.step()
         means.append(loss.item())
         if not math.isfinite(means[-1]):
@@ -96,16 +110,28 @@ def evaluate(
     """Measure loss and accuracy over batches; ``prefix`` is a cache for examples numbered in their order."""
     started = time.perf_counter()
     model.eval()
-    total, right, count = 0.0, 0, 0
+    total, tokens, right, count = 0.0, 0, 0, 0
     for cpu_batch in batches:
         batch = to_device(cpu_batch, device)
         positions = range(count, count + len(batch["labels"]))
         with prefix.handing_in(model, positions, inputs(batch)) if prefix is not None else nullcontext():
-            logits = model(**inputs(batch)).logits.float()
-        total += functional.cross_entropy(logits, batch["labels"], reduction="sum").item()
-        right += int((logits.argmax(-1) == batch["labels"]).sum().item())
+            losses, hits = _read(model, batch)
+        total += losses.double().sum().item()
+        tokens += losses.numel()
+        right += int(hits.sum().item())
         count += len(batch["labels"])
-    return Evaluation(total / count, right / count, count, time.perf_counter() - started)
+    return Evaluation(total / tokens, right / count, count, time.perf_counter() - started)
+
+
+def _read(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the losses of all classes or tokens, flat, and which examples are right, shape (batch,)."""
+    labels = batch["labels"]
+    if labels.dim() == 2:
+        answers = read_answers(model, inputs(batch), labels)
+        within = torch.arange(answers.losses.shape[1], device=labels.device) < answers.counts.unsqueeze(1)
+        return answers.losses[within], answers.exact
+    logits = model(**inputs(batch)).logits.float()
+    return functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels
 
 
 def inputs(batch: Batch) -> Batch:

@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from fedsvd import data, lora, models
 from fedsvd.adapter import Adapter, Part
-from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig
-from fedsvd.errors import ConfigError, ModelError
+from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig, TrainConfig
+from fedsvd.errors import ConfigError
+from fedsvd.generation import samples
 from fedsvd.initialisation import initialise
 from fedsvd.methods import Method, build_method
 from fedsvd.prefix import MemoryBudget, PrefixCache, Store
@@ -26,6 +27,7 @@ from fedsvd.training import Batch, example_losses, inputs, to_device
 
 # What decides the frozen lower layers and what reads their output: source, adapted layers and modules, attention.
 _Base = tuple[str, str, tuple[str, ...], str]
+_NUM_SAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Silo:
     """One client's data, tokenised.
 
     Attributes:
-        examples: Columns ``input_ids`` and ``labels``; of pairs perhaps ``token_type_ids``.
+        examples: Columns ``input_ids`` and ``labels``; of pairs perhaps ``token_type_ids``, of packed sequences
+            ``position_ids``.
         fingerprint: Identifies the raw text and labels; the ledger is bound to it.
         prefixes: For each model that has seen these examples, its way to what its frozen lower layers made of them.
         stores: That itself, for all models of one base and one choice of adapted layers.
@@ -73,7 +76,8 @@ def client_config(config: Config, partition_id: int) -> Config:
 
 def trained_parts(method: Method, config: Config, server_round: int) -> frozenset[Part]:
     """Return what a client trains in this round: the method's factors, and the head where it is not frozen."""
-    head: frozenset[Part] = frozenset({"head"}) if config.train.head == "private" else frozenset()
+    has_head = config.model.task == "sequence_classification"
+    head: frozenset[Part] = frozenset({"head"}) if has_head and config.train.head == "private" else frozenset()
     return method.trains(server_round) | head
 
 
@@ -83,7 +87,7 @@ def load_model(config: Config) -> peft.PeftModel:
     Sets the process's precision of matrix products, too: a model is loaded to be run.
     """
     torch.set_float32_matmul_precision(config.float32_matmul_precision)
-    num_labels = len(_load_data(config.data, config.seed)["train"].features["label"].names)
+    num_labels = len(class_names(config))
     core = build_method(config.method).traits.core
     return _load_model(config.model, num_labels, config.seed, str(resolve_device(config.device)), core)
 
@@ -101,7 +105,13 @@ def load_partition(config: Config, partition_id: int) -> Dataset:
 def load_silo(config: Config, partition_id: int) -> Silo:
     """Load one client's tokenised partition."""
     return _load_silo(
-        config.data, config.partition, config.model, config.federation.num_clients, config.seed, partition_id
+        config.data,
+        config.partition,
+        config.model,
+        config.train.packing,
+        config.federation.num_clients,
+        config.seed,
+        partition_id,
     )
 
 
@@ -110,6 +120,18 @@ def partition_counts(config: Config) -> list[dict[str, int]]:
     parts = _load_partitions(config.data, config.partition, config.federation.num_clients, config.seed)
     names = parts[0].features["label"].names
     return [{name: list(part["label"]).count(number) for number, name in enumerate(names)} for part in parts]
+
+
+def class_names(config: Config) -> list[str]:
+    """Return the names of the classes, in the order of the model's outputs."""
+    return list(_load_data(config.data, config.seed)["train"].features["label"].names)
+
+
+def sample_answers(config: Config) -> list[dict[str, str]]:
+    """Let the process's language model, as it is, answer the first few held-out prompts."""
+    test, tokenizer = _load_data(config.data, config.seed)["test"], _load_tokenizer(config.model.source)
+    few = test.select(range(min(_NUM_SAMPLES, len(test))))
+    return samples(load_model(config), tokenizer, few, config.data, config.model)
 
 
 def load_test_batches(config: Config) -> list[Batch]:
@@ -190,22 +212,20 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 # Clients of different ranks have a model each, where they share a process.
 @lru_cache(maxsize=4)
 def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, core: bool) -> peft.PeftModel:
-    loaded = models.load_classifier(
-        config.source, num_labels=num_labels, seed=seed, attn_implementation=config.attn_implementation
-    )
-    head_modules = sorted({name.rsplit(".", 1)[0] for name in loaded.new_parameters})
-    if not head_modules:
-        raise ModelError(f"model.source = {config.source!r} already holds a classifier head for another task.")
+    loaded, head_modules = models.load_base(config, num_labels, seed)
     adapted = lora.attach(
-        loaded.model,
+        loaded,
         rank=config.rank,
         lora_alpha=config.lora_alpha,
         target_modules=config.target_modules,
+        task=config.task,
         lora_layers=config.lora_layers,
         lora_dropout=config.lora_dropout,
         head_modules=head_modules,
         core=core,
     )
+    if config.gradient_checkpointing:
+        models.checkpoint_activations(loaded)
     read_first_token_alone(adapted)
     return adapted.to(device)
 
@@ -255,12 +275,19 @@ def _load_partition(
 
 @lru_cache(maxsize=1024)
 def _load_silo(
-    config: DataConfig, partition: PartitionConfig, model: ModelConfig, num_clients: int, seed: int, partition_id: int
+    config: DataConfig,
+    partition: PartitionConfig,
+    model: ModelConfig,
+    packing: bool,
+    num_clients: int,
+    seed: int,
+    partition_id: int,
 ) -> Silo:
     raw = _load_partition(config, partition, num_clients, seed, partition_id)
-    examples = data.tokenize(raw, _load_tokenizer(model.source), model.max_length)
+    examples = data.encode(raw, config, model, _load_tokenizer(model.source))
     # Poisson sampling is blind to the order, and positions come out in it: neighbours of one length need less padding.
-    return Silo(data.by_length(examples), data.fingerprint(raw))
+    ordered = data.packed(examples, model.max_length) if packing else data.by_length(examples)
+    return Silo(ordered, data.fingerprint(raw))
 
 
 @lru_cache(maxsize=2)
@@ -269,5 +296,5 @@ def _load_test_batches(config: DataConfig, model: ModelConfig, batch_size: int, 
     held_out = _load_data(config, seed)["test"]
     if not len(held_out):
         return []
-    examples = data.tokenize(held_out, tokenizer, model.max_length)
+    examples = data.encode(held_out, config, model, tokenizer)
     return list(data.eval_batches(examples, batch_size, tokenizer))

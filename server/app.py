@@ -12,8 +12,8 @@ from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.diagnostics_plot import plot_diagnostics
 from fedsvd.report.plots import plot_accuracy, plot_partitions
 from fedsvd.report.progress import Reporter
-from fedsvd.run_folder import RunFolder, run_root, write_text
-from fedsvd.workspace import initial_adapter, load_model, partition_counts, resolve_device
+from fedsvd.run_folder import RunFolder, run_root, write_json, write_text
+from fedsvd.workspace import class_names, initial_adapter, load_model, partition_counts, resolve_device
 from server.checkpoint import load_latest
 from server.client_level import ClientLevelServer
 from server.evaluation import RoundKeeper
@@ -34,6 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     adapter = initial_adapter(config, method)
     earlier = load_latest(folder.checkpoints, adapter) if config.resume else None
     write_text(folder.config, to_yaml(config))
+    write_json(folder.classes, class_names(config))
     if config.plots and config.data.name != "node":
         plot_partitions(partition_counts(config), folder.partitions_plot)
     device = resolve_device(config.device)
@@ -57,6 +58,7 @@ def main(grid: Grid, context: Context) -> None:
             timeout=config.federation.round_timeout_s,
             evaluate_fn=keeper,
         )
+        keeper.finish()
         lora.save_pretrained(load_model(config), strategy.adapter, folder.adapter)
         if config.plots:
             plot_accuracy(keeper.history, folder.accuracy_plot)

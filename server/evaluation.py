@@ -16,7 +16,7 @@ from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.progress import Reporter
 from fedsvd.run_folder import RunFolder, write_json, write_rows
 from fedsvd.training import evaluate
-from fedsvd.workspace import load_model, load_test_batches, load_test_prefix, resolve_device
+from fedsvd.workspace import load_model, load_test_batches, load_test_prefix, resolve_device, sample_answers
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.diagnostics import clipping
 from server.replies import RoundRecord
@@ -79,6 +79,17 @@ class RoundKeeper:
             return None
         return MetricRecord({"accuracy": row["accuracy"], "loss": row["loss"]})
 
+    def finish(self) -> None:
+        """Let a language model answer a few held-out prompts, for the record."""
+        if self.config.model.task == "causal_lm":
+            lora.write(load_model(self.config), self.strategy.adapter)
+            write_json(self.folder.samples, self._samples(sample_answers(self.config)))
+
+    def _samples(self, after: list[dict[str, str]]) -> list[dict[str, str]]:
+        with load_model(self.config).disable_adapter():
+            before = [row["generated"] for row in sample_answers(self.config)]
+        return [{**row, "before": answer} for row, answer in zip(after, before, strict=True)]
+
     def _measure(self, this_round: int) -> dict[str, Any]:
         due = this_round % self.config.train.eval_every == 0 or this_round == self.config.train.num_rounds
         own = self.strategy.round.measured
@@ -108,6 +119,7 @@ class RoundKeeper:
         return {
             "server_round": record.server_round,
             **measured,
+            "perplexity": self._perplexity(measured["loss"]),
             "train_loss": sum(losses) / len(losses) if losses else None,
             "epsilon": record.epsilon or (max(spends) if spends else None),
             "clients_sampled": record.sampled,
@@ -124,6 +136,10 @@ class RoundKeeper:
             "seconds_write": 0.0,
             "sites": record.sites,
         }
+
+    def _perplexity(self, loss: float | None) -> float | None:
+        """Of a language model; its loss is a mean per token."""
+        return math.exp(loss) if loss is not None and self.config.model.task == "causal_lm" else None
 
     def _write(self, this_round: int, row: dict[str, Any]) -> None:
         started = time.perf_counter()

@@ -83,6 +83,17 @@ class Config:
                 f"federation.client_ranks = {list(ranks)} is not possible with privacy.name = client_level: set it to "
                 "null, or take privacy=dp_sgd."
             )
+        if self.train.packing and (self.model.task != "causal_lm" or self.privacy.name == "dp_sgd"):
+            raise ConfigError(
+                f"train.packing = True is not possible with model.task = {self.model.task} and privacy.name = "
+                f"{self.privacy.name}: it is for language models, and where each example is protected no two may "
+                "share a sequence, which would be the unit instead. Set train.packing=false."
+            )
+        if self.data.label_column is None and self.model.task != "causal_lm":
+            raise ConfigError(
+                f"data.label_column = None is not possible with model.task = {self.model.task}: name the column of the "
+                "classes, or take model.task=causal_lm."
+            )
         check_secure(self.privacy, self.train, self.federation)
         needed = self.federation.num_clients * self.partition.min_partition_size
         limit = self.data.max_train_examples

@@ -36,7 +36,12 @@ class TrainConfig:
         server_tau: τ of ``adam``, added to the root of its second moment.
         prefix_cache_mib: Memory of a process for the states of what lies below the lowest adapted layer, computed once
             for each example; 0 computes them each time.
-        head: The classifier head: ``frozen`` as it was drawn, or ``private``: trained and sent like the factors.
+        head: The classifier head: ``frozen`` as it was drawn, or ``private``: trained and sent like the factors. A
+            language model has none.
+        clip_grad_norm: Without privacy, largest norm of a batch's gradient; null for none. (With it, each example's is
+            clipped: ``privacy.max_grad_norm``.)
+        packing: Put a language model's short sequences into longer ones, up to ``model.max_length``. A packed sequence
+            counts as one example then, which is why example-level privacy goes without.
     """
 
     optimizer: Literal["sgd", "adamw"]
@@ -53,6 +58,8 @@ class TrainConfig:
     grad_sample_mode: Literal["auto", "fused", "hooks"] = "auto"
     prefix_cache_mib: WholeNumber = 1024
     head: Literal["frozen", "private"] = "frozen"
+    clip_grad_norm: Positive | None = None
+    packing: bool = False
     server_optimizer: Literal["none", "momentum", "adam"] = "none"
     server_learning_rate: Positive = 1.0
     server_momentum: Share = 0.9

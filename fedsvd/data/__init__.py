@@ -1,7 +1,21 @@
 """Text: where it comes from, who holds what, and how it becomes batches."""
 
-from fedsvd.data.batches import by_length, collate, eval_batches, tokenize
+from fedsvd.data.batches import by_length, collate, encode, eval_batches, tokenize
+from fedsvd.data.instructions import instructions, packed, prompt_ids, tokenize_instructions
 from fedsvd.data.partition import fingerprint, partition
 from fedsvd.data.sources import load
 
-__all__ = ["by_length", "collate", "eval_batches", "fingerprint", "load", "partition", "tokenize"]
+__all__ = [
+    "by_length",
+    "collate",
+    "encode",
+    "eval_batches",
+    "fingerprint",
+    "instructions",
+    "load",
+    "packed",
+    "partition",
+    "prompt_ids",
+    "tokenize",
+    "tokenize_instructions",
+]

@@ -10,6 +10,27 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from fedsvd.config import DataConfig, ModelConfig
+from fedsvd.data.instructions import IGNORED, instructions, tokenize_instructions
+
+
+def encode(dataset: Dataset, config: DataConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Turn rows into unpadded tokens and ``labels``, as the model's task needs them.
+
+    Args:
+        dataset: As `fedsvd.data.load` gives it.
+        config: The group ``data``.
+        model: The group ``model``.
+        tokenizer: The model's.
+
+    Raises:
+        DataError: A chat template is asked for, and the tokenizer has none.
+    """
+    if model.task == "sequence_classification":
+        return tokenize(dataset, tokenizer, model.max_length)
+    rows = instructions(dataset, config, tokenizer, model.chat_template)
+    return tokenize_instructions(rows, tokenizer, model.max_length, model.chat_template)
+
 
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Turn ``text`` (with ``text_pair``, where there is one) and ``label`` into unpadded tokens and ``labels``.
@@ -30,12 +51,27 @@ def collate(examples: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenize
 
     Returns:
         ``input_ids``, ``attention_mask`` and (of pairs) ``token_type_ids`` of shape (batch, length), ``labels`` of
-        shape (batch,).
+        shape (batch,), or (batch, length) of a language model. Of packed sequences ``position_ids`` in the place of
+        ``attention_mask``: where they start again at 0, another sequence begins, and so does the padding.
     """
+    if "position_ids" in examples[0]:
+        length = max(len(example["input_ids"]) for example in examples)
+        fills = {"input_ids": tokenizer.pad_token_id, "position_ids": None, "labels": IGNORED}
+        return {name: _padded([example[name] for example in examples], fill, length) for name, fill in fills.items()}
     names = [name for name in ("input_ids", "token_type_ids") if name in examples[0]]
-    batch = tokenizer.pad({name: [example[name] for example in examples] for name in names}, return_tensors="pt")
-    labels = torch.tensor([example["labels"] for example in examples])
-    return {**{name: batch[name] for name in (*names, "attention_mask")}, "labels": labels}
+    batch = tokenizer.pad(
+        {name: [example[name] for example in examples] for name in names}, return_tensors="pt", padding_side="right"
+    )
+    labels = [example["labels"] for example in examples]
+    length = batch["input_ids"].shape[1]
+    target = _padded(labels, IGNORED, length) if isinstance(labels[0], list) else torch.tensor(labels)
+    return {**{name: batch[name] for name in (*names, "attention_mask")}, "labels": target}
+
+
+def _padded(rows: Sequence[list[int]], fill: int | None, length: int) -> Tensor:
+    """Fill rows up to a length; None counts up from 0."""
+    ends = [list(range(length - len(row))) if fill is None else [fill] * (length - len(row)) for row in rows]
+    return torch.tensor([row + end for row, end in zip(rows, ends, strict=True)])
 
 
 def by_length(dataset: Dataset) -> Dataset:

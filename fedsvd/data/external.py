@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -20,6 +20,8 @@ _READERS: Mapping[str, Callable[[str], Dataset]] = {
     "parquet": lambda path: _from_pandas(pandas.read_parquet(path)),
     "arrow": lambda path: Dataset.from_file(path) if Path(path).is_file() else datasets.load_from_disk(path),
 }
+# A column that no file has.
+_ONE_CLASS = "\x00class"
 FILE_FORMATS = tuple(_READERS)
 
 
@@ -30,14 +32,16 @@ class Columns:
     Attributes:
         text: The text.
         text_pair: The second text of a pair; None where there is one text.
-        label: The class: a number, a name, or any text.
+        label: The class: a number, a name, or any text; None where there is none, and all are of one.
         keep: One more column to carry along, as for ``partition=by_column``; None for none.
+        response: The answer that a language model learns; None where it is the class.
     """
 
     text: str
     text_pair: str | None
-    label: str
+    label: str | None
     keep: str | None
+    response: str | None = None
 
 
 def load_files(
@@ -64,14 +68,17 @@ def load_files(
     return shuffled(_in_shape(sides, columns), seed)
 
 
-def load_hub(path: str, subset: str | None, test_split: str, columns: Columns, *, seed: int) -> DatasetDict:
+def load_hub(
+    path: str, subset: str | None, test_split: str | None, columns: Columns, *, test_fraction: float, seed: int
+) -> DatasetDict:
     """Load a data set by its id on the hub (or a local folder that ``datasets.load_dataset`` knows).
 
     Args:
         path: Id or folder.
         subset: Its configuration; None for the only one.
-        test_split: The split that is held out; ``train`` is trained on.
+        test_split: The split that is held out; ``train`` is trained on. None holds out a share of that.
         columns: Names of the columns.
+        test_fraction: The share held out where there is no ``test_split``.
         seed: Of the shuffle.
 
     Raises:
@@ -85,8 +92,10 @@ def load_hub(path: str, subset: str | None, test_split: str, columns: Columns, *
             "connection to the hub, or point data.path to a local copy."
         ) from error
     for split in ("train", test_split):
-        if split not in loaded:
+        if split is not None and split not in loaded:
             raise DataError(f"{path} has no split {split!r}; it has {', '.join(loaded)}. Set data.test_split.")
+    if test_split is None:
+        return hold_out(_in_shape(DatasetDict({"train": loaded["train"]}), columns)["train"], test_fraction, seed)
     sides = DatasetDict({"train": loaded["train"], "test": loaded[test_split]})
     return shuffled(_in_shape(sides, columns), seed)
 
@@ -102,21 +111,30 @@ def read_file(file_format: str, path: str, key: str) -> Dataset:
 
 
 def _in_shape(sides: DatasetDict, columns: Columns) -> DatasetDict:
-    """Rename columns to ``text``, ``text_pair`` and ``label``, drop the others and rows without a label."""
-    names = {columns.text: "text", columns.label: "label"}
-    if columns.text_pair is not None:
-        names[columns.text_pair] = "text_pair"
+    """Rename columns to ``text``, ``text_pair``, ``label`` and ``response``, drop the others and rows that lack one."""
+    if columns.label is None:
+        sides = DatasetDict({side: _of_one_class(dataset) for side, dataset in sides.items()})
+        columns = replace(columns, label=_ONE_CLASS)
+    given = {
+        columns.text: "text", columns.label: "label", columns.text_pair: "text_pair", columns.response: "response",
+    }  # fmt: skip
+    names = {column: name for column, name in given.items() if column is not None}
     wanted = [*names, *([columns.keep] if columns.keep and columns.keep not in names else [])]
     for side, dataset in sides.items():
         for name in wanted:
             if name not in dataset.column_names:
                 raise DataError(
                     f"the {side} texts have no column {name!r}; they have {', '.join(dataset.column_names)}. Set "
-                    "data.text_column, data.text_pair_column, data.label_column and partition.column."
+                    "data.text_column, data.text_pair_column, data.label_column, data.response_column and "
+                    "partition.column."
                 )
     sides = DatasetDict({side: dataset.select_columns(wanted) for side, dataset in sides.items()})
     sides = sides.rename_columns({old: new for old, new in names.items() if old != new})
     return _with_classes(sides)
+
+
+def _of_one_class(dataset: Dataset) -> Dataset:
+    return dataset.add_column(_ONE_CLASS, [0] * len(dataset), feature=ClassLabel(names=["any"]))
 
 
 def _with_classes(sides: DatasetDict) -> DatasetDict:
@@ -145,8 +163,13 @@ def _with_classes(sides: DatasetDict) -> DatasetDict:
 
 
 def _usable(dataset: Dataset) -> list[int]:
-    rows = zip(dataset["text"], dataset["label"], strict=True)
-    return [i for i, (text, label) in enumerate(rows) if _is_text(text) and label is not None and label != -1]
+    answers = dataset["response"] if "response" in dataset.column_names else dataset["text"]
+    rows = zip(dataset["text"], answers, dataset["label"], strict=True)
+    return [
+        i
+        for i, (text, answer, label) in enumerate(rows)
+        if _is_text(text) and _is_text(answer) and label is not None and label != -1
+    ]
 
 
 def _from_pandas(frame: pandas.DataFrame) -> Dataset:

@@ -43,7 +43,7 @@ def load_own(path: str, columns: Columns, labels: Sequence[str], key: str = "dat
         table = read_file(file_format, path, key)
     except DataError as error:
         raise SiloError(str(error)) from error
-    names = {"text": columns.text, "label": columns.label}
+    names = {"text": columns.text, "label": str(columns.label)}
     if columns.text_pair is not None:
         names["text_pair"] = columns.text_pair
     lacking = [name for name in names.values() if name not in table.column_names]

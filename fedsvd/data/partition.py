@@ -143,10 +143,10 @@ def _load_all(partitioner: Partitioner, dataset: Dataset, num_partitions: int) -
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Return a SHA-256, in hexadecimal, over all texts, pairs and labels: the same for them in any order.
+    """Return a SHA-256, in hexadecimal, over all texts, pairs, labels and answers: the same for them in any order.
 
     It is no secret: who can guess a small data set whole can confirm the guess.
     """
-    columns = [dataset[name] for name in ("label", "text", "text_pair") if name in dataset.column_names]
+    columns = [dataset[name] for name in ("label", "text", "text_pair", "response") if name in dataset.column_names]
     digests = sorted(hashlib.sha256("\x1f".join(map(str, row)).encode()).digest() for row in zip(*columns, strict=True))
     return hashlib.sha256(b"".join(digests)).hexdigest()

@@ -16,7 +16,7 @@ from fedsvd.errors import ConfigError
 
 
 def load(config: DataConfig, seed: int, keep_column: str | None = None) -> DatasetDict:
-    """Load a data set as ``train`` and ``test``, shuffled, each with ``text``, ``label`` and perhaps ``text_pair``.
+    """Load a data set as ``train`` and ``test``, shuffled: ``text``, ``label``, perhaps ``text_pair``, ``response``.
 
     Args:
         config: The group ``data``.
@@ -70,7 +70,14 @@ def _files(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDic
 
 
 def _hub(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
-    return load_hub(_path(config), config.subset, config.test_split, _columns(config, keep_column), seed=seed)
+    return load_hub(
+        _path(config),
+        config.subset,
+        config.test_split,
+        _columns(config, keep_column),
+        test_fraction=config.test_fraction,
+        seed=seed,
+    )
 
 
 def _node(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
@@ -79,6 +86,8 @@ def _node(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict
         raise ConfigError("data=node needs data.labels: give all classes, in order, as in data.labels=[no,yes].")
     if config.evaluate_on != "test":
         raise ConfigError(f"data.evaluate_on = {config.evaluate_on} is not possible with data=node: set it to test.")
+    if config.response_column is not None:
+        raise ConfigError(f"data.response_column = {config.response_column!r} is not possible with data=node: set null.")
     columns, nothing = _columns(config, None), empty(config.labels, pairs=config.text_pair_column is not None)
     paths = {"train": (config.path, "data-path"), "test": (config.test_path, "data.test_path")}
     return DatasetDict(
@@ -87,7 +96,9 @@ def _node(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict
 
 
 def _columns(config: DataConfig, keep_column: str | None) -> Columns:
-    return Columns(config.text_column, config.text_pair_column, config.label_column, keep_column)
+    return Columns(
+        config.text_column, config.text_pair_column, config.label_column, keep_column, config.response_column
+    )
 
 
 def _path(config: DataConfig) -> str:

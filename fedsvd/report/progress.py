@@ -78,7 +78,7 @@ class Reporter:
     def round_done(self, row: Mapping[str, Any]) -> None:
         """A round has been evaluated and written."""
         if row["accuracy"] is not None:
-            self._measured = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%} at round {row['server_round']}"
+            self._measured = f"{_measured(row)} at round {row['server_round']}"
         said = "  ".join(part for part in (self._measured, _spent(row)) if part)
         self._progress.update(self._rounds, completed=row["server_round"], said=said)
         self._progress.reset(self._clients)
@@ -106,6 +106,7 @@ _CONTENTS = {
     "privacy.json": "what each client spent (with privacy on)",
     "plots/": "accuracy, diagnostics (factors, clipping, noise), partitions (who holds what)",
     "checkpoints/": "fedsvd train resume=RUN_FOLDER goes on from here",
+    "samples.json": "answers before and after (of a language model)",
     "config.yaml": "the resolved configuration",
 }
 
@@ -113,12 +114,18 @@ _CONTENTS = {
 def _headline(row: Mapping[str, Any]) -> str:
     said = []
     if row["accuracy"] is not None:
-        said.append(f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}")
+        said.append(_measured(row))
     if row["epsilon"] is not None:
         said.append(_spent(row))
     if row["skipped"]:
         said.append("skipped")
     return "  ".join(said)
+
+
+def _measured(row: Mapping[str, Any]) -> str:
+    if row.get("perplexity") is None:
+        return f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}"
+    return f"perplexity {row['perplexity']:.2f}  exact match {row['accuracy']:.1%}"
 
 
 def _spent(row: Mapping[str, Any]) -> str:

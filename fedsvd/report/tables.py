@@ -32,19 +32,35 @@ def rounded_up(epsilon: float, digits: int) -> str:
 def rounds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Accuracy, loss, ε and bytes of each round."""
     table = Table(title="rounds")
-    for heading in ("round", "accuracy", "loss", "largest ε", "clients", "KiB down", "KiB up"):
+    # A language model's rows tell how hard the answers were to guess, and how many it gives word for word.
+    answers = any(row.get("perplexity") is not None for row in rows)
+    for heading in (
+        "round",
+        "exact match" if answers else "accuracy",
+        "perplexity" if answers else "loss",
+        "largest ε",
+        "clients",
+        "KiB down",
+        "KiB up",
+    ):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
             str(row["server_round"]),
             "–" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
-            "–" if row["loss"] is None else f"{row['loss']:.3f}",
+            _loss(row),
             "–" if row["epsilon"] is None else rounded_up(row["epsilon"], 2),
             f"{row['clients_used']}/{row['clients_sampled']}",
             f"{row['bytes_down'] / 1024:.0f}",
             f"{row['bytes_up'] / 1024:.0f}",
         )
     return table
+
+
+def _loss(row: Mapping[str, Any]) -> str:
+    if row["loss"] is None:
+        return "–"
+    return f"{row['loss']:.3f}" if row.get("perplexity") is None else f"{row['perplexity']:.2f}"
 
 
 def clients_table(clients: Mapping[str, Mapping[str, Any]], target_delta: float, unit: str) -> Table:

@@ -1,0 +1,77 @@
+"""Greedy answers of a causal language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from fedsvd import data
+from fedsvd.config import DataConfig, ModelConfig
+
+MAX_NEW_TOKENS = 48
+
+
+@torch.inference_mode()
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = 8,
+) -> list[str]:
+    """Let a model answer, each token the likeliest one, until its end token or so many tokens.
+
+    Args:
+        model: A causal language model, or PEFT's wrapper around one.
+        tokenizer: Its tokenizer.
+        prompts: Tokens.
+        max_new_tokens: Longest answer.
+        batch_size: Prompts at once.
+
+    Returns:
+        The answers, without special tokens and the blanks around them.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    answers: list[str] = []
+    for start in range(0, len(prompts), batch_size):
+        rows = [list(row) for row in prompts[start : start + batch_size]]
+        batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="left").to(device)
+        generated: Any = model.generate(  # type: ignore[operator]
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=end,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        new = generated[:, batch["input_ids"].shape[1] :]
+        answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    model.train(was_training)
+    return answers
+
+
+def samples(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Dataset, config: DataConfig, how: ModelConfig
+) -> list[dict[str, str]]:
+    """Let a model answer a few rows of held-out data.
+
+    Returns:
+        For each row ``prompt``, ``expected`` and ``generated``.
+    """
+    texts = data.instructions(rows, config, tokenizer, how.chat_template)
+    prompts = [data.prompt_ids(text, tokenizer, how.max_length, how.chat_template) for text in texts]
+    answers = generate(model, tokenizer, prompts)
+    return [
+        {"prompt": text.prompt, "expected": text.answer.strip(), "generated": answer}
+        for text, answer in zip(texts, answers, strict=True)
+    ]

@@ -1,0 +1,36 @@
+"""SmolLM2, a real language model: it comes out of its package whole, and learns federated and in private."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedsvd.cli import main
+from fedsvd.generation import generate
+from fedsvd.models import load_causal_lm, load_tokenizer
+from fedsvd.run_folder import read_rows
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_dequantised_model_still_knows_things() -> None:
+    model, tokenizer = load_causal_lm("embedded:smollm2").model, load_tokenizer("embedded:smollm2")
+    said = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}], tokenize=False, add_generation_prompt=True
+    )
+
+    [answer] = generate(model, tokenizer, [tokenizer(said)["input_ids"]], max_new_tokens=16)
+
+    assert "Paris" in answer
+
+
+def test_it_learns_to_answer_in_private(tmp_path: Path) -> None:
+    words = ["data.max_train_examples=200", "data.max_test_examples=40", "train.num_rounds=3", "train.batch_size=50",
+             "train.eval_every=3", "partition=iid"]  # fmt: skip
+    assert main(["train", "experiment=causal_lm", f"hydra.run.dir={tmp_path}", *words]) == 0
+
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    clients = json.loads((tmp_path / "privacy.json").read_text())["clients"]
+    assert all(5.5 < client["epsilon"] <= 6 for client in clients.values())
+    assert rows[-1]["perplexity"] < 0.9 * rows[0]["perplexity"]
+    assert len(json.loads((tmp_path / "samples.json").read_text())) == 5

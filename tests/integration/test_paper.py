@@ -1,0 +1,79 @@
+"""The paper's experiments: their exact settings, and their code path in small."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedsvd.cli import main
+from fedsvd.compose import compose
+from fedsvd.run_folder import read_rows
+
+# From the field notes and the authors' scripts (github.com/seanie12/fed-svd, scripts/run_dp.sh and run_non_dp.sh):
+# batches of 64 with 2 accumulation steps, 10 local steps, half of 6 clients a round.
+TASKS = {
+    "sst2": ("sst2", "validation", "sentence", None),
+    "mnli": ("mnli", "validation_matched", "premise", "hypothesis"),
+    "qqp": ("qqp", "validation", "question1", "question2"),
+    "qnli": ("qnli", "validation", "question", "sentence"),
+}
+ROUNDS = 100
+
+
+@pytest.mark.parametrize("private", [True, False], ids=["dp", "nondp"])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_settings_are_the_papers(task: str, private: bool) -> None:
+    config = compose([f"experiment=paper/{task}_{'dp' if private else 'nondp'}"])
+    model, train, data, federation = config.model, config.train, config.data, config.federation
+
+    assert (data.path, data.subset, data.test_split, data.text_column, data.text_pair_column) == (
+        "nyu-mll/glue",
+        *TASKS[task],
+    )
+    assert (model.source, model.rank, model.lora_alpha, model.lora_dropout) == ("FacebookAI/roberta-large", 8, 8, 0.05)
+    assert (model.target_modules, model.lora_layers, model.max_length) == (("query", "value"), "all", 128)
+    assert (train.optimizer, train.learning_rate, train.lr_scheduler_type) == ("sgd", 0.5, "constant")
+    assert (train.momentum, train.weight_decay, train.head) == (0, 0, "frozen")
+    assert (train.batch_size, train.local_steps, train.num_rounds) == (128, 10, ROUNDS)
+    assert (federation.num_clients, federation.clients_per_round) == (6, 3)
+    assert (config.partition.name, config.partition.dirichlet_alpha, config.seed) == ("dirichlet", 0.5, 42)
+    assert (config.method["name"], config.method["refactorize_every"]) == ("fedsvd", 1)
+    if private:
+        privacy = config.privacy
+        assert (privacy.name, privacy.target_epsilon, privacy.target_delta) == ("dp_sgd", 6, 1e-5)
+        assert (privacy.max_grad_norm, privacy.accountant, privacy.noise_multiplier) == (2, "prv", None)
+    else:
+        assert (config.privacy.name, train.clip_grad_norm) == ("none", 1.0)
+
+
+@pytest.mark.slow
+def test_the_twin_runs_the_private_path(tmp_path: Path) -> None:
+    assert main(["train", "experiment=paper/twin_dp", f"hydra.run.dir={tmp_path}", "train.local_steps=3"]) == 0
+
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["clients_used"] for row in rows] == [0, 3, 3]
+    assert all(
+        client["epsilon"] <= 6 for client in json.loads((tmp_path / "privacy.json").read_text())["clients"].values()
+    )
+    # The head stays as it was drawn, and B alone travels: 2 layers × (query, value) × 32 × 8 numbers a client.
+    assert rows[1]["bytes_up"] < 3 * (2 * 2 * 32 * 8 * 4 + 1024)
+
+
+@pytest.mark.slow
+def test_pairs_from_a_copy_of_glue_take_the_same_path(tmp_path: Path) -> None:
+    """What the hub would give, from a folder: `datasets.load_dataset` reads both alike."""
+    for split, size in (("train", 240), ("validation_matched", 30)):
+        rows = [
+            {"premise": f"It rains in town {i}.", "hypothesis": f"Town {i} is dry.", "label": i % 3, "idx": i}
+            for i in range(size)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: mnli\n  data_files:\n  - split: train\n    path: train.jsonl\n"
+        "  - split: validation_matched\n    path: validation_matched.jsonl\n---\n"
+    )
+    words = [f"data.path={tmp_path}", "model.source=embedded:tiny-roberta", "train.num_rounds=1", "train.local_steps=1"]
+    assert main(["train", "experiment=paper/mnli_nondp", f"hydra.run.dir={tmp_path / 'run'}", *words]) == 0
+
+    [_, last] = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert (last["clients_used"], json.loads((tmp_path / "run" / "classes.json").read_text())) == (3, ["0", "1", "2"])

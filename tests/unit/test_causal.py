@@ -1,0 +1,202 @@
+"""Language models: prompts and answers as tokens, their losses, exact match, packing and greedy answers."""
+
+import math
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fedsvd import data
+from fedsvd.causal import read_answers
+from fedsvd.compose import compose
+from fedsvd.config import DataConfig
+from fedsvd.errors import ConfigError, DataError
+from fedsvd.generation import generate
+from fedsvd.models import load_causal_lm, load_classifier, load_tokenizer
+from fedsvd.training import evaluate, example_losses, inputs
+
+TEMPLATE = "Review: {text}\nIs it {choices}?"
+TEXTS = ["a fine film", "dull", "the worst of the three, by a mile", "see it twice"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer("embedded:tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return load_causal_lm("embedded:tiny-llama").model
+
+
+def rows(texts: list[str] = TEXTS, **more: list[str]) -> Dataset:
+    label = ClassLabel(names=["bad", "good"])
+    features = Features({"text": Value("string"), "label": label, **dict.fromkeys(more, Value("string"))})
+    return Dataset.from_dict({"text": texts, "label": [i % 2 for i in range(len(texts))], **more}, features=features)
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, max_length: int = 64, **more: list[str]) -> Dataset:
+    config = DataConfig("movie_reviews", prompt_template=TEMPLATE)
+    return data.tokenize_instructions(data.instructions(rows(**more), config, tokenizer, False), tokenizer, max_length)
+
+
+def learnt(example: dict[str, list[int]]) -> list[int]:
+    return [token for token in example["labels"] if token != -100]
+
+
+def test_prompts_are_read_and_answers_with_their_end_are_learnt(tokenizer: PreTrainedTokenizerBase) -> None:
+    first = encoded(tokenizer)[0]
+
+    assert tokenizer.decode(first["input_ids"]) == "[CLS] review : a fine film is it bad, good? bad [SEP]"
+    assert tokenizer.decode(learnt(first)) == "bad [SEP]"
+    assert len(first["labels"]) == len(first["input_ids"])
+
+
+def test_free_answers_take_the_place_of_classes(tokenizer: PreTrainedTokenizerBase) -> None:
+    found = encoded(tokenizer, response=["go see it", "stay home", "no", "yes"])
+
+    assert [tokenizer.decode(learnt(row)) for row in found][:2] == ["go see it [SEP]", "stay home [SEP]"]
+
+
+@pytest.mark.parametrize("max_length", [8, 12, 16])
+def test_what_is_too_long_loses_the_end_of_its_text_first(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    found = encoded(tokenizer, max_length)
+
+    assert max(len(row["input_ids"]) for row in found) <= max_length
+    assert all(tokenizer.decode(learnt(row)) in ("bad [SEP]", "good [SEP]") for row in found)
+    if max_length == 16:
+        # The question stays whole.
+        assert tokenizer.decode(found[2]["input_ids"]) == (
+            "[CLS] review : the worst of the three is it bad, good? bad [SEP]"
+        )
+
+
+def test_an_answer_as_long_as_all_leaves_half_to_the_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
+    row = encoded(tokenizer, 20, response=["so " * 100] * 4)[2]
+
+    assert len(row["input_ids"]) == 20
+    assert 10 <= len(learnt(row)) < 20
+
+
+def test_losses_are_means_over_the_answers_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    batch = data.collate(list(encoded(tokenizer, response=["go see it", "no", "stay at home", "yes"])), tokenizer)
+    logits = model(**inputs(batch)).logits
+    expected = [
+        functional.cross_entropy(row[:-1], labels[1:], ignore_index=-100)
+        for row, labels in zip(logits, batch["labels"], strict=True)
+    ]
+
+    torch.testing.assert_close(example_losses(model, batch), torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_perplexity_weighs_every_token_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    examples = encoded(tokenizer, response=["go see it", "no", "stay at home", "yes"])
+    whole = data.collate(list(examples), tokenizer)
+    logits = model(**inputs(whole)).logits
+    expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), whole["labels"][:, 1:].flatten())
+
+    found = evaluate(model, data.eval_batches(examples, 3, tokenizer), torch.device("cpu"))
+
+    assert found.loss == pytest.approx(expected.item(), rel=1e-5)
+    assert found.num_examples == 4
+
+
+def test_exact_match_is_what_greedy_decoding_gives(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompts = [row["input_ids"][: row["labels"].index(next(t for t in row["labels"] if t != -100))]
+               for row in encoded(tokenizer)]  # fmt: skip
+    with torch.no_grad():
+        own = [
+            model.generate(torch.tensor([prompt]), max_new_tokens=3, do_sample=False, use_cache=True)[0, len(prompt) :]
+            for prompt in prompts
+        ]
+    wrong = own[3].clone()
+    wrong[-1] += 1
+    answers = [*own[:3], wrong]
+    examples = [
+        {"input_ids": [*prompt, *answer.tolist()], "labels": [-100] * len(prompt) + answer.tolist()}
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    batch = data.collate(examples, tokenizer)
+
+    assert read_answers(model, inputs(batch), batch["labels"]).exact.tolist() == [True, True, True, False]
+
+
+def test_packed_sequences_do_not_see_each_other(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    examples = encoded(tokenizer)
+    alone = data.collate(list(examples), tokenizer)
+    separate = read_answers(model, inputs(alone), alone["labels"])
+
+    packs = data.packed(examples, max_length=40)
+    batch = data.collate(list(packs), tokenizer)
+    together = read_answers(model, inputs(batch), batch["labels"])
+
+    assert 1 < len(packs) < len(examples)
+    assert "attention_mask" not in batch
+    torch.testing.assert_close(together.losses.sum(), separate.losses.sum(), atol=1e-4, rtol=1e-5)
+    assert together.counts.sum() == separate.counts.sum()
+
+
+def test_batches_of_prompts_give_the_answers_of_single_ones(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    prompts = [tokenizer(text)["input_ids"][:-1] for text in TEXTS]
+
+    together = generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=3)
+
+    assert together == [generate(model, tokenizer, [prompt], max_new_tokens=6)[0] for prompt in prompts]
+
+
+def test_a_chat_template_goes_around_prompts(tokenizer: PreTrainedTokenizerBase) -> None:
+    config = DataConfig("movie_reviews", prompt_template=TEMPLATE)
+    with pytest.raises(DataError, match="no chat template"):
+        data.instructions(rows(), config, tokenizer, True)
+
+    own = load_tokenizer("embedded:tiny-llama")
+    own.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}<assistant> "
+    [first, *_] = data.instructions(rows(), config, own, True)
+
+    assert first.prompt == "<user> Review: a fine film\nIs it bad, good? <assistant> "
+    assert first.answer == "bad"
+
+
+@pytest.mark.parametrize("template", ["no place", "{text} {text}", "{text} {label}", "{text", "{text!r}"])
+def test_a_template_that_cannot_be_filled_is_refused(template: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.prompt_template"):
+        DataConfig("movie_reviews", prompt_template=template)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train.packing=true"], r"train\.packing = True is not possible"),
+        (["train.packing=true", "model=tiny_llama"], "share a sequence"),
+        (["data=csv", "data.label_column=null"], "leave nothing to learn"),
+        (["data=csv", "data.label_column=null", "data.response_column=answer"], r"take model\.task=causal_lm"),
+        (["model=tiny_llama", "model.max_length=4"], "no room for a prompt"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        compose(words)
+
+
+def test_a_checkpoint_without_an_output_layer_of_words_is_no_language_model(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    load_classifier("embedded:tiny-llama", num_labels=2, seed=0).model.model.save_pretrained(tmp_path)
+    load_tokenizer("embedded:tiny-llama").save_pretrained(tmp_path)
+    from fedsvd.errors import ModelError
+
+    with pytest.raises(ModelError, match="no causal language model"):
+        load_causal_lm(str(tmp_path))
+
+
+def test_an_even_guess_has_the_perplexity_of_the_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    blank = load_causal_lm("embedded:tiny-llama").model
+    torch.nn.init.zeros_(blank.get_output_embeddings().weight)
+
+    found = evaluate(blank, data.eval_batches(encoded(tokenizer), 4, tokenizer), torch.device("cpu"))
+
+    assert math.exp(found.loss) == pytest.approx(len(tokenizer), rel=1e-3)
