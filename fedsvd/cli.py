@@ -23,6 +23,9 @@ usage: fedsvd train [KEY=VALUE …]        run a federation (Hydra overrides)
        fedsvd audit [KEY=VALUE …]        attack one client, and hold the outcome against its ε
        fedsvd compare [KEY=VALUE …]      methods × budgets × seeds, each with its own learning rate
        fedsvd doctor [certs=… ledger=… …] look this machine over, and say what to do
+       fedsvd predict RUN_FOLDER --text TEXT | --file FILE   what a run's model says
+       fedsvd evaluate RUN_FOLDER [data=…]    how good it is, also on other data
+       fedsvd export RUN_FOLDER --to FOLDER [--merge]   for transformers and PEFT alone
        fedsvd --version
 
 examples:
@@ -31,7 +34,7 @@ examples:
   fedsvd train -m privacy.target_epsilon=1,3,6 method=fedsvd,ffa_lora
   fedsvd audit experiment=smoke model.rank=32
 """
-_COMMANDS = ("train", "privacy", "audit", "compare", "doctor")
+_COMMANDS = ("train", "privacy", "audit", "compare", "doctor", "predict", "evaluate", "export")
 
 # Said before flwr is imported: no run of ours reports anything to anybody.
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}

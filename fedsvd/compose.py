@@ -123,6 +123,18 @@ def from_dictconfig(cfg: DictConfig) -> Config:
     return config
 
 
+def read_config(path: Path) -> Config:
+    """Read the ``config.yaml`` of a run.
+
+    Raises:
+        ConfigError: It cannot be read, or holds keys or values that are not allowed.
+    """
+    try:
+        return from_dictconfig(DictConfig(OmegaConf.load(path)))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): is {path.parent} the folder of a run?") from error
+
+
 def as_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as nested dicts and scalars, in the order of the schema."""
     return dataclasses.asdict(config)

@@ -1,0 +1,253 @@
+"""After training: predict, evaluate, export, and exports that load where there is no fedsvd."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+
+from fedsvd.cli import main
+from fedsvd.errors import RunError
+from fedsvd.finished import load_finished, predict, read_run
+from fedsvd.run_folder import read_rows
+
+TEXTS = ["A fine film.", "Dull, dull, dull.", "See it [twice] if you can."]
+
+
+def train(folder: Path, *overrides: str) -> Path:
+    assert main(["train", "experiment=smoke", f"hydra.run.dir={folder}", *overrides]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # FedEx-LoRA merges into the frozen weight: what is exported has to hold that too.
+    return train(
+        tmp_path_factory.mktemp("runs") / "classifier",
+        "method=fedex_lora", "train.head=private", "train.learning_rate=2", "train.eval_every=2",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def answerer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(
+        tmp_path_factory.mktemp("runs") / "answerer",
+        "model=tiny_llama", "privacy=none", "train.packing=true", "train.learning_rate=5",
+        "data.prompt_template='Review: {text} Is it {choices}?'",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exports(classifier: Path, answerer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("exports")
+    for name, folder in (("classifier", classifier), ("answerer", answerer)):
+        assert main(["export", str(folder), "--to", str(root / f"{name}-merged"), "--merge"]) == 0
+        assert main(["export", str(folder), "--to", str(root / f"{name}-adapter")]) == 0
+    return root
+
+
+def test_a_language_models_run_tells_of_perplexity_and_answers(answerer: Path) -> None:
+    rows = read_rows(answerer / "metrics.jsonl")
+    samples = json.loads((answerer / "samples.json").read_text())
+
+    assert all(row["perplexity"] == pytest.approx(math.exp(row["loss"])) for row in rows)
+    assert rows[-1]["perplexity"] < 0.9 * rows[0]["perplexity"]
+    assert len(samples) == 5
+    assert all(row["expected"] in ("negative", "positive") for row in samples)
+    assert all(row["prompt"].endswith("Is it negative, positive?") for row in samples)
+    assert [row["before"] for row in samples] != [row["generated"] for row in samples]
+
+
+def test_classes_and_their_chances_are_predicted(classifier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [word for text in TEXTS for word in ("--text", text)]
+    capsys.readouterr()
+    assert main(["predict", str(classifier), *words, "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    assert [row["text"] for row in found] == TEXTS
+    for row in found:
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+        assert row["probabilities"][row["label"]] == row["probability"] == max(row["probabilities"].values())
+    loaded = load_finished(read_run(classifier))
+    assert [row["label"] for row in predict(loaded, TEXTS, batch_size=1)] == [row["label"] for row in found]
+
+
+def test_files_are_read_and_answers_told(answerer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n\n", encoding="utf-8")
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+
+    told = []
+    capsys.readouterr()
+    for name in ("texts.txt", "texts.jsonl"):
+        assert main(["predict", str(answerer), "--file", str(tmp_path / name), "--json"]) == 0
+        told.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+
+    assert told[0] == told[1]
+    assert [row["text"] for row in told[0]] == TEXTS
+    assert all(isinstance(row["answer"], str) for row in told[0])
+    assert main(["predict", str(answerer), "--text", TEXTS[2]]) == 0
+    assert TEXTS[2] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["classifier", "answerer"])
+def test_the_runs_own_data_give_what_the_server_measured(
+    name: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = request.getfixturevalue(name)
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--json"]) == 0
+    found, last = json.loads(capsys.readouterr().out), read_rows(folder / "metrics.jsonl")[-1]
+
+    assert found["accuracy"] == pytest.approx(last["accuracy"], abs=1e-9)
+    assert found["loss"] == pytest.approx(last["loss"], abs=1e-5)
+    assert found["num_examples"] == 100
+    assert sum(score["num_examples"] for score in found["classes"]) in (0, 100)
+
+
+def test_other_data_are_matched_by_the_names_of_their_classes(
+    classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # In the order of their first letters these would be numbered the other way round.
+    own = [{"text": f"{text} {i}", "label": ["positive", "negative"][i % 2]} for i in range(10) for text in TEXTS]
+    Dataset.from_list(own).to_csv(tmp_path / "own.csv")
+    words = ["data=csv", f"data.path={tmp_path / 'own.csv'}", "data.max_train_examples=null", "--all", "--json"]
+    capsys.readouterr()
+    assert main(["evaluate", str(classifier), *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+
+    loaded = load_finished(read_run(classifier))
+    guesses = [row["label"] for row in predict(loaded, [row["text"] for row in own])]
+    right = sum(guess == row["label"] for guess, row in zip(guesses, own, strict=True))
+    assert found["num_examples"] == len(own)
+    assert found["accuracy"] == pytest.approx(right / len(own))
+    assert {score["name"]: score["num_examples"] for score in found["classes"]} == {"negative": 15, "positive": 15}
+
+
+ELSEWHERE = """
+import json, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("fedsvd", "server", "client"):
+            raise ImportError(f"{name} is not here")
+
+sys.meta_path.insert(0, Blocked())
+sys.path[:] = [folder for folder in sys.path if folder]
+import torch
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+try:
+    import fedsvd
+except ImportError:
+    pass
+else:
+    raise SystemExit("fedsvd is here")
+root, texts = sys.argv[1], json.loads(sys.argv[2])
+found = {}
+for kind, load in {
+    "classifier-merged": AutoModelForSequenceClassification.from_pretrained,
+    "classifier-adapter": lambda f: AutoPeftModelForSequenceClassification.from_pretrained(f, num_labels=2),
+    "answerer-merged": AutoModelForCausalLM.from_pretrained,
+    "answerer-adapter": AutoPeftModelForCausalLM.from_pretrained,
+}.items():
+    model, tokenizer = load(f"{root}/{kind}").eval(), AutoTokenizer.from_pretrained(f"{root}/{kind}")
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    found[kind] = (logits if logits.dim() == 2 else logits[:, 0, :8]).tolist()
+    found[kind + " labels"] = getattr(model.config, "id2label", None)
+    found[kind + " dropout"] = getattr(model.config, "hidden_dropout_prob", None)
+print(json.dumps(found))
+"""
+
+
+def test_exports_load_where_there_is_no_fedsvd(exports: Path, classifier: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ELSEWHERE, str(exports), json.dumps(TEXTS)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+
+    for name in ("classifier", "answerer"):
+        merged, adapter = (torch.tensor(found[f"{name}-{kind}"]) for kind in ("merged", "adapter"))
+        torch.testing.assert_close(merged, adapter, atol=1e-4, rtol=1e-4)
+    assert found["classifier-merged labels"] == {"0": "negative", "1": "positive"}
+    # Training went without the base's own dropout; who goes on with the model gets it back.
+    assert found["classifier-merged dropout"] == 0.1
+    chances = torch.tensor(found["classifier-merged"]).softmax(-1)
+    own = [list(row["probabilities"].values()) for row in predict(load_finished(read_run(classifier)), TEXTS)]
+    torch.testing.assert_close(chances, torch.tensor(own), atol=1e-4, rtol=1e-4)
+
+
+def test_a_merged_export_is_not_its_base(exports: Path, answerer: Path) -> None:
+    from fedsvd.models import load_causal_lm
+
+    base = load_causal_lm("embedded:tiny-llama").model.state_dict()
+    merged = load_file(exports / "answerer-merged" / "model.safetensors")
+    changed = [name for name, weight in merged.items() if not torch.equal(weight, base[name])]
+
+    assert changed
+    assert all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed)
+
+
+def test_the_card_tells_how_to_load_and_what_is_promised(exports: Path, classifier: Path) -> None:
+    merged = (exports / "classifier-merged" / "README.md").read_text(encoding="utf-8")
+    spent = max(row["epsilon"] for row in read_rows(classifier / "metrics.jsonl") if row["epsilon"])
+
+    assert merged.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\n")
+    assert 'AutoModelForSequenceClassification.from_pretrained("FOLDER")' in merged
+    assert f"ε = {math.ceil(spent * 100 - 1e-9) / 100:.2f}" in merged
+    assert "δ = 1e-05" in merged
+    adapter = (exports / "answerer-adapter" / "README.md").read_text(encoding="utf-8")
+    assert 'AutoPeftModelForCausalLM.from_pretrained("FOLDER")' in adapter
+    assert "without differential privacy" in adapter
+
+
+def test_nothing_is_overwritten(classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["export", str(classifier), "--to", str(tmp_path)]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["predict"], "the following arguments are required: folder"),
+        (["predict", "RUN"], "give either --text or --file"),
+        (["predict", "RUN", "--text", "a", "--text-pair", "b", "--text-pair", "c"], "1 --text and 2 --text-pair"),
+        (["predict", "RUN", "--text", "a", "--text-pair", "b"], "reads single texts"),
+        (["predict", "RUN", "--file", "nowhere.txt"], "cannot be read as text"),
+        (["predict", "/nowhere", "--text", "a"], "is /nowhere the folder of a run?"),
+        (["evaluate", "RUN", "model.rank=2"], "model.rank=2 is not for fedsvd evaluate"),
+        (["evaluate", "RUN", "--all"], "--all is for other data"),
+        (["evaluate", "RUN", "data=bbc_news"], "the model knows negative, positive"),
+        (["export", "RUN"], "the following arguments are required: --to"),
+        (["export", "RUN", "--too", "x"], "fedsvd export RUN_FOLDER --to FOLDER"),
+    ],
+)
+def test_wrong_words_end_in_one_readable_line(
+    words: list[str], said: str, classifier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(classifier) if word == "RUN" else word for word in words]) in (1, 2)
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "Traceback" not in printed
+
+
+def test_a_run_without_a_final_adapter_is_told_to_go_on(classifier: Path, tmp_path: Path) -> None:
+    shutil.copytree(classifier, tmp_path / "cut", ignore=shutil.ignore_patterns("adapter"))
+    with pytest.raises(RunError, match="has not come to its end"):
+        read_run(tmp_path / "cut")
+
+
+def test_a_method_that_leaves_factors_at_home_has_no_one_model(tmp_path: Path) -> None:
+    folder = train(tmp_path, "method=fedsa_lora", "train.num_rounds=1", "privacy=none")
+    with pytest.raises(RunError, match="each client keeps its own B"):
+        read_run(folder)
