@@ -1,0 +1,150 @@
+"""The documentation: its commands are understood, its errors are the real ones, its links lead somewhere."""
+
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from fedsvd.cli import _COMMANDS, USAGE, main
+from fedsvd.commands.predict import _parsed
+from fedsvd.compose import check_overrides, compose, compose_audit, compose_compare
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Tools of others, whose words only they can check.
+FOREIGN = (
+    "docker", "git", "kill", "openssl", "pip", "pip-compile", "python", "ssh-keygen", "curl", "flower-superlink",
+    "flower-supernode", "flower-superexec", "export", "cp", "mkdir", "tensorboard", "mlflow", "ray", "cd",
+)  # fmt: skip
+KEY_VALUE = re.compile(r"^[+~]?[\w.@/]+=")
+
+
+def blocks(page: Path) -> Iterator[str]:
+    """Yield fenced blocks of commands: those that name no language, or a shell's."""
+    text = page.read_text(encoding="utf-8")
+    for language, body in re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
+        if language in ("", "bash", "sh", "console"):
+            yield body
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Yield the commands of blocks that begin with one; where some lines begin with ``$``, the others are output."""
+    for body in blocks(page):
+        lines = [line.strip() for line in body.replace("\\\n", " ").splitlines() if line.strip()]
+        marked = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        if marked or is_command(lines[0]):
+            yield from (shlex.split(line, comments=True) for line in marked or lines if not line.startswith("#"))
+
+
+def is_command(line: str) -> bool:
+    program = line.split(" ")[0].removeprefix("./").removeprefix(".venv/bin/")
+    return program in ("fedsvd", "flwr", *FOREIGN) or program.startswith("scripts/")
+
+
+def check_train(words: Sequence[str]) -> None:
+    flags = [word for word in words if word.startswith("-")]
+    if flags[:1] not in ([], ["-m"], ["--multirun"]):
+        return
+    check_overrides([word for word in words if not word.startswith("-")], multirun=bool(flags))
+
+
+def check_folder_command(words: Sequence[str]) -> None:
+    compose([word for word in words if KEY_VALUE.match(word)])
+
+
+CHECKS: dict[str, Callable[[Sequence[str]], object]] = {
+    "train": check_train,
+    "audit": compose_audit,
+    "compare": compose_compare,
+    "predict": _parsed,
+    "evaluate": check_folder_command,
+    "privacy": lambda words: compose([word for word in words[1:] if KEY_VALUE.match(word) and words[0] == "plan"]),
+}
+ALL = [(page.name, words) for page in PAGES for words in commands(page) if words]
+
+
+def test_commands_are_found() -> None:
+    assert sum(name == "README.md" for name, _ in ALL) >= 2
+    assert {"how-to.md", "models.md", "tour.md"} <= {name for name, _ in ALL}
+
+
+@pytest.mark.parametrize(("page", "words"), ALL, ids=[f"{page}: {' '.join(words)[:70]}" for page, words in ALL])
+def test_every_command_is_understood(page: str, words: list[str]) -> None:
+    program, rest = words[0].removeprefix(".venv/bin/"), words[1:]
+    if program.removeprefix("./").startswith("scripts/"):
+        path = ROOT / program
+        assert path.is_file()
+        assert path.stat().st_mode & 0o100
+    elif program == "flwr":
+        for config in re.findall(r'overrides="(.*?)"', " ".join(rest)):
+            compose(config)
+    elif program == "fedsvd":
+        if rest[0].startswith("--"):
+            assert rest[0] in USAGE
+            return
+        assert rest[0] in _COMMANDS
+        if not is_shown_as_wrong(page, words):
+            CHECKS.get(rest[0], check_folder_command)(rest[1:])
+    else:
+        assert program in FOREIGN
+
+
+def wrong_ones() -> Iterator[tuple[str, str]]:
+    """Yield ``$ command`` with the error that the page shows below it."""
+    for page in PAGES:
+        for body in blocks(page):
+            yield from re.findall(r"^ *\$ (fedsvd .*)\n((?: *error (?:.*\n)+?)(?=^ *\$ |\Z))", body, re.MULTILINE)
+
+
+def is_shown_as_wrong(page: str, words: Sequence[str]) -> bool:
+    return any(shlex.split(command) == list(words) for command, _ in wrong_ones())
+
+
+@pytest.mark.parametrize(("command", "error"), wrong_ones())
+def test_errors_are_shown_as_they_are(command: str, error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split(command)[1:]) == 2
+
+    said = " ".join(capsys.readouterr().err.split())
+    expected = " ".join(error.split())
+    # A long list may be cut short on the page.
+    for part in expected.split("…"):
+        assert part.strip(" ,") in said
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        if path.startswith(("http://", "https://", "mailto:")):
+            continue
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], target
+
+
+def test_the_configuration_reference_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import config_reference
+
+    assert config_reference.PATH.read_text(encoding="utf-8") == config_reference.reference(), (
+        "run scripts/config_reference"
+    )
+    assert "| `train.learning_rate` |" in config_reference.reference()
+
+
+def test_the_tour_can_be_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fedsvd"])
+    followed = [words for words in commands(ROOT / "docs" / "tour.md") if words[0] == "fedsvd"]
+    for words in followed:
+        assert main(words[1:]) == 0
+
+    assert len(followed) >= 3
+    assert "A fine film." in capsys.readouterr().out
