@@ -83,7 +83,9 @@ def _loading(run: FinishedRun, merged: bool) -> str:
 
 
 def _results(run: FinishedRun) -> str:
-    last = next(row for row in reversed(read_rows(run.folder.metrics)) if row["accuracy"] is not None)
+    last = next((row for row in reversed(read_rows(run.folder.metrics)) if row["accuracy"] is not None), None)
+    if last is None:
+        return "## Results\n\nNo texts were held out, so that nothing was measured.\n"
     kind = "answers that are right token for token" if run.answers else "right classes"
     perplexity = f", perplexity {last['perplexity']:.2f}" if last.get("perplexity") is not None else ""
     return (

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fedsvd import data, lora, models
 from fedsvd.adapter import Adapter, Part
-from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig, TrainConfig
+from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig
 from fedsvd.errors import ConfigError
 from fedsvd.generation import samples
 from fedsvd.initialisation import initialise
@@ -25,8 +25,9 @@ from fedsvd.prefix import MemoryBudget, PrefixCache, Store
 from fedsvd.readout import read_first_token_alone
 from fedsvd.training import Batch, example_losses, inputs, to_device
 
-# What decides the frozen lower layers and what reads their output: source, adapted layers and modules, attention.
-_Base = tuple[str, str, tuple[str, ...], str]
+# What decides the frozen lower layers, what they read and what reads their output: source, adapted layers and modules,
+# attention, type, task, chat template.
+_Base = tuple[str, str, str | tuple[str, ...], str, str, str, bool]
 _NUM_SAMPLES = 5
 
 
@@ -196,7 +197,8 @@ def forget() -> None:
 
 
 def _base(model: ModelConfig) -> _Base:
-    return model.source, model.lora_layers, model.target_modules, model.attn_implementation
+    adapted = (model.source, model.lora_layers, model.target_modules, model.attn_implementation)
+    return (*adapted, model.dtype, model.task, model.chat_template)
 
 
 @lru_cache(maxsize=1)

@@ -87,7 +87,9 @@ def _node(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict
     if config.evaluate_on != "test":
         raise ConfigError(f"data.evaluate_on = {config.evaluate_on} is not possible with data=node: set it to test.")
     if config.response_column is not None:
-        raise ConfigError(f"data.response_column = {config.response_column!r} is not possible with data=node: set null.")
+        raise ConfigError(
+            f"data.response_column = {config.response_column!r} is not possible with data=node: set null."
+        )
     columns, nothing = _columns(config, None), empty(config.labels, pairs=config.text_pair_column is not None)
     paths = {"train": (config.path, "data-path"), "test": (config.test_path, "data.test_path")}
     return DatasetDict(

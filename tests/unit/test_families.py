@@ -30,7 +30,7 @@ from fedsvd.errors import ModelError, PrivacyError
 from fedsvd.fused import choose, fused_gradients, why_not
 from fedsvd.initialisation import initialise
 from fedsvd.models import checkpoint_activations
-from fedsvd.prefix import MemoryBudget, PrefixCache
+from fedsvd.prefix import MemoryBudget, PrefixCache, Store
 from fedsvd.privacy.dp_sgd import PerExample, opacus_hooks, per_example_gradients
 from fedsvd.training import example_losses, inputs
 
@@ -132,7 +132,7 @@ def test_checkpointing_and_kept_states_give_the_same_gradients(
     family: str, task: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = adapted(family, task, "all-linear", {"A", "B"}, layers="top_1")
-    cache = PrefixCache(model, MemoryBudget(2**20))
+    cache = PrefixCache(model, Store(MemoryBudget(2**20)))
     checkpoint_activations(model.get_base_model())
 
     for _ in range(2):
