@@ -107,7 +107,7 @@ class PrefixCache:
         mask = inputs["attention_mask"].bool()
         kept = self._gather(model, positions, inputs, mask)
         widths = [reader.weight.shape[0] for reader in self._readers]
-        parts = kept.split([kept.shape[-1] - sum(widths), *widths], dim=-1)
+        parts = torch.split(kept, [kept.shape[-1] - sum(widths), *widths], dim=-1)
         states, *products = [part.contiguous() for part in parts]
         with (
             _passing(self._layers[:-1], states, self._returns_tuple),

@@ -42,7 +42,7 @@ def read_first_token_alone(model: nn.Module) -> bool:
 def _after_attention(model: nn.Module) -> nn.Module | None:
     """Return what projects the last layer's attention and adds that to its input: ``attention.output`` in BERT."""
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    layers = [stack[-1] for stack in stacks if hasattr(getattr(stack[-1], "attention", None), "output")]
+    layers: list[Any] = [stack[-1] for stack in stacks if hasattr(getattr(stack[-1], "attention", None), "output")]
     found = layers[0].attention.output if len(layers) == 1 else None
     return found if isinstance(found, nn.Module) else None
 
@@ -59,7 +59,7 @@ def _first(value: Any) -> Any:
 def _logits(model: nn.Module) -> Tensor:
     """Classify two made-up texts, the second shorter than the first."""
     device = next(model.parameters()).device
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     ids = (torch.arange(1, 17, device=device) % vocabulary).view(2, 8)
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
