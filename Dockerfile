@@ -1,5 +1,5 @@
 # One image for every service of docker-compose.yml: docker compose up --build
-# syntax as of Docker 23 and later (BuildKit): only the files named by COPY are sent to the builder.
+# It needs BuildKit (Docker 23 and later), which is sent only the files that COPY names.
 FROM python:3.11-slim
 
 # The containers' user; never root: useradd refuses 0, which is taken. scripts/certs says which to take.
