@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +133,14 @@ class Compose:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         for process in self.processes.values():
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+        # A container takes with it what it started: apps that outlive their executor end here, too.
+        marker = f"FLWR_HOME={self.folder}/".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if marker in (process / "environ").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
 
 
 def interpolated(text: str, environment: Mapping[str, str]) -> str:
