@@ -133,5 +133,5 @@ def test_a_file_that_names_no_run_is_said_to(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert remote._earlier(folder) is None
     folder.remote.write_text('{"run": 7}')
-    with pytest.raises(ConfigError, match="names no run"):
+    with pytest.raises(ConfigError, match="does not name a run"):
         remote._earlier(folder)
