@@ -104,6 +104,25 @@ def test_a_bad_reply_is_dropped_with_a_reason_and_the_round_goes_on(kind: str) -
     assert strategy.round.refused[1]
 
 
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+def test_a_client_that_tells_no_count_is_used_where_all_count_alike(weighting: str) -> None:
+    def train(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) -> RecordDict:
+        reply = good_reply(partition_id, task, factors)
+        report, sent = wire.read_train_reply(reply)
+        return wire.train_reply(wire.without_sizes(report), sent) if partition_id else reply
+
+    strategy = one_round(make_config("federation.num_clients=3", f"federation.weighting={weighting}"), train)
+
+    if weighting == "uniform":
+        # (0 + 1 + 2) / 3
+        torch.testing.assert_close(strategy.adapter.B["s"], torch.ones(4, 2))
+        assert not strategy.round.refused
+    else:
+        assert torch.equal(strategy.adapter.B["s"], torch.zeros(4, 2))
+        assert list(strategy.round.refused) == [1, 2]
+        assert all("num_examples" in reason for reason in strategy.round.refused.values())
+
+
 def test_a_client_that_raises_is_dropped() -> None:
     def train(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) -> RecordDict:
         if partition_id == 0:

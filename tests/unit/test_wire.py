@@ -101,7 +101,6 @@ def test_train_reply_there_and_back() -> None:
         {"partition-id": 0, "num-examples": 1.5, "seconds": 1.0},
         {"partition-id": 0, "num-examples": 3, "seconds": float("nan")},
         {"partition-id": 0, "num-examples": [3], "seconds": 1.0},
-        {"partition-id": 0, "seconds": 1.0},
         {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "surprise": 1},
     ],
 )
