@@ -5,7 +5,6 @@ from __future__ import annotations
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.evaluation import run_evaluation
 from client.local_round import run_local_round
 from client.own_data import check_data, discreet, node_view
 from client.secure_round import answer_stage
@@ -31,23 +30,6 @@ def partition(message: Message, context: Context) -> Message:
         check_data(node_view(config, context.node_config))
     numbers = MetricRecord({"partition-id": read_partition_id(context)})
     return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
-
-
-@app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    """Measure this node's own model; only methods that leave factors at home ask for it."""
-    try:
-        config = from_run_config(context.run_config)
-        identity = client_identity(context, config)
-        task, factors = wire.read_train_request(message.content)
-        with discreet(context):
-            config = node_view(config, context.node_config)
-            content = run_evaluation(config, identity, task, factors, context.state)
-    except LostStateError:
-        content = wire.lost_reply()
-    except FedSVDError as error:
-        content = wire.declined_reply(f"{type(error).__name__}: {error}")
-    return Message(content, reply_to=message)
 
 
 @app.train()

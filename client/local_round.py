@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 
 from client.advice import advise
-from client.evaluation import received_adapter
+from client.evaluation import measure_own, received_adapter
 from client.personal import save_personal
 from client.spending import charge_round, charge_whole_run, mark_released
 from client.state import ClientIdentity
@@ -91,7 +91,10 @@ def run_local_round(
         trained = lora.read(load_model(config))
     if method.traits.personal:
         save_personal(identity.personal, trained, method.traits.personal)
-    report = replace(report, seconds=time.perf_counter() - started)
+        own = measure_own(config) if task.evaluate else None
+        if own is not None:
+            report = replace(report, accuracy=own.accuracy, loss=own.loss)
+    report = replace(report, seconds=time.perf_counter() - started, server_round=task.server_round)
     if config.federation.weighting == "uniform":
         report = wire.without_sizes(report)
     return wire.train_reply(report, payload.pack(trained, task.uplink))

@@ -129,13 +129,18 @@ def refactorize_sites(adapter: Adapter, *, of_rows: bool = True) -> tuple[Adapte
     return adapter.with_parts({"A": {n: A[n] for n in adapter.A}, "B": {n: B[n] for n in adapter.B}}), rotations
 
 
+def padded(tensor: Tensor, before: Tensor) -> Tensor:
+    """Return a client's tensor in float64; what a client of a lower rank does not hold is left where it was."""
+    if tensor.shape == before.shape:
+        return tensor.to(torch.float64)
+    whole = before.to(torch.float64)
+    whole = whole.clone() if whole is before else whole
+    whole[tuple(slice(size) for size in tensor.shape)] = tensor.to(torch.float64)
+    return whole
+
+
 def _mean(tensors: Sequence[Tensor], shares: Sequence[float], before: Tensor) -> Tensor:
     total = torch.zeros_like(before, dtype=torch.float64)
     for tensor, share in zip(tensors, shares, strict=True):
-        if tensor.shape != before.shape:
-            total.add_(before, alpha=share)
-            corner = tuple(slice(size) for size in tensor.shape)
-            total[corner].add_(tensor.to(torch.float64) - before[corner], alpha=share)
-        else:
-            total.add_(tensor.to(torch.float64), alpha=share)
+        total.add_(padded(tensor, before), alpha=share)
     return total.to(before.dtype)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedsvd.adapter import PARTS, Part
@@ -19,7 +19,10 @@ DECLINED = "declined"
 LOST = "lost"
 PARTITION_QUERY = "query.partition"
 MAX_NUM_EXAMPLES = 2**40
+LONGEST_REASON = 300
 VERSIONED = ("A", "B", "base")
+_WHOLE = ("partition_id", "num_examples", "steps", "server_round")
+_SHARES, _SIGNED = ("sample_rate", "clipped_share", "accuracy"), ("train_loss",)
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class TrainTask:
             holds is that. See `fedsvd.travel`.
         keep: Which of these the client is to hold for later rounds.
         base_start: Columns of the base that the client is taken to hold; what is sent are those after them.
+        evaluate: Whether a client with a model of its own is to measure it, once trained, and report that, too: a
+            message of its own would start a process of its own.
     """
 
     server_round: int
@@ -45,6 +50,7 @@ class TrainTask:
     versions: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(VERSIONED, 0))
     keep: frozenset[str] = frozenset()
     base_start: int = 0
+    evaluate: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,10 @@ class ClientReport:
         clipped_share: Share of examples whose gradients were clipped, with noise of its own, paid for with the update's
             (see `fedsvd.privacy.statistics`); None where there is none.
         mean_grad_norm: Mean clipped length of the gradients, likewise.
+        server_round: The round that it answers, so that an answer to another one can be told.
+        accuracy: Of the client's own model on the held-out data, which are nobody's private data, as its training left
+            it; None where there is one model for all, or nobody asked.
+        loss: Likewise.
     """
 
     partition_id: int
@@ -75,6 +85,9 @@ class ClientReport:
     train_loss: float | None = None
     clipped_share: float | None = None
     mean_grad_norm: float | None = None
+    server_round: int | None = None
+    accuracy: float | None = None
+    loss: float | None = None
 
 
 def train_request(task: TrainTask, factors: ArrayRecord) -> RecordDict:
@@ -89,6 +102,7 @@ def train_request(task: TrainTask, factors: ArrayRecord) -> RecordDict:
             "versions": [task.versions[name] for name in VERSIONED],
             "keep": [name in task.keep for name in VERSIONED],
             "base-start": task.base_start,
+            "evaluate": task.evaluate,
         }
     )
     return RecordDict({TASK: config, FACTORS: factors})
@@ -107,6 +121,7 @@ def read_train_request(content: RecordDict) -> tuple[TrainTask, ArrayRecord]:
         versions = dict(zip(VERSIONED, config["versions"], strict=True))  # type: ignore[arg-type]
         keep = frozenset(name for name, kept in zip(VERSIONED, config["keep"], strict=True) if kept)  # type: ignore[arg-type]
         base_start = int(config["base-start"])  # type: ignore[arg-type]
+        evaluate = bool(config["evaluate"])
     except (KeyError, TypeError, ValueError) as error:
         raise PayloadError(
             f"the train message is not one of fedsvd's: {error!r}. Do both ends run one version?"
@@ -116,7 +131,7 @@ def read_train_request(content: RecordDict) -> tuple[TrainTask, ArrayRecord]:
             f"the server asks to train {sorted(trains)} and to send {sorted(uplink)} in round {server_round}; "
             "rounds count from 1, and what is sent must be trained."
         )
-    return TrainTask(server_round, trains, uplink, account, versions, keep, base_start), factors  # type: ignore[arg-type]
+    return TrainTask(server_round, trains, uplink, account, versions, keep, base_start, evaluate), factors  # type: ignore[arg-type]
 
 
 def train_reply(report: ClientReport, factors: ArrayRecord) -> RecordDict:
@@ -144,7 +159,14 @@ def is_lost(content: RecordDict) -> bool:
 def declined_reason(content: RecordDict) -> str | None:
     """Return why a client declined, or None when it did not."""
     record = content.config_records.get(DECLINED)
-    return None if record is None else str(record["reason"])
+    return None if record is None else one_line(str(record.get("reason", "it gives no reason")))
+
+
+def one_line(text: str) -> str:
+    """Return what a client says in a form that fits a log: one line, printable, and no longer than it need be."""
+    line = "".join(character if character.isprintable() else " " for character in text[: 4 * LONGEST_REASON])
+    line = " ".join(line.split())
+    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} …"
 
 
 def read_train_reply(content: RecordDict) -> tuple[ClientReport, ArrayRecord]:
@@ -160,13 +182,23 @@ def read_train_reply(content: RecordDict) -> tuple[ClientReport, ArrayRecord]:
     except (KeyError, TypeError) as error:
         raise PayloadError(f"the reply is not one of fedsvd's: {error!r}. Do both ends run one version?") from error
     for key, value in vars(report).items():
-        if value is not None and (isinstance(value, list) or not np.isfinite(value)):
-            raise PayloadError(f"{key} = {value!r} is not a finite number.")
+        if value is not None:
+            _check_number(key, value)
     if report.num_examples is not None and not (
         isinstance(report.num_examples, int) and 1 <= report.num_examples <= MAX_NUM_EXAMPLES
     ):
         raise PayloadError(f"num_examples = {report.num_examples!r}; a whole number from 1 to 2^40 is allowed.")
     return report, factors
+
+
+def _check_number(key: str, value: object) -> None:
+    # An exact type: a bool is an int, too.
+    if type(value) is not int and not (type(value) is float and math.isfinite(value)):
+        raise PayloadError(f"{key} is {value if type(value) is float else type(value).__name__}, no finite number.")
+    if key in _WHOLE and type(value) is not int:
+        raise PayloadError(f"{key} = {value} is not a whole number.")
+    if (value < 0 and key not in _SIGNED) or (value > 1 and key in _SHARES):
+        raise PayloadError(f"{key} = {value} is not possible; it is at least 0{' and at most 1' * (key in _SHARES)}.")
 
 
 def without_sizes(report: ClientReport) -> ClientReport:

@@ -4,7 +4,9 @@ import argparse
 
 import bench_dp_step
 import bench_refactorize
+import bench_scale
 import bench_traffic
+import bench_wire
 
 
 def main() -> None:
@@ -13,6 +15,8 @@ def main() -> None:
     bench_refactorize.add_parser(benches)
     bench_dp_step.add_parser(benches)
     bench_traffic.add_parser(benches)
+    bench_scale.add_parser(benches)
+    bench_wire.add_parser(benches)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

@@ -43,19 +43,20 @@ def main(grid: Grid, context: Context) -> None:
     client_level = ClientLevelServer(config, folder.server_ledger) if config.privacy.name == "client_level" else None
     first_round = earlier.server_round if earlier else 0
     assumptions = ASSUMPTIONS if config.privacy.noise_share else ()
-    unit, hidden = "client" if client_level else "example", config.federation.secure_aggregation
+    federation = config.federation
+    unit, hidden = "client" if client_level else "example", federation.secure_aggregation
     with Reporter(folder.root, config.train.num_rounds, config.privacy.target_delta, unit, assumptions) as reporter:
         polling: Grid = PollingGrid(grid, reporter.reply_arrived)
-        secure = SecureGrid(polling, config.federation.min_survivors, PollingGrid(grid)) if hidden else None
+        secure = SecureGrid(polling, federation.min_survivors, PollingGrid(grid)) if hidden else None
         weights = lora.frozen_weights(load_model(config))
         strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure, state, weights)
         keeper = RoundKeeper(config, folder, strategy, reporter, earlier)
-        reporter.started(strategy.first_round, config.federation.clients_per_round or config.federation.num_clients)
+        reporter.started(strategy.first_round, federation.clients_per_round or federation.num_clients)
         strategy.start(
-            secure or ResendingGrid(polling, strategy.in_full),
+            secure or ResendingGrid(polling, strategy.in_full, federation.retries, federation.retry_after_s),
             payload.pack(adapter, ["A", "B"]),
             num_rounds=config.train.num_rounds - strategy.first_round,
-            timeout=config.federation.round_timeout_s,
+            timeout=federation.round_timeout_s,
             evaluate_fn=keeper,
         )
         keeper.finish()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,12 +17,14 @@ from torch import Tensor
 from fedsvd.adapter import PARTS, Adapter
 from fedsvd.errors import RunError
 from fedsvd.methods import State
-from fedsvd.run_folder import write_json
+from fedsvd.run_folder import sync, write_json
 
 KEPT = 3
 _GROWING = ("base_left", "base_right")
 _KEPT = "state"
-_ADAPTER, _STATE = "adapter.safetensors", "state.json"
+_ADAPTER, _STATE, _TEMPORARY = "adapter.safetensors", "state.json", ".tmp"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,45 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write one checkpoint, make it durable, and delete all but the newest few.
 
-    The folder is written under a temporary name and renamed, so that a crash leaves the older ones as they were.
+    The folder is written under a temporary name and renamed, so that a crash leaves the older ones as they were. Where
+    the disk is full, all but the newest make room for it.
+
+    Raises:
+        RunError: It cannot be written even so; the newest one from before is whole.
     """
+    try:
+        try:
+            _write(folder, checkpoint)
+        except (OSError, SafetensorError) as error:
+            older = _rounds(folder)[:-1] if folder.is_dir() else []
+            if not older:
+                raise
+            logger.warning("round %d: %s; older checkpoints make room for this one", checkpoint.server_round, error)
+            clear(folder)
+            for old in older:
+                _delete(old)
+            _write(folder, checkpoint)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder / _TEMPORARY, ignore_errors=True)
+        raise RunError(
+            f"the checkpoint of round {checkpoint.server_round} cannot be written ({error}), and a round that is not "
+            f"kept would be paid for in vain: make room, then go on with resume={folder.parent}."
+        ) from error
+    for old in _rounds(folder)[:-KEPT]:
+        _delete(old)
+
+
+def clear(folder: Path) -> None:
+    """Delete what an earlier process was writing, or deleting, when it was cut off."""
+    for left in folder.glob(f"{_TEMPORARY}*"):
+        logger.warning("%s was being written when the run was cut off, and is dropped", left)
+        shutil.rmtree(left)
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    clear(folder)
+    temporary = folder / _TEMPORARY
     temporary.mkdir()
     tensors = {
         f"{part}/{name}": tensor.detach().cpu().contiguous()
@@ -61,7 +97,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     for key, named in checkpoint.state.items():
         tensors |= {f"{_KEPT}/{key}/{name}": tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     save_file(tensors, temporary / _ADAPTER)
-    _sync(temporary / _ADAPTER)
+    sync(temporary / _ADAPTER)
     state = {
         "server_round": checkpoint.server_round,
         "history": checkpoint.history,
@@ -69,11 +105,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     }
     write_json(temporary / _STATE, state)
     final = folder / f"round-{checkpoint.server_round:06d}"
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():
+        _delete(final)
     temporary.rename(final)
-    _sync(folder)
-    for old in _rounds(folder)[:-KEPT]:
-        shutil.rmtree(old)
+    sync(folder)
+
+
+def _delete(old: Path) -> None:
+    """Take a checkpoint out of sight first: one that is deleted in part must not look like one."""
+    doomed = old.with_name(f"{_TEMPORARY}-{old.name}")
+    old.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def load_latest(folder: Path, like: Adapter) -> Checkpoint:
@@ -124,11 +166,3 @@ def _state(tensors: Mapping[str, Tensor]) -> State:
 
 def _rounds(folder: Path) -> list[Path]:
     return sorted(folder.glob("round-*"))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -10,7 +10,7 @@ from uuid import uuid4
 from torch import Tensor
 
 from fedsvd.adapter import Adapter, Part
-from fedsvd.aggregate import Replies, Reply, flat, with_flat
+from fedsvd.aggregate import Reply, flat, with_flat
 from fedsvd.config import Config
 from fedsvd.privacy.client_level import clipped_sum, noised, whole_run
 from fedsvd.privacy.ledger import Ledger
@@ -60,12 +60,15 @@ class ClientLevelServer:
             ledger.mark_released(attempt)
         return epsilon
 
-    def aggregate(self, adapter: Adapter, replies: Replies, parts: frozenset[Part]) -> Reply:
-        """Turn the replies, or none at all, into the one reply whose parts are the noised mean."""
+    def clipped_total(self, adapter: Adapter, replies: Iterable[Reply], parts: frozenset[Part]) -> list[Tensor]:
+        """Clip and sum the updates of replies as they come, or of none at all, and keep no single one."""
         before = flat(adapter, parts)
-        ordered = sorted(replies, key=lambda reply: reply.partition_id)
-        updates = [_update(adapter, reply, parts, before) for reply in ordered]
-        return self._moved(adapter, parts, clipped_sum(updates, before, self._config.privacy.max_update_norm))
+        updates = (_update(adapter, reply, parts, before) for reply in replies)
+        return clipped_sum(updates, before, self._config.privacy.max_update_norm)
+
+    def aggregate(self, adapter: Adapter, total: Sequence[Tensor], parts: frozenset[Part]) -> Reply:
+        """Turn what `clipped_total` came to into the one reply whose parts are the noised mean."""
+        return self._moved(adapter, parts, total)
 
     def aggregate_sum(self, adapter: Adapter, mean: Reply, contributors: int, parts: frozenset[Part]) -> Reply:
         """Do the same with the plain mean of a secure sum, whose single updates cannot be clipped here."""

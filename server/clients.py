@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -16,45 +16,83 @@ from fedsvd.errors import RunError
 logger = logging.getLogger(__name__)
 
 
-def find_clients(grid: Grid, federation: FederationConfig) -> dict[int, int]:
-    """Wait for the nodes, and ask each for its partition: node numbers are random, so clients are ordered by these.
+class Clients:
+    """The run's clients, by the nodes on which they live.
 
-    Returns:
-        Partitions by node, one node for each.
+    Node numbers are random, so clients are known, and ordered, by their partitions. A node that was started anew may
+    come back under another number: it takes the place of the one that is gone.
 
-    Raises:
-        RunError: No node answers in time.
+    Attributes:
+        partitions: Partitions by node, one node for each.
+
+    Args:
+        federation: The run's.
     """
-    wanted = federation.num_clients
-    deadline = time.monotonic() + federation.connect_timeout_s
-    nodes = sorted(grid.get_node_ids())
-    while len(nodes) < wanted and time.monotonic() < deadline:
-        time.sleep(0.2)
+
+    def __init__(self, federation: FederationConfig) -> None:
+        self._federation = federation
+        self._asked: set[int] = set()
+        self.partitions: dict[int, int] = {}
+
+    @property
+    def nodes(self) -> list[int]:
+        """The nodes in the order of their partitions."""
+        return sorted(self.partitions, key=self.partitions.__getitem__)
+
+    def find(self, grid: Grid) -> None:
+        """Wait for all clients the first time; later take in those that have come since.
+
+        Raises:
+            RunError: No node answers in time.
+        """
         nodes = sorted(grid.get_node_ids())
-    queries = [Message(RecordDict(), node, wire.PARTITION_QUERY, group_id="0") for node in nodes]
-    answers = grid.send_and_receive(queries, timeout=federation.round_timeout_s)
-    partitions: dict[int, int] = {}
-    for answer in answers:
-        if answer.has_error():
-            logger.warning("node %d did not say what it holds: %s", answer.metadata.src_node_id, answer.error.reason)
-        else:
-            partitions[answer.metadata.src_node_id] = int(
-                answer.content.metric_records[wire.METRICS]["partition-id"]  # type: ignore[arg-type]
+        if not self.partitions:
+            deadline = time.monotonic() + self._federation.connect_timeout_s
+            while len(nodes) < self._federation.num_clients and time.monotonic() < deadline:
+                time.sleep(0.2)
+                nodes = sorted(grid.get_node_ids())
+        new = [node for node in nodes if node not in self._asked]
+        if new or not self.partitions:
+            self._admit(nodes, new, grid)
+
+    def _admit(self, nodes: list[int], new: list[int], grid: Grid) -> None:
+        self._asked.update(new)
+        queries = [Message(RecordDict(), node, wire.PARTITION_QUERY, group_id="0") for node in new]
+        answers = grid.send_and_receive(queries, timeout=self._federation.connect_timeout_s)
+        found = dict(sorted(_read(answers).items()))
+        wanted, first = self._federation.num_clients, not self.partitions
+        for node, partition in found.items():
+            holder = next((old for old, held in self.partitions.items() if held == partition), None)
+            if partition >= wanted or (holder is not None and holder in nodes):
+                logger.warning("node %d is left alone: its partition %d is not wanted, or taken", node, partition)
+                continue
+            if holder is not None:
+                del self.partitions[holder]
+            self.partitions[node] = partition
+            if not first:
+                logger.warning("client %d is back, on node %d", partition, node)
+        if not self.partitions:
+            raise RunError(
+                f"no node with a partition below {wanted} answered ({len(nodes)} nodes in all); "
+                "start the clients, or raise federation.connect_timeout_s."
             )
-    return _one_node_a_partition(partitions, wanted)
+        missing = sorted(set(range(wanted)) - set(self.partitions.values()))
+        if missing:
+            logger.warning("%d of %d clients are there; missing partitions: %s", wanted - len(missing), wanted, missing)
 
 
-def _one_node_a_partition(partitions: Mapping[int, int], num_clients: int) -> dict[int, int]:
-    chosen: dict[int, int] = {}
-    for node in sorted(partitions):
-        if partitions[node] < num_clients and partitions[node] not in chosen.values():
-            chosen[node] = partitions[node]
-    if not chosen:
-        raise RunError(
-            f"no node with a partition below {num_clients} answered ({len(partitions)} nodes in all); "
-            "start the clients, or raise federation.connect_timeout_s."
-        )
-    if len(chosen) < num_clients:
-        missing = sorted(set(range(num_clients)) - set(chosen.values()))
-        logger.warning("%d of %d clients are there; missing partitions: %s", len(chosen), num_clients, missing)
-    return chosen
+def _read(answers: Iterable[Message]) -> dict[int, int]:
+    partitions = {}
+    for answer in answers:
+        node = answer.metadata.src_node_id
+        if answer.has_error():
+            reason = wire.one_line(answer.error.reason or "no reason given")
+            logger.warning("node %d did not say what it holds: %s", node, reason)
+            continue
+        record = answer.content.metric_records.get(wire.METRICS)
+        partition = None if record is None else record.get("partition-id")
+        if type(partition) is int and partition >= 0:
+            partitions[node] = partition
+        else:
+            logger.warning("node %d names no partition; is it one of fedsvd's?", node)
+    return partitions

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -53,6 +54,8 @@ class Downlink:
     _held: dict[int, dict[str, int]] = field(default_factory=dict)
     _pending: dict[int, dict[str, int]] = field(default_factory=dict)
     _base_ranks: dict[int, int] = field(default_factory=dict)
+    # One round's arrays: many clients are sent the same ones, and memory is not to grow with their number.
+    _packed: dict[tuple[str, int | None], ArrayRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for part in TRACKED:
@@ -70,7 +73,9 @@ class Downlink:
         keep = self._keep(task) if rank is None else frozenset()
         adapter = self.adapter if rank is None else truncated(self.adapter, rank)
         held = self._held.get(node, {}) if self.holding else {}
-        record = payload.pack(adapter, extra)
+        record = ArrayRecord()
+        for part in sorted(extra):
+            record.update(self._once(part, rank, partial(payload.pack, adapter, [part])))
         versions: dict[str, int] = {part: self._tracks[part].version for part in TRACKED}
         versions["base"] = self._base_version
         for part in TRACKED:
@@ -79,11 +84,12 @@ class Downlink:
             if rank is None:
                 record.update(self._factor(part, held.get(part)))
             else:
-                record.update(payload.pack(adapter, [part]))
+                record.update(self._once(part, rank, partial(payload.pack, adapter, [part])))
         start = 0
         if versions["base"]:
             start = self._base_ranks.get(held.get("base", 0), 0) if rank is None else 0
-            record.update(payload.pack(_tail(self.adapter, start), ["base_left", "base_right"]))
+            tail: tuple[Part, Part] = ("base_left", "base_right")
+            record.update(self._once("base", start, lambda: payload.pack(_tail(self.adapter, start), tail)))
         self._pending[node] = {name: versions[name] for name in VERSIONED if name in keep}
         return Sent(replace(task, versions=versions, keep=keep, base_start=start), record)
 
@@ -108,6 +114,7 @@ class Downlink:
             kept = self._base_ranks if grown else {}
             self._base_ranks = {**kept, server_round: adapter.base_rank}
         self.adapter = adapter
+        self._packed.clear()
         return adapter
 
     @property
@@ -129,6 +136,13 @@ class Downlink:
             self._tracks[part] = Track(part, version, origin, state.get(f"travel.{part}.rotation"))
         base = int(state[_VERSIONS]["base"])
         self._base_ranks = {base: self.adapter.base_rank} if base else {}
+        self._packed.clear()
+
+    def _once(self, name: str, variant: int | None, pack: Callable[[], ArrayRecord]) -> ArrayRecord:
+        key = name, variant
+        if key not in self._packed:
+            self._packed[key] = pack()
+        return self._packed[key]
 
     @property
     def _base_version(self) -> int:
@@ -148,14 +162,18 @@ class Downlink:
     def _factor(self, part: Part, held_version: int | None) -> ArrayRecord:
         track, record = self._tracks[part], ArrayRecord()
         if not self._drawable(part) and held_version != track.version:
-            if part == "A" and track.version == 0 and self.method.init_a == "dct":
-                indices = {name: dct_indices(self.weights[name], len(A)) for name, A in track.origin.items()}
-                record[f"{part}{INDICES}"] = payload.pack_numbers(indices, np.int32)
-            else:
-                record.update(payload.pack(self.adapter.with_parts({part: track.origin}), [part]))
-        if track.rotation is not None:
-            record[f"{part}{ROTATION}"] = payload.pack_numbers(track.rotation, np.float64)
+            record.update(self._once(f"{part} origin", None, lambda: self._origin(part, track)))
+        rotation = track.rotation
+        if rotation is not None:
+            key = f"{part}{ROTATION}"
+            record.update(self._once(key, None, lambda: ArrayRecord({key: payload.pack_numbers(rotation, np.float64)})))
         return record
+
+    def _origin(self, part: Part, track: Track) -> ArrayRecord:
+        if part == "A" and track.version == 0 and self.method.init_a == "dct":
+            indices = {name: dct_indices(self.weights[name], len(A)) for name, A in track.origin.items()}
+            return ArrayRecord({f"{part}{INDICES}": payload.pack_numbers(indices, np.int32)})
+        return payload.pack(self.adapter.with_parts({part: track.origin}), [part])
 
 
 def _tail(adapter: Adapter, start: int) -> Adapter:

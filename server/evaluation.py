@@ -14,7 +14,7 @@ from fedsvd.config import Config
 from fedsvd.errors import RunError
 from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.progress import Reporter
-from fedsvd.run_folder import RunFolder, write_json, write_rows
+from fedsvd.run_folder import RunFolder, read_json, write_json, write_rows
 from fedsvd.training import evaluate
 from fedsvd.workspace import load_model, load_test_batches, load_test_prefix, resolve_device, sample_answers
 from server.checkpoint import Checkpoint, save_checkpoint
@@ -58,7 +58,7 @@ class RoundKeeper:
         self.strategy = strategy
         self.reporter = reporter
         self.history: list[dict[str, Any]] = list(earlier.history) if earlier else []
-        self.clients: dict[str, Any] = dict(earlier.clients) if earlier else {}
+        self.clients: dict[str, Any] = _known_spends(folder, earlier) if earlier else {}
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Evaluate, write and report; return the held-out metrics to Flower, or None where there are none.
@@ -69,6 +69,10 @@ class RoundKeeper:
         this_round = self.strategy.first_round + server_round
         record = self.strategy.round if server_round else RoundRecord(0, 0)
         if server_round == 0 and self.strategy.first_round:
+            # The process before this one may have been cut off between its last checkpoint and these.
+            write_rows(self.folder.metrics, self.history)
+            if self.config.privacy.name != "none":
+                write_json(self.folder.privacy, self._privacy())
             return None
         self._remember_spends(record)
         row = self._row(record, self._measure(this_round))
@@ -109,8 +113,9 @@ class RoundKeeper:
         return {"accuracy": result.accuracy, "loss": result.loss, "seconds_evaluate": result.seconds}
 
     def _remember_spends(self, record: RoundRecord) -> None:
+        passing = ("seconds", "train_loss", "server_round", "accuracy", "loss")
         for report in record.reports:
-            known = {key: value for key, value in vars(report).items() if key not in ("seconds", "train_loss")}
+            known = {key: value for key, value in vars(report).items() if key not in passing}
             self.clients[str(report.partition_id)] = known
 
     def _row(self, record: RoundRecord, measured: dict[str, Any]) -> dict[str, Any]:
@@ -125,6 +130,7 @@ class RoundKeeper:
             "clients_sampled": record.sampled,
             "clients_used": 0 if record.skipped else len(record.reports),
             "clients_refused": {str(key): reason for key, reason in sorted(record.refused.items())},
+            "replies_dropped": record.dropped,
             "skipped": record.skipped,
             "signal_to_noise": record.signal_to_noise,
             **clipping(record.reports),
@@ -143,13 +149,20 @@ class RoundKeeper:
 
     def _write(self, this_round: int, row: dict[str, Any]) -> None:
         started = time.perf_counter()
-        if self.config.privacy.name != "none":
-            write_json(self.folder.privacy, self._privacy())
-        adapter = self.strategy.adapter.to(torch.device("cpu"))
-        checkpoint = Checkpoint(this_round, adapter, self.history, self.clients, self.strategy.state)
-        save_checkpoint(self.folder.checkpoints, checkpoint)
-        row["seconds_write"] = time.perf_counter() - started
-        write_rows(self.folder.metrics, self.history)
+        try:
+            # First of all: what is spent must be told, whatever becomes of the rest.
+            if self.config.privacy.name != "none":
+                write_json(self.folder.privacy, self._privacy())
+            adapter = self.strategy.adapter.to(torch.device("cpu"))
+            checkpoint = Checkpoint(this_round, adapter, self.history, self.clients, self.strategy.state)
+            save_checkpoint(self.folder.checkpoints, checkpoint)
+            row["seconds_write"] = time.perf_counter() - started
+            write_rows(self.folder.metrics, self.history)
+        except OSError as error:
+            raise RunError(
+                f"round {this_round} cannot be written to {self.folder.root} ({error}): make room, then go on with "
+                f"resume={self.folder.root}."
+            ) from error
 
     def _privacy(self) -> dict[str, Any]:
         privacy = self.config.privacy
@@ -165,3 +178,16 @@ class RoundKeeper:
             "assumptions": list(ASSUMPTIONS) if privacy.noise_share else [],
             "clients": self.clients,
         }
+
+
+def _known_spends(folder: RunFolder, earlier: Checkpoint) -> dict[str, Any]:
+    """Return what each client said last, be it to the checkpoint or to a round after it that was cut off.
+
+    A round that no checkpoint holds is lost, but what its clients spent on it is not.
+    """
+    clients = dict(earlier.clients)
+    if folder.privacy.exists():
+        for number, said in read_json(folder.privacy).get("clients", {}).items():
+            if (said["steps"] or 0) > (clients.get(number, said)["steps"] or 0) or number not in clients:
+                clients[number] = said
+    return clients

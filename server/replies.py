@@ -19,18 +19,26 @@ from fedsvd.privacy.statistics import GRADIENT_SHARE
 from fedsvd.secagg import messages
 from fedsvd.training import learning_rate
 from fedsvd.wire import ClientReport
+from server.bounds import check_norm, check_report
 
 logger = logging.getLogger(__name__)
+
+# In the place of a client's number, where a node is none of the run's.
+UNKNOWN = -1
 
 
 @dataclass
 class RoundRecord:
-    """What one round's communication came to; the run folder keeps it as a row."""
+    """What one round's communication came to; the run folder keeps it as a row.
+
+    ``refused`` has a reason for each client without a good reply, ``dropped`` counts all replies that were not used.
+    """
 
     server_round: int
     sampled: int
     reports: list[ClientReport] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
+    dropped: int = 0
     skipped: bool = False
     bytes_down: int = 0
     bytes_up: int = 0
@@ -48,7 +56,7 @@ def good_replies(
     partitions: Mapping[int, int],
     read: Callable[[Message, int], tuple[Reply, ClientReport, int]],
 ) -> Iterator[Reply]:
-    """Yield the replies that are what was asked for, and note all in the round's record.
+    """Yield the replies that are what was asked for, as they come, and note all in the round's record.
 
     Args:
         replies: As they came.
@@ -58,21 +66,14 @@ def good_replies(
     """
     seen: set[int] = set()
     for message in replies:
-        partition_id = partitions.get(message.metadata.src_node_id, -1)
+        node = message.metadata.src_node_id
+        partition_id = partitions.get(node, UNKNOWN)
         try:
-            if message.has_error():
-                raise PayloadError(f"error {message.error.code}: {message.error.reason}")
-            reason = wire.declined_reason(message.content)
-            if reason is not None:
-                raise PayloadError(f"it declined: {reason}")
-            reply, report, size = read(message, partition_id)
-            if report.partition_id != partition_id:
-                raise PayloadError(f"it calls itself client {report.partition_id}.")
             if partition_id in seen:
                 raise PayloadError("a second reply to one request.")
+            reply, report, size = _read(message, partition_id, record.server_round, read)
         except PayloadError as error:
-            record.refused[partition_id] = str(error)
-            logger.warning("round %d goes on without client %d: %s", record.server_round, partition_id, error)
+            _refuse(record, partition_id, node, str(error))
             continue
         seen.add(partition_id)
         record.reports.append(report)
@@ -80,15 +81,52 @@ def good_replies(
         yield reply
 
 
+def _read(
+    message: Message,
+    partition_id: int,
+    server_round: int,
+    read: Callable[[Message, int], tuple[Reply, ClientReport, int]],
+) -> tuple[Reply, ClientReport, int]:
+    if partition_id == UNKNOWN:
+        raise PayloadError("no client of this run lives there.")
+    if message.has_error():
+        raise PayloadError(f"error {message.error.code}: {wire.one_line(message.error.reason or 'no reason given')}")
+    reason = wire.declined_reason(message.content)
+    if reason is not None:
+        raise PayloadError(f"it declined: {reason}")
+    reply, report, size = read(message, partition_id)
+    if report.partition_id != partition_id:
+        raise PayloadError(f"it calls itself client {report.partition_id}.")
+    if report.server_round != server_round:
+        raise PayloadError(f"it answers round {report.server_round}.")
+    return reply, report, size
+
+
+def _refuse(record: RoundRecord, partition_id: int, node: int, reason: str) -> None:
+    record.dropped += 1
+    # A good reply stays one, whatever comes after it; a stranger's takes nobody's place.
+    record.refused.setdefault(partition_id, reason)
+    who = f"client {partition_id}" if partition_id != UNKNOWN else f"node {node}"
+    logger.warning("round %d goes on without the reply of %s: %s", record.server_round, who, reason)
+
+
 def read_open(
-    message: Message, partition_id: int, parts: frozenset[Part], like: Adapter, config: Config, server_round: int
+    message: Message,
+    partition_id: int,
+    parts: frozenset[Part],
+    like: Adapter,
+    config: Config,
+    server_round: int,
+    earlier_num_examples: int | None = None,
 ) -> tuple[Reply, ClientReport, int]:
     """Read a reply whose factors are there to see; raises `PayloadError`."""
     report, factors = wire.read_train_reply(message.content)
     uniform = config.federation.weighting == "uniform"
     if report.num_examples is None and not uniform:
         raise PayloadError("num_examples is missing beside factors that are to be weighted by it.")
+    check_report(report, config, earlier_num_examples)
     tensors = payload.unpack(factors, parts, like, like.device)
+    check_norm(tensors, like, report, config, server_round)
     noise_std = report_noise_std(report, config, server_round)
     weight = 1 if uniform else report.num_examples or 0
     return Reply(partition_id, weight, tensors, noise_std), report, payload.payload_bytes(factors)

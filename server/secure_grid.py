@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 import numpy as np
+from cryptography.exceptions import InvalidTag
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
@@ -67,8 +68,9 @@ class SecureGrid(ForwardingGrid):
         stages = _Stages(self, sent, timeout)
         try:
             self.outcome = stages.run()
-        except PayloadError as error:
-            self.reason = str(error)
+        # Keys and shares that are none fail in ways of their own.
+        except (PayloadError, ValueError, TypeError, KeyError, InvalidTag) as error:
+            self.reason = wire.one_line(str(error) or type(error).__name__)
         return stages.replies
 
 

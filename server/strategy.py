@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
@@ -22,9 +23,10 @@ from fedsvd.server_optimizer import follow, move
 from fedsvd.wire import ClientReport, TrainTask
 from fedsvd.workspace import trained_parts
 from server.client_level import ClientLevelServer
-from server.clients import find_clients
+from server.clients import Clients
 from server.diagnostics import signal_to_noise, site_diagnostics
 from server.downlink import Downlink
+from server.gathering import gather
 from server.personal import mean_of
 from server.replies import RoundRecord, good_replies, read_masked, read_open
 from server.secure_grid import SecureGrid
@@ -68,7 +70,8 @@ class FederatedLoRA(Strategy):
         self.round = RoundRecord(first_round, 0)
         self._method_state = _part_of(state or {}, "method.")
         self._moments = _part_of(state or {}, "optimizer.")
-        self._partitions: dict[int, int] = {}
+        self._clients = Clients(config.federation)
+        self._num_examples: dict[int, int | None] = {}
         self._started = 0.0
 
     @property
@@ -92,32 +95,33 @@ class FederatedLoRA(Strategy):
     ) -> Iterable[Message]:
         """Sample clients and address to each what it lacks."""
         this_round = self.first_round + server_round
-        if not self._partitions:
-            self._partitions = find_clients(grid, self.config.federation)
+        self._clients.find(grid)
         nodes = self._sample(this_round)
         self.round = RoundRecord(this_round, len(nodes))
         if self.secure:
             self.secure.vector_size = payload.vector_size(self.adapter, self._uplink(this_round))
         self._started = time.perf_counter()
-        return [self._request(node, this_round, MessageType.TRAIN) for node in nodes]
+        return [self._request(node, this_round) for node in nodes]
 
     def in_full(self, message: Message) -> Message:
         """Return a request again, with all that it took its client to hold."""
         node = message.metadata.dst_node_id
         self.downlink.forget(node)
-        return self._request(node, int(message.metadata.group_id), message.metadata.message_type)
+        return self._request(node, int(message.metadata.group_id))
 
-    def _request(self, node: int, server_round: int, message_type: str) -> Message:
+    def _request(self, node: int, server_round: int) -> Message:
         account = self.client_level.account if self.client_level else ""
         trains = trained_parts(self.method, self.config, server_round)
-        task = TrainTask(server_round, trains, self._uplink(server_round), account)
+        due = server_round % self.config.train.eval_every == 0 or server_round == self.config.train.num_rounds
+        evaluate = due and bool(self.method.traits.personal)
+        task = TrainTask(server_round, trains, self._uplink(server_round), account, evaluate=evaluate)
         core: frozenset[Part] = frozenset({"core"}) if self.method.traits.core else frozenset()
         sent = self.downlink.request(node, task, core | (trains & {"head"}), self._lower_rank(node))
         self.round.bytes_down += payload.payload_bytes(sent.factors)
         return Message(
             wire.train_request(sent.task, sent.factors),
             node,
-            message_type,
+            MessageType.TRAIN,
             # A client that could not answer in time must not go on spending its budget on a lost round.
             ttl=self.config.federation.round_timeout_s,
             group_id=str(server_round),
@@ -127,24 +131,30 @@ class FederatedLoRA(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Drop the replies that are not what was asked for, and step with the rest."""
+        # Taken in one by one, as they come: where a sum is all that is needed, none is kept.
+        usable = good_replies(replies, self.round, self._clients.partitions, self._read)
+        level, uplink = self.client_level, self._uplink(self.first_round + server_round)
+        clipped = level.clipped_total(self.adapter, usable, uplink) if level else []
+        good = gather(usable, self.adapter, self.method, self.config.aggregation)
+        self.round.measured = mean_of(self.round.reports)
+        self._num_examples = {r.partition_id: r.num_examples for r in self.round.reports} | self._num_examples
         self.round.seconds_train = time.perf_counter() - self._started
-        good: Replies = list(good_replies(replies, self.round, self._partitions, self._read))
         started = time.perf_counter()
         if self.secure and self.secure.outcome is None:
             return self._skip(self.secure.reason)
-        if self.client_level:
+        if level:
             try:
-                self.round.epsilon = self.client_level.charge(self.round.server_round)
+                self.round.epsilon = level.charge(self.round.server_round)
             except BudgetExceededError as error:
                 return self._skip(str(error))
             # However few replied, even none: whether a step is taken must not hang on who took part.
-            good = [self._client_level_reply(self.client_level, good)]
+            good = [self._client_level_reply(level, clipped)]
         elif self.secure:
             good = [self._secure_mean(self.secure)]
-        elif len(good) < self.config.federation.min_replies:
+        elif len(self.round.reports) < self._fewest:
             return self._skip(
-                f"{len(good)} usable replies of {self.round.sampled}, federation.min_replies is "
-                f"{self.config.federation.min_replies}"
+                f"{len(self.round.reports)} usable replies of {self.round.sampled}, and {self._fewest} are needed "
+                "(federation.min_replies, federation.min_completion)"
             )
         before = self.adapter
         self._step(good)
@@ -152,6 +162,11 @@ class FederatedLoRA(Strategy):
         self.round.sites = site_diagnostics(before, self.adapter)
         self.round.signal_to_noise = signal_to_noise(before, average(before, good), mean_noise_std(good))
         return payload.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
+
+    @property
+    def _fewest(self) -> int:
+        federation = self.config.federation
+        return max(federation.min_replies, math.ceil(federation.min_completion * self.round.sampled))
 
     def _step(self, good: Replies) -> None:
         before = self.adapter
@@ -168,11 +183,12 @@ class FederatedLoRA(Strategy):
         rank = self._lower_rank(message.metadata.src_node_id)
         like = self.adapter if rank is None else truncated(self.adapter, rank)
         uplink = self._uplink(self.round.server_round)
-        return read_open(message, partition_id, uplink, like, self.config, self.round.server_round)
+        earlier, server_round = self._num_examples.get(partition_id), self.round.server_round
+        return read_open(message, partition_id, uplink, like, self.config, server_round, earlier)
 
     def _lower_rank(self, node: int) -> int | None:
         ranks = self.config.federation.client_ranks
-        rank = ranks[self._partitions[node]] if ranks else self.config.model.rank
+        rank = ranks[self._clients.partitions[node]] if ranks else self.config.model.rank
         return rank if rank < self.config.model.rank else None
 
     def _secure_mean(self, secure: SecureGrid) -> Reply:
@@ -181,12 +197,12 @@ class FederatedLoRA(Strategy):
         parts = payload.split_vector(secure.outcome.mean, uplink, self.adapter, self.adapter.device)
         return Reply(0, max(1, round(secure.outcome.weight)), parts)
 
-    def _client_level_reply(self, client_level: ClientLevelServer, good: Replies) -> Reply:
+    def _client_level_reply(self, client_level: ClientLevelServer, clipped: Sequence[Tensor]) -> Reply:
         uplink = self._uplink(self.round.server_round)
         if self.secure and self.secure.outcome:
             mean, count = self._secure_mean(self.secure), self.secure.outcome.contributors
             return client_level.aggregate_sum(self.adapter, mean, count, uplink)
-        return client_level.aggregate(self.adapter, good, uplink)
+        return client_level.aggregate(self.adapter, clipped, uplink)
 
     def _skip(self, reason: str) -> tuple[None, None]:
         self.round.skipped = True
@@ -200,24 +216,17 @@ class FederatedLoRA(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask clients only where each has a model of its own; else the server evaluates on held-out data."""
-        this_round, train = self.first_round + server_round, self.config.train
-        due = this_round % train.eval_every == 0 or this_round == train.num_rounds
-        if not self.method.traits.personal or not due:
-            return []
-        nodes = sorted(self._partitions, key=self._partitions.__getitem__)
-        return [self._request(node, this_round, MessageType.EVALUATE) for node in nodes]
+        """Send nothing: the server evaluates on held-out data; what clients measure rides in their train replies."""
+        return []
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Keep the mean of what clients measured on their own models."""
-        self.round.measured = mean_of(replies)
-        return None
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        """There is nothing."""
 
     def _sample(self, server_round: int) -> list[int]:
-        ordered = sorted(self._partitions, key=self._partitions.__getitem__)
+        ordered = self._clients.nodes
         if self.client_level:
             drawn = set(self.client_level.sample())
-            return [node for node in ordered if self._partitions[node] in drawn]
+            return [node for node in ordered if self._clients.partitions[node] in drawn]
         wanted = self.config.federation.clients_per_round or len(ordered)
         if wanted >= len(ordered):
             return ordered

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from fedsvd.config.aggregation import AggregationConfig, check_aggregation
 from fedsvd.config.federation import FederationConfig
 from fedsvd.config.model import DataConfig, ModelConfig, PartitionConfig
 from fedsvd.config.privacy import PrivacyConfig
@@ -19,6 +20,7 @@ from fedsvd.errors import ConfigError
 from fedsvd.validate import Matches, Range, check_fields
 
 __all__ = [
+    "AggregationConfig",
     "Config",
     "DataConfig",
     "FederationConfig",
@@ -48,6 +50,7 @@ class Config:
         privacy: See `PrivacyConfig`.
         train: See `TrainConfig`.
         federation: See `FederationConfig`.
+        aggregation: See `AggregationConfig`.
     """
 
     seed: Annotated[int, Range(0, 2**32, open_high=True)]
@@ -63,15 +66,18 @@ class Config:
     privacy: PrivacyConfig
     train: TrainConfig
     federation: FederationConfig
+    aggregation: AggregationConfig
 
     def __post_init__(self) -> None:
         check_fields(self, "")
-        if self.privacy.name == "client_level" and self.federation.min_replies != 1:
-            raise ConfigError(
-                f"federation.min_replies = {self.federation.min_replies} is not allowed with privacy.name = "
-                "client_level, where every round takes a noisy step however few take part (whether it does must not "
-                "tell who did): leave federation.min_replies at 1."
-            )
+        asked = {"min_replies": self.federation.min_replies - 1, "min_completion": self.federation.min_completion}
+        for key, beyond in asked.items():
+            if self.privacy.name == "client_level" and beyond:
+                raise ConfigError(
+                    f"federation.{key} = {getattr(self.federation, key)} is not allowed with privacy.name = "
+                    "client_level, where every round takes a noisy step however few take part (whether it does must "
+                    "not tell who did): leave it out."
+                )
         ranks = self.federation.client_ranks
         if ranks is not None and max(ranks) > self.model.rank:
             raise ConfigError(
@@ -95,6 +101,7 @@ class Config:
                 "classes, or take model.task=causal_lm."
             )
         check_secure(self.privacy, self.train, self.federation)
+        check_aggregation(self.aggregation, self.privacy, self.federation)
         needed = self.federation.num_clients * self.partition.min_partition_size
         limit = self.data.max_train_examples
         if limit is not None and limit < needed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from fedsvd.config.types import Count, NonNegative, Positive
+from fedsvd.config.types import Count, NonNegative, Positive, WholeNumber
 from fedsvd.errors import ConfigError
 from fedsvd.validate import Matches, Range, check_fields
 
@@ -23,10 +23,16 @@ class FederationConfig:
         min_replies: Fewest good replies with which a round counts; with fewer the model stays as it was.
         weighting: ``examples``: a client counts by how many it has, and tells it; ``uniform``: all count alike, and
             none tells.
+        min_completion: Least share of a round's clients whose good replies make it count; 0: ``min_replies`` alone.
         secure_aggregation: The server learns the sum of the clients' updates and no single one.
         min_survivors: Fewest clients in whose secure sum a client hides; with fewer a round is skipped.
         round_timeout_s: Seconds after which a round goes on without those that have not answered.
-        connect_timeout_s: Seconds to wait for all clients at the start.
+        connect_timeout_s: Seconds to wait for all clients at the start, and for a new one to say who it is.
+        retries: How often a message is sent again, within the round, to a client that is gone or has crashed. A client
+            that was charged for the lost attempt is charged for the new one, too.
+        retry_after_s: Seconds before it is; doubled each time.
+        max_num_examples: Largest data set that a client is believed to hold.
+        max_reply_norm: Largest L2 norm of a client's update; DP-SGD's clipping sets a lower one of its own.
         client_num_cpus: CPU cores of a simulated client.
         client_num_gpus: GPUs of a simulated client; a fraction lets clients share one.
         ray_address: A Ray cluster that is already up; null starts one here.
@@ -44,10 +50,15 @@ class FederationConfig:
     client_ranks: tuple[Count, ...] | None = None
     min_replies: Count = 1
     weighting: Literal["examples", "uniform"] = "examples"
+    min_completion: Annotated[float, Range(0, 1)] = 0.0
     secure_aggregation: bool = False
     min_survivors: Annotated[int, Range(2)] = 2
     round_timeout_s: Positive = 3600.0
     connect_timeout_s: Positive = 300.0
+    retries: WholeNumber = 1
+    retry_after_s: NonNegative = 1.0
+    max_num_examples: Count = 10_000_000
+    max_reply_norm: Positive = 10_000.0
     client_num_cpus: Positive = 1.0
     client_num_gpus: NonNegative = 0.0
     ray_address: str | None = None

@@ -74,6 +74,7 @@ def check_method(method: Method, config: Config) -> None:
         "federation.secure_aggregation = True": federation.secure_aggregation,
         "privacy.name = client_level": config.privacy.name == "client_level",
         f"train.server_optimizer = {config.train.server_optimizer}": config.train.server_optimizer != "none",
+        f"aggregation.name = {config.aggregation.name}": config.aggregation.name != "mean",
     }
     for setting, chosen in sums_only.items():
         if chosen and not method.traits.linear:
@@ -105,6 +106,7 @@ def check_known_noise(config: Config) -> None:
         f"federation.weighting = {config.federation.weighting}": config.federation.weighting == "uniform",
         f"train.weight_decay = {train.weight_decay}": train.weight_decay > 0,
         f"train.server_optimizer = {train.server_optimizer}": train.server_optimizer != "none",
+        f"aggregation.name = {config.aggregation.name}": config.aggregation.name != "mean",
         "federation.secure_aggregation = True": config.federation.secure_aggregation,
     }
     for setting, chosen in reasons.items():

@@ -10,7 +10,7 @@ knowing who was drawn. Where A's rows are orthonormal, ‖ΔB‖ = ‖ΔB A‖: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def clipped(update: Sequence[Tensor], max_update_norm: float) -> list[Tensor]:
     return [tensor * factor for tensor in exact]
 
 
-def clipped_sum(updates: Sequence[Sequence[Tensor]], like: Sequence[Tensor], max_update_norm: float) -> list[Tensor]:
+def clipped_sum(updates: Iterable[Sequence[Tensor]], like: Sequence[Tensor], max_update_norm: float) -> list[Tensor]:
     """Return ``Σ clip(Δₖ)`` in float64, shaped as ``like``; each update is clipped, whatever its client did."""
     total = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in like]
     for update in updates:

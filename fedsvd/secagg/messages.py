@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from fedsvd import payload
 from fedsvd.errors import PayloadError
 
 RECORD = "secure"
@@ -97,7 +98,7 @@ def masked_vector(content: RecordDict, size: int) -> np.ndarray:
     array = None if record is None else record.get("vector")
     if array is None or array.dtype != "uint64" or list(array.shape) != [size]:
         raise PayloadError(f"the reply holds no masked vector of {size} numbers.")
-    return array.numpy()
+    return payload.decode(array, "vector", "uint64", size)
 
 
 def masked_bytes(content: RecordDict) -> int:

@@ -51,10 +51,36 @@ def test_a_write_that_breaks_off_leaves_the_earlier_checkpoint(tmp_path: Path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write_json", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match=r"checkpoint of round 2 cannot be written .*No space left.*resume="):
         save_checkpoint(tmp_path, Checkpoint(2, make_adapter(), [], {}))
 
     assert load_latest(tmp_path, make_adapter()).server_round == 1
+
+
+def test_older_checkpoints_make_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for server_round in (1, 2, 3):
+        save_checkpoint(tmp_path, Checkpoint(server_round, make_adapter(), [], {}))
+    write = checkpoint.write_json
+
+    def small_disk(path: Path, value: object) -> None:
+        if len(list(tmp_path.glob("round-*"))) > 1:
+            raise OSError(28, "No space left on device")
+        write(path, value)
+
+    monkeypatch.setattr(checkpoint, "write_json", small_disk)
+    save_checkpoint(tmp_path, Checkpoint(4, make_adapter(), [], {}))
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-000003", "round-000004"]
+
+
+def test_what_an_earlier_process_left_half_written_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / ".tmp").mkdir()
+    (tmp_path / ".tmp" / "adapter.safetensors").write_bytes(b"half")
+    (tmp_path / ".tmp-round-000001").mkdir()
+
+    save_checkpoint(tmp_path, Checkpoint(2, make_adapter(), [], {}))
+
+    assert [path.name for path in tmp_path.iterdir()] == ["round-000002"]
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def app(value: float) -> ClientApp:
 
     @client.train()
     def run(message: Message, context: Context) -> Message:
-        report = ClientReport(int(context.node_config["partition-id"]), 1000, 0.1)
+        task, _ = wire.read_train_request(message.content)
+        report = ClientReport(int(context.node_config["partition-id"]), 1000, 0.1, server_round=task.server_round)
         factors = ArrayRecord({"B": Array(np.full(2 * ROWS, value, dtype=np.float32))})
         return Message(wire.train_reply(report, factors), reply_to=message)
 

@@ -57,7 +57,8 @@ class Clients:
         def local_round() -> RecordDict:
             self.trained.append(number)
             values = Array(np.full(2 * ROWS, value_of(number), dtype=np.float32))
-            report = ClientReport(number, number + 1, 0.1, 1.5, 1.25, 0.5, 2)
+            answered = wire.read_train_request(message.content)[0].server_round
+            report = ClientReport(number, number + 1, 0.1, 1.5, 1.25, 0.5, 2, server_round=answered)
             return wire.train_reply(report, ArrayRecord({"B": values}))
 
         try:

@@ -50,7 +50,8 @@ def make_app(train: Train) -> ClientApp:
 def good_reply(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) -> RecordDict:
     """Client k holds k + 1 examples and sends B full of k."""
     values = Array(np.full(8, partition_id, dtype=np.float32))
-    return wire.train_reply(ClientReport(partition_id, partition_id + 1, 0.1), ArrayRecord({"B": values}))
+    report = ClientReport(partition_id, partition_id + 1, 0.1, server_round=task.server_round)
+    return wire.train_reply(report, ArrayRecord({"B": values}))
 
 
 def one_round(config: Config, train: Train, server_round: int = 1) -> FederatedLoRA:
@@ -75,16 +76,16 @@ def test_a_round_averages_by_examples() -> None:
 
 BAD: dict[str, Callable[[], RecordDict]] = {
     "a part that was not asked for": lambda: wire.train_reply(
-        ClientReport(1, 5, 0.1), ArrayRecord({"A": Array(np.zeros(6, dtype=np.float32))})
+        ClientReport(1, 5, 0.1, server_round=1), ArrayRecord({"A": Array(np.zeros(6, dtype=np.float32))})
     ),
     "nan": lambda: wire.train_reply(
-        ClientReport(1, 5, 0.1), ArrayRecord({"B": Array(np.full(8, np.nan, dtype=np.float32))})
+        ClientReport(1, 5, 0.1, server_round=1), ArrayRecord({"B": Array(np.full(8, np.nan, dtype=np.float32))})
     ),
     "another shape": lambda: wire.train_reply(
-        ClientReport(1, 5, 0.1), ArrayRecord({"B": Array(np.zeros(9, dtype=np.float32))})
+        ClientReport(1, 5, 0.1, server_round=1), ArrayRecord({"B": Array(np.zeros(9, dtype=np.float32))})
     ),
     "another client's number": lambda: wire.train_reply(
-        ClientReport(0, 5, 0.1), ArrayRecord({"B": Array(np.zeros(8, dtype=np.float32))})
+        ClientReport(0, 5, 0.1, server_round=1), ArrayRecord({"B": Array(np.zeros(8, dtype=np.float32))})
     ),
     "no metrics": lambda: RecordDict({wire.FACTORS: ArrayRecord()}),
     "declined": lambda: wire.declined_reply("no budget left"),

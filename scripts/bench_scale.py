@@ -1,0 +1,167 @@
+"""Time and memory against the number of clients: of the server alone, and of whole runs in one process.
+
+"server": the real strategy on the in-process grid, with clients that train nothing and send random factors of a large
+model's shapes; all of them in each round. Beside the mean, which keeps no reply, stands the median, which must. "run":
+`fedsvd train` with a tiny model on real text under DP-SGD, 50 clients a round (all, where there are fewer). Each line
+is a process of its own; memory is the most that the process ever held, and what it had held when the rounds began.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+CLIENTS = (10, 100, 1000)
+A_ROUND = 50
+ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    what: str
+    clients: int
+    a_round: int
+    start_s: float
+    round_s: float
+    before_mib: float
+    peak_mib: float
+
+
+def add_parser(benches: Any) -> None:
+    parser = benches.add_parser(
+        "scale", help="time and memory by clients", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
+    parser.add_argument("--federation", choices=("local", "simulation"), nargs="*", default=["local"])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if arguments.one:
+        print(json.dumps(asdict(measure(*arguments.one.split(",")))))
+        return
+    whats = ["server, mean", "server, median", *(f"run, {name}" for name in arguments.federation)]
+    found = []
+    for what in whats:
+        for clients in arguments.clients:
+            script = Path(__file__).with_name("bench_cli.py")
+            one = ["scale", "--one", f"{what},{clients}"]
+            done = subprocess.run([sys.executable, str(script), *one], capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(done.stderr[-3000:])
+            found.append(Measured(**json.loads(done.stdout.splitlines()[-1])))
+            Console(stderr=True).print(found[-1])
+    Console(width=120).print(table(found))
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in found], indent=2) + "\n")
+
+
+def table(found: list[Measured]) -> Table:
+    grid = Table(title=f"{os.cpu_count()} CPU cores; {ROUNDS} rounds, the last one timed")
+    for head in ("what", "clients", "a round", "s to start", "s a round", "MiB before", "MiB at most"):
+        grid.add_column(head, justify="left" if head == "what" else "right")
+    for row in found:
+        grid.add_row(
+            row.what, f"{row.clients:,}", f"{row.a_round:,}", f"{row.start_s:.1f}", f"{row.round_s:.2f}",
+            f"{row.before_mib:,.0f}", f"{row.peak_mib:,.0f}",
+        )  # fmt: skip
+    return grid
+
+
+def measure(kind: str, what: str, clients: str) -> Measured:
+    number, what = int(clients), what.strip()
+    if kind == "server":
+        return measure_server(what, number)
+    return measure_run(what, number)
+
+
+def peak_mib(who: int = resource.RUSAGE_SELF) -> float:
+    return resource.getrusage(who).ru_maxrss / 1024
+
+
+def measure_server(aggregation: str, clients: int) -> Measured:
+    import numpy as np
+    import torch
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+
+    from fedsvd import wire
+    from fedsvd.adapter import Adapter
+    from fedsvd.compose import compose
+    from fedsvd.launch.local import InProcessGrid
+    from fedsvd.methods import build_method
+    from server.polling import PollingGrid
+    from server.strategy import FederatedLoRA
+
+    sites, d, rank = 48, 1024, 8
+    words = ["experiment=smoke", "privacy=none", "train.head=frozen", f"aggregation={aggregation}"]
+    config = compose([*words, f"federation.num_clients={clients}"])
+    names = [f"site{k}" for k in range(sites)]
+    adapter = Adapter(
+        A={name: torch.nn.init.orthogonal_(torch.empty(rank, d)) for name in names},
+        B={name: torch.zeros(d, rank) for name in names},
+        head={},
+        scale=dict.fromkeys(names, 1.0),
+    )
+    app = ClientApp()
+
+    @app.query("partition")
+    def partition(message: Message, context: Context) -> Message:
+        numbers = MetricRecord({"partition-id": int(context.node_config["partition-id"])})
+        return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        number = int(context.node_config["partition-id"])
+        task, _ = wire.read_train_request(message.content)
+        values = np.random.default_rng(number).standard_normal(sites * d * rank, dtype=np.float32)
+        report = wire.ClientReport(number, 100, 0.0, server_round=task.server_round)
+        return Message(wire.train_reply(report, ArrayRecord({"B": Array(values)})), reply_to=message)
+
+    started = time.perf_counter()
+    strategy = FederatedLoRA(build_method(config.method), config, adapter)
+    grid = PollingGrid(InProcessGrid(app, clients, {}))
+    strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)
+    start, before = time.perf_counter() - started, peak_mib()
+    for server_round in range(1, ROUNDS + 1):
+        started = time.perf_counter()
+        messages = strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
+        strategy.aggregate_train(server_round, grid.send_and_receive(messages))
+        assert len(strategy.round.reports) == clients, strategy.round.refused
+    return Measured(
+        f"server, {aggregation}", clients, clients, start, time.perf_counter() - started, before, peak_mib()
+    )
+
+
+def measure_run(federation: str, clients: int) -> Measured:
+    from fedsvd.cli import main
+    from fedsvd.run_folder import read_rows
+
+    a_round = min(clients, A_ROUND)
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            "experiment=smoke", "partition=iid", "partition.min_partition_size=1", "data.max_train_examples=4000",
+            f"federation={federation}", f"federation.num_clients={clients}", f"federation.clients_per_round={a_round}",
+            "privacy.accountant=rdp", "privacy.noise_multiplier=1", "privacy.target_epsilon=100",
+            "train.local_steps=1", f"train.num_rounds={ROUNDS}", f"hydra.run.dir={folder}",
+        ]  # fmt: skip
+        started = time.perf_counter()
+        if main(["train", *words]):
+            raise SystemExit("the run failed")
+        whole = time.perf_counter() - started
+        rows = read_rows(Path(folder) / "metrics.jsonl")
+    assert all(row["clients_used"] == a_round for row in rows[1:]), rows
+    spent = [sum(row[key] for key in row if key.startswith("seconds")) for row in rows]
+    return Measured(f"run, {federation}", clients, a_round, whole - sum(spent), spent[-1], 0.0, peak_mib())

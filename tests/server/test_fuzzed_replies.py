@@ -1,0 +1,287 @@
+"""A thousand replies that no honest client sends: each is dropped with a reason, and model and server are unharmed."""
+
+import copy
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedsvd import wire
+from fedsvd.adapter import Adapter
+from fedsvd.compose import compose
+from fedsvd.config import Config
+from fedsvd.launch.local import InProcessGrid
+from fedsvd.methods import build_method
+from fedsvd.wire import ClientReport
+from server.polling import PollingGrid
+from server.resending import ResendingGrid
+from server.strategy import FederatedLoRA
+
+ROWS, RANK, CLIENTS, BAD_CLIENTS, ROUNDS = 6, 2, 12, 10, 100
+SIZE = ROWS * RANK
+ROOT = Path(__file__).resolve().parents[2]
+Fuzz = Callable[[random.Random, RecordDict], RecordDict]
+
+
+def make_config(*overrides: str) -> Config:
+    words = [
+        "experiment=smoke",
+        "method=ffa_lora",
+        "train.head=frozen",
+        "privacy=none",
+        f"train.num_rounds={ROUNDS + 1}",
+    ]
+    return compose([*words, f"federation.num_clients={CLIENTS}", *overrides])
+
+
+def honest(partition_id: int, server_round: int) -> RecordDict:
+    values = np.full(SIZE, 0.01 * partition_id, dtype=np.float32)
+    report = ClientReport(partition_id, 10 + partition_id, 0.1, server_round=server_round)
+    return wire.train_reply(report, ArrayRecord({"B": Array(values)}))
+
+
+def with_factor(content: RecordDict, array: Array | None, name: str = "B") -> RecordDict:
+    content[wire.FACTORS] = ArrayRecord({} if array is None else {name: array})
+    return content
+
+
+def with_metric(content: RecordDict, key: str, value: object) -> RecordDict:
+    numbers = dict(content.metric_records[wire.METRICS])
+    numbers.pop(key, None)
+    content[wire.METRICS] = MetricRecord(numbers if value is None else numbers | {key: value})
+    return content
+
+
+def raw(data: bytes, dtype: str = "float32", shape: tuple[int, ...] = (SIZE,), stype: str = "numpy.ndarray") -> Array:
+    return Array(dtype=dtype, shape=shape, stype=stype, data=data)
+
+
+def good_bytes() -> bytes:
+    return Array(np.full(SIZE, 0.01, dtype=np.float32)).data
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode("latin1")
+
+
+def poisoned(chance: random.Random, value: float) -> Array:
+    values = np.full(SIZE, 0.01, dtype=np.float32)
+    values[chance.randrange(SIZE)] = value
+    return Array(values)
+
+
+def flipped(chance: random.Random) -> Array:
+    """The bytes of a good array with some in its header changed."""
+    data = bytearray(good_bytes())
+    for _ in range(chance.randrange(1, 6)):
+        data[chance.randrange(len(data) - 4 * SIZE)] ^= 1 << chance.randrange(8)
+    if data == good_bytes():
+        data[0] ^= 1
+    return raw(bytes(data))
+
+
+def garbage(chance: random.Random, content: RecordDict) -> RecordDict:
+    records = [
+        ConfigRecord({"reason": [1, 2]}), ConfigRecord({}), MetricRecord({"x": 1}), ArrayRecord({}),
+        MetricRecord({"partition-id": [0.5] * 9}), ConfigRecord({"lost": b"\0" * 99}),
+    ]  # fmt: skip
+    names = [wire.FACTORS, wire.METRICS, wire.DECLINED, wire.TASK, "\n\x1b[31m", ""]
+    return RecordDict({chance.choice(names): chance.choice(records) for _ in range(chance.randrange(4))})
+
+
+HUGE_SHAPE = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**15},)}}\n"
+FUZZES: dict[str, Fuzz] = {
+    "a part is missing": lambda chance, content: with_factor(content, None),
+    "no factors at all": lambda chance, content: RecordDict({wire.METRICS: content[wire.METRICS]}),
+    "no metrics": lambda chance, content: RecordDict({wire.FACTORS: content[wire.FACTORS]}),
+    "nothing": lambda chance, content: RecordDict(),
+    "records of other kinds": garbage,
+    "another part": lambda chance, content: with_factor(
+        content, raw(good_bytes()), chance.choice(["A", "head", "core", "b", "B.rotation", "base_left"])
+    ),
+    "an extra part": lambda chance, content: _also(content, "A"),
+    "another dtype": lambda chance, content: with_factor(
+        content, Array(np.zeros(SIZE, dtype=chance.choice([np.float64, np.float16, np.int32, np.int64, np.bool_])))
+    ),
+    "another shape": lambda chance, content: with_factor(
+        content, Array(np.zeros(chance.choice([SIZE - 1, SIZE + 1, 0, (SIZE, 1), (ROWS, RANK), ()]), np.float32))
+    ),
+    "not a number": lambda chance, content: with_factor(content, poisoned(chance, float("nan"))),
+    "infinite": lambda chance, content: with_factor(content, poisoned(chance, chance.choice([1, -1]) * float("inf"))),
+    "huge": lambda chance, content: with_factor(content, poisoned(chance, chance.choice([1e5, -1e12, 3e38]))),
+    "truncated": lambda chance, content: with_factor(content, raw(good_bytes()[: chance.randrange(len(good_bytes()))])),
+    "too long": lambda chance, content: with_factor(content, raw(good_bytes() + b"\0" * chance.randrange(1, 99))),
+    "a damaged header": lambda chance, content: with_factor(content, flipped(chance)),
+    "random bytes": lambda chance, content: with_factor(content, raw(chance.randbytes(chance.randrange(300)))),
+    "a header that promises petabytes": lambda chance, content: with_factor(
+        content, raw(header(HUGE_SHAPE), shape=chance.choice([(SIZE,), (10**15,)]))
+    ),
+    "a header that nests deep": lambda chance, content: with_factor(content, raw(header("(" * 9000))),
+    "a pickle": lambda chance, content: with_factor(
+        content, raw(header(f"{{'descr': '|O', 'fortran_order': False, 'shape': ({SIZE},)}}\n") + PICKLE)
+    ),
+    "another serialization": lambda chance, content: with_factor(content, raw(good_bytes(), stype="pickle")),
+    "a lie about dtype or shape": lambda chance, content: with_factor(
+        content, chance.choice([raw(good_bytes(), dtype="float64"), raw(Array(np.zeros(SIZE)).data)])
+    ),
+    "sizes that cannot be": lambda chance, content: with_metric(
+        content, "num-examples", chance.choice([None, 0, -1, 2**62, 10**8, 1.5, float("nan"), [3], 11 + CLIENTS])
+    ),
+    "another client's number": lambda chance, content: with_metric(
+        content, "partition-id", chance.choice([None, -1, CLIENTS, 10**12, 0.5, CLIENTS - 1, [0]])
+    ),
+    "another round": lambda chance, content: with_metric(
+        content, "server-round", chance.choice([None, 0, -3, ROUNDS + 2, 2**40, 1.5])
+    ),
+    "numbers that cannot be": lambda chance, content: with_metric(
+        content,
+        chance.choice(["seconds", "epsilon", "noise-multiplier", "sample-rate", "steps", "clipped-share"]),
+        chance.choice([-1, float("nan"), float("inf"), [1.0, 2.0], -1e300]),
+    ),
+    "unknown numbers": lambda chance, content: with_metric(content, chance.choice(["surprise", "A", "__class__"]), 1),
+    "a refusal without a reason": lambda chance, content: RecordDict({wire.DECLINED: ConfigRecord({})}),
+    "a refusal that floods the log": lambda chance, content: wire.declined_reply("\n\x1b[2J\0no" * 10**5),
+    "lost, for ever": lambda chance, content: wire.lost_reply(),
+}  # fmt: skip
+# What unpickling it would do: end the process.
+PICKLE = b"cos\n_exit\n(I9\ntR."
+
+
+def _also(content: RecordDict, name: str) -> RecordDict:
+    content.array_records[wire.FACTORS][name] = raw(good_bytes())
+    return content
+
+
+class FuzzedGrid(InProcessGrid):
+    """Clients below BAD_CLIENTS answer with something else each time; also old replies, and those of others."""
+
+    def __init__(self) -> None:
+        super().__init__(honest_app(), CLIENTS, {})
+        self.chance = random.Random(20)
+        self.kinds: list[str] = []
+        self.old: list[Message] = []
+        self.sent = 0
+
+    def pull_messages(self, message_ids: object) -> list[Message]:  # type: ignore[override]
+        replies: list[Message] = []
+        for reply in super().pull_messages(message_ids):  # type: ignore[arg-type]
+            bad = reply.metadata.src_node_id - 2 < BAD_CLIENTS and reply.metadata.group_id not in ("0", "1")
+            replies += self.fuzzed(reply) if bad else [reply]
+        return replies
+
+    def fuzzed(self, reply: Message) -> list[Message]:
+        self.sent += 1
+        kind = self.chance.choice([*FUZZES, "replayed", "from another node", "of another round", "an error", "twice"])
+        self.kinds.append(kind)
+        self.old.append(copy.deepcopy(reply))
+        if kind == "replayed":
+            # The very bytes of an earlier round, as an answer to this one's request; beside it the old message itself.
+            old = self.chance.choice(self.old)
+            if old.content.metric_records[wire.METRICS]["server-round"] == int(reply.metadata.group_id):
+                return [self.with_content(reply, RecordDict())]
+            return [copy.deepcopy(old), self.with_content(reply, old.content)]
+        if kind == "from another node":
+            reply.metadata.__dict__["_src_node_id"] = self.chance.choice([0, 1, 2 + CLIENTS, 2**63, CLIENTS + 1])
+            return [reply]
+        if kind == "of another round":
+            reply.metadata.__dict__["_group_id"] = self.chance.choice(["", "0", "999", "x"])
+            return [reply]
+        if kind == "an error":
+            error = Error(self.chance.choice([1, 2, 6, 7, 99]), "\x1b[31m" * 10**4)
+            return [Message(error, reply_to=self.asked(reply))]
+        if kind == "twice":
+            return [self.with_content(reply, RecordDict()), copy.deepcopy(reply)]
+        return [self.with_content(reply, FUZZES[kind](self.chance, copy.deepcopy(reply.content)))]
+
+    def with_content(self, reply: Message, content: RecordDict) -> Message:
+        reply.content = content
+        return reply
+
+    def asked(self, reply: Message) -> Message:
+        request = Message(RecordDict(), reply.metadata.src_node_id, "train", group_id=reply.metadata.group_id)
+        request.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
+        return request
+
+
+def honest_app() -> ClientApp:
+    app = ClientApp()
+
+    @app.query("partition")
+    def partition(message: Message, context: Context) -> Message:
+        numbers = MetricRecord({"partition-id": int(context.node_config["partition-id"])})
+        return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
+
+    @app.train()
+    def run(message: Message, context: Context) -> Message:
+        task, _ = wire.read_train_request(message.content)
+        return Message(honest(int(context.node_config["partition-id"]), task.server_round), reply_to=message)
+
+    return app
+
+
+def test_a_thousand_fuzzed_replies_leave_model_and_server_unharmed(caplog: pytest.LogCaptureFixture) -> None:
+    config = make_config("federation.retries=0")
+    adapter = Adapter(A={"s": torch.eye(RANK, 3)}, B={"s": torch.zeros(ROWS, RANK)}, head={}, scale={"s": 1.0})
+    strategy = FederatedLoRA(build_method(config.method), config, adapter)
+    fuzzed = FuzzedGrid()
+    grid = ResendingGrid(PollingGrid(fuzzed), strategy.in_full)
+    # What the two honest clients come to alone: (20 · 0.10 + 21 · 0.11) / 41.
+    expected = torch.full((ROWS, RANK), (20 * 0.10 + 21 * 0.11) / 41)
+    for server_round in range(1, ROUNDS + 2):
+        messages = strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
+        strategy.aggregate_train(server_round, grid.send_and_receive(messages, timeout=30))
+        if server_round == 1:
+            # In which all were still honest.
+            assert not strategy.round.refused
+            continue
+
+        assert [report.partition_id for report in strategy.round.reports] == [10, 11]
+        assert set(strategy.round.refused) == set(range(BAD_CLIENTS))
+        assert strategy.round.dropped == BAD_CLIENTS
+        torch.testing.assert_close(strategy.adapter.B["s"], expected)
+        assert torch.equal(strategy.adapter.A["s"], adapter.A["s"])
+    assert fuzzed.sent >= 1000
+    assert set(fuzzed.kinds) == {*FUZZES, "replayed", "from another node", "of another round", "an error", "twice"}
+    reasons = [record.getMessage() for record in caplog.records if "goes on without" in record.getMessage()]
+    assert len(reasons) == ROUNDS * BAD_CLIENTS
+    assert all(reason.isprintable() and len(reason) < 600 for reason in reasons)
+
+
+@pytest.mark.parametrize("privacy", ["none", "dp_sgd"])
+def test_an_update_longer_than_clipping_allows_is_dropped(privacy: str) -> None:
+    config = make_config(f"privacy={privacy}", "privacy.accountant=rdp", "privacy.noise_multiplier=1")
+    start = Adapter(A={"s": torch.eye(RANK, 3)}, B={"s": torch.zeros(ROWS, RANK)}, head={}, scale={"s": 1.0})
+    strategy = FederatedLoRA(build_method(config.method), config, start)
+    grid = PollingGrid(InProcessGrid(long_app(100.0, config), CLIENTS, {}))
+    messages = strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)
+    strategy.aggregate_train(1, grid.send_and_receive(messages, timeout=30))
+
+    if privacy == "none":
+        assert not strategy.round.refused
+    else:
+        assert strategy.round.skipped
+        assert all("its update has norm" in reason for reason in strategy.round.refused.values())
+
+
+def long_app(value: float, config: Config) -> ClientApp:
+    app = ClientApp()
+
+    @app.query("partition")
+    def partition(message: Message, context: Context) -> Message:
+        numbers = MetricRecord({"partition-id": int(context.node_config["partition-id"])})
+        return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
+
+    @app.train()
+    def run(message: Message, context: Context) -> Message:
+        number = int(context.node_config["partition-id"])
+        report = ClientReport(number, 160, 0.1, 1.0, 1.0, config.train.batch_size / 160, 2, server_round=1)
+        values = np.full(SIZE, value, dtype=np.float32)
+        return Message(wire.train_reply(report, ArrayRecord({"B": Array(values)})), reply_to=message)
+
+    return app
