@@ -17,7 +17,7 @@ USAGE = """\
 usage: fedsvd train [KEY=VALUE …]        run a federation (Hydra overrides)
        fedsvd train -m KEY=V1,V2 …       sweep
        fedsvd train --cfg job            print the composed configuration
-       fedsvd train resume=RUN_FOLDER    go on with a run that was cut off
+       fedsvd train resume=RUN_FOLDER    go on with a run that was cut off (a sweep: with -m)
        fedsvd privacy plan [KEY=VALUE …] what a run will cost each client, before it runs
        fedsvd privacy ledger PATH        what a client's ledger says has been spent
        fedsvd audit [KEY=VALUE …]        attack one client, and hold the outcome against its ε
@@ -26,15 +26,17 @@ usage: fedsvd train [KEY=VALUE …]        run a federation (Hydra overrides)
        fedsvd predict RUN_FOLDER --text TEXT | --file FILE   what a run's model says
        fedsvd evaluate RUN_FOLDER [data=…]    how good it is, also on other data
        fedsvd export RUN_FOLDER --to FOLDER [--merge]   for transformers and PEFT alone
+       fedsvd report FOLDER… [--to DIR]  one page on a run, or on all runs below the folders
        fedsvd --version
 
 examples:
   fedsvd train experiment=smoke
   fedsvd train experiment=demo method=ffa_lora privacy.target_epsilon=3
   fedsvd train -m privacy.target_epsilon=1,3,6 method=fedsvd,ffa_lora
+  fedsvd train -m experiment=epsilon_sweep hydra/launcher=joblib
   fedsvd audit experiment=smoke model.rank=32
 """
-_COMMANDS = ("train", "privacy", "audit", "compare", "doctor", "predict", "evaluate", "export")
+_COMMANDS = ("train", "privacy", "audit", "compare", "doctor", "predict", "evaluate", "export", "report")
 
 # Said before flwr is imported: no run of ours reports anything to anybody.
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}

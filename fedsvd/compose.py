@@ -16,12 +16,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
 from fedsvd.errors import ConfigError
-from fedsvd.overrides import alternatives, check_keys, check_override, keys, parse
+from fedsvd.overrides import alternatives, check_keys, check_override, keys, missing_extra, parse
 from fedsvd.validate import build
 
 Settings = TypeVar("Settings", AuditConfig, CompareConfig)
@@ -140,6 +141,21 @@ def as_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a ``config.yaml`` that a run left behind, of this version or an earlier one.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read ({_first_line(error)}): is its folder a run's?") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no keys: is its folder a run's?")
+    return {str(key): value for key, value in values.items()}
+
+
 def to_yaml(config: Config) -> str:
     """Render the configuration as YAML; `from_dictconfig` makes the same configuration of it."""
     return OmegaConf.to_yaml(OmegaConf.create(as_dict(config)))
@@ -168,6 +184,21 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool) -> None:
             compose([*first[:index], choice, *first[index + 1 :]])
 
 
+def swept(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Return, by key, the single overrides that each of ours stands for; raises as `check_overrides` does."""
+    return {item.key_or_group: alternatives(item, _groups()) for item in parse(overrides)}
+
+
+def hydra_settings(overrides: Sequence[str]) -> DictConfig:
+    """Compose with Hydra's own keys under ``hydra``; raises `ConfigError` where, say, a launcher is not installed."""
+    try:
+        return _hydra_compose(overrides, "config", with_hydra=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"{shlex.join(overrides)} cannot be composed: {_first_line(error)}.{missing_extra(error)}"
+        ) from error
+
+
 @lru_cache(maxsize=256)
 def _compose(overrides: tuple[str, ...]) -> Config:
     return from_dictconfig(_composed(overrides, "config"))
@@ -185,13 +216,15 @@ def _composed(overrides: Sequence[str], root: str) -> DictConfig:
         chosen = [str(item.input_line) for item in parsed if item.key_or_group in groups]
         if chosen != lines:
             check_keys(parsed, list(keys(_hydra_compose(chosen, root))), groups)
-        raise ConfigError(f"{shlex.join(lines)} cannot be composed: {_first_line(error)}.") from error
+        raise ConfigError(
+            f"{shlex.join(lines)} cannot be composed: {_first_line(error)}.{missing_extra(error)}"
+        ) from error
 
 
-def _hydra_compose(overrides: Sequence[str], root: str) -> DictConfig:
+def _hydra_compose(overrides: Sequence[str], root: str, *, with_hydra: bool = False) -> DictConfig:
     """Call Hydra's compose, and leave a Hydra application around us as it was."""
     with _HYDRA_LOCK, _without_running_hydra(), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra.compose(root, overrides=list(overrides))
+        return hydra.compose(root, overrides=list(overrides), return_hydra_config=with_hydra)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from hydra.errors import HydraException
 from fedsvd.errors import ConfigError
 from fedsvd.validate import did_you_mean, unknown_key
 
+# Launchers and sweepers that an extra of the same name brings.
+_EXTRAS = ("joblib", "optuna", "ray", "submitit")
 # From each group to its options.
 Groups = Mapping[str, Sequence[str]]
 
@@ -111,3 +114,11 @@ def keys(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
             yield from keys(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
+
+
+def missing_extra(error: Exception) -> str:
+    """Say which extra brings the plugin that Hydra did not find; nothing where it missed none."""
+    missed = re.search(r"hydra/(?:launcher|sweeper)/([a-z]+)", str(error))
+    if missed is None or missed[1] not in _EXTRAS:
+        return ""
+    return f" It comes with an extra: pip install 'fedsvd[{missed[1]}]'."

@@ -41,6 +41,21 @@ class RunFolder:
         return self.root / "samples.json"
 
     @property
+    def record(self) -> Path:
+        """When it ran, with which versions, on which held-out data, and whether it came to its end."""
+        return self.root / "run.json"
+
+    @property
+    def tracking(self) -> Path:
+        """The run's name at the service that is told of it."""
+        return self.root / "tracking.json"
+
+    @property
+    def partitions(self) -> Path:
+        """Who holds what, where the clients are simulated: examples by class, and fingerprints."""
+        return self.root / "partitions.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON row a round."""
         return self.root / "metrics.jsonl"

@@ -135,6 +135,11 @@ def sample_answers(config: Config) -> list[dict[str, str]]:
     return samples(load_model(config), tokenizer, few, config.data, config.model)
 
 
+def load_held_out(config: Config) -> Dataset:
+    """Load the held-out examples as text: columns ``text`` and ``label``."""
+    return _load_data(config.data, config.seed)["test"]
+
+
 def load_test_batches(config: Config) -> list[Batch]:
     """Load the held-out examples as padded batches: none where nothing is held out, as with nodes' own data."""
     return _load_test_batches(config.data, config.model, config.train.eval_batch_size, config.seed)

@@ -7,12 +7,16 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsvd import lora, payload
 from fedsvd.compose import from_run_config, to_yaml
+from fedsvd.config import Config
+from fedsvd.facts import partition_facts, run_facts
 from fedsvd.methods import build_method
 from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.diagnostics_plot import plot_diagnostics
 from fedsvd.report.plots import plot_accuracy, plot_partitions
 from fedsvd.report.progress import Reporter
 from fedsvd.run_folder import RunFolder, run_root, write_json, write_text
+from fedsvd.run_record import recorded
+from fedsvd.tracking import tracked
 from fedsvd.workspace import class_names, initial_adapter, load_model, partition_counts, resolve_device
 from server.checkpoint import load_latest
 from server.client_level import ClientLevelServer
@@ -30,13 +34,21 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run's overrides describe."""
     config = from_run_config(context.run_config)
     folder = RunFolder(run_root(config.run_dir, context.run_id))
+    with recorded(folder, run_facts(config), resumed=config.resume is not None):
+        serve(grid, config, folder)
+
+
+def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
+    """Build everything, start, and leave adapter and plots behind."""
     method = build_method(config.method)
     adapter = initial_adapter(config, method)
     earlier = load_latest(folder.checkpoints, adapter) if config.resume else None
     write_text(folder.config, to_yaml(config))
     write_json(folder.classes, class_names(config))
-    if config.plots and config.data.name != "node":
-        plot_partitions(partition_counts(config), folder.partitions_plot)
+    if config.data.name != "node":
+        write_json(folder.partitions, partition_facts(config))
+        if config.plots:
+            plot_partitions(partition_counts(config), folder.partitions_plot)
     device = resolve_device(config.device)
     adapter = (earlier.adapter if earlier else adapter).to(device)
     state = {k: {n: t.to(device) for n, t in named.items()} for k, named in earlier.state.items()} if earlier else {}
@@ -45,12 +57,15 @@ def main(grid: Grid, context: Context) -> None:
     assumptions = ASSUMPTIONS if config.privacy.noise_share else ()
     federation = config.federation
     unit, hidden = "client" if client_level else "example", federation.secure_aggregation
-    with Reporter(folder.root, config.train.num_rounds, config.privacy.target_delta, unit, assumptions) as reporter:
+    with (
+        Reporter(folder.root, config.train.num_rounds, config.privacy.target_delta, unit, assumptions) as reporter,
+        tracked(config, folder, reporter.warn) as track,
+    ):
         polling: Grid = PollingGrid(grid, reporter.reply_arrived)
         secure = SecureGrid(polling, federation.min_survivors, PollingGrid(grid)) if hidden else None
         weights = lora.frozen_weights(load_model(config))
         strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure, state, weights)
-        keeper = RoundKeeper(config, folder, strategy, reporter, earlier)
+        keeper = RoundKeeper(config, folder, strategy, reporter, track, earlier)
         reporter.started(strategy.first_round, federation.clients_per_round or federation.num_clients)
         strategy.start(
             secure or ResendingGrid(polling, strategy.in_full, federation.retries, federation.retry_after_s),

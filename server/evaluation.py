@@ -15,6 +15,7 @@ from fedsvd.errors import RunError
 from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.progress import Reporter
 from fedsvd.run_folder import RunFolder, read_json, write_json, write_rows
+from fedsvd.tracking import Track
 from fedsvd.training import evaluate
 from fedsvd.workspace import load_model, load_test_batches, load_test_prefix, resolve_device, sample_answers
 from server.checkpoint import Checkpoint, save_checkpoint
@@ -42,6 +43,7 @@ class RoundKeeper:
         folder: Where the run is written.
         strategy: Whose adapter is evaluated and kept.
         reporter: Who is told.
+        track: Called with each row, too.
         earlier: The checkpoint that the run goes on from, if any.
     """
 
@@ -51,12 +53,14 @@ class RoundKeeper:
         folder: RunFolder,
         strategy: FederatedLoRA,
         reporter: Reporter,
+        track: Track,
         earlier: Checkpoint | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
         self.strategy = strategy
         self.reporter = reporter
+        self.track = track
         self.history: list[dict[str, Any]] = list(earlier.history) if earlier else []
         self.clients: dict[str, Any] = _known_spends(folder, earlier) if earlier else {}
 
@@ -79,6 +83,7 @@ class RoundKeeper:
         self.history.append(row)
         self._write(this_round, row)
         self.reporter.round_done(row)
+        self.track(row)
         if row["accuracy"] is None:
             return None
         return MetricRecord({"accuracy": row["accuracy"], "loss": row["loss"]})
@@ -127,6 +132,7 @@ class RoundKeeper:
             "perplexity": self._perplexity(measured["loss"]),
             "train_loss": sum(losses) / len(losses) if losses else None,
             "epsilon": record.epsilon or (max(spends) if spends else None),
+            "client_epsilons": {name: client["epsilon"] for name, client in sorted(self.clients.items())},
             "clients_sampled": record.sampled,
             "clients_used": 0 if record.skipped else len(record.reports),
             "clients_refused": {str(key): reason for key, reason in sorted(record.refused.items())},

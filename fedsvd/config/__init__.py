@@ -15,6 +15,7 @@ from fedsvd.config.federation import FederationConfig
 from fedsvd.config.model import DataConfig, ModelConfig, PartitionConfig
 from fedsvd.config.privacy import PrivacyConfig
 from fedsvd.config.secure import check_secure
+from fedsvd.config.tracking import TrackingConfig
 from fedsvd.config.train import TrainConfig
 from fedsvd.errors import ConfigError
 from fedsvd.validate import Matches, Range, check_fields
@@ -27,6 +28,7 @@ __all__ = [
     "ModelConfig",
     "PartitionConfig",
     "PrivacyConfig",
+    "TrackingConfig",
     "TrainConfig",
 ]
 
@@ -51,6 +53,7 @@ class Config:
         train: See `TrainConfig`.
         federation: See `FederationConfig`.
         aggregation: See `AggregationConfig`.
+        tracking: See `TrackingConfig`.
     """
 
     seed: Annotated[int, Range(0, 2**32, open_high=True)]
@@ -67,6 +70,7 @@ class Config:
     train: TrainConfig
     federation: FederationConfig
     aggregation: AggregationConfig
+    tracking: TrackingConfig
 
     def __post_init__(self) -> None:
         check_fields(self, "")

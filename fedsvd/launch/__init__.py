@@ -26,6 +26,7 @@ from fedsvd.launch.simulation import run_simulation
 from fedsvd.methods import build_method, check_method
 from fedsvd.privacy.accounting import check_delta
 from fedsvd.run_folder import RunFolder, read_rows, write_json
+from fedsvd.tracking import check_tracking
 from fedsvd.workspace import resolve_device
 
 
@@ -33,7 +34,8 @@ def check(config: Config) -> None:
     """Raise what can be known to be wrong before anything is loaded.
 
     Raises:
-        ConfigError: A method option, a device or a federation that is not there, or nodes' own data without nodes.
+        ConfigError: A method option, a device, a federation or a tracking library that is not there, or nodes' own data
+            without nodes.
         PrivacyError: A δ that the accountant cannot count at.
     """
     check_method(build_method(config.method), config)
@@ -41,6 +43,7 @@ def check(config: Config) -> None:
     if config.federation.name == "remote":
         return
     resolve_device(config.device)
+    check_tracking(config.tracking)
     if config.data.name == "node":
         raise ConfigError(
             f"data=node needs nodes that bring their own data, and federation={config.federation.name} has none: take "

@@ -11,21 +11,30 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fedsvd.report.plots import BLUE, PALETTE, VERMILION
+from fedsvd.report.plots import BLUE, PALETTE, VERMILION, save
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def plot_diagnostics(rows: Rows, path: Path) -> None:
+    """Write `diagnostics_figure` as PNG; nothing where no round had a server step."""
+    figure = diagnostics_figure(rows)
+    if figure is not None:
+        save(figure, path)
+
+
+def diagnostics_figure(rows: Rows) -> Figure | None:
     """Draw singular values, effective rank and angles (means over sites), and clipping and signal to noise over rounds.
 
     Args:
         rows: Rows of ``metrics.jsonl``; rounds without a server step are left out.
-        path: PNG to write; nothing is written where no round had a server step.
+
+    Returns:
+        None where no round had a server step.
     """
     stepped = [row for row in rows if row["sites"]]
     if not stepped:
-        return
+        return None
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2, sharex=True)
@@ -47,8 +56,7 @@ def plot_diagnostics(rows: Rows, path: Path) -> None:
         axis.spines[["top"]].set_visible(False)
     for axis in axes[1]:
         axis.set_xlabel("round")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _spectrum(axes: Axes, rounds: Sequence[int], rows: Rows) -> None:

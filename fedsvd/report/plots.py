@@ -13,14 +13,32 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 # Okabe and Ito's palette: told apart by colour-blind readers, and by brightness in print.
 BLUE, VERMILION = "#0072B2", "#D55E00"
 PALETTE = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+# For lines on white paper: without the yellow, and with a marker each for those who see no colours.
+INKS = tuple(colour for colour in PALETTE if colour != "#F0E442")
+MARKERS = "osD^v<>"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
 
 
 def plot_accuracy(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write `accuracy_figure` as PNG."""
+    save(accuracy_figure(rows), path)
+
+
+def plot_partitions(counts: Sequence[Mapping[str, int]], path: Path) -> None:
+    """Write `partitions_figure` as PNG."""
+    save(partitions_figure(counts), path)
+
+
+def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw held-out accuracy over rounds and, where there is a budget, the largest ε spent below it.
 
     Args:
         rows: Rows of ``metrics.jsonl``; rounds that were not evaluated are left out of the accuracy line.
-        path: PNG to write.
     """
     spends = [(row["server_round"], row["epsilon"]) for row in rows if row["epsilon"] is not None]
     figure = Figure(figsize=(7, 5 if spends else 3.6), layout="constrained")
@@ -41,22 +59,20 @@ def plot_accuracy(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         bottom = axes[1][0]
         bottom.plot(*zip(*spends, strict=True), marker="s", color=VERMILION)
         bottom.set_ylabel("largest ε spent")
-        bottom.set_ylim(bottom=0)
+        bottom.set_ylim(0, 1.12 * max(epsilon for _, epsilon in spends))
     for axis in axes[:, 0]:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1][0].set_xlabel("round")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    return figure
 
 
-def plot_partitions(counts: Sequence[Mapping[str, int]], path: Path) -> None:
+def partitions_figure(counts: Sequence[Mapping[str, int]]) -> Figure:
     """Draw who holds what: a bar a client, stacked by class.
 
     Args:
         counts: For each client, its examples by class; all with the same classes in the same order.
-        path: PNG to write.
     """
     height = max(0.9 + 0.35 * min(len(counts), 40), 0.3 + 0.18 * len(counts[0]))
     figure = Figure(figsize=(7, height), layout="constrained")
@@ -79,5 +95,4 @@ def plot_partitions(counts: Sequence[Mapping[str, int]], path: Path) -> None:
     axes.margins(x=0.1)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    return figure

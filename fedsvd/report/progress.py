@@ -87,6 +87,10 @@ class Reporter:
         for client, reason in row["clients_refused"].items():
             self.console.print(f"  without client {client}: {reason}", style="yellow", soft_wrap=True)
 
+    def warn(self, said: str) -> None:
+        """Something went wrong that does not end the run."""
+        self.console.print(f"warning: {said}", style="yellow", soft_wrap=True, markup=False)
+
     def finished(self, rows: Sequence[Mapping[str, Any]], clients: Mapping[str, Mapping[str, Any]]) -> None:
         """Print the tables: rounds, spends, seconds by phase, and where everything lies."""
         self.console.print(rounds_table(rows))

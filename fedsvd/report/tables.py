@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-_PHASES = {
+PHASES = {
     "seconds_train": "clients' training, messages included",
     "seconds_aggregate": "server step",
     "seconds_evaluate": "evaluation",
@@ -82,6 +82,6 @@ def phases_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title="seconds by phase")
     table.add_column("phase")
     table.add_column("seconds", justify="right")
-    for key, what in _PHASES.items():
+    for key, what in PHASES.items():
         table.add_row(what, f"{sum(row[key] for row in rows):.2f}")
     return table

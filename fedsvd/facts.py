@@ -1,0 +1,34 @@
+"""What a run's record holds of its method and data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedsvd import data
+from fedsvd.config import Config
+from fedsvd.methods import build_method
+from fedsvd.workspace import load_held_out, load_partition, partition_counts
+
+
+def run_facts(config: Config) -> dict[str, Any]:
+    """Describe a run: the parts that clients train and send in any of its rounds, and the held-out examples."""
+    method, held_out = build_method(config.method), load_held_out(config)
+    rounds = range(1, config.train.num_rounds + 1)
+    head = {"head"} if config.train.head == "private" else set()
+    return {
+        "parts_trained": sorted(head.union(*(method.trains(number) for number in rounds))),
+        "parts_sent": sorted(head.union(*(method.uplink(number) for number in rounds))),
+        "held_out": {"num_examples": len(held_out), "fingerprint": data.fingerprint(held_out)},
+    }
+
+
+def partition_facts(config: Config) -> dict[str, Any]:
+    """Describe each simulated client's examples: how many of each class, and the fingerprint of all of them."""
+    counts = partition_counts(config)
+    parts = [load_partition(config, number) for number in range(config.federation.num_clients)]
+    return {
+        "clients": [
+            {"examples_by_class": count, "fingerprint": data.fingerprint(part)}
+            for count, part in zip(counts, parts, strict=True)
+        ]
+    }
