@@ -9,6 +9,7 @@ from client.personal import with_personal
 from client.state import ClientIdentity
 from fedsvd.adapter import Adapter
 from fedsvd.config import Config
+from fedsvd.kept import load_test_prefix
 from fedsvd.methods import build_method
 from fedsvd.training import Evaluation, evaluate
 from fedsvd.wire import TrainTask
@@ -16,7 +17,6 @@ from fedsvd.workspace import (
     initial_adapter,
     load_model,
     load_test_batches,
-    load_test_prefix,
     resolve_device,
 )
 

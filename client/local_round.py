@@ -18,6 +18,7 @@ from fedsvd.adapter import Adapter
 from fedsvd.aggregate import flat, with_flat
 from fedsvd.config import Config
 from fedsvd.errors import DataError, PayloadError
+from fedsvd.kept import silo_losses
 from fedsvd.methods import build_method
 from fedsvd.privacy.client_level import clipped, noised, whole_run
 from fedsvd.privacy.noise_share import share_of
@@ -31,7 +32,6 @@ from fedsvd.workspace import (
     client_config,
     load_model,
     load_silo,
-    silo_losses,
     trained_parts,
 )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from weakref import WeakKeyDictionary
@@ -11,7 +10,7 @@ from weakref import WeakKeyDictionary
 import peft
 import torch
 from datasets import Dataset, DatasetDict
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from fedsvd import data, lora, models
@@ -21,13 +20,10 @@ from fedsvd.errors import ConfigError
 from fedsvd.generation import samples
 from fedsvd.initialisation import initialise
 from fedsvd.methods import Method, build_method
-from fedsvd.prefix import MemoryBudget, PrefixCache, Store
+from fedsvd.prefix import PrefixCache, Store
 from fedsvd.readout import read_first_token_alone
-from fedsvd.training import Batch, example_losses, inputs, to_device
+from fedsvd.training import Batch
 
-# What decides the frozen lower layers, what they read and what reads their output: source, adapted layers and modules,
-# attention, type, task, chat template.
-_Base = tuple[str, str, str | tuple[str, ...], str, str, str, bool]
 _NUM_SAMPLES = 5
 
 
@@ -46,7 +42,7 @@ class Silo:
     examples: Dataset
     fingerprint: str
     prefixes: WeakKeyDictionary[nn.Module, PrefixCache] = field(default_factory=WeakKeyDictionary, compare=False)
-    stores: dict[_Base, Store] = field(default_factory=dict, compare=False)
+    stores: dict[Hashable, Store] = field(default_factory=dict, compare=False)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -135,6 +131,11 @@ def sample_answers(config: Config) -> list[dict[str, str]]:
     return samples(load_model(config), tokenizer, few, config.data, config.model)
 
 
+def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """Load the model's."""
+    return _load_tokenizer(config.model.source)
+
+
 def load_held_out(config: Config) -> Dataset:
     """Load the held-out examples as text: columns ``text`` and ``label``."""
     return _load_data(config.data, config.seed)["test"]
@@ -145,70 +146,13 @@ def load_test_batches(config: Config) -> list[Batch]:
     return _load_test_batches(config.data, config.model, config.train.eval_batch_size, config.seed)
 
 
-def silo_losses(silo: Silo, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
-    """Return the function from a model and positions in the silo to each example's loss."""
-    tokenizer, device = _load_tokenizer(config.model.source), resolve_device(config.device)
-    adapted = load_model(config)
-    if adapted not in silo.prefixes:
-        store = silo.stores.setdefault(_base(config.model), Store(_memory_budget(config.train.prefix_cache_mib)))
-        silo.prefixes[adapted] = PrefixCache(adapted, store)
-    prefix = silo.prefixes[adapted]
-
-    def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
-        # One look-up for all: row by row, the data set takes as long as a layer.
-        columns = silo.examples[list(positions)]
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        batch = to_device(data.collate(rows, tokenizer), device)
-        with prefix.handing_in(model, positions, inputs(batch)):
-            return example_losses(model, batch)
-
-    return losses
-
-
-def load_test_prefix(config: Config) -> PrefixCache:
-    """Return the cache that belongs to the model and `load_test_batches`."""
-    model = config.model
-    store = _load_test_store(
-        config.data,
-        _base(model),
-        model.max_length,
-        config.train.eval_batch_size,
-        config.train.prefix_cache_mib,
-        config.seed,
-    )
-    return _load_test_prefix(load_model(config), store)
-
-
-@lru_cache(maxsize=4)
-def _load_test_prefix(model: peft.PeftModel, store: Store) -> PrefixCache:
-    return PrefixCache(model, store)
-
-
-@lru_cache(maxsize=2)
-def _load_test_store(
-    data_: DataConfig, base: _Base, max_length: int, batch_size: int, mebibytes: int, seed: int
-) -> Store:
-    return Store(_memory_budget(mebibytes))
-
-
 def forget() -> None:
-    """Drop all that is loaded once a process, to make room for another task or seed."""
+    """Drop the models and the data that are loaded."""
     for loader in (
-        _load_test_prefix, _load_test_store, _load_model, _initial_adapter, _shapes, _load_data, _load_partitions,
-        _load_silo, _load_test_batches,
+        _load_model, _initial_adapter, _shapes, _load_data, _load_partitions, _load_partition, _load_silo,
+        _load_test_batches,
     ):  # fmt: skip
         loader.cache_clear()
-    gc.collect()
-
-
-def _base(model: ModelConfig) -> _Base:
-    adapted = (model.source, model.lora_layers, model.target_modules, model.attn_implementation)
-    return (*adapted, model.dtype, model.task, model.chat_template)
-
-
-@lru_cache(maxsize=1)
-def _memory_budget(mebibytes: int) -> MemoryBudget:
-    return MemoryBudget(mebibytes * 2**20)
 
 
 @lru_cache(maxsize=2)

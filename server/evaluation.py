@@ -12,12 +12,13 @@ from flwr.app import ArrayRecord, MetricRecord
 from fedsvd import lora
 from fedsvd.config import Config
 from fedsvd.errors import RunError
+from fedsvd.kept import load_test_prefix
 from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.progress import Reporter
 from fedsvd.run_folder import RunFolder, read_json, write_json, write_rows
 from fedsvd.tracking import Track
 from fedsvd.training import evaluate
-from fedsvd.workspace import load_model, load_test_batches, load_test_prefix, resolve_device, sample_answers
+from fedsvd.workspace import load_model, load_test_batches, resolve_device, sample_answers
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.diagnostics import clipping
 from server.replies import RoundRecord

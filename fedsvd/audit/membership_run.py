@@ -15,10 +15,11 @@ from fedsvd.audit.rounds import Participant, federate
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.errors import DataError
+from fedsvd.kept import silo_losses
 from fedsvd.privacy.dp_sgd import Losses
 from fedsvd.privacy.membership import Roc, lira_scores, logit_confidence, roc
 from fedsvd.privacy.plan import whole_run
-from fedsvd.workspace import load_model, load_silo, silo_losses
+from fedsvd.workspace import load_model, load_silo
 
 _LEAST_EXAMPLES = 4
 

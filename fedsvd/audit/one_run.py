@@ -13,6 +13,7 @@ from fedsvd.audit.rounds import Observer, Participant, federate
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.errors import RunError
+from fedsvd.kept import silo_losses
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.audit import Bound, audit_scores, largest_bound, plan_guesses
@@ -20,7 +21,7 @@ from fedsvd.privacy.canaries import DiracCanaries, draw_canaries
 from fedsvd.privacy.membership import Roc, roc
 from fedsvd.privacy.plan import whole_run
 from fedsvd.training import learning_rate
-from fedsvd.workspace import initial_adapter, load_silo, silo_losses, trained_parts
+from fedsvd.workspace import initial_adapter, load_silo, trained_parts
 
 # The guesses are planned for three worlds: the noise is what is claimed, or too little, or hardly any.
 _WORLDS = (1.0, 0.3, 0.05)

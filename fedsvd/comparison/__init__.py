@@ -51,7 +51,7 @@ def tuning_jobs(settings: CompareConfig) -> list[Job]:
         for task in ([settings.tuning_task] if settings.tuning_task else settings.chosen_tasks)
         for contender in settings.chosen_contenders
         for epsilon in settings.tuning_epsilons
-        for rate in settings.rates(epsilon)
+        for rate in settings.learning_rates
     ]
 
 
@@ -77,7 +77,7 @@ def chosen_rates(settings: CompareConfig, rows: Rows) -> dict[tuple[str, str, fl
     """Return for each task, contender and tuning budget the rate that did best; of equals the smallest."""
     best: dict[tuple[str, str, float], tuple[float, float]] = {}
     for row in rows:
-        if row["phase"] == "tuning" and row["learning_rate"] in settings.rates(row["epsilon"]):
+        if row["phase"] == "tuning" and row["learning_rate"] in settings.learning_rates:
             key, value = (row["task"], row["contender"], row["epsilon"]), (row["accuracy"], -row["learning_rate"])
             best[key] = max(best.get(key, (-math.inf, 0.0)), value)
     return {key: -value[1] for key, value in best.items()}

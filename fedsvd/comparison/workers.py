@@ -134,7 +134,7 @@ _AT: list[tuple[Any, ...]] = []
 
 def _make_room(words: list[str]) -> None:
     """Drop what was loaded for another task or seed: kept states of some tasks would fill the memory."""
-    from fedsvd.workspace import forget
+    from fedsvd.kept import forget
 
     config = compose(words)
     at = (config.data, config.partition, config.seed)

@@ -23,7 +23,6 @@ class CompareConfig:
         epsilons: Budgets; 0 stands for no privacy at all.
         seeds: One run for each, of every contender, task and budget.
         learning_rates: The grid from which each contender's own is chosen, on validation texts.
-        learning_rates_without_privacy: The same for runs without privacy, whose gradients nothing shortens.
         tuning_epsilons: Budgets at which it is chosen; every other one takes the choice at the nearest.
         tuning_task: The task on which it is chosen for all of them; null: on each for itself.
         tuning_seed: Seed of the runs that it is chosen by; none of ``seeds``.
@@ -38,7 +37,6 @@ class CompareConfig:
     epsilons: tuple[Annotated[float, Range(0)], ...]
     seeds: tuple[Seed, ...]
     learning_rates: tuple[Positive, ...]
-    learning_rates_without_privacy: tuple[Positive, ...]
     tuning_epsilons: tuple[Annotated[float, Range(0)], ...]
     tuning_task: str | None
     tuning_seed: Seed
@@ -81,10 +79,6 @@ class CompareConfig:
         """Names of the contenders that are run."""
         return self.only_contenders or tuple(self.contenders)
 
-    def rates(self, epsilon: float) -> tuple[float, ...]:
-        """The grid for a budget."""
-        return self.learning_rates if epsilon else self.learning_rates_without_privacy
-
     @property
     def chosen_tasks(self) -> tuple[str, ...]:
         """Names of the tasks that are run."""
@@ -98,7 +92,6 @@ class _Rest:
     epsilons: tuple[Annotated[float, Range(0)], ...]
     seeds: tuple[Seed, ...]
     learning_rates: tuple[Positive, ...]
-    learning_rates_without_privacy: tuple[Positive, ...]
     tuning_epsilons: tuple[Annotated[float, Range(0)], ...]
     tuning_task: str | None
     tuning_seed: Seed

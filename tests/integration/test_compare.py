@@ -19,7 +19,7 @@ from fedsvd.report.comparison import mean_and_error, paired, write_report
 
 SMALL = [
     "compare.only_contenders=[fedsvd,flora]", "compare.only_tasks=[movies]", "compare.epsilons=[0,3]",
-    "compare.seeds=[0,1]", "compare.learning_rates=[0.5,1]", "compare.learning_rates_without_privacy=[0.5,1]",
+    "compare.seeds=[0,1]", "compare.learning_rates=[0.5,1]",
 ]  # fmt: skip
 
 
@@ -61,7 +61,6 @@ def test_every_run_composes_as_a_run_of_its_own() -> None:
     whole = compose_compare(
         [
             "compare.learning_rates=[0.3]",
-            "compare.learning_rates_without_privacy=[0.3]",
             "compare.seeds=[0]",
             "compare.epsilons=[0,3]",
         ]
