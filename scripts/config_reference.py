@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from fedsvd.compose import as_dict, compose, compose_audit, compose_compare, conf_dir
 from fedsvd.config import (
+    AggregationConfig,
     Config,
     DataConfig,
     FederationConfig,
@@ -30,6 +31,7 @@ GROUPS: dict[str, type] = {
     "privacy": PrivacyConfig,
     "train": TrainConfig,
     "federation": FederationConfig,
+    "aggregation": AggregationConfig,
 }
 START = """\
 # Configuration reference

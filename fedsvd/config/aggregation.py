@@ -22,7 +22,7 @@ class AggregationConfig:
     """
 
     name: Literal["mean", "trimmed_mean", "median"]
-    trim_share: Annotated[float, Range(0, 0.5, open_low=True, open_high=True)] = 0.2
+    trim_share: Annotated[float, Range(0, 0.5, open_low=True, open_high=True)] = 0.25
 
     def __post_init__(self) -> None:
         check_fields(self, "aggregation")

@@ -136,7 +136,7 @@ def test_poisoned_clients_carry_a_mean_away_and_no_robust_one(name: str) -> None
     ("words", "why"),
     [
         (["aggregation=median", "federation.secure_aggregation=true"], "not possible with federation.secure_agg"),
-        (["aggregation=trimmed_mean", "federation.num_clients=4"], "cuts off nobody of the 4 clients"),
+        (["aggregation=trimmed_mean", "federation.num_clients=3"], "cuts off nobody of the 3 clients"),
         (["aggregation=median", "privacy=client_level", "federation.num_clients=10"], "privacy.name = client_level"),
         (["aggregation.trim_share=0.5"], "trim_share = 0.5 is not allowed"),
     ],
