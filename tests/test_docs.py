@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Tools of others, whose words only they can check.
 FOREIGN = (
-    "docker", "git", "kill", "openssl", "pip", "pip-compile", "python", "ssh-keygen", "curl", "flower-superlink",
-    "flower-supernode", "flower-superexec", "export", "cp", "mkdir", "tensorboard", "mlflow", "ray", "cd",
+    "docker", "git", "kill", "openssl", "pip", "pip-compile", "python", "python3", "ssh-keygen", "curl",
+    "flower-superlink", "flower-supernode", "flower-superexec", "export", "cp", "mkdir", "tensorboard", "mlflow", "ray",
+    "cd",
 )  # fmt: skip
 KEY_VALUE = re.compile(r"^[+~]?[\w.@/]+=")
 
@@ -61,6 +62,7 @@ CHECKS: dict[str, Callable[[Sequence[str]], object]] = {
     "compare": compose_compare,
     "predict": _parsed,
     "evaluate": check_folder_command,
+    "doctor": lambda words: [word for word in words if not KEY_VALUE.match(word)] == [] or pytest.fail(str(words)),
     "privacy": lambda words: compose([word for word in words[1:] if KEY_VALUE.match(word) and words[0] == "plan"]),
 }
 ALL = [(page.name, words) for page in PAGES for words in commands(page) if words]
@@ -103,7 +105,7 @@ def is_shown_as_wrong(page: str, words: Sequence[str]) -> bool:
     return any(shlex.split(command) == list(words) for command, _ in wrong_ones())
 
 
-@pytest.mark.parametrize(("command", "error"), wrong_ones())
+@pytest.mark.parametrize(("command", "error"), list(wrong_ones()))
 def test_errors_are_shown_as_they_are(command: str, error: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(shlex.split(command)[1:]) == 2
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from fedsvd.commands.arguments import Arguments
 from fedsvd.errors import ConfigError
@@ -39,8 +40,8 @@ def run(words: Sequence[str]) -> None:
             print(json.dumps(row, ensure_ascii=False), flush=True)
         else:
             said = row["answer"] if finished.answers else f"{row['label']}  {row['probability']:.1%}"
-            console.print(f"[bold]{said}[/bold]" if not finished.answers else said, highlight=False, end="")
-            console.print(f"  ← {_short(row['text'])}", highlight=False, markup=False, style="dim")
+            # Not as markup: texts may hold brackets of their own.
+            console.print(Text.assemble((said, "bold"), (f"  ← {_short(row['text'])}", "dim")), soft_wrap=True)
 
 
 def _parsed(words: Sequence[str]) -> Any:

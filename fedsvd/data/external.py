@@ -21,7 +21,7 @@ _READERS: Mapping[str, Callable[[str], Dataset]] = {
     "arrow": lambda path: Dataset.from_file(path) if Path(path).is_file() else datasets.load_from_disk(path),
 }
 # A column that no file has.
-_ONE_CLASS = "\x00class"
+_ONE_CLASS = "class of fedsvd"
 FILE_FORMATS = tuple(_READERS)
 
 

@@ -24,13 +24,26 @@ def test_the_dequantised_model_still_knows_things() -> None:
     assert "Paris" in answer
 
 
-def test_it_learns_to_answer_in_private(tmp_path: Path) -> None:
-    words = ["data.max_train_examples=200", "data.max_test_examples=40", "train.num_rounds=3", "train.batch_size=50",
-             "train.eval_every=3", "partition=iid"]  # fmt: skip
-    assert main(["train", "experiment=causal_lm", f"hydra.run.dir={tmp_path}", *words]) == 0
+# Both runs see the same examples: what lies below the adapted layers is computed once for the two.
+SMALL = ["data.max_train_examples=160", "data.max_test_examples=40", "train.batch_size=40", "partition=iid",
+         "train.num_rounds=3", "train.eval_every=3"]  # fmt: skip
+
+
+def test_it_learns_to_answer(tmp_path: Path) -> None:
+    assert main(["train", "experiment=causal_lm", f"hydra.run.dir={tmp_path}", *SMALL, "privacy=none"]) == 0
 
     rows = read_rows(tmp_path / "metrics.jsonl")
-    clients = json.loads((tmp_path / "privacy.json").read_text())["clients"]
-    assert all(5.5 < client["epsilon"] <= 6 for client in clients.values())
-    assert rows[-1]["perplexity"] < 0.9 * rows[0]["perplexity"]
+    assert rows[-1]["perplexity"] < 0.7 * rows[0]["perplexity"]
     assert len(json.loads((tmp_path / "samples.json").read_text())) == 5
+
+
+def test_each_example_is_protected_on_the_way(tmp_path: Path) -> None:
+    assert main(["train", "experiment=causal_lm", f"hydra.run.dir={tmp_path}", *SMALL]) == 0
+
+    clients = json.loads((tmp_path / "privacy.json").read_text())["clients"]
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert all(5.5 < client["epsilon"] <= 6 for client in clients.values())
+    assert all(client["steps"] == 3 for client in clients.values())
+    # Forty examples a client drown in the noise; the run must not drown with them.
+    assert rows[-1]["perplexity"] < 2 * rows[0]["perplexity"]
+    assert all(row["train_loss"] is None for row in rows)

@@ -152,6 +152,24 @@ def test_what_is_wrong_with_ones_own_data_is_named(overrides: list[str], said: s
         data.load(configured("data=csv", f"data.path={files['csv']}", *COLUMNS, *overrides), seed=0)
 
 
+def test_free_answers_need_no_class(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"What is {i}?", "answer": f"It is {i}." if i else "", "topic": "ab"[i % 2]} for i in range(20)
+    ]
+    Dataset.from_list(rows).to_json(tmp_path / "own.jsonl")
+    words = ["data=jsonl", f"data.path={tmp_path / 'own.jsonl'}", "data.text_column=question"]
+    words += ["data.response_column=answer", "model=tiny_llama"]
+
+    for label, names in (("null", ["any"]), ("topic", ["a", "b"])):
+        sides = data.load(configured(*words, f"data.label_column={label}"), seed=0)
+        found = [row for side in sides.values() for row in side]
+        # The row without an answer is left out.
+        assert sorted((row["text"], row["response"]) for row in found) == sorted(
+            (row["question"], row["answer"]) for row in rows if row["answer"]
+        )
+        assert sides["train"].features["label"].names == names
+
+
 def test_a_file_that_is_not_what_it_should_be_is_named(files: dict[str, Path]) -> None:
     with pytest.raises(DataError, match=r"cannot be read as parquet"):
         data.load(configured("data=parquet", f"data.path={files['csv']}", *COLUMNS), seed=0)
