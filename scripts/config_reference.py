@@ -8,31 +8,14 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from fedsvd.compose import as_dict, compose, compose_audit, compose_compare, conf_dir
-from fedsvd.config import (
-    AggregationConfig,
-    Config,
-    DataConfig,
-    FederationConfig,
-    ModelConfig,
-    PartitionConfig,
-    PrivacyConfig,
-    TrainConfig,
-)
+from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
 from fedsvd.methods import METHODS
 from fedsvd.validate import allowed
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
-GROUPS: dict[str, type] = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "partition": PartitionConfig,
-    "privacy": PrivacyConfig,
-    "train": TrainConfig,
-    "federation": FederationConfig,
-    "aggregation": AggregationConfig,
-}
+GROUPS = {name: hint for name, hint in get_type_hints(Config).items() if dataclasses.is_dataclass(hint)}
 START = """\
 # Configuration reference
 
