@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fedsvd import __version__
-from fedsvd.errors import ConfigError
 from fedsvd.finished import FinishedRun
-from fedsvd.report.tables import rounded_up
-from fedsvd.run_folder import read_json, read_rows
+from fedsvd.report.statement import statement_markdown
+from fedsvd.run_folder import read_rows
 
 _PIPELINES = {"sequence_classification": "text-classification", "causal_lm": "text-generation"}
 _AUTO = {"sequence_classification": "SequenceClassification", "causal_lm": "CausalLM"}
@@ -17,31 +16,7 @@ _AUTO = {"sequence_classification": "SequenceClassification", "causal_lm": "Caus
 def model_card(run: FinishedRun, *, merged: bool) -> str:
     """Write the card as Markdown, with the header that model hubs read."""
     sections = [_header(run, merged), _what(run, merged), _loading(run, merged), _results(run), _training(run)]
-    return "\n".join([*sections, privacy_statement(run)])
-
-
-def privacy_statement(run: FinishedRun) -> str:
-    """Say in Markdown what the run promises, and on what that hangs."""
-    if run.config.privacy.name == "none":
-        return (
-            "## Privacy\n\nThis model was trained without differential privacy (privacy=none). It gives no guarantee: "
-            "it may reveal the text that it was trained on.\n"
-        )
-    privacy = read_json(run.folder.privacy)
-    spent = [client["epsilon"] for client in privacy.get("clients", {}).values() if client["epsilon"] is not None]
-    if not spent:
-        raise ConfigError(f"{run.folder.privacy} tells of no spend, though the run was private: is the folder whole?")
-    assumptions = [
-        "Settings that were chosen by looking at private data, and other runs on the same data, cost more than this.",
-        *privacy.get("assumptions", []),
-    ]
-    epsilon, delta = rounded_up(max(spent), 2), privacy["target_delta"]
-    return (
-        f"## Privacy\n\nThe unit of protection is one {privacy['unit']}. Training was (ε, δ)-differentially private "
-        f"for it, with ε = {epsilon} and δ = {delta:g} (the largest over all clients, rounded up). Mechanism: "
-        f"{privacy['mechanism']}. It was counted by Opacus' {privacy['accountant']} accountant. Held-out examples, "
-        "on which accuracy was told, are not covered.\n\n" + "".join(f"- {assumption}\n" for assumption in assumptions)
-    )
+    return "\n".join([*sections, statement_markdown(run.folder.root)])
 
 
 def _header(run: FinishedRun, merged: bool) -> str:
