@@ -86,9 +86,10 @@ def _node(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict
         raise ConfigError("data=node needs data.labels: give all classes, in order, as in data.labels=[no,yes].")
     if config.evaluate_on != "test":
         raise ConfigError(f"data.evaluate_on = {config.evaluate_on} is not possible with data=node: set it to test.")
-    if config.response_column is not None:
+    if config.response_column is not None or config.label_column is None:
         raise ConfigError(
-            f"data.response_column = {config.response_column!r} is not possible with data=node: set null."
+            f"data.response_column = {config.response_column} and data.label_column = {config.label_column} are not "
+            "possible with data=node: nodes' own texts have classes. Set the first to null and name the other."
         )
     columns, nothing = _columns(config, None), empty(config.labels, pairs=config.text_pair_column is not None)
     paths = {"train": (config.path, "data-path"), "test": (config.test_path, "data.test_path")}

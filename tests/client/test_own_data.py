@@ -229,6 +229,15 @@ def test_nodes_own_data_need_two_classes(words: list[str]) -> None:
         load(compose(["experiment=smoke", *words]).data, 0)
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["data.label_column=null data.response_column=a", "data.response_column=answer", "data.evaluate_on=validation"],
+)
+def test_nodes_own_data_are_texts_with_classes_and_nothing_is_held_out_of_them(words: str) -> None:
+    with pytest.raises(ConfigError, match="data=node"):
+        load(compose([*NODE, *words.split()]).data, 0)
+
+
 def test_simulated_clients_have_no_data_of_their_own() -> None:
     with pytest.raises(ConfigError, match="data=node needs nodes"):
         check(compose(NODE))
