@@ -26,6 +26,8 @@ from fedsvd.run_folder import read_rows
 
 pytestmark = pytest.mark.slow
 RUN = ["experiment=smoke", "data=node", "data.labels=[poor,fine]", "federation.weighting=uniform"]
+# A busy machine takes its time to start ten processes, and then one for each message.
+RUN += ["federation.connect_timeout_s=600"]
 OPEN = ["privacy=none", "train.head=private", "federation.num_clients=3"]
 FILES = {0: "site.csv", 1: "site.jsonl", 2: "site.parquet"}
 
