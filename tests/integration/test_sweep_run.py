@@ -93,7 +93,7 @@ def test_other_launchers_run_the_same_in_other_processes(launcher: str, settings
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_search_tries_what_it_is_given_and_finds_its_trials_again(tmp_path: Path) -> None:
     words = [*TINY, "experiment=tune", "model=tiny", "train.batch_size=16", "hydra.sweeper.n_trials=2"]
-    words = [word for word in words if word != "experiment=smoke"]
+    words = [word for word in words if word != "experiment=smoke"] + ["federation.num_clients=2", "partition=iid"]
     assert sweep(tmp_path, *words) == 0
     before = records(tmp_path)
     assert len(before) == 2
