@@ -110,7 +110,8 @@ def test_a_run_on_real_nodes_gives_the_model_and_the_folder_of_one_in_this_proce
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-8, rtol=1e-5)
     assert [row["clients_used"] for row in read_rows(far / "metrics.jsonl")] == [0, 3, 3]
-    assert files(far) - files(near) == {"overrides.json", "remote.json", "server.log"}
+    # Beside Hydra's own.
+    assert {"overrides.json", "remote.json", "server.log"} <= files(far) - files(near)
     assert files(near) <= files(far)
     # What a user sees is what a run in this process would print, without Flower's own lines.
     assert "round 2/2" in said
