@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import AcquireReturnProxy, BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from fedsvd.compose import check_overrides, compose, hydra_settings, swept
@@ -147,7 +147,7 @@ def _printing_to(path: Path) -> Iterator[None]:
         yield
 
 
-def _alone(folder: Path) -> AcquireReturnProxy[BaseFileLock]:
+def _alone(folder: Path) -> contextlib.AbstractContextManager[object]:
     """Hold a run's folder; the lock ends with the process that holds it, however that ends.
 
     Raises:
