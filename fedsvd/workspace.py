@@ -149,9 +149,14 @@ def load_test_batches(config: Config) -> list[Batch]:
 def forget() -> None:
     """Drop the models and the data that are loaded."""
     for loader in (
-        _load_model, _initial_adapter, _shapes, _load_data, _load_partitions, _load_partition, _load_silo,
+        _load_model,
+        _initial_adapter,
+        _shapes,
+        _load_data,
+        _load_partitions,
+        _load_silo,
         _load_test_batches,
-    ):  # fmt: skip
+    ):
         loader.cache_clear()
 
 
