@@ -17,6 +17,7 @@ Each message says what was wrong, the value that was given, what is allowed and 
     │   └── ReplayedMessageError  this message was charged before
     ├── AuditError            an audit that contradicts what is claimed
     ├── PayloadError          a message whose arrays are not what was agreed
+    │   ├── RunawayError          an update that is not finite, or longer than a run's settings allow
     │   └── LostStateError        a client does not hold what it is taken to hold
     └── RunError              a federation that cannot start, go on or be resumed
 """
@@ -72,6 +73,10 @@ class AuditError(FedSVDError):
 
 class PayloadError(FedSVDError):
     """A message whose arrays are not what sender and receiver agreed on."""
+
+
+class RunawayError(PayloadError):
+    """An update that is not finite, or longer than a run's settings allow: training that diverged, or an attack."""
 
 
 class LostStateError(PayloadError):

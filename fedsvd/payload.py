@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from fedsvd.adapter import PARTS, Adapter, Part
-from fedsvd.errors import PayloadError
+from fedsvd.errors import PayloadError, RunawayError
 
 # What NumPy writes before the numbers of one flat array. Matched, not parsed: its own reader evaluates the header as a
 # Python literal, and fails in many ways on a hostile one.
@@ -73,7 +73,7 @@ def unpack_sites(array: Array, part: str, like: Mapping[str, Tensor], device: to
         )
     values = decode(array, part, dtype, size)
     if not np.isfinite(values).all():
-        raise PayloadError(f"part {part} holds {int((~np.isfinite(values)).sum())} values that are not finite.")
+        raise RunawayError(f"part {part} holds {int((~np.isfinite(values)).sum())} values that are not finite.")
     flat = torch.from_numpy(values.copy()).to(device)
     chunks = torch.split(flat, [tensor.numel() for tensor in like.values()])
     return {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsvd.adapter import Adapter, Part
 from fedsvd.config import Config
-from fedsvd.errors import PayloadError, PrivacyError
+from fedsvd.errors import PayloadError, PrivacyError, RunawayError
 from fedsvd.privacy.accounting import calibrate
 from fedsvd.privacy.plan import poisson_rate
 from fedsvd.privacy.statistics import GRADIENT_SHARE
@@ -65,7 +65,7 @@ def largest_noise_multiplier(config: Config) -> float:
 def check_norm(
     parts: Mapping[Part, Mapping[str, Tensor]], before: Adapter, report: ClientReport, config: Config, server_round: int
 ) -> None:
-    """Refuse an update that is longer than clipping, noise and learning rate allow; raises `PayloadError`."""
+    """Refuse an update that is longer than clipping, noise and learning rate allow; raises `RunawayError`."""
     squares = lengths = torch.zeros((), dtype=torch.float64, device=before.device)
     size = 0
     for part, named in parts.items():
@@ -78,7 +78,7 @@ def check_norm(
     if config.privacy.name == "dp_sgd":
         allowed = min(allowed, largest_update(report, config, server_round, size, math.sqrt(float(lengths))))
     if not norm <= allowed:
-        raise PayloadError(f"its update has norm {norm:.4g}; this round's settings allow {allowed:.4g} at most.")
+        raise RunawayError(f"its update has norm {norm:.4g}; this round's settings allow {allowed:.4g} at most.")
 
 
 def largest_update(report: ClientReport, config: Config, server_round: int, size: int, length: float) -> float:

@@ -14,7 +14,7 @@ from fedsvd import payload, wire
 from fedsvd.adapter import Adapter, Part
 from fedsvd.aggregate import Reply
 from fedsvd.config import Config
-from fedsvd.errors import PayloadError
+from fedsvd.errors import PayloadError, RunawayError
 from fedsvd.privacy.statistics import GRADIENT_SHARE
 from fedsvd.secagg import messages
 from fedsvd.training import learning_rate
@@ -31,7 +31,8 @@ UNKNOWN = -1
 class RoundRecord:
     """What one round's communication came to; the run folder keeps it as a row.
 
-    ``refused`` has a reason for each client without a good reply, ``dropped`` counts all replies that were not used.
+    ``refused`` has a reason for each client without a good reply, ``dropped`` counts all replies that were not used,
+    ``runaways`` those among them whose updates were not finite or too long.
     """
 
     server_round: int
@@ -39,6 +40,7 @@ class RoundRecord:
     reports: list[ClientReport] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
     dropped: int = 0
+    runaways: int = 0
     skipped: bool = False
     bytes_down: int = 0
     bytes_up: int = 0
@@ -73,6 +75,7 @@ def good_replies(
                 raise PayloadError("a second reply to one request.")
             reply, report, size = _read(message, partition_id, record.server_round, read)
         except PayloadError as error:
+            record.runaways += isinstance(error, RunawayError)
             _refuse(record, partition_id, node, str(error))
             continue
         seen.add(partition_id)

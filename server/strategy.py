@@ -17,7 +17,7 @@ from fedsvd import payload, wire
 from fedsvd.adapter import PARTS, Adapter, Part, truncated
 from fedsvd.aggregate import Replies, Reply, average, mean_noise_std
 from fedsvd.config import Config
-from fedsvd.errors import BudgetExceededError
+from fedsvd.errors import BudgetExceededError, RunError
 from fedsvd.methods import Method, State
 from fedsvd.server_optimizer import follow, move
 from fedsvd.wire import ClientReport, TrainTask
@@ -152,6 +152,7 @@ class FederatedLoRA(Strategy):
         elif self.secure:
             good = [self._secure_mean(self.secure)]
         elif len(self.round.reports) < self._fewest:
+            self._check_runaways()
             return self._skip(
                 f"{len(self.round.reports)} usable replies of {self.round.sampled}, and {self._fewest} are needed "
                 "(federation.min_replies, federation.min_completion)"
@@ -162,6 +163,15 @@ class FederatedLoRA(Strategy):
         self.round.sites = site_diagnostics(before, self.adapter)
         self.round.signal_to_noise = signal_to_noise(before, average(before, good), mean_noise_std(good))
         return payload.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
+
+    def _check_runaways(self) -> None:
+        """End a run whose every update runs away: its next rounds would spend privacy for nothing."""
+        if 0 < self.round.sampled <= self.round.runaways:
+            raise RunError(
+                f"all {self.round.sampled} updates of round {self.round.server_round} are not finite, or longer than "
+                "the settings allow: training has diverged, and more rounds would spend privacy for nothing. Lower "
+                f"train.learning_rate ({self.config.train.learning_rate:g})."
+            )
 
     @property
     def _fewest(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedsvd.compose import app_root
 
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "_app")
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "_app", "*.j2")
 
 
 def stage_app(folder: Path) -> None:

@@ -231,7 +231,11 @@ def test_nodes_own_data_need_two_classes(words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["data.label_column=null data.response_column=a", "data.response_column=answer", "data.evaluate_on=validation"],
+    [
+        "model.task=causal_lm data.label_column=null data.response_column=a",
+        "data.response_column=answer",
+        "data.evaluate_on=validation",
+    ],
 )
 def test_nodes_own_data_are_texts_with_classes_and_nothing_is_held_out_of_them(words: str) -> None:
     with pytest.raises(ConfigError, match="data=node"):

@@ -93,7 +93,7 @@ def test_compose_inside_a_hydra_application(tmp_path: Path) -> None:
 def test_a_sweep_makes_one_folder_a_job(tmp_path: Path) -> None:
     done = run_python(["-c", APP, "-m", "seed=1,2"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.parent.name for path in tmp_path.glob("runs/sweep/*/*/*/.hydra")) == ["0", "1"]
+    assert sorted(path.parent.name for path in tmp_path.glob("runs/sweep/*/*/*/.hydra")) == ["seed=1", "seed=2"]
 
 
 @pytest.mark.parametrize(("layout", "found"), [("fedsvd/_app", "fedsvd/_app"), (".", "."), (None, None)])

@@ -136,7 +136,7 @@ WRONG = [
     ("train=adamw train.momentum=0.9", ["train.momentum = 0.9", "train.momentum=0", "train=sgd"]),
     ("federation.clients_per_round=9", ["clients_per_round = 9", "num_clients = 4", "1 to 4"]),
     ("federation.min_replies=5", ["min_replies = 5", "1 to 4"]),
-    ("privacy=client_level federation.min_replies=2", ["min_replies = 2", "client_level", "at 1"]),
+    ("privacy=client_level federation.min_replies=2", ["min_replies = 2", "client_level", "leave it out"]),
     ("federation.clients_per_round=2 federation.min_replies=3", ["min_replies = 3", "1 to 2"]),
     ("federation.ray_address=auto", ["ray_address = 'auto'", "federation=simulation"]),
     ("data.max_train_examples=39", ["max_train_examples = 39", "4 clients", "40 or more"]),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedsvd.config import TrainConfig
-from fedsvd.prefix import MemoryBudget, PrefixCache
+from fedsvd.prefix import MemoryBudget, PrefixCache, Store
 from fedsvd.training import evaluate, learning_rate, make_optimizer, train_plain
 
 
@@ -81,7 +81,7 @@ class Noting(PrefixCache):
     """An empty cache that notes what it is asked for."""
 
     def __init__(self) -> None:
-        super().__init__(Fixed(), MemoryBudget(0))
+        super().__init__(Fixed(), Store(MemoryBudget(0)))
         self.asked: list[list[int]] = []
 
     @contextmanager
