@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
-from compose_processes import ROOT, Compose
+from compose_processes import ROOT, Compose, free_ports
 from flwr.app import Context, RecordDict
 from flwr.common.config import parse_config_args
 from safetensors.torch import load_file
@@ -152,7 +152,7 @@ def test_a_node_without_a_registered_key_is_refused(federation: Compose) -> None
     stranger = federation.folder / "certs" / "node-3.key"
     words[words.index("--auth-supernode-private-key") + 1] = str(stranger)
     # A port of its own: the other node is there.
-    words[words.index("--port") + 1] = "0"
+    words[words.index("--port") + 1] = str(free_ports(1)[0])
     done = subprocess.run(words, env=environment(federation), capture_output=True, text=True, timeout=300, check=False)
     said = " ".join((done.stdout + done.stderr).split())
     assert done.returncode != 0
