@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compose_processes import free_ports
 from safetensors.torch import load_file
 
 from fedsvd.cli import main
@@ -126,16 +127,6 @@ def nodes(tmp_path: Path) -> Iterator[dict[str, str]]:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def wait_for(port: int) -> None:
