@@ -16,6 +16,7 @@ from fedsvd import wire
 from fedsvd.adapter import Adapter
 from fedsvd.compose import compose
 from fedsvd.config import Config
+from fedsvd.errors import RunError
 from fedsvd.launch.local import InProcessGrid
 from fedsvd.methods import build_method
 from fedsvd.wire import ClientReport
@@ -254,18 +255,21 @@ def test_a_thousand_fuzzed_replies_leave_model_and_server_unharmed(caplog: pytes
 
 
 @pytest.mark.parametrize("privacy", ["none", "dp_sgd"])
-def test_an_update_longer_than_clipping_allows_is_dropped(privacy: str) -> None:
+def test_updates_longer_than_clipping_allows_are_dropped_and_end_a_run_that_has_no_others(privacy: str) -> None:
     config = make_config(f"privacy={privacy}", "privacy.accountant=rdp", "privacy.noise_multiplier=1")
     start = Adapter(A={"s": torch.eye(RANK, 3)}, B={"s": torch.zeros(ROWS, RANK)}, head={}, scale={"s": 1.0})
     strategy = FederatedLoRA(build_method(config.method), config, start)
     grid = PollingGrid(InProcessGrid(long_app(100.0, config), CLIENTS, {}))
     messages = strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)
-    strategy.aggregate_train(1, grid.send_and_receive(messages, timeout=30))
+    replies = grid.send_and_receive(messages, timeout=30)
 
     if privacy == "none":
+        strategy.aggregate_train(1, replies)
         assert not strategy.round.refused
     else:
-        assert strategy.round.skipped
+        with pytest.raises(RunError, match="longer than the settings allow"):
+            strategy.aggregate_train(1, replies)
+        assert len(strategy.round.refused) == CLIENTS
         assert all("its update has norm" in reason for reason in strategy.round.refused.values())
 
 

@@ -103,10 +103,12 @@ def test_an_unfinished_run_goes_on_or_starts_anew(
 def test_a_run_that_fails_is_written_down_and_the_sweep_goes_on(tmp_path: Path) -> None:
     # A method that cannot serve clients of unlike ranks: found before anything is loaded.
     words = ["experiment=smoke", "method=fedavg_lora", "federation.client_ranks=[2,4]"]
-    assert run_one(words, tmp_path) == 0.0
+    assert run_one(words, tmp_path / "run") == 0.0
 
-    assert read_json(tmp_path / "run.json")["state"] == "failed"
-    assert "ConfigError" in sweep.unfinished(tmp_path.parent)[0][1]
+    assert read_json(tmp_path / "run" / "run.json")["state"] == "failed"
+    [(name, reason)] = sweep.unfinished(tmp_path)
+    assert name == "run"
+    assert "ConfigError" in reason
 
 
 def test_a_folder_that_is_at_work_elsewhere_is_left_alone(tmp_path: Path) -> None:
