@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,7 +107,10 @@ def test_wandb_offline_leaves_a_run_to_be_synced(tmp_path: Path) -> None:
     name = read_json(tmp_path / "tracking.json")["wandb"]
     found = list(tmp_path.rglob(f"run-{name}.wandb"))
     assert len(found) == 1
-    written = found[0].read_bytes()
+    # The library's own process may still be writing when it says that the run is finished.
+    deadline = time.monotonic() + 30
+    while b"accuracy" not in (written := found[0].read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert b"accuracy" in written
     assert b"client_epsilon/0" in written
 
