@@ -11,17 +11,13 @@ answers, where fedsvd's looks every 0.05 to 0.5 s. Nodes, sizes and repeats take
 import argparse
 import json
 import os
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from loopback import Loopback
 from rich.console import Console
 from rich.table import Table
 
@@ -164,73 +160,14 @@ def table(found: list[Measured]) -> Table:
 
 
 def on_real_nodes(folder: Path, count: int, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    app, home, out = folder / "app", folder / "home", folder / "found.json"
-    app.mkdir(), home.mkdir()
+    app, out = folder / "app", folder / "found.json"
+    app.mkdir()
     (app / "pyproject.toml").write_text(PROJECT)
     (app / "wire_client.py").write_text(CLIENT)
     (app / "wire_server.py").write_text(SERVER)
-    ports = free_ports(count + 1)
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "loop"\n[superlink.loop]\naddress = "127.0.0.1:{ports[0]}"\ninsecure = true\n'
-    )
-    environment = os.environ | {
-        "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-        "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }  # fmt: skip
-    link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(ports[0])]
-    nodes = [
-        [
-            "flower-supernode",
-            "--insecure",
-            "--superlink",
-            f"127.0.0.1:{ports[0]}",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(p),
-        ]
-        for p in ports[1:]
-    ]
-    processes = []
-    try:
-        for command, port in zip([link, *nodes], ports, strict=True):
-            with (folder / f"{len(processes)}.log").open("wb") as log:
-                processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder))
-            wait_for(port)
-        plan = json.dumps({"turns": turns, "out": str(out)}).replace('"', '\\"')
-        submit = ["flwr", "run", ".", "loop", "--run-config", f'plan="{plan}"']
-        done = subprocess.run(submit, cwd=app, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(done.stdout + done.stderr)
-        while not out.exists():
-            time.sleep(0.5)
-            if any(process.poll() is not None for process in processes):
-                raise SystemExit("a process of Flower's has ended")
-        rows: list[dict[str, Any]] = json.loads(out.read_text())
-        return rows
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        for process in processes:
-            process.wait(30)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def wait_for(port: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        with socket.socket() as one:
-            if one.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise TimeoutError(f"nothing listens on port {port}")
+    plan = json.dumps({"turns": turns, "out": str(out)}).replace('"', '\\"')
+    with Loopback(folder / "flower", [""] * count) as nodes:
+        nodes.submit(app, f'plan="{plan}"')
+        nodes.wait(out.exists, 3600, "the last turn")
+    rows: list[dict[str, Any]] = json.loads(out.read_text())
+    return rows

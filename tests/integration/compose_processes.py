@@ -7,23 +7,23 @@ service has not been given (a secret, a volume) it does not find here either.
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
+from loopback import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = {"superlink": (8000,), "supernode": (9094,), "superexec": (9097,)}
 
 
 class Compose:
-    """The services of docker-compose.yml that need no profile.
+    """The services of docker-compose.yml, of which those that need no profile are started.
 
     Args:
         folder: Where volumes, homes and logs go.
@@ -35,15 +35,16 @@ class Compose:
         text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
         found: dict[str, Any] = yaml.safe_load(interpolated(text, environment))
         self.file = found
-        self.services = {name: service for name, service in found["services"].items() if "profiles" not in service}
+        self.services: dict[str, Any] = found["services"]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         wanted = [(name, port) for name in self.services for port in PORTS.get(name.split("-")[0], ())]
         self.ports = dict(zip(wanted, free_ports(len(wanted)), strict=True))
 
     def up(self) -> None:
         """Start all services, each when what it depends on is as it asks."""
-        for name in self.services:
-            self.start(name)
+        for name, service in self.services.items():
+            if "profiles" not in service:
+                self.start(name)
 
     def start(self, name: str) -> None:
         service = self.services[name]
@@ -152,11 +153,11 @@ def interpolated(text: str, environment: Mapping[str, str]) -> str:
     return re.sub(r"\$\{(?P<name>\w+):-(?P<default>[^}]*)\}", value, text)
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+@contextmanager
+def running(command: list[str], log: IO[bytes], env: Mapping[str, str] | None = None) -> Iterator[None]:
+    process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)

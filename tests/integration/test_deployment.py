@@ -1,22 +1,26 @@
 """docker-compose.yml without Docker: its services as processes, with TLS and node authentication, and runs on them."""
 
 import json
+import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pandas
 import pytest
 import torch
-from compose_processes import ROOT, Compose, free_ports
+from compose_processes import ROOT, Compose, running
+from factors import products
 from flwr.app import Context, RecordDict
 from flwr.common.config import parse_config_args
-from safetensors.torch import load_file
+from loopback import free_ports
 
 from fedsvd.cli import main
 from fedsvd.launch import load_apps
@@ -29,6 +33,7 @@ RUN = ["experiment=smoke", "data=node", "data.labels=[poor,fine]", "federation.w
 # A busy machine takes its time to start ten processes, and then one for each message.
 RUN += ["federation.connect_timeout_s=600"]
 OPEN = ["privacy=none", "train.head=private", "federation.num_clients=3"]
+NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
 FILES = {0: "site.csv", 1: "site.jsonl", 2: "site.parquet"}
 
 
@@ -174,17 +179,61 @@ def test_plain_text_and_strangers_certificates_are_refused(
         assert "flwr run failed" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(NGINX is None and "CI" not in os.environ, reason="nginx is not installed")
+def test_the_gateway_lets_nodes_through_and_nothing_else(federation: Compose) -> None:
+    assert NGINX is not None
+    home, port = federation.home("gateway"), free_ports(1)[0]
+    config = federation.file["configs"]["gateway"]["content"].replace("/tmp/", f"{home}/")
+    config = federation.translated("gateway", config).replace("listen 8443", f"listen 127.0.0.1:{port}")
+    # The image of compose's gateway runs as one user from the start; here the first process may be root's.
+    (home / "gateway.conf").write_text("user root;\n" * (os.getuid() == 0) + config)
+    command = [NGINX, "-c", str(home / "gateway.conf"), "-p", str(home), "-g", "daemon off;"]
+    node = federation.command("supernode-0")
+    node[node.index("--superlink") + 1] = f"127.0.0.1:{port}"
+    node[node.index("--auth-supernode-private-key") + 1] = str(federation.folder / "certs" / "node-3.key")
+    node[node.index("--port") + 1] = str(free_ports(1)[0])
+    register = [str(ROOT / "scripts" / "register"), "federation", str(federation.folder / "certs" / "node-3.pub")]
+    operator = federation.environment | {"FLWR_HOME": str(federation.home("register"))}
+    subprocess.run(register, env=operator, check=True)
+    with (
+        federation.log("gateway").open("wb") as log,
+        running(command, log),
+        running(node, log, environment(federation)),
+    ):
+        wait(lambda: answer(federation, port, "/health") == 200, "the gateway")
+        # Whoever could reach these could start runs.
+        for path in ("/v1/control/list-runs", "/v1/runtime/x", "/docs", "/v1/fleet/../control/list-runs"):
+            assert answer(federation, port, path) == 403
+        wait(lambda: online(operator) == 4, f"the fourth node; {federation.log('gateway').read_text()}")
+
+
+def answer(federation: Compose, port: int, path: str) -> int:
+    context = ssl.create_default_context(cafile=str(federation.folder / "certs" / "ca.crt"))
+    try:
+        with urllib.request.urlopen(f"https://127.0.0.1:{port}{path}", context=context, timeout=20) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except urllib.error.URLError:
+        return 0
+
+
+def online(operator: Mapping[str, str]) -> int:
+    command = ["flwr", "supernode", "ls", "federation", "--format", "json"]
+    said = subprocess.run(command, env=operator, capture_output=True, text=True, check=True).stdout
+    return [node["status"] for node in json.loads(said)["nodes"]].count("online")
+
+
+def wait(done: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 180
+    while not done():
+        assert time.monotonic() < deadline, f"waited too long for {what}"
+        time.sleep(0.5)
+
+
 def environment(federation: Compose) -> Mapping[str, str]:
     home = federation.folder / "homes" / "stranger"
     return federation.environment | {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0"}
-
-
-def products(folder: Path) -> dict[str, torch.Tensor]:
-    """B A of every site, which (unlike its factors) is one matrix, and the head."""
-    found = load_file(folder / "adapter" / "adapter_model.safetensors")
-    sites = {name.removesuffix(".lora_A.weight") for name in found if name.endswith(".lora_A.weight")}
-    matrices = {site: found[f"{site}.lora_B.weight"] @ found[f"{site}.lora_A.weight"] for site in sites}
-    return matrices | {name: tensor for name, tensor in found.items() if ".lora_" not in name}
 
 
 def files(folder: Path) -> set[str]:

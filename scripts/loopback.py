@@ -1,0 +1,147 @@
+"""Flower's own services as processes on loopback, each of which can be killed and started again.
+
+Tests of whole runs and ``scripts/bench wire`` start them from here.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SUPERLINK, SUPEREXEC = "superlink", "superexec"
+
+
+class Loopback:
+    """A SuperLink, the executor of server apps, and SuperNodes, without TLS; a context that stops them at its end.
+
+    Args:
+        folder: For logs, Flower's home and the SuperLink's state.
+        node_configs: For each SuperNode its ``--node-config``.
+        keep_state: The SuperLink keeps its state on disk, so that it goes on after it was killed.
+    """
+
+    def __init__(self, folder: Path, node_configs: Sequence[str], *, keep_state: bool = False) -> None:
+        self.folder = folder
+        self.node_configs = node_configs
+        self.state = str(folder / "superlink.db") if keep_state else ":flwr-in-memory:"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.port, *self.node_ports = free_ports(1 + len(node_configs))
+        self.address = f"127.0.0.1:{self.port}"
+        home = folder / "flower-home"
+        home.mkdir(parents=True)
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "loop"\n[superlink.loop]\naddress = "{self.address}"\ninsecure = true\n'
+        )
+        self.environment = os.environ | {
+            "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+            "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }  # fmt: skip
+
+    def __enter__(self) -> "Loopback":
+        try:
+            self.start_superlink()
+            self._start(SUPEREXEC, ["flower-superexec", "--insecure", "--runtime-api-address", self.address])
+            for number in range(len(self.node_configs)):
+                self.start_node(number)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start_superlink(self) -> None:
+        command = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.port)]
+        self._start(SUPERLINK, [*command, "--isolation", "process", "--database", self.state])
+        self.wait(lambda: listens(self.port), 120, "the SuperLink to listen")
+
+    def start_node(self, number: int) -> None:
+        command = ["flower-supernode", "--insecure", "--superlink", self.address, "--host", "127.0.0.1"]
+        port = str(self.node_ports[number])
+        self._start(f"node-{number}", [*command, "--port", port, "--node-config", self.node_configs[number]])
+
+    def _start(self, name: str, command: list[str]) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, env=self.environment, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+            )
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def kill(self, name: str) -> None:
+        """SIGKILL a service and all that it has started."""
+        process = self.processes.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+    def submit(self, app: Path, run_config: str) -> None:
+        """Hand a Flower app to the SuperLink, with its ``--run-config``."""
+        done = subprocess.run(
+            ["flwr", "run", ".", "loop", "--run-config", run_config],
+            cwd=app, env=self.environment, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(done.stdout + done.stderr)
+
+    def train(self, run_dir: Path, *words: str) -> None:
+        """Hand a run of the working tree to the SuperLink; it may still be at work when this returns."""
+        app = self.folder / "app"
+        if not app.exists():
+            app.mkdir()
+            for name in ("fedsvd", "server", "client", "conf"):
+                shutil.copytree(ROOT / name, app / name, ignore=shutil.ignore_patterns("__pycache__"))
+            for name in ("pyproject.toml", "README.md"):
+                shutil.copy(ROOT / name, app / name)
+        self.submit(app, f'overrides="{" ".join([*words, f"run_dir={run_dir}"])}"')
+
+    def wait(self, done: Callable[[], bool], seconds: float, what: str) -> None:
+        """Wait until something is so.
+
+        Raises:
+            TimeoutError: It was not in time; with the end of each log.
+        """
+        deadline = time.monotonic() + seconds
+        while not done():
+            ended = [name for name, process in self.processes.items() if process.poll() is not None]
+            if ended or time.monotonic() > deadline:
+                logs = "\n".join(
+                    f"{path.name}: {path.read_text('utf-8')[-1500:]}" for path in self.folder.glob("*.log")
+                )
+                why = f"{', '.join(ended)} ended before" if ended else f"waited {seconds} s for"
+                raise TimeoutError(f"{why} {what}:\n{logs}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
