@@ -1,0 +1,94 @@
+"""The documentation's commands of fedsvd, run one after the other: as they stand, but on few texts and a tiny model."""
+
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from documented import ALL
+from transformers import AutoModel, AutoTokenizer
+
+from fedsvd.cli import main
+from fedsvd.embedded import model_folder
+
+pytestmark = pytest.mark.slow
+
+# What only another place has: said in docs/limits.md where nothing else has run it.
+ELSEWHERE = {
+    "device=cuda": "a GPU",
+    "data=dolly": "the model hub",
+    "federation=remote": "a federation: tests/integration has one",
+    "backups/": "a backup of a node's ledger",
+    "lerning_rate": "an error that is shown",
+    "target_epsilon=-1": "an error that is shown",
+}
+SMALL = {
+    "model": "tiny", "data.max_train_examples": "240", "data.max_test_examples": "40", "train.num_rounds": "1",
+    "train.local_steps": "1", "train.batch_size": "16", "federation.num_clients": "2", "privacy.accountant": "rdp",
+}  # fmt: skip
+COMPARE = [
+    "experiment=smoke", "compare.only_contenders=[fedsvd]", "compare.only_tasks=[movies]", "compare.epsilons=[3]",
+    "compare.tuning_epsilons=[3]", "compare.learning_rates=[1]", "compare.seeds=[0]",
+]  # fmt: skip
+IN_SMALL = {"experiment=demo": "experiment=smoke", "model=smollm2": "model=tiny_llama"}
+SWEPT = {"experiment=epsilon_sweep": ["seed=0", "method=fedsvd"], "experiment=tune": ["hydra.sweeper.n_trials=2"]}
+
+
+def here(words: list[str]) -> bool:
+    return words[0].removeprefix(".venv/bin/") == "fedsvd" and not any(mark in " ".join(words) for mark in ELSEWHERE)
+
+
+def small(command: str, words: list[str]) -> list[str]:
+    """Cut a command down to a few texts, one round and a tiny model, where it does not say otherwise itself."""
+    if command == "compare":
+        return [*words, *COMPARE]
+    if command not in ("train", "audit") or any(word.startswith("resume=") or word == "--cfg" for word in words):
+        return words
+    words = [IN_SMALL.get(word, word) for word in words]
+    given = {word.partition("=")[0] for word in words}
+    if any(word.startswith(("experiment=smoke", "experiment=paper")) for word in words):
+        given |= SMALL.keys() - {"train.num_rounds", "data.max_train_examples"}
+    if command == "audit":
+        words += ["audit.num_canaries=20", "audit.num_shadow_models=2"]
+        words = list({word.partition("=")[0]: word for word in words}.values())
+    cut = [f"{key}={value}" for key, value in SMALL.items() if key not in given]
+    return [*words, *(more for word in words for more in SWEPT.get(word, [])), *cut]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the files, the run and the sweep that the pages speak of."""
+    folder, before = tmp_path_factory.mktemp("docs"), Path.cwd()
+    os.chdir(folder)
+    texts = [f"a {'fine' if number % 2 else 'dull'} case, number {number}" for number in range(240)]
+    rows = [
+        {"text": text, "note": text, "question": text, "reply": text[::-1], "answer": text[:6], "clinic": f"c{n % 3}",
+         "urgency": ("low", "high")[n % 2], "helpful": n % 2, "label": n % 2}
+        for n, text in enumerate(texts)
+    ]  # fmt: skip
+    for name in ("pairs", "own"):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("notes", "own"):
+        lines = [",".join(f'"{row[key]}"' for key in row) for row in rows]
+        Path(f"{name}.csv").write_text("\n".join([",".join(rows[0]), *lines]) + "\n")
+    Path("texts.txt").write_text("\n".join(texts[:3]) + "\n")
+    tiny = model_folder("embedded:tiny")
+    AutoModel.from_pretrained(tiny).save_pretrained("models/my-bert")
+    AutoTokenizer.from_pretrained(tiny).save_pretrained("models/my-bert")
+    assert main(["train", "experiment=smoke", "hydra.run.dir=runs/made"]) == 0
+    assert main(["train", "-m", "experiment=smoke", "seed=0,1", "hydra.sweep.dir=runs/swept"]) == 0
+    try:
+        yield folder
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.parametrize("words", [words for _, words in ALL if here(words)], ids=lambda words: shlex.join(words)[:90])
+def test_the_command_runs(words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["fedsvd"])
+    names = {"RUN_FOLDER": "runs/made", "SWEEP_FOLDER": "runs/swept", "RUN_OR_SWEEP_FOLDER…": "runs/swept"}
+    for name in sorted(names, key=len, reverse=True):
+        words = [word.replace(name, names[name]) for word in words]
+    assert main([words[1], *small(words[1], words[2:])]) == 0
