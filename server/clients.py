@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 from flwr.app import Message, RecordDict
@@ -31,7 +32,8 @@ class Clients:
 
     def __init__(self, federation: FederationConfig) -> None:
         self._federation = federation
-        self._asked: set[int] = set()
+        self._tries: Counter[int] = Counter()
+        self._answered: set[int] = set()
         self.partitions: dict[int, int] = {}
 
     @property
@@ -51,18 +53,28 @@ class Clients:
             while len(nodes) < self._federation.num_clients and time.monotonic() < deadline:
                 time.sleep(0.2)
                 nodes = sorted(grid.get_node_ids())
-        new = [node for node in nodes if node not in self._asked]
+        new = self._to_ask(nodes)
         if new or not self.partitions:
             self._admit(nodes, new, grid)
 
+    def _to_ask(self, nodes: list[int]) -> list[int]:
+        """Return nodes that have not been asked; while a client is missing, those too that gave no answer (yet)."""
+        complete = len(self.partitions) == self._federation.num_clients and self.partitions.keys() <= set(nodes)
+        tries = 1 if complete else 1 + self._federation.retries
+        return [node for node in nodes if node not in self._answered and self._tries[node] < tries]
+
     def _admit(self, nodes: list[int], new: list[int], grid: Grid) -> None:
-        self._asked.update(new)
+        self._tries.update(new)
         queries = [Message(RecordDict(), node, wire.PARTITION_QUERY, group_id="0") for node in new]
         answers = grid.send_and_receive(queries, timeout=self._federation.connect_timeout_s)
         found = dict(sorted(_read(answers).items()))
+        self._answered |= found.keys()
         wanted, first = self._federation.num_clients, not self.partitions
         for node, partition in found.items():
             holder = next((old for old, held in self.partitions.items() if held == partition), None)
+            if partition is None:
+                logger.warning("node %d names no partition; is it one of fedsvd's?", node)
+                continue
             if partition >= wanted or (holder is not None and holder in nodes):
                 logger.warning("node %d is left alone: its partition %d is not wanted, or taken", node, partition)
                 continue
@@ -81,8 +93,9 @@ class Clients:
             logger.warning("%d of %d clients are there; missing partitions: %s", wanted - len(missing), wanted, missing)
 
 
-def _read(answers: Iterable[Message]) -> dict[int, int]:
-    partitions = {}
+def _read(answers: Iterable[Message]) -> dict[int, int | None]:
+    """Return the partition that each node names; None where its answer names none."""
+    partitions: dict[int, int | None] = {}
     for answer in answers:
         node = answer.metadata.src_node_id
         if answer.has_error():
@@ -91,8 +104,5 @@ def _read(answers: Iterable[Message]) -> dict[int, int]:
             continue
         record = answer.content.metric_records.get(wire.METRICS)
         partition = None if record is None else record.get("partition-id")
-        if type(partition) is int and partition >= 0:
-            partitions[node] = partition
-        else:
-            logger.warning("node %d names no partition; is it one of fedsvd's?", node)
+        partitions[node] = partition if type(partition) is int and partition >= 0 else None
     return partitions

@@ -138,6 +138,9 @@ class NodesThatComeAndGo(ScriptedGrid):
         for message in messages:
             self.pushed.append(message)
             held = self.partitions[message.metadata.dst_node_id]
+            if isinstance(held, Error):
+                replies.append(Message(held, reply_to=message))  # type: ignore[arg-type]
+                continue
             content = {} if held is None else {wire.METRICS: MetricRecord({"partition-id": held})}  # type: ignore[dict-item]
             replies.append(Message(RecordDict(content), reply_to=message))  # type: ignore[arg-type]
         return replies
@@ -160,6 +163,29 @@ def test_a_node_that_comes_back_under_another_number_takes_its_place() -> None:
     assert clients.partitions == {11: 0, 13: 2, 5: 1}
     assert clients.nodes == [11, 5, 13]
     assert len(grid.pushed) == 5
+
+
+def test_a_node_that_did_not_say_what_it_holds_is_asked_again_while_a_client_is_missing() -> None:
+    federation = compose(["experiment=smoke", "federation.num_clients=2", "federation.retries=2"]).federation
+    grid = NodesThatComeAndGo({11: 0, 12: Error(ErrorCode.CLIENT_APP_CRASHED, "no room")})
+    clients = Clients(federation)
+    clients.find(grid)
+    assert clients.partitions == {11: 0}
+
+    grid.partitions[12] = 1
+    clients.find(grid)
+    assert clients.partitions == {11: 0, 12: 1}
+
+    # All are there: one more is asked when it is new, and not again.
+    grid.partitions[13] = Error(ErrorCode.CLIENT_APP_CRASHED, "no room")
+    grid.there.add(13)
+    clients.find(grid)
+    clients.find(grid)
+    # Node 12 is gone: 13 has two tries left.
+    grid.there.remove(12)
+    for _ in range(4):
+        clients.find(grid)
+    assert [message.metadata.dst_node_id for message in grid.pushed] == [11, 12, 12, 13, 13, 13]
 
 
 @pytest.mark.parametrize("nonsense", [None, -1, 0.5, [1], 99])
