@@ -67,8 +67,7 @@ class PollingGrid(ForwardingGrid):
             if not arrived:
                 time.sleep(pause)
         for message in waiting.values():
-            reason = f"no answer within {timeout:g} s (federation.round_timeout_s)"
-            yield self._told(_failed(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
+            yield self._told(_failed(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, _late(timeout or 0.0)))
 
     def _told(self, reply: Message) -> Message:
         self._on_reply(reply)
@@ -77,12 +76,20 @@ class PollingGrid(ForwardingGrid):
 
 def _from_its_node(reply: Message, message: Message) -> Message:
     if reply.has_error():
-        return _failed(message, reply.error.code, reply.error.reason or "")
+        # The SuperLink may have let go of the message a moment before the deadline is looked at here.
+        expired = time.time() >= message.metadata.created_at + message.metadata.ttl
+        unavailable = reply.error.code in (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+        reason = _late(message.metadata.ttl) if expired and unavailable else reply.error.reason or ""
+        return _failed(message, reply.error.code, reason)
     one, other = reply.metadata, message.metadata
     if (one.src_node_id, one.message_type, one.group_id) != (other.dst_node_id, other.message_type, other.group_id):
         reason = f"the reply is node {one.src_node_id}'s {one.message_type} of round {one.group_id or 'none'}"
         return _failed(message, ErrorCode.MOD_FAILED_PRECONDITION, reason)
     return reply
+
+
+def _late(seconds: float) -> str:
+    return f"no answer within {seconds:g} s (federation.round_timeout_s)"
 
 
 def _failed(message: Message, code: int, reason: str) -> Message:

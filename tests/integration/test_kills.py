@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from loopback import SUPERLINK, Loopback
+from loopback import SUPEREXEC, SUPERLINK, Loopback
 
 from fedsvd.run_folder import read_json, read_rows
 
@@ -52,3 +52,7 @@ def test_a_superlink_and_a_node_killed_in_mid_round_cost_no_more_than_their_roun
     # Each result that was used is in the ledger of the client that it came from; so is the one that was lost.
     assert [charged(ledger) for ledger in ledgers] == [[1, 2, 3], [1, 2, 3]]
     assert [told[number]["steps"] for number in ("0", "1")] == [6, 4]
+    # One line each of what happened.
+    assert "Connection successful after" in nodes.log("node-0")
+    assert "Connection successful after" in nodes.log(SUPEREXEC)
+    assert "no answer within" in rows[3]["clients_refused"]["1"]

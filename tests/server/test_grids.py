@@ -81,6 +81,16 @@ def test_each_message_gets_one_reply_from_its_own_node() -> None:
     assert by_node[5].error.reason == "the transport did not take the message"
 
 
+@pytest.mark.parametrize(("ttl", "told"), [(0.01, "no answer within 0.01 s"), (60.0, "not in the database")])
+def test_a_message_that_expired_on_the_way_is_told_like_one_without_an_answer(ttl: float, told: str) -> None:
+    grid = ScriptedGrid({2: [None, Error(ErrorCode.MESSAGE_UNAVAILABLE, "not in the database")]})
+    message = Message(RecordDict(), 2, "train", group_id="4", ttl=ttl)
+
+    [reply] = PollingGrid(grid).send_and_receive([message], timeout=30)
+
+    assert reply.error.reason.startswith(told)
+
+
 def test_a_reply_is_handed_on_before_the_next_one_is_there() -> None:
     grid = ScriptedGrid({2: [said(2)], 3: [None, None, said(3)]})
     replies = iter(PollingGrid(grid).send_and_receive(ask([2, 3]), timeout=30))
