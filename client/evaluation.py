@@ -13,12 +13,8 @@ from fedsvd.kept import load_test_prefix
 from fedsvd.methods import build_method
 from fedsvd.training import Evaluation, evaluate
 from fedsvd.wire import TrainTask
-from fedsvd.workspace import (
-    initial_adapter,
-    load_model,
-    load_test_batches,
-    resolve_device,
-)
+from fedsvd.workspace.data import load_test_batches
+from fedsvd.workspace.model import initial_adapter, load_model, resolve_device
 
 
 def received_adapter(

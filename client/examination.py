@@ -9,7 +9,7 @@ from client.own_data import node_view
 from fedsvd.config import Config
 from fedsvd.data.own import counts_by_label
 from fedsvd.errors import DataError
-from fedsvd.workspace import load_partition
+from fedsvd.workspace.data import load_partition
 
 
 def examine(node_config: str, config: Config) -> list[str]:

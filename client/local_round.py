@@ -27,13 +27,8 @@ from fedsvd.privacy.randomness import poisson_batches
 from fedsvd.private_round import round_mechanism, secret_randomness, train_privately
 from fedsvd.training import make_optimizer, train_plain
 from fedsvd.wire import ClientReport, TrainTask
-from fedsvd.workspace import (
-    Silo,
-    client_config,
-    load_model,
-    load_silo,
-    trained_parts,
-)
+from fedsvd.workspace.data import Silo, load_silo
+from fedsvd.workspace.model import client_config, load_model, trained_parts
 
 
 def run_local_round(

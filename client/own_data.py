@@ -12,7 +12,7 @@ from flwr.app import Context
 from fedsvd.config import Config
 from fedsvd.data.own import counts_by_label
 from fedsvd.errors import DataError, FedSVDError, SiloError
-from fedsvd.workspace import load_partition
+from fedsvd.workspace.data import load_partition
 
 logger = logging.getLogger(__name__)
 

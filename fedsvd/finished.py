@@ -22,7 +22,7 @@ from fedsvd.generation import generate
 from fedsvd.methods import build_method
 from fedsvd.run_folder import RunFolder
 from fedsvd.training import inputs, to_device
-from fedsvd.workspace import resolve_device
+from fedsvd.workspace.model import resolve_device
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from functools import lru_cache
 import peft
 from torch import Tensor, nn
 
-from fedsvd import data, workspace
+from fedsvd import data
 from fedsvd.config import Config, DataConfig, ModelConfig
 from fedsvd.prefix import MemoryBudget, PrefixCache, Store
 from fedsvd.training import example_losses, inputs, to_device
-from fedsvd.workspace import Silo, load_model, load_tokenizer, resolve_device
+from fedsvd.workspace.data import Silo, forget_data, load_tokenizer
+from fedsvd.workspace.model import forget_models, load_model, resolve_device
 
 # What decides the frozen lower layers, what they read and what reads their output: source, adapted layers and modules,
 # attention, type, task, chat template.
@@ -70,7 +71,8 @@ def forget() -> None:
     """Drop all that is loaded or kept once a process, to make room for another task or seed."""
     _load_test_prefix.cache_clear()
     _load_test_store.cache_clear()
-    workspace.forget()
+    forget_models()
+    forget_data()
     gc.collect()
 
 

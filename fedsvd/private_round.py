@@ -14,7 +14,7 @@ from fedsvd.privacy.noise_share import share_of
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
 from fedsvd.privacy.statistics import ClippingStatistics
 from fedsvd.training import make_optimizer
-from fedsvd.workspace import load_model
+from fedsvd.workspace.model import load_model
 
 
 def round_mechanism(config: Config, spend: Spend) -> DPSGD:

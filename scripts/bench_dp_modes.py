@@ -19,7 +19,7 @@ from fedsvd.models import load_classifier
 from fedsvd.prefix import MemoryBudget, PrefixCache, Store
 from fedsvd.privacy.dp_sgd import DPSGD, PerExample, opacus_hooks, train_dp_sgd
 from fedsvd.privacy.randomness import SecureRandomness
-from fedsvd.workspace import load_test_batches
+from fedsvd.workspace.data import load_test_batches
 
 CACHE_BYTES = 2**30
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

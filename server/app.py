@@ -17,7 +17,8 @@ from fedsvd.report.progress import Reporter
 from fedsvd.run_folder import RunFolder, run_root, write_json, write_text
 from fedsvd.run_record import recorded
 from fedsvd.tracking import tracked
-from fedsvd.workspace import class_names, initial_adapter, load_model, partition_counts, resolve_device
+from fedsvd.workspace.data import class_names, partition_counts
+from fedsvd.workspace.model import initial_adapter, load_model, resolve_device
 from server.checkpoint import load_latest
 from server.client_level import ClientLevelServer
 from server.evaluation import RoundKeeper

@@ -18,7 +18,8 @@ from fedsvd.report.progress import Reporter
 from fedsvd.run_folder import RunFolder, read_json, write_json, write_rows
 from fedsvd.tracking import Track
 from fedsvd.training import evaluate
-from fedsvd.workspace import load_model, load_test_batches, resolve_device, sample_answers
+from fedsvd.workspace.data import load_test_batches
+from fedsvd.workspace.model import load_model, resolve_device, sample_answers
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.diagnostics import clipping
 from server.replies import RoundRecord

@@ -21,7 +21,7 @@ from fedsvd.errors import BudgetExceededError, RunError
 from fedsvd.methods import Method, State
 from fedsvd.server_optimizer import follow, move
 from fedsvd.wire import ClientReport, TrainTask
-from fedsvd.workspace import trained_parts
+from fedsvd.workspace.model import trained_parts
 from server.client_level import ClientLevelServer
 from server.clients import Clients
 from server.diagnostics import signal_to_noise, site_diagnostics

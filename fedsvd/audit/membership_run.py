@@ -19,7 +19,8 @@ from fedsvd.kept import silo_losses
 from fedsvd.privacy.dp_sgd import Losses
 from fedsvd.privacy.membership import Roc, lira_scores, logit_confidence, roc
 from fedsvd.privacy.plan import whole_run
-from fedsvd.workspace import load_model, load_silo
+from fedsvd.workspace.data import load_silo
+from fedsvd.workspace.model import load_model
 
 _LEAST_EXAMPLES = 4
 

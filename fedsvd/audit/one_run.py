@@ -21,7 +21,8 @@ from fedsvd.privacy.canaries import DiracCanaries, draw_canaries
 from fedsvd.privacy.membership import Roc, roc
 from fedsvd.privacy.plan import whole_run
 from fedsvd.training import learning_rate
-from fedsvd.workspace import initial_adapter, load_silo, trained_parts
+from fedsvd.workspace.data import load_silo
+from fedsvd.workspace.model import initial_adapter, trained_parts
 
 # The guesses are planned for three worlds: the noise is what is claimed, or too little, or hardly any.
 _WORLDS = (1.0, 0.3, 0.05)

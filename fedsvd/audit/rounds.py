@@ -14,7 +14,7 @@ from fedsvd.config import Config
 from fedsvd.methods import State, build_method
 from fedsvd.privacy.dp_sgd import DPSGD, Canaries, Losses
 from fedsvd.private_round import train_privately
-from fedsvd.workspace import initial_adapter, load_model, resolve_device, trained_parts
+from fedsvd.workspace.model import initial_adapter, load_model, resolve_device, trained_parts
 
 # Told of a round's number, and of what the attacked client's trained parameters moved by in it.
 Observer = Callable[[int, Sequence[Tensor]], None]

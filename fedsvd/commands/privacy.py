@@ -42,10 +42,11 @@ def _plan(words: Sequence[str]) -> None:
     if privacy.name == "none":
         raise ConfigError("privacy = none gives no guarantee to plan; take privacy=dp_sgd or privacy=client_level.")
     # Imported late: it loads torch and transformers, which a wrong key should not have to wait for.
-    from fedsvd import data, workspace
+    from fedsvd import data
+    from fedsvd.workspace.data import load_partition
 
     numbers = range(config.federation.num_clients)
-    parts = [workspace.load_partition(config, number) for number in numbers]
+    parts = [load_partition(config, number) for number in numbers]
     histories = [_history(config, number, data.fingerprint(part)) for number, part in zip(numbers, parts, strict=True)]
     done = _rounds_done(config.resume)
     plans = [plan_client(config, len(part), h, done) for part, h in zip(parts, histories, strict=True)]

@@ -27,7 +27,7 @@ from fedsvd.methods import build_method, check_method
 from fedsvd.privacy.accounting import check_delta
 from fedsvd.run_folder import RunFolder, read_rows, write_json
 from fedsvd.tracking import check_tracking
-from fedsvd.workspace import resolve_device
+from fedsvd.workspace.model import resolve_device
 
 
 def check(config: Config) -> None:

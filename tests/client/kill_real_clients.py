@@ -24,7 +24,8 @@ from fedsvd.data import fingerprint
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.wire import TrainTask
-from fedsvd.workspace import initial_adapter, load_partition, load_silo
+from fedsvd.workspace.data import load_partition, load_silo
+from fedsvd.workspace.model import initial_adapter
 
 OVERRIDES = ["experiment=smoke", "train.num_rounds=8", "train.local_steps=3", "privacy.accountant=rdp"]
 B: frozenset[Part] = frozenset({"B"})

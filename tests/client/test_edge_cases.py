@@ -20,7 +20,8 @@ from fedsvd.config import Config
 from fedsvd.errors import DataError, RunError
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
-from fedsvd.workspace import initial_adapter, load_silo
+from fedsvd.workspace.data import load_silo
+from fedsvd.workspace.model import initial_adapter
 
 B: frozenset[Part] = frozenset({"B"})
 ALONE = ["federation.num_clients=1", "partition=iid", "partition.min_partition_size=1"]

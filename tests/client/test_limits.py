@@ -18,7 +18,7 @@ from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Budget, Ledger
 from fedsvd.wire import TrainTask
-from fedsvd.workspace import initial_adapter
+from fedsvd.workspace.model import initial_adapter
 
 B: frozenset[Part] = frozenset({"B"})
 SMOKE = ["experiment=smoke"]

@@ -9,15 +9,17 @@ from flwr.app import Context, RecordDict
 
 from client.local_round import run_local_round
 from client.state import ClientIdentity, client_identity
-from fedsvd import payload, wire, workspace
+from fedsvd import payload, wire
 from fedsvd.adapter import Adapter, Part
 from fedsvd.compose import compose
 from fedsvd.config import Config
 from fedsvd.errors import BudgetExceededError, PayloadError
+from fedsvd.kept import forget
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.wire import TrainTask
-from fedsvd.workspace import initial_adapter, load_silo
+from fedsvd.workspace.data import load_silo
+from fedsvd.workspace.model import initial_adapter
 
 B: frozenset[Part] = frozenset({"B"})
 
@@ -104,9 +106,7 @@ def test_one_seed_gives_one_start_and_one_order_of_examples_but_never_the_same_n
     starts, orders, sent = [], [], []
     for number in range(2):
         # As a new process would find it.
-        workspace._load_partitions.cache_clear()
-        workspace._load_silo.cache_clear()
-        workspace._load_model.cache_clear()
+        forget()
         start = initial_adapter(config, build_method(config.method))
         reply = ask(config, replace(identity, ledger=tmp_path / f"{number}.sqlite"), start)
         starts.append(start)

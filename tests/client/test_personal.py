@@ -17,7 +17,7 @@ from fedsvd.compose import compose
 from fedsvd.errors import PayloadError, RunError
 from fedsvd.methods import build_method
 from fedsvd.run_folder import read_rows
-from fedsvd.workspace import initial_adapter
+from fedsvd.workspace.model import initial_adapter
 
 WORDS = ["experiment=smoke", "privacy=none", "train.num_rounds=3", "train.learning_rate=5"]
 

@@ -20,7 +20,7 @@ from fedsvd.compose import compose
 from fedsvd.models import load_classifier
 from fedsvd.run_folder import read_rows
 from fedsvd.training import evaluate
-from fedsvd.workspace import load_test_batches
+from fedsvd.workspace.data import load_test_batches
 
 
 def train(folder: Path, *overrides: str) -> Path:

@@ -22,7 +22,8 @@ from fedsvd.methods import build_method
 from fedsvd.methods.fedsvd import FedSVD
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.run_folder import RunFolder, read_rows
-from fedsvd.workspace import initial_adapter, load_silo, load_test_batches
+from fedsvd.workspace.data import load_silo, load_test_batches
+from fedsvd.workspace.model import initial_adapter
 
 # The third of five rounds is the one that breaks.
 BROKEN, ROUNDS = 3, 5

@@ -21,7 +21,7 @@ from fedsvd.initialisation import dct_rows, initialise
 from fedsvd.methods import Step, build_method
 from fedsvd.run_folder import read_rows
 from fedsvd.stacked import merge
-from fedsvd.workspace import initial_adapter
+from fedsvd.workspace.model import initial_adapter
 from server.checkpoint import load_latest
 from server.downlink import Downlink
 

@@ -16,7 +16,7 @@ from fedsvd.errors import ConfigError
 from fedsvd.methods import build_method
 from fedsvd.privacy.client_level import whole_run
 from fedsvd.privacy.noise_share import counts_alike, share_of
-from fedsvd.workspace import initial_adapter
+from fedsvd.workspace.model import initial_adapter
 
 B: frozenset[Part] = frozenset({"B"})
 SECURE = ["experiment=smoke", "federation.secure_aggregation=true", "privacy.noise_share=true"]

@@ -1,30 +1,20 @@
-"""What both apps make of one configuration: the adapted model and the tokenised data, loaded once a process."""
+"""What both apps make of one configuration's data: texts, partitions and tokens, loaded once a process."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from weakref import WeakKeyDictionary
 
-import peft
-import torch
 from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from fedsvd import data, lora, models
-from fedsvd.adapter import Adapter, Part
+from fedsvd import data, models
 from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig
-from fedsvd.errors import ConfigError
-from fedsvd.generation import samples
-from fedsvd.initialisation import initialise
-from fedsvd.methods import Method, build_method
 from fedsvd.prefix import PrefixCache, Store
-from fedsvd.readout import read_first_token_alone
 from fedsvd.training import Batch
-
-_NUM_SAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -43,55 +33,6 @@ class Silo:
     fingerprint: str
     prefixes: WeakKeyDictionary[nn.Module, PrefixCache] = field(default_factory=WeakKeyDictionary, compare=False)
     stores: dict[Hashable, Store] = field(default_factory=dict, compare=False)
-
-
-def resolve_device(name: str) -> torch.device:
-    """Turn ``device`` into a torch device; ``auto`` is CUDA where there is one, else the CPU.
-
-    Raises:
-        ConfigError: A device that this machine does not have.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device = {name!r}, but this machine has no CUDA device that torch can use; set device=auto."
-        )
-    return device
-
-
-def client_config(config: Config, partition_id: int) -> Config:
-    """Return the configuration as one client sees it: with its own rank, and the same ``lora_alpha / rank``."""
-    ranks = config.federation.client_ranks
-    if ranks is None or ranks[partition_id] == config.model.rank:
-        return config
-    rank = ranks[partition_id]
-    model = replace(config.model, rank=rank, lora_alpha=config.model.lora_alpha * rank / config.model.rank)
-    return replace(config, model=model, federation=replace(config.federation, client_ranks=None))
-
-
-def trained_parts(method: Method, config: Config, server_round: int) -> frozenset[Part]:
-    """Return what a client trains in this round: the method's factors, and the head where it is not frozen."""
-    has_head = config.model.task == "sequence_classification"
-    head: frozenset[Part] = frozenset({"head"}) if has_head and config.train.head == "private" else frozenset()
-    return method.trains(server_round) | head
-
-
-def load_model(config: Config) -> peft.PeftModel:
-    """Load the base model with its LoRA sites; one per process, shared by all that run in it.
-
-    Sets the process's precision of matrix products, too: a model is loaded to be run.
-    """
-    torch.set_float32_matmul_precision(config.float32_matmul_precision)
-    num_labels = len(class_names(config))
-    core = build_method(config.method).traits.core
-    return _load_model(config.model, num_labels, config.seed, str(resolve_device(config.device)), core)
-
-
-def initial_adapter(config: Config, method: Method) -> Adapter:
-    """Draw the adapter that a run starts from; server and clients draw the same one from the seed."""
-    return _initial_adapter(load_model(config), config.model, config.seed, method.init_a, method.init_b)
 
 
 def load_partition(config: Config, partition_id: int) -> Dataset:
@@ -124,13 +65,6 @@ def class_names(config: Config) -> list[str]:
     return list(_load_data(config.data, config.seed)["train"].features["label"].names)
 
 
-def sample_answers(config: Config) -> list[dict[str, str]]:
-    """Let the process's language model, as it is, answer the first few held-out prompts."""
-    test, tokenizer = _load_data(config.data, config.seed)["test"], _load_tokenizer(config.model.source)
-    few = test.select(range(min(_NUM_SAMPLES, len(test))))
-    return samples(load_model(config), tokenizer, few, config.data, config.model)
-
-
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     """Load the model's."""
     return _load_tokenizer(config.model.source)
@@ -146,56 +80,15 @@ def load_test_batches(config: Config) -> list[Batch]:
     return _load_test_batches(config.data, config.model, config.train.eval_batch_size, config.seed)
 
 
-def forget() -> None:
-    """Drop the models and the data that are loaded."""
-    for loader in (
-        _load_model,
-        _initial_adapter,
-        _shapes,
-        _load_data,
-        _load_partitions,
-        _load_silo,
-        _load_test_batches,
-    ):
+def forget_data() -> None:
+    """Drop the data that are loaded."""
+    for loader in (_load_data, _load_partitions, _load_silo, _load_test_batches):
         loader.cache_clear()
 
 
 @lru_cache(maxsize=2)
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return models.load_tokenizer(source)
-
-
-# Clients of different ranks have a model each, where they share a process.
-@lru_cache(maxsize=4)
-def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, core: bool) -> peft.PeftModel:
-    loaded, head_modules = models.load_base(config, num_labels, seed)
-    adapted = lora.attach(
-        loaded,
-        rank=config.rank,
-        lora_alpha=config.lora_alpha,
-        target_modules=config.target_modules,
-        task=config.task,
-        lora_layers=config.lora_layers,
-        lora_dropout=config.lora_dropout,
-        head_modules=head_modules,
-        core=core,
-    )
-    if config.gradient_checkpointing:
-        models.checkpoint_activations(loaded)
-    read_first_token_alone(adapted)
-    return adapted.to(device)
-
-
-@lru_cache(maxsize=4)
-def _initial_adapter(model: peft.PeftModel, config: ModelConfig, seed: int, init_a: str, init_b: str) -> Adapter:
-    weights = lora.frozen_weights(model)
-    return initialise(_shapes(model, config, seed), init_a=init_a, init_b=init_b, seed=seed, weights=weights)
-
-
-# The model is shared and written to: what it held when it was loaded (the head as drawn) is kept beside it.
-@lru_cache(maxsize=4)
-def _shapes(model: peft.PeftModel, config: ModelConfig, seed: int) -> Adapter:
-    return lora.read(model)
 
 
 @lru_cache(maxsize=2)
