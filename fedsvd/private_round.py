@@ -9,7 +9,8 @@ from fedsvd.adapter import Part
 from fedsvd.config import Config
 from fedsvd.fused import choose
 from fedsvd.privacy.accounting import Spend
-from fedsvd.privacy.dp_sgd import DPSGD, Canaries, Losses, train_dp_sgd
+from fedsvd.privacy.canaries import Canaries
+from fedsvd.privacy.dp_sgd import DPSGD, Losses, train_dp_sgd
 from fedsvd.privacy.noise_share import share_of
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
 from fedsvd.privacy.statistics import ClippingStatistics

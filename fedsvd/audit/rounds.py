@@ -12,7 +12,8 @@ from fedsvd.adapter import Adapter
 from fedsvd.aggregate import Reply, flat
 from fedsvd.config import Config
 from fedsvd.methods import State, build_method
-from fedsvd.privacy.dp_sgd import DPSGD, Canaries, Losses
+from fedsvd.privacy.canaries import Canaries
+from fedsvd.privacy.dp_sgd import DPSGD, Losses
 from fedsvd.private_round import train_privately
 from fedsvd.workspace.model import initial_adapter, load_model, resolve_device, trained_parts
 

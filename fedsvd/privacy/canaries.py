@@ -1,4 +1,4 @@
-"""Canaries whose gradients are given: one coordinate of the trained parameters each, the worst case of DP-SGD.
+"""What DP-SGD asks of canaries, and its worst case: canaries of one coordinate of the trained parameters each.
 
 A Dirac canary's gradient is a long vector along one coordinate (Nasr et al. 2023, arXiv 2302.07956; taken for one-run
 audits by Steinke et al. 2023, arXiv 2305.08846). Canaries of different coordinates do not disturb each other, and
@@ -12,12 +12,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsvd.errors import PrivacyError
+
+
+class Canaries(Protocol):
+    """Examples of an audit, beside the data: their gradients are given, all else happens to them as to any example."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def gradients(self, numbers: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradients of some canaries: for each trained parameter in ``like``, shape (batch, *parameter)."""
+
+    def watch(self, samples: Sequence[Tensor], max_grad_norm: float) -> None:
+        """Look at the data's own per-example gradients, shape (batch, *parameter) each, before canaries join them."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ class DiracCanaries:
         return int(self.included.sum())
 
     def gradients(self, numbers: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
-        """Return the gradients of some of those that are in, as `fedsvd.privacy.dp_sgd.Canaries` says."""
+        """Return the gradients of some of those that are in, as `Canaries` says."""
         chosen = np.flatnonzero(self.included)[list(numbers)]
         sizes = [tensor.numel() for tensor in like]
         flat = torch.zeros(len(chosen), sum(sizes), dtype=like[0].dtype, device=like[0].device)
@@ -60,7 +75,7 @@ class DiracCanaries:
         return [part.reshape(-1, *tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
     def watch(self, samples: Sequence[Tensor], max_grad_norm: float) -> None:
-        """Add the data's own clipped gradients to ``known``, as `fedsvd.privacy.dp_sgd.Canaries` says."""
+        """Add the data's own clipped gradients to ``known``, as `Canaries` says."""
         flat = torch.cat([sample.detach().flatten(1) for sample in samples], dim=1)
         norms = torch.linalg.vector_norm(flat, dim=1)
         # Opacus' clipping factor; an example whose gradient is not finite counts as nothing there, too.

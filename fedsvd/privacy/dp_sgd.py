@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from opacus import GradSampleModule
@@ -15,6 +15,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from fedsvd.errors import PrivacyError
+from fedsvd.privacy.canaries import Canaries
 from fedsvd.privacy.randomness import Randomness
 from fedsvd.privacy.statistics import GRADIENT_SHARE, ClippingMeter, ClippingStatistics
 
@@ -46,20 +47,6 @@ class DPSGD:
     physical_batch_size: int = 128
     expected_batch_size: float | None = None
     statistics: bool = False
-
-
-class Canaries(Protocol):
-    """Examples of an audit, beside the data: their gradients are given, all else happens to them as to any example."""
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-
-    def gradients(self, numbers: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
-        """Return the gradients of some canaries: for each trained parameter in ``like``, shape (batch, *parameter)."""
-
-    def watch(self, samples: Sequence[Tensor], max_grad_norm: float) -> None:
-        """Look at the data's own per-example gradients, shape (batch, *parameter) each, before canaries join them."""
 
 
 def train_dp_sgd(
