@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from bench_dp_modes import MODES, SHAPES, build, modes
-from bench_refactorize import describe_machine
+from bench_report import describe_machine
 from rich.console import Console
 from rich.table import Table
 

@@ -7,8 +7,6 @@ timed on fewer sites than there are is scaled up and marked with *.
 
 import argparse
 import json
-import platform
-import shlex
 import statistics
 import sys
 import time
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_report import describe_machine
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -137,18 +136,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         report = {"machine": machine, "results": [asdict(result) for result in results]}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def describe_machine() -> dict[str, str]:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return {
-        "command": shlex.join(["scripts/bench", *sys.argv[1:]]),
-        "cpu": f"{cpu}, {platform.machine()}, {torch.get_num_threads()} threads",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}",
-    }
 
 
 def measure(shape: Shape, device: str, repeats: int, full: bool) -> list[Result]:

@@ -1,0 +1,20 @@
+"""What a benchmark says of its machine, and where its figures go."""
+
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+
+def describe_machine() -> dict[str, str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return {
+        "command": shlex.join(["scripts/bench", *sys.argv[1:]]),
+        "cpu": f"{cpu}, {platform.machine()}, {torch.get_num_threads()} threads",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}",
+    }
