@@ -1,0 +1,99 @@
+"""Whatever is wrong with a configuration ends in one readable ConfigError."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from fedsvd.compose import as_dict, compose, from_dictconfig
+from fedsvd.errors import ConfigError
+from fedsvd.validate import did_you_mean
+
+# Each row: overrides, and what the message must name (key, value, what is allowed or the remedy).
+WRONG = [
+    ("train.learning_rat=0.1", ["train.learning_rat = 0.1", "did you mean train.learning_rate?", "learning_rate, "]),
+    ("num_rounds=3", ["num_rounds = 3", "did you mean train.num_rounds?"]),
+    ("trian.num_rounds=3", ["trian.num_rounds", "did you mean train.num_rounds?"]),
+    ("privacy.nme=x", ["did you mean privacy.name?"]),
+    ("method.refactorize_evry=2", ["did you mean method.refactorize_every?"]),
+    ("method=ffa_lora method.refactorize_every=2", ["method.refactorize_every = 2", "method has name, init_a, init_b"]),
+    ("train.num_rounds.x=3", ["train.num_rounds.x = 3", "no such key"]),
+    ("+train.foo=3", ["train.foo = 3", "no such key", "train has optimizer"]),
+    ("++federation.num_client=3", ["did you mean federation.num_clients?"]),
+    ("zebra=1", ["zebra = 1", "no such key", "seed"]),
+    (
+        "method=fedsdv",
+        [
+            "method = 'fedsdv'",
+            "did you mean fedsvd?",
+            "fed_sb, fedavg_lora, fedex_lora, fedsa_lora, fedsvd, ffa_lora, flexlora, flora, rolora",
+        ],
+    ),
+    ("experiment=smok", ["experiment = 'smok'", "did you mean smoke?", "causal_lm, compare, demo, "]),
+    ("privacy=null", ["privacy = None", "dp_sgd, none"]),
+    ("model=[tiny]", ["model = ['tiny']", "minilm, roberta_base"]),
+    ("method@x=fedsvd", ["method@x=fedsvd", "leave @x out"]),
+    ("+experiment=smoke", ["+experiment=smoke", "drop the +"]),
+    ("+seed=3", ["+seed=3", "drop the +"]),
+    ("~seed", ["~seed", "set it to a value"]),
+    ("train.num_rounds=abc", ["train.num_rounds = 'abc'", "a whole number ≥ 1"]),
+    ("train.num_rounds=", ["train.num_rounds = ''", "a whole number ≥ 1"]),
+    ("train.num_rounds=null", ["train.num_rounds = None", "a whole number ≥ 1"]),
+    ("train.num_rounds=true", ["train.num_rounds = True", "a whole number ≥ 1"]),
+    ("train.num_rounds=2.5", ["train.num_rounds = 2.5", "a whole number ≥ 1"]),
+    ("train.learning_rate=fast", ["train.learning_rate = 'fast'", "a number > 0"]),
+    ("train.learning_rate=nan", ["train.learning_rate = nan", "a number > 0"]),
+    ("train.learning_rate=inf", ["train.learning_rate = inf", "a number > 0"]),
+    ("run_dir=2024", ["run_dir = 2024", "a text", "or null"]),
+    ("model.target_modules=query", ["model.target_modules = 'query'", "[query,value]"]),
+    ("model.target_modules=[]", ["model.target_modules = ()", "[query,value]"]),
+    ("model.target_modules=[query,query]", ["model.target_modules", "different names"]),
+    ("train.num_rounds=0", ["train.num_rounds = 0", "a whole number ≥ 1", "leave the key out"]),
+    ("privacy.target_epsilon=-1", ["privacy.target_epsilon = -1", "a number > 0"]),
+    ("privacy.target_delta=1", ["privacy.target_delta = 1.0", "> 0 and < 1"]),
+    ("privacy.accountant=prw", ["privacy.accountant = 'prw'", "did you mean prv?", "one of prv, rdp"]),
+    ("privacy.secure_random=maybe", ["privacy.secure_random = 'maybe'", "true or false"]),
+    ("train.momentum=1", ["train.momentum = 1.0", "≥ 0 and < 1"]),
+    ("data.max_train_examples=0", ["data.max_train_examples = 0", "or null"]),
+    ("device=cuda:x", ["device = 'cuda:x'", "cuda:N"]),
+    ("seed=-1", ["seed = -1", "≥ 0"]),
+    ("train=adamw train.momentum=0.9", ["train.momentum = 0.9", "train.momentum=0", "train=sgd"]),
+    ("federation.clients_per_round=9", ["clients_per_round = 9", "num_clients = 4", "1 to 4"]),
+    ("federation.min_replies=5", ["min_replies = 5", "1 to 4"]),
+    ("privacy=client_level federation.min_replies=2", ["min_replies = 2", "client_level", "leave it out"]),
+    ("federation.clients_per_round=2 federation.min_replies=3", ["min_replies = 3", "1 to 2"]),
+    ("federation.ray_address=auto", ["ray_address = 'auto'", "federation=simulation"]),
+    ("data.max_train_examples=39", ["max_train_examples = 39", "4 clients", "40 or more"]),
+    ("seed=${nope}", ["seed", "nope", "plain value"]),
+    ("foo", ["'foo'", "has no =", "KEY=VALUE"]),
+    ("=3", ["'=3'", "names no key", "KEY=VALUE"]),
+    ("model.target_modules=[a", ["model.target_modules=[a", "not understood", "KEY=VALUE"]),
+    ("train.batch_size=1,2", ["train.batch_size=1,2", "add -m"]),
+    ("method.init_a='a b", ["cannot be split", "No closing quotation"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "fragments"), WRONG, ids=[row[0] for row in WRONG])
+def test_what_is_wrong_ends_in_one_paragraph_that_names_it(overrides: str, fragments: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides)
+    message = str(caught.value)
+    assert [fragment for fragment in fragments if fragment not in message] == []
+    assert "\n" not in message
+
+
+def test_no_hint_where_nothing_is_near() -> None:
+    assert did_you_mean("zebra", ["train.num_rounds", "seed"]) == ""
+
+
+def test_missing_and_unknown_keys_of_a_plain_config() -> None:
+    values = as_dict(compose())
+    del values["train"]["num_rounds"]
+    with pytest.raises(ConfigError, match=r"train\.num_rounds is missing"):
+        from_dictconfig(OmegaConf.create(values))
+    values = as_dict(compose()) | {"privcy": {}}
+    with pytest.raises(ConfigError, match=r"did you mean privacy\?"):
+        from_dictconfig(OmegaConf.create(values))
+    values = as_dict(compose()) | {"train": 3}
+    with pytest.raises(ConfigError, match=r"train = 3 is not allowed: give a group of keys"):
+        from_dictconfig(OmegaConf.create(values))
