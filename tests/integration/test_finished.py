@@ -17,6 +17,7 @@ from fedsvd.errors import RunError
 from fedsvd.finished import load_finished, predict, read_run
 from fedsvd.run_folder import read_rows
 
+ELSEWHERE = Path(__file__).with_name("load_exports.py")
 TEXTS = ["A fine film.", "Dull, dull, dull.", "See it [twice] if you can."]
 
 
@@ -129,47 +130,8 @@ def test_other_data_are_matched_by_the_names_of_their_classes(
     assert {score["name"]: score["num_examples"] for score in found["classes"]} == {"negative": 15, "positive": 15}
 
 
-ELSEWHERE = """
-import json, sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("fedsvd", "server", "client"):
-            raise ImportError(f"{name} is not here")
-
-sys.meta_path.insert(0, Blocked())
-sys.path[:] = [folder for folder in sys.path if folder]
-import torch
-from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-
-try:
-    import fedsvd
-except ImportError:
-    pass
-else:
-    raise SystemExit("fedsvd is here")
-root, texts = sys.argv[1], json.loads(sys.argv[2])
-found = {}
-for kind, load in {
-    "classifier-merged": AutoModelForSequenceClassification.from_pretrained,
-    "classifier-adapter": lambda f: AutoPeftModelForSequenceClassification.from_pretrained(f, num_labels=2),
-    "answerer-merged": AutoModelForCausalLM.from_pretrained,
-    "answerer-adapter": AutoPeftModelForCausalLM.from_pretrained,
-}.items():
-    model, tokenizer = load(f"{root}/{kind}").eval(), AutoTokenizer.from_pretrained(f"{root}/{kind}")
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    found[kind] = (logits if logits.dim() == 2 else logits[:, 0, :8]).tolist()
-    found[kind + " labels"] = getattr(model.config, "id2label", None)
-    found[kind + " dropout"] = getattr(model.config, "hidden_dropout_prob", None)
-print(json.dumps(found))
-"""
-
-
 def test_exports_load_where_there_is_no_fedsvd(exports: Path, classifier: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", ELSEWHERE, str(exports), json.dumps(TEXTS)]
+    command = [sys.executable, "-P", str(ELSEWHERE), str(exports), json.dumps(TEXTS)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
