@@ -1,61 +1,19 @@
 """DP-SGD against loops that take one example at a time, on a real PEFT model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import peft
 import pytest
 import torch
+from small_bert import NUM_EXAMPLES, make_losses, make_model, one_by_one
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
 
-from fedsvd import lora
 from fedsvd.adapter import Part
 from fedsvd.errors import PrivacyError
 from fedsvd.fused import fused_gradients
-from fedsvd.initialisation import initialise
 from fedsvd.privacy.dp_sgd import DPSGD, PerExample, opacus_hooks, per_example_gradients, train_dp_sgd
 from fedsvd.privacy.randomness import TorchRandomness, poisson_batches
-from fedsvd.training import example_losses
 
 PARTS: list[set[Part]] = [{"B"}, {"B", "head"}, {"A", "B", "head"}]
-NUM_EXAMPLES = 12
-
-
-def make_model(parts: set[Part]) -> tuple[peft.PeftModel, list[nn.Parameter]]:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    model = lora.attach(
-        BertForSequenceClassification(config),
-        rank=4,
-        lora_alpha=16,
-        target_modules=["query", "value"],
-        head_modules=["classifier"],
-    )
-    lora.write(model, initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
-    return model, lora.set_trainable(model, parts)
-
-
-def make_losses() -> Callable[[nn.Module, Sequence[int]], Tensor]:
-    """Examples of different lengths, so that every batch holds padding."""
-    generator = torch.Generator().manual_seed(1)
-    lengths = [3 + i % 5 for i in range(NUM_EXAMPLES)]
-    rows = [torch.randint(1, 50, (length,), generator=generator) for length in lengths]
-    labels = torch.randint(0, 2, (NUM_EXAMPLES,), generator=generator)
-
-    def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
-        longest = max(len(rows[i]) for i in positions)
-        ids = torch.stack([nn.functional.pad(rows[i], (0, longest - len(rows[i]))) for i in positions])
-        batch = {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels[list(positions)]}
-        return example_losses(model, batch)
-
-    return losses
-
-
-def one_by_one(model: nn.Module, trained: list[nn.Parameter], position: int) -> list[Tensor]:
-    return list(torch.autograd.grad(make_losses()(model, [position]).sum(), trained))
 
 
 def plan(**changes: float) -> DPSGD:
