@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.local_round import run_local_round
@@ -28,8 +28,7 @@ def partition(message: Message, context: Context) -> Message:
     config = from_run_config(context.run_config)
     with discreet(context):
         check_data(node_view(config, context.node_config))
-    numbers = MetricRecord({"partition-id": read_partition_id(context)})
-    return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
+    return Message(wire.partition_reply(read_partition_id(context)), reply_to=message)
 
 
 @app.train()

@@ -90,6 +90,11 @@ class ClientReport:
     loss: float | None = None
 
 
+def partition_reply(partition_id: int) -> RecordDict:
+    """Build the content of a client's answer to the server's query for its partition."""
+    return RecordDict({METRICS: MetricRecord({"partition-id": partition_id})})
+
+
 def train_request(task: TrainTask, factors: ArrayRecord) -> RecordDict:
     """Build the content of the server's train message."""
     trains, uplink = [str(part) for part in sorted(task.trains)], [str(part) for part in sorted(task.uplink)]

@@ -94,7 +94,7 @@ def peak_mib(who: int = resource.RUSAGE_SELF) -> float:
 def measure_server(aggregation: str, clients: int) -> Measured:
     import numpy as np
     import torch
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
     from flwr.clientapp import ClientApp
 
     from fedsvd import wire
@@ -119,8 +119,7 @@ def measure_server(aggregation: str, clients: int) -> Measured:
 
     @app.query("partition")
     def partition(message: Message, context: Context) -> Message:
-        numbers = MetricRecord({"partition-id": int(context.node_config["partition-id"])})
-        return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
+        return Message(wire.partition_reply(int(context.node_config["partition-id"])), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from answering_app import answering_app
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsvd import wire
@@ -17,7 +18,7 @@ from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.client_level import whole_run
 from fedsvd.privacy.randomness import TorchRandomness
-from fedsvd.wire import ClientReport
+from fedsvd.wire import ClientReport, TrainTask
 from server.client_level import ClientLevelServer
 from server.strategy import FederatedLoRA
 
@@ -31,21 +32,12 @@ def make_config(*overrides: str) -> Config:
 
 def app(value: float) -> ClientApp:
     """Clients that send B full of one value, far longer than any bound allows."""
-    client = ClientApp()
 
-    @client.query("partition")
-    def partition(message: Message, context: Context) -> Message:
-        numbers = MetricRecord({"partition-id": int(context.node_config["partition-id"])})
-        return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
+    def train(partition_id: int, task: TrainTask, received: ArrayRecord) -> RecordDict:
+        report = ClientReport(partition_id, 1000, 0.1, server_round=task.server_round)
+        return wire.train_reply(report, ArrayRecord({"B": Array(np.full(2 * ROWS, value, dtype=np.float32))}))
 
-    @client.train()
-    def run(message: Message, context: Context) -> Message:
-        task, _ = wire.read_train_request(message.content)
-        report = ClientReport(int(context.node_config["partition-id"]), 1000, 0.1, server_round=task.server_round)
-        factors = ArrayRecord({"B": Array(np.full(2 * ROWS, value, dtype=np.float32))})
-        return Message(wire.train_reply(report, factors), reply_to=message)
-
-    return client
+    return answering_app(train)
 
 
 def strategy(config: Config, folder: Path, seed: int | None = None) -> FederatedLoRA:

@@ -4,12 +4,12 @@ import copy
 import random
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from answering_app import answering_app
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsvd import wire
@@ -19,14 +19,13 @@ from fedsvd.config import Config
 from fedsvd.errors import RunError
 from fedsvd.launch.local import InProcessGrid
 from fedsvd.methods import build_method
-from fedsvd.wire import ClientReport
+from fedsvd.wire import ClientReport, TrainTask
 from server.polling import PollingGrid
 from server.resending import ResendingGrid
 from server.strategy import FederatedLoRA
 
 ROWS, RANK, CLIENTS, BAD_CLIENTS, ROUNDS = 6, 2, 12, 10, 100
 SIZE = ROWS * RANK
-ROOT = Path(__file__).resolve().parents[2]
 Fuzz = Callable[[random.Random, RecordDict], RecordDict]
 
 
@@ -41,9 +40,9 @@ def make_config(*overrides: str) -> Config:
     return compose([*words, f"federation.num_clients={CLIENTS}", *overrides])
 
 
-def honest(partition_id: int, server_round: int) -> RecordDict:
+def honest(partition_id: int, task: TrainTask, received: ArrayRecord) -> RecordDict:
     values = np.full(SIZE, 0.01 * partition_id, dtype=np.float32)
-    report = ClientReport(partition_id, 10 + partition_id, 0.1, server_round=server_round)
+    report = ClientReport(partition_id, 10 + partition_id, 0.1, server_round=task.server_round)
     return wire.train_reply(report, ArrayRecord({"B": Array(values)}))
 
 
@@ -163,7 +162,7 @@ class FuzzedGrid(InProcessGrid):
     """Clients below BAD_CLIENTS answer with something else each time; also old replies, and those of others."""
 
     def __init__(self) -> None:
-        super().__init__(honest_app(), CLIENTS, {})
+        super().__init__(answering_app(honest), CLIENTS, {})
         self.chance = random.Random(20)
         self.kinds: list[str] = []
         self.old: list[Message] = []
@@ -208,22 +207,6 @@ class FuzzedGrid(InProcessGrid):
         request = Message(RecordDict(), reply.metadata.src_node_id, "train", group_id=reply.metadata.group_id)
         request.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
         return request
-
-
-def honest_app() -> ClientApp:
-    app = ClientApp()
-
-    @app.query("partition")
-    def partition(message: Message, context: Context) -> Message:
-        numbers = MetricRecord({"partition-id": int(context.node_config["partition-id"])})
-        return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
-
-    @app.train()
-    def run(message: Message, context: Context) -> Message:
-        task, _ = wire.read_train_request(message.content)
-        return Message(honest(int(context.node_config["partition-id"]), task.server_round), reply_to=message)
-
-    return app
 
 
 def test_a_thousand_fuzzed_replies_leave_model_and_server_unharmed(caplog: pytest.LogCaptureFixture) -> None:
@@ -274,18 +257,9 @@ def test_updates_longer_than_clipping_allows_are_dropped_and_end_a_run_that_has_
 
 
 def long_app(value: float, config: Config) -> ClientApp:
-    app = ClientApp()
-
-    @app.query("partition")
-    def partition(message: Message, context: Context) -> Message:
-        numbers = MetricRecord({"partition-id": int(context.node_config["partition-id"])})
-        return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
-
-    @app.train()
-    def run(message: Message, context: Context) -> Message:
-        number = int(context.node_config["partition-id"])
-        report = ClientReport(number, 160, 0.1, 1.0, 1.0, config.train.batch_size / 160, 2, server_round=1)
+    def train(partition_id: int, task: TrainTask, received: ArrayRecord) -> RecordDict:
+        report = ClientReport(partition_id, 160, 0.1, 1.0, 1.0, config.train.batch_size / 160, 2, server_round=1)
         values = np.full(SIZE, value, dtype=np.float32)
-        return Message(wire.train_reply(report, ArrayRecord({"B": Array(values)})), reply_to=message)
+        return wire.train_reply(report, ArrayRecord({"B": Array(values)}))
 
-    return app
+    return answering_app(train)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.secure_round import answer_stage
@@ -46,8 +46,7 @@ class Clients:
         self.app.train()(self.train)
 
     def partition(self, message: Message, context: Context) -> Message:
-        numbers = MetricRecord({"partition-id": int(context.node_config["partition-id"])})
-        return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
+        return Message(wire.partition_reply(int(context.node_config["partition-id"])), reply_to=message)
 
     def train(self, message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from answering_app import Train, answering_app
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedsvd import wire
 from fedsvd.adapter import Adapter
@@ -20,8 +20,6 @@ from fedsvd.wire import ClientReport
 from server.polling import PollingGrid
 from server.strategy import FederatedLoRA
 
-Train = Callable[[int, wire.TrainTask, ArrayRecord], RecordDict]
-
 
 def make_adapter() -> Adapter:
     return Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(4, 2)}, head={}, scale={"s": 1.0})
@@ -29,22 +27,6 @@ def make_adapter() -> Adapter:
 
 def make_config(*overrides: str) -> Config:
     return compose(["experiment=smoke", "method=ffa_lora", "train.head=frozen", "privacy=none", *overrides])
-
-
-def make_app(train: Train) -> ClientApp:
-    app = ClientApp()
-
-    @app.query("partition")
-    def partition(message: Message, context: Context) -> Message:
-        numbers = MetricRecord({"partition-id": int(context.node_config["partition-id"])})
-        return Message(RecordDict({wire.METRICS: numbers}), reply_to=message)
-
-    @app.train()
-    def run(message: Message, context: Context) -> Message:
-        task, factors = wire.read_train_request(message.content)
-        return Message(train(int(context.node_config["partition-id"]), task, factors), reply_to=message)
-
-    return app
 
 
 def good_reply(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) -> RecordDict:
@@ -56,7 +38,7 @@ def good_reply(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) ->
 
 def one_round(config: Config, train: Train, server_round: int = 1) -> FederatedLoRA:
     strategy = FederatedLoRA(build_method(config.method), config, make_adapter())
-    grid = PollingGrid(InProcessGrid(make_app(train), config.federation.num_clients, {}), lambda reply: None)
+    grid = PollingGrid(InProcessGrid(answering_app(train), config.federation.num_clients, {}), lambda reply: None)
     messages = strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
     strategy.aggregate_train(server_round, grid.send_and_receive(messages, timeout=5))
     return strategy
@@ -169,7 +151,7 @@ def test_sampling_is_seeded_by_round_and_covers_all_clients() -> None:
 def test_nodes_beyond_the_clients_are_left_alone() -> None:
     config = make_config("federation.num_clients=2")
     strategy = FederatedLoRA(build_method(config.method), config, make_adapter())
-    grid = InProcessGrid(make_app(good_reply), 4, {})
+    grid = InProcessGrid(answering_app(good_reply), 4, {})
 
     messages = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid))
 
@@ -182,4 +164,4 @@ def test_no_clients_at_all_is_an_error_after_the_time_limit() -> None:
     strategy = FederatedLoRA(build_method(config.method), config, make_adapter())
 
     with pytest.raises(RunError, match="start the clients"):
-        strategy.configure_train(1, ArrayRecord(), ConfigRecord(), InProcessGrid(make_app(good_reply), 0, {}))
+        strategy.configure_train(1, ArrayRecord(), ConfigRecord(), InProcessGrid(answering_app(good_reply), 0, {}))
