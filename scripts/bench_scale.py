@@ -93,28 +93,23 @@ def peak_mib(who: int = resource.RUSAGE_SELF) -> float:
 
 def measure_server(aggregation: str, clients: int) -> Measured:
     import numpy as np
-    import torch
+    from bench_adapters import SHAPES, zero_adapter
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
     from flwr.clientapp import ClientApp
 
     from fedsvd import wire
-    from fedsvd.adapter import Adapter
     from fedsvd.compose import compose
+    from fedsvd.initialisation import initialise
     from fedsvd.launch.local import InProcessGrid
     from fedsvd.methods import build_method
     from server.polling import PollingGrid
     from server.strategy import FederatedLoRA
 
-    sites, d, rank = 48, 1024, 8
+    sites, rank = SHAPES["roberta-large"]
     words = ["experiment=smoke", "privacy=none", "train.head=frozen", f"aggregation={aggregation}"]
     config = compose([*words, f"federation.num_clients={clients}"])
-    names = [f"site{k}" for k in range(sites)]
-    adapter = Adapter(
-        A={name: torch.nn.init.orthogonal_(torch.empty(rank, d)) for name in names},
-        B={name: torch.zeros(d, rank) for name in names},
-        head={},
-        scale=dict.fromkeys(names, 1.0),
-    )
+    adapter = initialise(zero_adapter(sites, rank), init_a="orthonormal", init_b="zeros", seed=0)
+    numbers = sum(B.numel() for B in adapter.B.values())
     app = ClientApp()
 
     @app.query("partition")
@@ -125,7 +120,7 @@ def measure_server(aggregation: str, clients: int) -> Measured:
     def train(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
         task, _ = wire.read_train_request(message.content)
-        values = np.random.default_rng(number).standard_normal(sites * d * rank, dtype=np.float32)
+        values = np.random.default_rng(number).standard_normal(numbers, dtype=np.float32)
         report = wire.ClientReport(number, 100, 0.0, server_round=task.server_round)
         return Message(wire.train_reply(report, ArrayRecord({"B": Array(values)})), reply_to=message)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_adapters import SHAPES, Sites, zero_adapter
 from rich.console import Console
 from rich.table import Table
 
@@ -25,7 +26,6 @@ from fedsvd.wire import TrainTask
 from server.downlink import Downlink
 
 ROUNDS = 6
-SHAPES = {"minilm": ([(384, 384)] * 12, 8), "roberta-large": ([(1024, 1024)] * 48, 8)}
 # Numbers a site of a round in the steady case: (down, up), from d_out, d_in, r and the clients K.
 Formula = Callable[[int, int, int, int], tuple[float, float]]
 FORMULAS: dict[str, tuple[dict[str, Any], str, str, Formula]] = {
@@ -85,18 +85,11 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.json.write_text(json.dumps([asdict(row) for row in found], indent=2) + "\n")
 
 
-def measure(name: str, sites: list[tuple[int, int]], rank: int, clients: int) -> Traffic:
+def measure(name: str, sites: Sites, rank: int, clients: int) -> Traffic:
     options, formula_down, formula_up, formula = FORMULAS[name]
     method = build_method({"name": name.split(",")[0], **options})
-    numbers = range(len(sites))
-    weights = {f"site{k}": torch.randn(sites[k], generator=torch.Generator().manual_seed(k)) for k in numbers}
-    zeros = Adapter(
-        A={f"site{k}": torch.zeros(rank, sites[k][1]) for k in numbers},
-        B={f"site{k}": torch.zeros(sites[k][0], rank) for k in numbers},
-        head={},
-        scale={f"site{k}": 1.0 for k in numbers},
-        core={f"site{k}": torch.zeros(rank, rank) for k in numbers} if method.traits.core else {},
-    )
+    weights = {f"site{k}": torch.randn(d, generator=torch.Generator().manual_seed(k)) for k, d in enumerate(sites)}
+    zeros = zero_adapter(sites, rank, core=method.traits.core)
     start = initialise(zeros, init_a=method.init_a, init_b=method.init_b, seed=0, weights=weights)
     downlink, up = Downlink(method, start, weights=weights), 0
     state: State = {}

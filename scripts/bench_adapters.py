@@ -1,0 +1,24 @@
+"""Adapters of large models' shapes, without the models."""
+
+import torch
+
+from fedsvd.adapter import Adapter
+
+# Each site's (d_out, d_in).
+Sites = list[tuple[int, int]]
+# What is adapted, and the rank.
+SHAPES: dict[str, tuple[Sites, int]] = {
+    "minilm": ([(384, 384)] * 12, 8),
+    "roberta-large": ([(1024, 1024)] * 48, 8),
+}
+
+
+def zero_adapter(sites: Sites, rank: int, core: bool = False) -> Adapter:
+    named = {f"site{k}": shape for k, shape in enumerate(sites)}
+    return Adapter(
+        A={name: torch.zeros(rank, d_in) for name, (_, d_in) in named.items()},
+        B={name: torch.zeros(d_out, rank) for name, (d_out, _) in named.items()},
+        head={},
+        scale=dict.fromkeys(named, 1.0),
+        core={name: torch.zeros(rank, rank) for name in named} if core else {},
+    )
