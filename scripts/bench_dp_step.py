@@ -7,7 +7,6 @@ model, each way in a process of its own (Linux only).
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 from bench_dp_modes import MODES, SHAPES, build, modes
-from bench_report import describe_machine
+from bench_report import add_json_option, describe_machine, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -50,7 +49,7 @@ def add_parser(benches: Any) -> None:
     parser.add_argument("--precision", choices=["highest", "high", "medium"], default="medium")
     parser.add_argument("--attention", choices=["eager", "sdpa"], default="eager")
     parser.add_argument("--no-memory", action="store_true", help="measure time only")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    add_json_option(parser)
     parser.add_argument("--memory-of", nargs=2, metavar=("SHAPE", "WAY"), help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
@@ -74,9 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         measured = measure(key, arguments)
         console.print(table(SHAPES[key].title, measured))
         results += measured
-    if arguments.json:
-        report = {"machine": machine, "results": [asdict(result) for result in results]}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(arguments.json, {"machine": machine, "results": [asdict(result) for result in results]})
 
 
 def measure(key: str, arguments: argparse.Namespace) -> list[Result]:

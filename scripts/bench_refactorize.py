@@ -6,17 +6,15 @@ timed on fewer sites than there are is scaled up and marked with *.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from bench_report import describe_machine
+from bench_report import add_json_option, describe_machine, write_json
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -116,7 +114,7 @@ def add_parser(benches: Any) -> None:
     parser.add_argument(
         "--full", action="store_true", help="time the dense rivals on every site, however long it takes"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -133,9 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
             measured = measure(SHAPES[key], device, arguments.repeats, arguments.full)
             console.print(table(SHAPES[key], measured))
             results += measured
-    if arguments.json:
-        report = {"machine": machine, "results": [asdict(result) for result in results]}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(arguments.json, {"machine": machine, "results": [asdict(result) for result in results]})
 
 
 def measure(shape: Shape, device: str, repeats: int, full: bool) -> list[Result]:

@@ -1,5 +1,7 @@
 """What a benchmark says of its machine, and where its figures go."""
 
+import argparse
+import json
 import platform
 import shlex
 import sys
@@ -18,3 +20,12 @@ def describe_machine() -> dict[str, str]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}",
     }
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+
+
+def write_json(path: Path | None, figures: object) -> None:
+    if path:
+        path.write_text(json.dumps(figures, indent=2) + "\n")

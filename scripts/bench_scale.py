@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench_report import add_json_option, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -43,7 +44,7 @@ def add_parser(benches: Any) -> None:
     )
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--federation", choices=("local", "simulation"), nargs="*", default=["local"])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    add_json_option(parser)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
@@ -64,8 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
             found.append(Measured(**json.loads(done.stdout.splitlines()[-1])))
             Console(stderr=True).print(found[-1])
     Console(width=120).print(table(found))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in found], indent=2) + "\n")
+    write_json(arguments.json, [asdict(row) for row in found])
 
 
 def table(found: list[Measured]) -> Table:

@@ -6,14 +6,13 @@ round. Formulas count the numbers of 4 bytes of the steady case; what is beyond 
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from bench_adapters import SHAPES, Sites, zero_adapter
+from bench_report import add_json_option, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -65,7 +64,7 @@ def add_parser(benches: Any) -> None:
     )
     parser.add_argument("--shape", choices=SHAPES, default="minilm")
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -81,8 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{row.down_new:,}", f"{row.up:,}", row.formula_up, f"{row.up / row.expected_up:.3f}",
         )  # fmt: skip
     Console(width=150).print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in found], indent=2) + "\n")
+    write_json(arguments.json, [asdict(row) for row in found])
 
 
 def measure(name: str, sites: Sites, rank: int, clients: int) -> Traffic:
