@@ -135,7 +135,7 @@ def lora_sites(model: nn.Module) -> dict[str, LoraSite]:
     return {name: describe_site(layer) for name, layer in _lora_layers(model)}
 
 
-def frozen_weights(model: peft.PeftModel) -> dict[str, Tensor]:
+def frozen_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return each site's weight as it was loaded, shape (d_out, d_in): views of tensors that are kept, not copies."""
     return {name: _UNMERGED.get(layer, base_weight(layer)) for name, layer in _lora_layers(model)}
 

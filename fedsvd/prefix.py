@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsvd.lora import lora_sites
-from fedsvd.products import Reader, answering, listening
+from fedsvd.products import Reader, answering, listening, loaded_weights
 
 logger = logging.getLogger(__name__)
 _TOLERANCE = 1e-3
@@ -50,7 +50,7 @@ class MemoryBudget:
 
 
 class Store:
-    """Kept states of one data set, by position; for all models whose frozen layers are the same.
+    """Kept states of one data set, by position; for all models that are the same below their lowest adapted layer.
 
     Args:
         budget: Memory to use; what does not fit is computed each time.
@@ -59,6 +59,7 @@ class Store:
     def __init__(self, budget: MemoryBudget) -> None:
         self.budget = budget
         self.states: dict[int, Tensor] = {}
+        self._weights: list[Tensor] | None = None
         self._taken: list[int] = []
         weakref.finalize(self, budget.give_back, self._taken)
 
@@ -69,6 +70,12 @@ class Store:
             self._taken.append(size)
             self.states[position] = state
 
+    def made_with(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return what all products kept here are made with: copies of the weights of the first model that asks."""
+        if self._weights is None:
+            self._weights = [weight.clone() for weight in weights]
+        return self._weights
+
 
 class PrefixCache:
     """The kept states of one data set under one model.
@@ -76,7 +83,7 @@ class PrefixCache:
     Args:
         model: The adapted model; its parameters may change, what lies below its lowest adapted layer may not.
         store: Where states are kept. Another model may share it if it is the same below its lowest adapted layer, and
-            in that layer's frozen weights.
+            in that layer's biases; a part of that layer whose frozen weight is another computes for itself.
     """
 
     def __init__(self, model: nn.Module, store: Store) -> None:
@@ -176,7 +183,9 @@ class PrefixCache:
         ):
             found = model(**inputs).logits
         if self._keeps_products:
-            self._readers = [Reader(module, module.weight.detach().clone()) for module in readers]
+            weights = self._store.made_with(loaded_weights(self._layers[-1], readers))
+            pairs = zip(readers, weights, strict=True)
+            self._readers = [Reader(module, weight.to(module.weight.device)) for module, weight in pairs]
         if expected.dim() == 3:
             # A language model's, at each token.
             expected, found = expected[mask.bool()], found[mask.bool()]

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fedsvd.lora import lora_sites
+from fedsvd.lora import frozen_weights, lora_sites
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Reader:
 
     Attributes:
         module: The layer.
-        weight: As it was when its products were first kept. Methods that merge factors into frozen weights change it
-            for a while; then the layer computes for itself.
+        weight: What kept products are made with. Methods that merge factors into frozen weights change the layer's own
+            for a while; then it computes for itself.
     """
 
     module: nn.Linear
@@ -30,6 +30,13 @@ class Reader:
         """Return what the layer makes of states, shape (…, d_out)."""
         bias = self.module.bias
         return nn.functional.linear(states, self.weight, None if bias is None else bias.detach())
+
+
+def loaded_weights(layer: nn.Module, found: Sequence[nn.Linear]) -> list[Tensor]:
+    """Return the frozen weights of parts of an adapted layer as they were loaded, whatever is merged into them now."""
+    weights = frozen_weights(layer)
+    merging = {site.layer.get_base_layer(): weights[name] for name, site in lora_sites(layer).items()}
+    return [merging.get(module, module.weight).detach() for module in found]
 
 
 @contextmanager

@@ -112,30 +112,68 @@ def test_per_example_gradients_equal_a_loop(per_example: PerExample) -> None:
                 torch.testing.assert_close(found[name][position], gradient, atol=1e-5, rtol=1e-5)
 
 
-def test_products_are_made_once_for_each_example_and_anew_while_a_weight_is_changed() -> None:
-    model = adapted()
-    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
-    losses(model, range(6), cache)
+def products_made(model: peft.PeftModel, cache: PrefixCache) -> set[str]:
+    """Name the frozen layers of the last attention that compute for themselves."""
     attention = model.base_model.model.bert.encoder.layer[2].attention.self
-    made = nn.functional.linear
-    weights: list[int] = []
+    frozen = {
+        "query": attention.query.get_base_layer(),
+        "key": attention.key,
+        "value": attention.value.get_base_layer(),
+    }
+    made, weights = nn.functional.linear, list[int]()
 
     def counted(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weights.append(weight.data_ptr())
         return made(x, weight, bias)
 
-    key, value = attention.key.weight, attention.value.get_base_layer().weight
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.functional, "linear", counted)
         losses(model, range(6), cache)
-        assert not {key.data_ptr(), value.data_ptr()} & set(weights)
-        with torch.no_grad():
-            value.add_(0.1)
-        # As methods do that merge factors into the frozen weight, and take them out again.
-        changed = losses(model, range(6), cache)
-        assert value.data_ptr() in weights
-        assert key.data_ptr() not in weights
-    torch.testing.assert_close(changed, losses(model, range(6)), atol=1e-6, rtol=1e-5)
+    return {name for name, layer in frozen.items() if layer.weight.data_ptr() in weights}
+
+
+def test_products_are_made_once_for_each_example_and_anew_while_a_weight_is_changed() -> None:
+    model = adapted()
+    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
+    losses(model, range(6), cache)
+    assert products_made(model, cache) == set()
+    # As methods do that merge factors into the frozen weight, and take them out again.
+    with torch.no_grad():
+        model.base_model.model.bert.encoder.layer[2].attention.self.value.get_base_layer().weight.add_(0.1)
+    assert products_made(model, cache) == {"value"}
+    torch.testing.assert_close(losses(model, range(6), cache), losses(model, range(6)), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("merged_first", [True, False])
+def test_models_that_share_a_store_keep_products_of_the_weights_as_loaded(merged_first: bool) -> None:
+    plain, merged = adapted(), adapted()
+    # As in a run of FLoRA that goes on after a pause: something is merged before anything is kept.
+    before = lora.read(merged)
+    left = {name: torch.randn(len(B), 2) for name, B in before.B.items()}
+    right = {name: torch.randn(2, A.shape[1]) for name, A in before.A.items()}
+    lora.write(merged, before.with_parts({"base_left": left, "base_right": right}))
+    expected = {model: losses(model, range(6)) for model in (plain, merged)}
+    assert not torch.allclose(*expected.values(), atol=1e-4)
+    store = Store(MemoryBudget(LARGE))
+    caches = {model: PrefixCache(model, store) for model in expected}
+
+    for model in (merged, plain) if merged_first else (plain, merged):
+        for _ in range(2):
+            torch.testing.assert_close(losses(model, range(6), caches[model]), expected[model], atol=1e-6, rtol=1e-5)
+    assert products_made(plain, caches[plain]) == set()
+    assert products_made(merged, caches[merged]) == {"query", "value"}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_model_of_other_frozen_weights_takes_no_others_products(first: int) -> None:
+    models, store = [adapted(), adapted()], Store(MemoryBudget(LARGE))
+    with torch.no_grad():
+        models[1].base_model.model.bert.encoder.layer[2].attention.self.key.weight.mul_(-2)
+    for model in (models[first], models[1 - first]):
+        cache = PrefixCache(model, store)
+        for _ in range(2):
+            found = losses(model, range(6), cache)
+            torch.testing.assert_close(found, losses(model, range(6)), atol=1e-6, rtol=1e-5)
 
 
 def test_what_is_kept_does_not_hang_on_what_is_trained() -> None:
