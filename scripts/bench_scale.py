@@ -93,9 +93,9 @@ def peak_mib(who: int = resource.RUSAGE_SELF) -> float:
 
 def measure_server(aggregation: str, clients: int) -> Measured:
     import numpy as np
+    from answering_app import answering_app
     from bench_adapters import SHAPES, zero_adapter
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
-    from flwr.clientapp import ClientApp
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
     from fedsvd import wire
     from fedsvd.compose import compose
@@ -110,23 +110,15 @@ def measure_server(aggregation: str, clients: int) -> Measured:
     config = compose([*words, f"federation.num_clients={clients}"])
     adapter = initialise(zero_adapter(sites, rank), init_a="orthonormal", init_b="zeros", seed=0)
     numbers = sum(B.numel() for B in adapter.B.values())
-    app = ClientApp()
 
-    @app.query("partition")
-    def partition(message: Message, context: Context) -> Message:
-        return Message(wire.partition_reply(int(context.node_config["partition-id"])), reply_to=message)
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        number = int(context.node_config["partition-id"])
-        task, _ = wire.read_train_request(message.content)
-        values = np.random.default_rng(number).standard_normal(numbers, dtype=np.float32)
-        report = wire.ClientReport(number, 100, 0.0, server_round=task.server_round)
-        return Message(wire.train_reply(report, ArrayRecord({"B": Array(values)})), reply_to=message)
+    def train(partition_id: int, task: wire.TrainTask, received: ArrayRecord) -> RecordDict:
+        values = np.random.default_rng(partition_id).standard_normal(numbers, dtype=np.float32)
+        report = wire.ClientReport(partition_id, 100, 0.0, server_round=task.server_round)
+        return wire.train_reply(report, ArrayRecord({"B": Array(values)}))
 
     started = time.perf_counter()
     strategy = FederatedLoRA(build_method(config.method), config, adapter)
-    grid = PollingGrid(InProcessGrid(app, clients, {}))
+    grid = PollingGrid(InProcessGrid(answering_app(train), clients, {}))
     strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)
     start, before = time.perf_counter() - started, peak_mib()
     for server_round in range(1, ROUNDS + 1):
