@@ -9,7 +9,7 @@ from client.personal import with_personal
 from client.state import ClientIdentity
 from fedsvd.adapter import Adapter
 from fedsvd.config import Config
-from fedsvd.kept import load_test_prefix
+from fedsvd.kept import load_prefix
 from fedsvd.methods import build_method
 from fedsvd.training import Evaluation, evaluate
 from fedsvd.wire import TrainTask
@@ -34,4 +34,4 @@ def received_adapter(
 def measure_own(config: Config) -> Evaluation | None:
     """Measure the model as it stands on the held-out data, which are nobody's private data; None without any."""
     batches, device = load_test_batches(config), resolve_device(config.device)
-    return evaluate(load_model(config), batches, device, load_test_prefix(config)) if batches else None
+    return evaluate(load_model(config), batches, device, load_prefix(config)) if batches else None

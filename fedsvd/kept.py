@@ -10,7 +10,7 @@ import peft
 from torch import Tensor, nn
 
 from fedsvd import data
-from fedsvd.config import Config, DataConfig, ModelConfig
+from fedsvd.config import Config, ModelConfig
 from fedsvd.prefix import MemoryBudget, PrefixCache, Store
 from fedsvd.training import example_losses, inputs, to_device
 from fedsvd.workspace.data import Silo, forget_data, load_tokenizer
@@ -23,54 +23,43 @@ _Base = tuple[str, str, str | tuple[str, ...], str, str, str, bool]
 
 def silo_losses(silo: Silo, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
     """Return the function from a model and positions in the silo to each example's loss."""
-    tokenizer, device = load_tokenizer(config), resolve_device(config.device)
-    adapted = load_model(config)
-    if adapted not in silo.prefixes:
-        store = silo.stores.setdefault(_base(config.model), Store(_memory_budget(config.train.prefix_cache_mib)))
-        silo.prefixes[adapted] = PrefixCache(adapted, store)
-    prefix = silo.prefixes[adapted]
+    tokenizer, device, prefix = load_tokenizer(config), resolve_device(config.device), load_prefix(config)
 
     def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
         # One look-up for all: row by row, the data set takes as long as a layer.
         columns = silo.examples[list(positions)]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         batch = to_device(data.collate(rows, tokenizer), device)
-        with prefix.handing_in(model, positions, inputs(batch)):
+        with prefix.handing_in(model, inputs(batch)):
             return example_losses(model, batch)
 
     return losses
 
 
-def load_test_prefix(config: Config) -> PrefixCache:
-    """Return the cache that belongs to the model and `load_test_batches`."""
-    model = config.model
-    store = _load_test_store(
-        config.data,
-        _base(model),
-        model.max_length,
-        config.train.eval_batch_size,
-        config.train.prefix_cache_mib,
-        config.seed,
-    )
-    return _load_test_prefix(load_model(config), store)
+def load_prefix(config: Config) -> PrefixCache:
+    """Return the model's cache, whose states all models of one base share, whatever examples they come from."""
+    return _load_prefix(load_model(config), _load_store(_base(config.model), config.train.prefix_cache_mib))
 
 
 @lru_cache(maxsize=4)
-def _load_test_prefix(model: peft.PeftModel, store: Store) -> PrefixCache:
+def _load_prefix(model: peft.PeftModel, store: Store) -> PrefixCache:
     return PrefixCache(model, store)
 
 
 @lru_cache(maxsize=2)
-def _load_test_store(
-    data_: DataConfig, base: _Base, max_length: int, batch_size: int, mebibytes: int, seed: int
-) -> Store:
+def _load_store(base: _Base, mebibytes: int) -> Store:
     return Store(_memory_budget(mebibytes))
 
 
-def forget() -> None:
-    """Drop all that is loaded or kept once a process, to make room for another task or seed."""
-    _load_test_prefix.cache_clear()
-    _load_test_store.cache_clear()
+def forget(keep_states: bool = False) -> None:
+    """Drop all that is loaded or kept once a process, to make room for another task or seed.
+
+    Args:
+        keep_states: Of frozen layers: texts that come again, in other clients' hands, are not computed again.
+    """
+    _load_prefix.cache_clear()
+    if not keep_states:
+        _load_store.cache_clear()
     forget_models()
     forget_data()
     gc.collect()

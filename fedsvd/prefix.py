@@ -50,7 +50,7 @@ class MemoryBudget:
 
 
 class Store:
-    """Kept states of one data set, by position; for all models that are the same below their lowest adapted layer.
+    """Kept states of examples, by their tokens; for all models that are the same below their lowest adapted layer.
 
     Args:
         budget: Memory to use; what does not fit is computed each time.
@@ -58,17 +58,17 @@ class Store:
 
     def __init__(self, budget: MemoryBudget) -> None:
         self.budget = budget
-        self.states: dict[int, Tensor] = {}
+        self.states: dict[bytes, Tensor] = {}
         self._weights: list[Tensor] | None = None
         self._taken: list[int] = []
         weakref.finalize(self, budget.give_back, self._taken)
 
-    def keep(self, position: int, state: Tensor) -> None:
+    def keep(self, key: bytes, state: Tensor) -> None:
         """Keep one example's states, shape (tokens, d), where there is room."""
         size = state.numel() * state.element_size()
         if self.budget.take(size):
             self._taken.append(size)
-            self.states[position] = state
+            self.states[key] = state
 
     def made_with(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return what all products kept here are made with: copies of the weights of the first model that asks."""
@@ -78,7 +78,7 @@ class Store:
 
 
 class PrefixCache:
-    """The kept states of one data set under one model.
+    """The kept states of examples under one model.
 
     Args:
         model: The adapted model; its parameters may change, what lies below its lowest adapted layer may not.
@@ -99,12 +99,11 @@ class PrefixCache:
         return len(self._store.states)
 
     @contextmanager
-    def handing_in(self, model: nn.Module, positions: Sequence[int], inputs: dict[str, Tensor]) -> Iterator[None]:
+    def handing_in(self, model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None]:
         """Within, a forward pass of ``model`` over these inputs starts at the lowest adapted layer.
 
         Args:
             model: The model (or a wrapper around it).
-            positions: Which examples of the data set these are.
             inputs: What the forward pass will be called with; ``attention_mask`` of shape (batch, length) says where
                 each example's tokens are.
         """
@@ -112,7 +111,7 @@ class PrefixCache:
             yield
             return
         mask = inputs["attention_mask"].bool()
-        kept = self._gather(model, positions, inputs, mask)
+        kept = self._gather(model, inputs, mask)
         widths = [reader.weight.shape[0] for reader in self._readers]
         parts = torch.split(kept, [kept.shape[-1] - sum(widths), *widths], dim=-1)
         states, *products = [part.contiguous() for part in parts]
@@ -122,18 +121,21 @@ class PrefixCache:
         ):
             yield
 
-    def _gather(self, model: nn.Module, positions: Sequence[int], inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
-        missing = [row for row, position in enumerate(positions) if position not in self._store.states]
-        fresh: dict[int, Tensor] = {}
+    def _gather(self, model: nn.Module, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
+        keys = _keys(inputs, mask)
+        rows = [self._store.states.get(key) for key in keys]
+        missing = {key: row for row, key in enumerate(keys) if rows[row] is None}
+        fresh: dict[bytes, Tensor] = {}
         if missing:
-            below = self._below(model, {name: tensor[missing] for name, tensor in inputs.items()})
+            chosen = list(missing.values())
+            below = self._below(model, {name: tensor[chosen] for name, tensor in inputs.items()})
             below = torch.cat([below, *(reader.product(below) for reader in self._readers)], dim=-1)
-            for row, state in zip(missing, below, strict=True):
-                fresh[row] = state[mask[row]].cpu()
-                self._store.keep(positions[row], fresh[row])
-        rows = [fresh[row] if row in fresh else self._store.states[position] for row, position in enumerate(positions)]
-        padded = rows[0].new_zeros(*mask.shape, rows[0].shape[-1])
-        padded[mask.cpu()] = torch.cat(rows)
+            for (key, row), state in zip(missing.items(), below, strict=True):
+                fresh[key] = state[mask[row]].cpu()
+                self._store.keep(key, fresh[key])
+        found = [fresh[key] if state is None else state for key, state in zip(keys, rows, strict=True)]
+        padded = found[0].new_zeros(*mask.shape, found[0].shape[-1])
+        padded[mask.cpu()] = torch.cat(found)
         return padded.to(mask.device)
 
     @torch.no_grad()
@@ -191,6 +193,14 @@ class PrefixCache:
             expected, found = expected[mask.bool()], found[mask.bool()]
         scale = expected.abs().max().clamp(min=1e-6)
         return None if (found - expected).abs().max() <= _TOLERANCE * scale else "handing states in changes its output"
+
+
+def _keys(inputs: dict[str, Tensor], mask: Tensor) -> list[bytes]:
+    """Return what each example's states depend on: its tokens, with their types and positions where they are given."""
+    names = sorted(inputs.keys() - {"attention_mask"})
+    columns, within = [inputs[name].cpu().numpy() for name in names], mask.cpu().numpy()
+    start = ",".join(names).encode()
+    return [b"".join([start, *(column[row][kept].tobytes() for column in columns)]) for row, kept in enumerate(within)]
 
 
 class _ReachedError(Exception):

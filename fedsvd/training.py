@@ -107,14 +107,13 @@ def train_plain(
 def evaluate(
     model: nn.Module, batches: Iterable[Batch], device: torch.device, prefix: PrefixCache | None = None
 ) -> Evaluation:
-    """Measure loss and accuracy over batches; ``prefix`` is a cache for examples numbered in their order."""
+    """Measure loss and accuracy over batches; ``prefix`` is the model's cache."""
     started = time.perf_counter()
     model.eval()
     total, tokens, right, count = 0.0, 0, 0, 0
     for cpu_batch in batches:
         batch = to_device(cpu_batch, device)
-        positions = range(count, count + len(batch["labels"]))
-        with prefix.handing_in(model, positions, inputs(batch)) if prefix is not None else nullcontext():
+        with prefix.handing_in(model, inputs(batch)) if prefix is not None else nullcontext():
             losses, hits = _read(model, batch)
         total += losses.double().sum().item()
         tokens += losses.numel()

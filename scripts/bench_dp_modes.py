@@ -67,7 +67,7 @@ class Bench:
         return self.example_losses(model(**self.inputs).logits)
 
     def cached_losses(self, model: nn.Module, positions: Sequence[int]) -> Tensor:
-        with self.cache.handing_in(model, positions, self.inputs):
+        with self.cache.handing_in(model, self.inputs):
             return self.losses(model, positions)
 
     def example_losses(self, logits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from fedsvd import lora
 from fedsvd.config import Config
 from fedsvd.errors import RunError
-from fedsvd.kept import load_test_prefix
+from fedsvd.kept import load_prefix
 from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.progress import Reporter
 from fedsvd.run_folder import RunFolder, read_json, write_json, write_rows
@@ -111,7 +111,7 @@ class RoundKeeper:
         model = load_model(self.config)
         lora.write(model, self.strategy.adapter)
         device = resolve_device(self.config.device)
-        result = evaluate(model, load_test_batches(self.config), device, load_test_prefix(self.config))
+        result = evaluate(model, load_test_batches(self.config), device, load_prefix(self.config))
         if not math.isfinite(result.loss):
             raise RunError(
                 f"the held-out loss after round {this_round} is {result.loss}: the model has diverged, and more rounds "

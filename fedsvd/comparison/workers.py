@@ -133,11 +133,11 @@ _AT: list[tuple[Any, ...]] = []
 
 
 def _make_room(words: list[str]) -> None:
-    """Drop what was loaded for another task or seed: kept states of some tasks would fill the memory."""
+    """Drop what was loaded for another seed, and for another task its texts' states: they would fill the memory."""
     from fedsvd.kept import forget
 
     config = compose(words)
-    at = (config.data, config.partition, config.seed)
+    at = ((config.data.name, config.data.domains), config.partition, config.seed)
     if _AT and _AT[0] != at:
-        forget()
+        forget(keep_states=_AT[0][0] == at[0])
     _AT[:] = [at]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from weakref import WeakKeyDictionary
 
 from datasets import Dataset, DatasetDict
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from fedsvd import data, models
 from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig
-from fedsvd.prefix import PrefixCache, Store
 from fedsvd.training import Batch
 
 
@@ -25,14 +21,10 @@ class Silo:
         examples: Columns ``input_ids`` and ``labels``; of pairs perhaps ``token_type_ids``, of packed sequences
             ``position_ids``.
         fingerprint: Identifies the raw text and labels; the ledger is bound to it.
-        prefixes: For each model that has seen these examples, its way to what its frozen lower layers made of them.
-        stores: That itself, for all models of one base and one choice of adapted layers.
     """
 
     examples: Dataset
     fingerprint: str
-    prefixes: WeakKeyDictionary[nn.Module, PrefixCache] = field(default_factory=WeakKeyDictionary, compare=False)
-    stores: dict[Hashable, Store] = field(default_factory=dict, compare=False)
 
 
 def load_partition(config: Config, partition_id: int) -> Dataset:

@@ -65,7 +65,7 @@ def losses(model: nn.Module, positions: Sequence[int], cache: PrefixCache | None
     labels = torch.tensor([i % 2 for i in positions])
     if cache is None:
         return nn.functional.cross_entropy(model(**inputs).logits, labels, reduction="none")
-    with cache.handing_in(model, positions, inputs):
+    with cache.handing_in(model, inputs):
         return nn.functional.cross_entropy(model(**inputs).logits, labels, reduction="none")
 
 
@@ -176,6 +176,21 @@ def test_a_model_of_other_frozen_weights_takes_no_others_products(first: int) ->
             torch.testing.assert_close(found, losses(model, range(6)), atol=1e-6, rtol=1e-5)
 
 
+def test_a_text_that_comes_twice_is_computed_once_and_types_of_tokens_tell_texts_apart() -> None:
+    model = adapted()
+    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
+    torch.testing.assert_close(losses(model, [3, 0, 3], cache), losses(model, [3, 0, 3]), atol=1e-6, rtol=1e-5)
+    assert len(cache) == 2
+
+    plain = batch([0, 3])
+    typed = plain | {"token_type_ids": (plain["input_ids"] > 25).long()}
+    for inputs in (typed, plain):
+        with cache.handing_in(model, inputs):
+            found = model(**inputs).logits
+        torch.testing.assert_close(found, model(**inputs).logits, atol=1e-6, rtol=1e-5)
+    assert len(cache) == 4
+
+
 def test_what_is_kept_does_not_hang_on_what_is_trained() -> None:
     model = adapted()
     cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
@@ -218,7 +233,7 @@ def test_texts_padded_on_the_left_go_without_and_it_is_said_once(caplog: pytest.
     cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            with cache.handing_in(model, [0, 1], batch([0, 1], left=True)):
+            with cache.handing_in(model, batch([0, 1], left=True)):
                 model(**batch([0, 1], left=True))
     assert ["padded on the left" in record.getMessage() for record in caplog.records] == [True]
     assert len(cache) == 0
