@@ -42,7 +42,7 @@ def test_a_superlink_and_a_node_killed_in_mid_round_cost_no_more_than_their_roun
         # In the third, one client is charged and gone before its result has left; it does not come back in this run.
         nodes.wait(lambda: 3 in charged(ledgers[1]), 240, "the third round")
         nodes.kill("node-1")
-        nodes.wait((run / "plots" / "accuracy.png").exists, 300, "the end of the run")
+        nodes.wait((run / "plots" / "accuracy.png").exists, 600, "the end of the run")
 
     rows = read_rows(run / "metrics.jsonl")
     assert [row["server_round"] for row in rows] == [0, 1, 2, 3]

@@ -78,9 +78,9 @@ def test_real_nodes_give_the_model_of_an_open_run_and_keep_their_own_limits(tmp_
     ]
     with Loopback(tmp_path / "flower", node_configs) as nodes:
         nodes.train(folder, *WORDS, SECURE)
-        nodes.wait((folder / "plots" / "accuracy.png").exists, 300, "the run in the dark")
+        nodes.wait((folder / "plots" / "accuracy.png").exists, 600, "the run in the dark")
         nodes.train(greedy, *WORDS, "train.local_steps=4")
-        nodes.wait((greedy / "plots" / "accuracy.png").exists, 300, "the greedy run")
+        nodes.wait((greedy / "plots" / "accuracy.png").exists, 600, "the greedy run")
 
     assert read_rows(folder / "metrics.jsonl")[1]["clients_used"] == 3
     assert_same(folder, train(tmp_path / "seen"))
