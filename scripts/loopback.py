@@ -97,11 +97,7 @@ class Loopback:
         """Hand a run of the working tree to the SuperLink; it may still be at work when this returns."""
         app = self.folder / "app"
         if not app.exists():
-            app.mkdir()
-            for name in ("fedsvd", "server", "client", "conf"):
-                shutil.copytree(ROOT / name, app / name, ignore=shutil.ignore_patterns("__pycache__"))
-            for name in ("pyproject.toml", "README.md"):
-                shutil.copy(ROOT / name, app / name)
+            copy_app(app)
         self.submit(app, f'overrides="{" ".join([*words, f"run_dir={run_dir}"])}"')
 
     def wait(self, done: Callable[[], bool], seconds: float, what: str) -> None:
@@ -110,16 +106,14 @@ class Loopback:
         Raises:
             TimeoutError: It was not in time; with the end of each log.
         """
-        deadline = time.monotonic() + seconds
-        while not done():
-            ended = [name for name, process in self.processes.items() if process.poll() is not None]
-            if ended or time.monotonic() > deadline:
-                logs = "\n".join(
-                    f"{path.name}: {path.read_text('utf-8')[-1500:]}" for path in self.folder.glob("*.log")
-                )
-                why = f"{', '.join(ended)} ended before" if ended else f"waited {seconds} s for"
-                raise TimeoutError(f"{why} {what}:\n{logs}")
-            time.sleep(0.1)
+        try:
+            wait_until(done, seconds, what, self._ended)
+        except TimeoutError as error:
+            logs = (f"{path.name}: {path.read_text('utf-8')[-1500:]}" for path in self.folder.glob("*.log"))
+            raise TimeoutError("\n".join([f"{error}:", *logs])) from None
+
+    def _ended(self) -> str:
+        return ", ".join(name for name, process in self.processes.items() if process.poll() is not None)
 
     def stop(self) -> None:
         for process in self.processes.values():
@@ -129,6 +123,36 @@ class Loopback:
                 process.wait(20)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def copy_app(to: Path) -> None:
+    """Copy what makes fedsvd a Flower app out of the working tree."""
+    to.mkdir()
+    for name in ("fedsvd", "server", "client", "conf"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, to / name)
+
+
+def wait_until(done: Callable[[], bool], seconds: float, what: str, ended: Callable[[], str] = str) -> None:
+    """Wait until something is so.
+
+    Args:
+        done: Whether it is.
+        seconds: How long at most.
+        what: Said where it was not.
+        ended: Names whatever ended that should not have; nothing while all goes well.
+
+    Raises:
+        TimeoutError: It was not in time, or something ended before.
+    """
+    deadline = time.monotonic() + seconds
+    while not done():
+        if names := ended():
+            raise TimeoutError(f"{names} ended before {what}")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds} s for {what}")
+        time.sleep(0.05)
 
 
 def free_ports(count: int) -> list[int]:

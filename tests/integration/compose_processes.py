@@ -9,14 +9,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
-from loopback import free_ports
+from loopback import free_ports, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = {"superlink": (8000,), "supernode": (9094,), "superexec": (9097,)}
@@ -123,11 +122,12 @@ class Compose:
             assert process.wait(240) == 0, self.log(name).read_text()
             return
         assert condition == "service_healthy"
-        deadline = time.monotonic() + 240
-        while not self.healthy(name):
-            assert process.poll() is None, f"{name} ended:\n{self.log(name).read_text()}"
-            assert time.monotonic() < deadline, f"{name} is not healthy:\n{self.log(name).read_text()}"
-            time.sleep(0.5)
+        try:
+            wait_until(
+                lambda: self.healthy(name), 240, "it was healthy", lambda: "" if process.poll() is None else name
+            )
+        except TimeoutError as error:
+            raise TimeoutError(f"{name}: {error}\n{self.log(name).read_text()}") from None
 
     def down(self) -> None:
         for process in reversed(self.processes.values()):

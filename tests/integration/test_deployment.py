@@ -7,10 +7,9 @@ import shutil
 import ssl
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas
@@ -20,7 +19,7 @@ from compose_processes import ROOT, Compose, running
 from factors import products
 from flwr.app import Context, RecordDict
 from flwr.common.config import parse_config_args
-from loopback import free_ports
+from loopback import free_ports, wait_until
 
 from fedsvd.cli import main
 from fedsvd.launch import load_apps
@@ -200,11 +199,11 @@ def test_the_gateway_lets_nodes_through_and_nothing_else(federation: Compose) ->
         running(command, log),
         running(node, log, environment(federation)),
     ):
-        wait(lambda: answer(federation, port, "/health") == 200, "the gateway")
+        wait_until(lambda: answer(federation, port, "/health") == 200, 180, "the gateway")
         # Whoever could reach these could start runs.
         for path in ("/v1/control/list-runs", "/v1/runtime/x", "/docs", "/v1/fleet/../control/list-runs"):
             assert answer(federation, port, path) == 403
-        wait(lambda: online(operator) == 4, f"the fourth node; {federation.log('gateway').read_text()}")
+        wait_until(lambda: online(operator) == 4, 180, f"the fourth node; see {federation.log('gateway')}")
 
 
 def answer(federation: Compose, port: int, path: str) -> int:
@@ -222,13 +221,6 @@ def online(operator: Mapping[str, str]) -> int:
     command = ["flwr", "supernode", "ls", "federation", "--format", "json"]
     said = subprocess.run(command, env=operator, capture_output=True, text=True, check=True).stdout
     return [node["status"] for node in json.loads(said)["nodes"]].count("online")
-
-
-def wait(done: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 180
-    while not done():
-        assert time.monotonic() < deadline, f"waited too long for {what}"
-        time.sleep(0.5)
 
 
 def environment(federation: Compose) -> Mapping[str, str]:

@@ -1,12 +1,10 @@
 """One ServerApp and one ClientApp, three ways to run them, one result."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
+from loopback import copy_app, wait_until
 from safetensors.torch import load_file
 
 from fedsvd.cli import main
@@ -23,7 +22,6 @@ from fedsvd.launch import load_apps
 from fedsvd.launch.local import run_local
 from fedsvd.launch.simulation import run_simulation
 
-ROOT = Path(__file__).resolve().parents[2]
 # Ray gives its workers the lowest priority; on a busy machine they would hardly start.
 RAY = os.environ | {"RAY_worker_niceness": "0"}
 OVERRIDES = ["experiment=smoke", "privacy=none", "train.head=private", "method=fedsvd"]
@@ -108,11 +106,7 @@ def test_bare_flwr_run_gives_the_same_model(
     local: dict[str, torch.Tensor], flower_environment: dict[str, str], tmp_path: Path
 ) -> None:
     app = tmp_path / "app"
-    app.mkdir()
-    for name in ("fedsvd", "server", "client", "conf", "pyproject.toml", "README.md"):
-        source = ROOT / name
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(source, app / name, ignore=ignored) if source.is_dir() else shutil.copy(source, app / name)
+    copy_app(app)
     folder = tmp_path / "run"
     line = " ".join([*OVERRIDES, f"run_dir={folder}"])
     done = subprocess.run(
@@ -120,9 +114,7 @@ def test_bare_flwr_run_gives_the_same_model(
         cwd=app, env=flower_environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    deadline = time.monotonic() + 240
-    while not (folder / "plots" / "accuracy.png").exists() and time.monotonic() < deadline:
-        time.sleep(0.5)
+    wait_until((folder / "plots" / "accuracy.png").exists, 240, "the run to end")
 
     assert_same(adapter_of(folder), local)
 

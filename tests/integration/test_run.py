@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import peft
 import pytest
 import torch
 from datasets import Dataset
+from loopback import wait_until
 from safetensors.torch import load_file
 
 from fedsvd.cli import main
@@ -112,9 +112,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "fedsvd.cli", "train", "experiment=smoke", f"hydra.run.dir={folder}", *overrides]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoints" / "round-000003").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until((folder / "checkpoints" / "round-000003").exists, 240, "the third checkpoint")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "adapter").exists(), "the run was over before it could be killed"

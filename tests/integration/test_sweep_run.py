@@ -5,10 +5,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from loopback import wait_until
 from PIL import Image
 
 from fedsvd.cli import main
@@ -62,9 +62,7 @@ def test_a_sweep_runs_all_and_is_recognised_when_it_is_run_again(
 def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
     words = [*TINY, "train.num_rounds=6", "privacy=none", "seed=0,1", f"hydra.sweep.dir='{tmp_path}'"]
     process = subprocess.Popen([sys.executable, "-m", "fedsvd.cli", "train", "-m", *words], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 900
-    while not (tmp_path / "seed=1" / "checkpoints" / "round-000002").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until((tmp_path / "seed=1" / "checkpoints" / "round-000002").exists, 900, "the second run's checkpoint")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     first = records(tmp_path)
