@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedsvd.comparison.workers import Job, run_shares
+from fedsvd.comparison.workers import Job, Workers
 from fedsvd.compose import compose
 from fedsvd.config.compare import CompareConfig
 from fedsvd.errors import RunError
@@ -38,9 +38,10 @@ def run_comparison(
     path = folder / "results.jsonl"
     tuning = tuning_jobs(settings)
     _check(base, settings, tuning)
-    _run_missing(base, settings, tuning, path, tell)
-    final = final_jobs(settings, chosen_rates(settings, read_rows(path)))
-    _run_missing(base, settings, final, path, tell)
+    with Workers(settings.num_workers) as workers:
+        _run_missing(workers, base, settings, tuning, path, tell)
+        final = final_jobs(settings, chosen_rates(settings, read_rows(path)))
+        _run_missing(workers, base, settings, final, path, tell)
     return read_rows(path)
 
 
@@ -128,7 +129,12 @@ def _check(base: Sequence[str], settings: CompareConfig, jobs: Iterable[Job]) ->
 
 
 def _run_missing(
-    base: Sequence[str], settings: CompareConfig, jobs: Sequence[Job], path: Path, tell: Callable[[str, int, int], None]
+    workers: Workers,
+    base: Sequence[str],
+    settings: CompareConfig,
+    jobs: Sequence[Job],
+    path: Path,
+    tell: Callable[[str, int, int], None],
 ) -> None:
     rows = read_rows(path)
     # A line that was cut off must not swallow the next one.
@@ -146,12 +152,7 @@ def _run_missing(
         tell(jobs[0].phase, told, len(jobs))
 
     try:
-        run_shares(
-            shares(missing, settings.num_workers),
-            lambda job: overrides(job, base, settings),
-            settings.num_workers,
-            keep,
-        )
+        workers.run(shares(missing, settings.num_workers), lambda job: overrides(job, base, settings), keep)
     except BrokenProcessPool as error:
         raise RunError(
             f"a worker was killed, most often for want of memory ({error}). What is done is in {path}: run the "

@@ -8,7 +8,6 @@ import os
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -41,49 +40,75 @@ class Job:
     learning_rate: float
 
 
-def run_shares(
-    waiting: Sequence[Sequence[Job]],
-    words: Callable[[Job], list[str]],
-    num_workers: int,
-    keep: Callable[[Job, Mapping[str, Any]], None],
-) -> None:
-    """Run shares of jobs, each share in one process from its first job to its last.
+class Workers:
+    """Processes that run jobs, alive from one call to the next, so that what they hold is computed once.
 
     Args:
-        waiting: The shares.
-        words: From a job to its overrides.
-        num_workers: Processes at a time, each with its part of the cores.
-        keep: Told each result as it comes, one at a time.
-
-    Raises:
-        BrokenProcessPool: A process was killed; the others end after the job that they are at.
+        count: Processes at a time, each with its part of the cores; started when there is something to run.
     """
-    left, lock, stopped = deque(waiting), threading.Lock(), threading.Event()
-    cores = max(1, (os.cpu_count() or 1) // num_workers)
 
-    def work() -> None:
+    def __init__(self, count: int) -> None:
+        cores = max(1, (os.cpu_count() or 1) // count)
         # Fresh processes: each loads its own model, and none inherits another's threads.
-        with ProcessPoolExecutor(1, get_context("spawn"), _start_worker, (cores, os.getpid())) as process:
+        self._processes = [
+            ProcessPoolExecutor(1, get_context("spawn"), _start_worker, (cores, os.getpid())) for _ in range(count)
+        ]
+        # Whose texts' states each process holds.
+        self._tasks: list[str | None] = [None] * count
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.shutdown()
+
+    def run(
+        self,
+        waiting: Sequence[Sequence[Job]],
+        words: Callable[[Job], list[str]],
+        keep: Callable[[Job, Mapping[str, Any]], None],
+    ) -> None:
+        """Run shares of jobs, each share in one process from its first job to its last.
+
+        Args:
+            waiting: The shares.
+            words: From a job to its overrides.
+            keep: Told each result as it comes, one at a time.
+
+        Raises:
+            BrokenProcessPool: A process was killed; the others end after the job that they are at.
+        """
+        left, lock, stopped = [share for share in waiting if share], threading.Lock(), threading.Event()
+
+        def work(number: int) -> None:
             while True:
                 with lock:
-                    share = left.popleft() if left else None
-                if share is None:
-                    return
+                    share = take_share(left, self._tasks[number])
                 for job in share:
-                    result = process.submit(_run_one, words(job)).result()
+                    self._tasks[number] = job.task
+                    result = self._processes[number].submit(_run_one, words(job)).result()
                     with lock:
                         keep(job, result)
                     if stopped.is_set():
                         return
+                if not share:
+                    return
 
-    with ThreadPoolExecutor(num_workers) as threads:
-        workers = [threads.submit(work) for _ in range(num_workers)]
-        try:
-            wait(workers, return_when=FIRST_EXCEPTION)
-        finally:
-            stopped.set()
-        for worker in workers:
-            worker.result()
+        with ThreadPoolExecutor(len(self._processes)) as threads:
+            workers = [threads.submit(work, number) for number in range(len(self._processes))]
+            try:
+                wait(workers, return_when=FIRST_EXCEPTION)
+            finally:
+                stopped.set()
+            for worker in workers:
+                worker.result()
+
+
+def take_share(left: list[Sequence[Job]], task: str | None) -> Sequence[Job]:
+    """Take the first share of a task out of what is left, or of any where it has none; nothing where none is left."""
+    same = [index for index, share in enumerate(left) if share[0].task == task]
+    return left.pop(same[0] if same else 0) if left else ()
 
 
 def _start_worker(threads: int, parent: int) -> None:

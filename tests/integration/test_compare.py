@@ -11,7 +11,7 @@ from PIL import Image
 
 from fedsvd.cli import main
 from fedsvd.comparison import chosen_rates, final_jobs, nearest, overrides, read_rows, shares, tuning_jobs
-from fedsvd.comparison.workers import Job
+from fedsvd.comparison.workers import Job, take_share
 from fedsvd.compose import compose, compose_compare
 from fedsvd.config.compare import CompareConfig
 from fedsvd.errors import ConfigError
@@ -55,6 +55,15 @@ def test_a_small_comparison_ends_in_a_table_and_goes_on_where_it_was(
     again = read_rows(path)
     assert len(again) == 16
     assert {json.dumps(row["overrides"]) for row in again} == {json.dumps(row["overrides"]) for row in rows}
+
+
+def test_a_process_goes_on_with_the_task_whose_texts_it_holds() -> None:
+    movies, domains, more = ([Job("final", task, "fedsvd", 3.0, 0, 1.0)] for task in ("movies", "domains", "domains"))
+    left = [movies, domains, more]
+    assert take_share(left, "domains") is domains
+    assert take_share(left, "news") is movies
+    assert take_share(left, None) is more
+    assert take_share(left, "movies") == ()
 
 
 def test_every_run_composes_as_a_run_of_its_own() -> None:
