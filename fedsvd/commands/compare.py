@@ -30,7 +30,8 @@ def run(words: Sequence[str]) -> None:
     from fedsvd.report.comparison import write_report
 
     folder = Path(config.run_dir or "runs/compare")
-    ours = [word for word in words if not word.startswith(("compare.", "run_dir="))]
+    # A contender or task is added with +compare.contenders.NAME=…
+    ours = [word for word in words if not word.lstrip("+~").startswith(("compare.", "run_dir="))]
     base = ours if any(word.startswith("experiment=") for word in ours) else ["experiment=compare", *ours]
     console = Console()
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

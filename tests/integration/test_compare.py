@@ -31,7 +31,8 @@ def settings(*words: str) -> CompareConfig:
 def test_a_small_comparison_ends_in_a_table_and_goes_on_where_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["compare", "experiment=smoke", *SMALL, f"run_dir={tmp_path}"]
+    own = ["+compare.contenders.merged=['method=flora']", "compare.only_contenders=[fedsvd,merged]"]
+    words = ["compare", "experiment=smoke", *SMALL, *own, f"run_dir={tmp_path}"]
     assert main(words) == 0
 
     rows = read_rows(tmp_path / "results.jsonl")
@@ -41,7 +42,7 @@ def test_a_small_comparison_ends_in_a_table_and_goes_on_where_it_was(
     assert all(0 < row["epsilon_spent"] <= 3 for row in rows if row["epsilon"] == 3)
     told = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "| fedsvd | " in told
-    assert "| flora | " in told
+    assert "| merged | " in told
     assert told.count("±") >= 4
     with Image.open(tmp_path / "comparison.png") as image:
         assert image.size[0] > 500
