@@ -3,13 +3,15 @@
 "server": the real strategy on the in-process grid, with clients that train nothing and send random factors of a large
 model's shapes; all of them in each round. Beside the mean, which keeps no reply, stands the median, which must. "run":
 `fedsvd train` with a tiny model on real text under DP-SGD, 50 clients a round (all, where there are fewer). Each line
-is a process of its own; memory is the most that the process ever held, and what it had held when the rounds began.
+is a process of its own; memory is the most that the process ever held, and what it had held when the rounds began. Time
+is the median of the rounds after the first, and their range.
 """
 
 import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,13 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_report import add_json_option, write_json
+from bench_report import add_json_option, describe_machine, write_json
 from rich.console import Console
 from rich.table import Table
 
 CLIENTS = (10, 100, 1000)
 A_ROUND = 50
-ROUNDS = 2
+ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Measured:
     clients: int
     a_round: int
     start_s: float
-    round_s: float
+    rounds_s: list[float]
     before_mib: float
     peak_mib: float
 
@@ -53,6 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.one:
         print(json.dumps(asdict(measure(*arguments.one.split(",")))))
         return
+    machine = describe_machine()
+    Console(width=120).print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", highlight=False)
     whats = ["server, mean", "server, median", *(f"run, {name}" for name in arguments.federation)]
     found = []
     for what in whats:
@@ -65,16 +69,17 @@ def run(arguments: argparse.Namespace) -> None:
             found.append(Measured(**json.loads(done.stdout.splitlines()[-1])))
             Console(stderr=True).print(found[-1])
     Console(width=120).print(table(found))
-    write_json(arguments.json, [asdict(row) for row in found])
+    write_json(arguments.json, {"machine": machine, "results": [asdict(row) for row in found]})
 
 
 def table(found: list[Measured]) -> Table:
-    grid = Table(title=f"{os.cpu_count()} CPU cores; {ROUNDS} rounds, the last one timed")
-    for head in ("what", "clients", "a round", "s to start", "s a round", "MiB before", "MiB at most"):
+    grid = Table(title=f"{os.cpu_count()} CPU cores; rounds 2 to {ROUNDS} timed")
+    for head in ("what", "clients", "a round", "s to start", "s a round", "min … max", "MiB before", "MiB at most"):
         grid.add_column(head, justify="left" if head == "what" else "right")
     for row in found:
         grid.add_row(
-            row.what, f"{row.clients:,}", f"{row.a_round:,}", f"{row.start_s:.1f}", f"{row.round_s:.2f}",
+            row.what, f"{row.clients:,}", f"{row.a_round:,}", f"{row.start_s:.1f}",
+            f"{statistics.median(row.rounds_s):.2f}", f"{min(row.rounds_s):.2f} … {max(row.rounds_s):.2f}",
             f"{row.before_mib:,.0f}", f"{row.peak_mib:,.0f}",
         )  # fmt: skip
     return grid
@@ -121,14 +126,14 @@ def measure_server(aggregation: str, clients: int) -> Measured:
     grid = PollingGrid(InProcessGrid(answering_app(train), clients, {}))
     strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)
     start, before = time.perf_counter() - started, peak_mib()
+    seconds = []
     for server_round in range(1, ROUNDS + 1):
         started = time.perf_counter()
         messages = strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
         strategy.aggregate_train(server_round, grid.send_and_receive(messages))
+        seconds.append(time.perf_counter() - started)
         assert len(strategy.round.reports) == clients, strategy.round.refused
-    return Measured(
-        f"server, {aggregation}", clients, clients, start, time.perf_counter() - started, before, peak_mib()
-    )
+    return Measured(f"server, {aggregation}", clients, clients, start, seconds[1:], before, peak_mib())
 
 
 def measure_run(federation: str, clients: int) -> Measured:
@@ -150,4 +155,4 @@ def measure_run(federation: str, clients: int) -> Measured:
         rows = read_rows(Path(folder) / "metrics.jsonl")
     assert all(row["clients_used"] == a_round for row in rows[1:]), rows
     spent = [sum(row[key] for key in row if key.startswith("seconds")) for row in rows]
-    return Measured(f"run, {federation}", clients, a_round, whole - sum(spent), spent[-1], 0.0, peak_mib())
+    return Measured(f"run, {federation}", clients, a_round, whole - sum(spent), spent[2:], 0.0, peak_mib())

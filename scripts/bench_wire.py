@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench_report import add_json_option, describe_machine, write_json
 from loopback import Loopback
 from rich.console import Console
 from rich.table import Table
@@ -115,7 +116,7 @@ def add_parser(benches: Any) -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--shapes", choices=SHAPES, nargs="+", default=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -129,9 +130,11 @@ def run(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = on_real_nodes(Path(folder), max(arguments.nodes), turns)
     found = [summarise(rows, shape, nodes) for shape in arguments.shapes for nodes in arguments.nodes]
-    Console(width=140).print(table(found))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in found], indent=2) + "\n")
+    machine = describe_machine()
+    console = Console(width=140)
+    console.print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", highlight=False)
+    console.print(table(found))
+    write_json(arguments.json, {"machine": machine, "results": [asdict(row) for row in found]})
 
 
 def summarise(rows: list[dict[str, Any]], shape: str, nodes: int) -> Measured:
