@@ -27,6 +27,8 @@ from rich.table import Table
 CLIENTS = (10, 100, 1000)
 A_ROUND = 50
 ROUNDS = 4
+# A tiny model, and texts for a thousand clients.
+ENOUGH = ("experiment=smoke", "data.max_train_examples=4000", "partition.min_partition_size=1")
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def measure_server(aggregation: str, clients: int) -> Measured:
     from server.strategy import FederatedLoRA
 
     sites, rank = SHAPES["roberta-large"]
-    words = ["experiment=smoke", "privacy=none", "train.head=frozen", f"aggregation={aggregation}"]
+    words = [*ENOUGH, "privacy=none", "train.head=frozen", f"aggregation={aggregation}"]
     config = compose([*words, f"federation.num_clients={clients}"])
     adapter = initialise(zero_adapter(sites, rank), init_a="orthonormal", init_b="zeros", seed=0)
     numbers = sum(B.numel() for B in adapter.B.values())
@@ -143,7 +145,7 @@ def measure_run(federation: str, clients: int) -> Measured:
     a_round = min(clients, A_ROUND)
     with tempfile.TemporaryDirectory() as folder:
         words = [
-            "experiment=smoke", "partition=iid", "partition.min_partition_size=1", "data.max_train_examples=4000",
+            *ENOUGH, "partition=iid",
             f"federation={federation}", f"federation.num_clients={clients}", f"federation.clients_per_round={a_round}",
             "privacy.accountant=rdp", "privacy.noise_multiplier=1", "privacy.target_epsilon=100",
             "train.local_steps=1", f"train.num_rounds={ROUNDS}", f"hydra.run.dir={folder}",

@@ -54,7 +54,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid, context):
-    plan = json.loads(context.run_config["plan"])
+    plan = json.load(open(context.run_config["plan"]))
     polling = PollingGrid(grid)
     most = max(turn["nodes"] for turn in plan["turns"])
     while len(nodes := sorted(grid.get_node_ids())) < most:
@@ -168,7 +168,8 @@ def on_real_nodes(folder: Path, count: int, turns: list[dict[str, Any]]) -> list
     (app / "pyproject.toml").write_text(PROJECT)
     (app / "wire_client.py").write_text(CLIENT)
     (app / "wire_server.py").write_text(SERVER)
-    plan = json.dumps({"turns": turns, "out": str(out)}).replace('"', '\\"')
+    plan = folder / "plan.json"
+    plan.write_text(json.dumps({"turns": turns, "out": str(out)}))
     with Loopback(folder / "flower", [""] * count) as nodes:
         nodes.submit(app, f'plan="{plan}"')
         nodes.wait(out.exists, 3600, "the last turn")
