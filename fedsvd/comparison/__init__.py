@@ -14,7 +14,7 @@ from typing import Any
 from fedsvd.comparison.workers import Job, Workers
 from fedsvd.compose import compose
 from fedsvd.config.compare import CompareConfig
-from fedsvd.errors import RunError
+from fedsvd.errors import ConfigError, RunError
 from fedsvd.run_folder import write_rows
 
 Rows = Sequence[Mapping[str, Any]]
@@ -23,7 +23,7 @@ Rows = Sequence[Mapping[str, Any]]
 def run_comparison(
     base: Sequence[str], settings: CompareConfig, folder: Path, tell: Callable[[str, int, int], None]
 ) -> list[dict[str, Any]]:
-    """Run whatever is not in ``folder/results.jsonl`` yet, and return all of its rows.
+    """Run whatever is not in ``folder/results.jsonl`` yet, and return the rows of this comparison.
 
     Args:
         base: Overrides that all runs share.
@@ -40,9 +40,9 @@ def run_comparison(
     _check(base, settings, tuning)
     with Workers(settings.num_workers) as workers:
         _run_missing(workers, base, settings, tuning, path, tell)
-        final = final_jobs(settings, chosen_rates(settings, read_rows(path)))
+        final = final_jobs(settings, chosen_rates(rows_of(tuning, read_rows(path))))
         _run_missing(workers, base, settings, final, path, tell)
-    return read_rows(path)
+    return rows_of([*tuning, *final], read_rows(path))
 
 
 def tuning_jobs(settings: CompareConfig) -> list[Job]:
@@ -74,11 +74,11 @@ def final_jobs(settings: CompareConfig, rates: Mapping[tuple[str, str, float], f
     ]
 
 
-def chosen_rates(settings: CompareConfig, rows: Rows) -> dict[tuple[str, str, float], float]:
+def chosen_rates(rows: Rows) -> dict[tuple[str, str, float], float]:
     """Return for each task, contender and tuning budget the rate that did best; of equals the smallest."""
     best: dict[tuple[str, str, float], tuple[float, float]] = {}
     for row in rows:
-        if row["phase"] == "tuning" and row["learning_rate"] in settings.learning_rates:
+        if row["phase"] == "tuning":
             key, value = (row["task"], row["contender"], row["epsilon"]), (row["accuracy"], -row["learning_rate"])
             best[key] = max(best.get(key, (-math.inf, 0.0)), value)
     return {key: -value[1] for key, value in best.items()}
@@ -120,6 +120,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def rows_of(jobs: Iterable[Job], rows: Rows) -> list[dict[str, Any]]:
+    """Return the rows of some jobs: a folder may hold other seeds, budgets and rates, of earlier comparisons."""
+    wanted = {tuple(asdict(job).values()) for job in jobs}
+    return [dict(row) for row in rows if _key(row) in wanted]
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in Job.__annotations__)
+
+
 def _check(base: Sequence[str], settings: CompareConfig, jobs: Iterable[Job]) -> None:
     from fedsvd.launch import check
 
@@ -139,8 +149,8 @@ def _run_missing(
     rows = read_rows(path)
     # A line that was cut off must not swallow the next one.
     write_rows(path, rows)
-    done = {tuple(row[key] for key in Job.__annotations__) for row in rows}
-    missing = [job for job in jobs if tuple(asdict(job).values()) not in done]
+    done = {_key(row): row["overrides"] for row in rows}
+    missing = [job for job in jobs if not _is_done(job, done, overrides(job, base, settings), path)]
     told = len(jobs) - len(missing)
     tell(jobs[0].phase, told, len(jobs))
 
@@ -158,6 +168,17 @@ def _run_missing(
             f"a worker was killed, most often for want of memory ({error}). What is done is in {path}: run the "
             f"same command again, perhaps with fewer than compare.num_workers = {settings.num_workers}."
         ) from error
+
+
+def _is_done(job: Job, done: Mapping[tuple[Any, ...], list[str]], words: list[str], path: Path) -> bool:
+    key = tuple(asdict(job).values())
+    if key in done and done[key] != words:
+        differ = " ".join(word for word in done[key] if word not in words) or "or fewer"
+        raise ConfigError(
+            f"{path} holds runs of {job.contender} on {job.task} with other overrides ({differ}): "
+            "choose another folder with run_dir=FOLDER."
+        )
+    return key in done
 
 
 def shares(jobs: Sequence[Job], num_workers: int) -> list[list[Job]]:

@@ -57,6 +57,17 @@ def test_a_small_comparison_ends_in_a_table_and_goes_on_where_it_was(
     assert len(again) == 16
     assert {json.dumps(row["overrides"]) for row in again} == {json.dumps(row["overrides"]) for row in rows}
 
+    # Of what the folder holds, a table takes what was asked for: one seed has no standard error.
+    assert main([*words, "compare.seeds=[1]"]) == 0
+    assert "over 1 seeds" in (one_seed := (tmp_path / "comparison.md").read_text(encoding="utf-8"))
+    assert one_seed.count("±") == 1
+    assert len(read_rows(path)) == 16
+
+    # The same names for other runs.
+    capsys.readouterr()
+    assert main([*words, "train.local_steps=2"]) == 1
+    assert "other overrides" in " ".join(capsys.readouterr().err.split())
+
 
 def test_a_process_goes_on_with_the_task_whose_texts_it_holds() -> None:
     movies, domains, more = ([Job("final", task, "fedsvd", 3.0, 0, 1.0)] for task in ("movies", "domains", "domains"))
@@ -121,9 +132,7 @@ def row(contender: str, accuracy: float, rate: float = 0.5, **given: object) -> 
 
 def test_the_best_rate_is_chosen_and_of_equals_the_smallest() -> None:
     rows = [row("fedsvd", 0.6, 1.0), row("fedsvd", 0.6, 0.5), row("flora", 0.5, 0.5), row("flora", 0.7, 1.0)]
-    # A rate of an earlier grid does not count.
-    rows.append(row("fedsvd", 0.9, 9.0))
-    assert chosen_rates(settings(), rows) == {("movies", "fedsvd", 3): 0.5, ("movies", "flora", 3): 1.0}
+    assert chosen_rates(rows) == {("movies", "fedsvd", 3): 0.5, ("movies", "flora", 3): 1.0}
 
 
 @pytest.mark.parametrize(("epsilon", "expected"), [(0, 0), (6, 3), (1, 3), (3, 3)])
