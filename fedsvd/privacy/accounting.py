@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 from opacus.accountants import create_accountant
+from opacus.accountants.analysis import rdp as renyi
 
 from fedsvd.errors import PrivacyError
 
@@ -25,6 +26,10 @@ _COARSE_ERROR = 0.01
 _LARGEST_NOISE = 1e4
 # Below this the accountants' grids explode, and no sensible training wants so little noise.
 _LEAST_NOISE = 0.25
+
+# Opacus computes a mechanism's Rényi curve anew for every number of its steps, and twice for the PRV's domain: that was
+# most of an accountant's time, and of a small run's. The numbers are the same.
+renyi._compute_rdp = lru_cache(maxsize=2**15)(renyi._compute_rdp)
 
 
 @dataclass(frozen=True)
@@ -111,24 +116,38 @@ def calibrate(
         decided = coarse - 2 * _COARSE_ERROR > target_epsilon or coarse < target_epsilon / 2
         return coarse if decided else epsilon([spend], target_delta, accountant)
 
-    low, high = 0.0, 1.0
+    low, high, beyond = 0.0, 1.0, math.inf
     while (reached := spent(high)) > target_epsilon:
-        low, high = high, 2 * high
+        low, high, beyond = high, 2 * high, reached
         if high > _LARGEST_NOISE:
             raise PrivacyError(
                 f"no noise multiplier up to {_LARGEST_NOISE:g} keeps {steps} steps at sample rate {sample_rate:g} "
                 f"within ε = {target_epsilon:g} at δ = {target_delta:g}; take fewer steps or a larger ε."
             )
     while reached < _CLOSE_ENOUGH * target_epsilon and high - low > 1e-3 * high:
-        middle = (low + high) / 2
+        middle = _between(low, beyond, high, reached, target_epsilon)
         if middle < _LEAST_NOISE:
             return high
         found = spent(middle)
         if found <= target_epsilon:
             high, reached = middle, found
         else:
-            low = middle
+            low, beyond = middle, found
     return high
+
+
+def _between(low: float, beyond: float, high: float, reached: float, target_epsilon: float) -> float:
+    """Guess the noise that just keeps a budget, from too little noise and its ε, and enough noise and its ε.
+
+    Where too little is not known yet, ε is taken to fall as 1/σ, and else as a power of σ.
+    """
+    aim = (1 + _CLOSE_ENOUGH) / 2 * target_epsilon
+    reached = max(reached, 1e-3 * aim)
+    if not low:
+        return high * max(0.25, reached / aim)
+    share = math.log(aim / reached) / math.log(beyond / reached)
+    # Never so close to an end that the bracket hardly shrinks.
+    return high * math.pow(low / high, min(0.95, max(0.05, share)))
 
 
 @lru_cache(maxsize=4096)

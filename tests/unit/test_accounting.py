@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus.accountants.analysis import rdp as renyi
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -127,3 +128,12 @@ def test_epsilon_grows_where_the_finer_bound_takes_over() -> None:
     assert found[0] < 1 < found[-1]
     assert all(math.isfinite(value) for value in found)
     assert found == sorted(found)
+
+
+@pytest.mark.parametrize("accountant", ["prv", "rdp"])
+def test_more_steps_of_one_mechanism_take_the_same_renyi_curve(accountant: str) -> None:
+    few = epsilon([Spend(1.234, 0.05, 3)], DELTA, accountant)
+    computed = renyi._compute_rdp.cache_info().misses
+    assert few < epsilon([Spend(1.234, 0.05, 4)], DELTA, accountant)
+    assert renyi._compute_rdp.cache_info().misses == computed
+    assert renyi._compute_rdp(0.05, 1.234, 2.5) == renyi._compute_rdp.__wrapped__(0.05, 1.234, 2.5)
