@@ -63,23 +63,42 @@ def over_epsilon_figure(cells: Cells) -> Figure:
 
 
 def over_rounds_figure(lines: Mapping[str, Sequence[Run]]) -> Figure:
-    """Draw mean accuracy over rounds, a line a label, and the range over its runs."""
-    figure = new_figure(7.5, 4.6)
-    axes = figure.subplots()
-    for index, (label, runs) in enumerate(lines.items()):
-        by_round: dict[int, list[float]] = {}
-        for run in runs:
-            for row in run.measured:
-                by_round.setdefault(row["server_round"], []).append(row["accuracy"])
-        rounds = sorted(by_round)
-        means = [sum(by_round[number]) / len(by_round[number]) for number in rounds]
-        axes.plot(rounds, means, label=label, **style(index))  # type: ignore[arg-type]
-        if len(runs) > 1:
-            least, most = ([pick(by_round[number]) for number in rounds] for pick in (min, max))
-            axes.fill_between(rounds, least, most, color=INKS[index % len(INKS)], alpha=0.12, linewidth=0)
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _finished(figure, axes)
+    """Draw mean accuracy over rounds and the range over runs: a panel a budget, a line a label, as over ε."""
+    budgets = sorted({budget_of(run) for runs in lines.values() for run in runs})
+    across = min(len(budgets), 3)
+    down = math.ceil(len(budgets) / across)
+    figure = new_figure(7.5 if across == 1 else 3.2 * across + 0.6, 1.0 + 3.2 * down)
+    panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).reshape(-1)
+    for axes, budget in zip(panels, budgets, strict=False):
+        for index, (label, runs) in enumerate(lines.items()):
+            _draw_rounds(axes, [run for run in runs if budget_of(run) == budget], label, index)
+        axes.set_title(f"ε = {budget_text(budget)}", fontsize=10)
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        tidy(axes)
+    for axes in panels[len(budgets) :]:
+        axes.remove()
+    for axes in panels[::across]:
+        axes.set_ylabel("held-out accuracy")
+    named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def _draw_rounds(axes: Axes, runs: Sequence[Run], label: str, index: int) -> None:
+    by_round: dict[int, list[float]] = {}
+    for run in runs:
+        for row in run.measured:
+            by_round.setdefault(row["server_round"], []).append(row["accuracy"])
+    if not by_round:
+        return
+    rounds = sorted(by_round)
+    means = [sum(by_round[number]) / len(by_round[number]) for number in rounds]
+    axes.plot(rounds, means, label=label, **style(index))  # type: ignore[arg-type]
+    if len(runs) > 1:
+        least, most = ([pick(by_round[number]) for number in rounds] for pick in (min, max))
+        axes.fill_between(rounds, least, most, color=INKS[index % len(INKS)], alpha=0.12, linewidth=0)
 
 
 def search_figure(runs: Sequence[Run], keys: Sequence[str]) -> Figure:

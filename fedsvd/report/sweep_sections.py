@@ -138,16 +138,11 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _over_rounds(labels: Mapping[str, Sequence[Run]]) -> Section:
-    lines: dict[str, list[Run]] = {}
-    for label, runs in labels.items():
-        for run in sorted(runs, key=budget_of):
-            lines.setdefault(f"{label}, ε = {budget_text(budget_of(run))}", []).append(run)
-    blocks: list[Block] = []
-    shown = dict(list(lines.items())[:_MOST_LINES])
-    caption = "Held-out accuracy over rounds: means over seeds, shaded from the least to the most."
-    blocks.append(drawing(over_rounds_figure(shown), caption, "The table of all runs has the last values."))
-    if len(shown) < len(lines):
-        blocks.append(Paragraph(f"The first {len(shown)} of {len(lines)} lines.", "note"))
+    caption = "Held-out accuracy over rounds, by budget: means over seeds, shaded from the least to the most."
+    figure = over_rounds_figure(dict(list(labels.items())[:_MOST_LINES]))
+    blocks: list[Block] = [drawing(figure, caption, "The table of all runs has the last values.")]
+    if len(labels) > _MOST_LINES:
+        blocks.append(Paragraph(f"The first {_MOST_LINES} of {len(labels)} settings.", "note"))
     return Section("Accuracy over rounds", blocks)
 
 
@@ -189,7 +184,11 @@ def _costs(runs: Sequence[Run], labels: Mapping[str, Sequence[Run]]) -> Section:
         for label, these in labels.items()
     ]
     headings = ["", "bytes down", "bytes up", "s training", "s server step", "s evaluation"]
-    return Section("Bytes and seconds", [Grid(headings, rows[:40], "Means a run")])
+    caution = (
+        "Seconds are no comparison of methods: what runs of one process share, such as the states of frozen layers, "
+        "counts for the first of them."
+    )
+    return Section("Bytes and seconds", [Grid(headings, rows[:40], "Means a run"), Paragraph(caution, "note")])
 
 
 def _statement(runs: Sequence[Run]) -> Section:
