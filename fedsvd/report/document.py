@@ -45,9 +45,9 @@ class Grid:
 
     @property
     def right(self) -> list[bool]:
-        """Which columns hold numbers."""
+        """Which columns hold numbers: one a cell, not a list of them."""
         return [
-            index > 0 and all(row[index][:1] in "0123456789-+−–≤≥∞" for row in self.rows)
+            index > 0 and all(row[index][:1] in "0123456789-+−–≤≥∞" and ", " not in row[index] for row in self.rows)
             for index in range(len(self.headings))
         ]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from fedsvd.report.comparison import mean_and_error
 from fedsvd.report.plots import INKS, MARKERS
@@ -114,6 +114,11 @@ def search_figure(runs: Sequence[Run], keys: Sequence[str]) -> Figure:
         )
         if min(values) > 0 and max(values) / min(values) > 8:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        elif all(value.is_integer() for value in values):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(key)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         tidy(axes)

@@ -58,12 +58,12 @@ def labelled(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def _summary(runs: Sequence[Run], labels: Mapping[str, Sequence[Run]]) -> Section:
     seeds, budgets = sorted({run.config["seed"] for run in runs}), sorted({budget_of(run) for run in runs})
-    blocks: list[Block] = [
-        Paragraph(
-            f"{len(runs)} runs: {len(labels)} settings ({', '.join(_shortened(dict.fromkeys(labels)))}), "
-            f"ε = {', '.join(map(budget_text, budgets))}, {len(seeds)} seeds."
-        )
-    ]
+    if len(labels) > _MOST_LABELS:
+        settings = f"of {', '.join(key for key in varied_keys(runs) if key not in _ON_AXES)}"
+    else:
+        settings = f"({', '.join(labels)})"
+    told = f"ε = {', '.join(map(budget_text, budgets))}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+    blocks: list[Block] = [Paragraph(f"{len(runs)} runs: {len(labels)} settings {settings}, {told}.")]
     best = _best([run for run in runs if run.accuracy is not None])
     if best is not None:
         blocks.append(Paragraph(f"The best single run reached {best.accuracy:.1%}: {best.name}."))
