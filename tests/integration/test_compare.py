@@ -65,7 +65,7 @@ def test_a_small_comparison_ends_in_a_table_and_goes_on_where_it_was(
 
     # The same names for other runs.
     capsys.readouterr()
-    assert main([*words, "train.local_steps=2"]) == 1
+    assert main([*words, "train.local_steps=2"]) == 2
     assert "other overrides" in " ".join(capsys.readouterr().err.split())
 
 

@@ -18,6 +18,8 @@ TASKS = {
     "qnli": ("qnli", "validation", "question", "sentence"),
 }
 ROUNDS = 100
+# Of a round of a twin. The head stays as it was drawn, and B alone travels: 2 layers × (query, value) × 32 × 8 numbers.
+MOST_BYTES = 3 * (2 * 2 * 32 * 8 * 4 + 1024)
 
 
 @pytest.mark.parametrize("private", [True, False], ids=["dp", "nondp"])
@@ -55,8 +57,16 @@ def test_the_twin_runs_the_private_path(tmp_path: Path) -> None:
     assert all(
         client["epsilon"] <= 6 for client in json.loads((tmp_path / "privacy.json").read_text())["clients"].values()
     )
-    # The head stays as it was drawn, and B alone travels: 2 layers × (query, value) × 32 × 8 numbers a client.
-    assert rows[1]["bytes_up"] < 3 * (2 * 2 * 32 * 8 * 4 + 1024)
+    assert rows[1]["bytes_up"] < MOST_BYTES
+
+
+@pytest.mark.slow
+def test_the_twin_runs_the_open_path(tmp_path: Path) -> None:
+    assert main(["train", "experiment=paper/twin_nondp", f"hydra.run.dir={tmp_path}", "train.local_steps=3"]) == 0
+
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [(row["clients_used"], row["epsilon"]) for row in rows] == [(0, None), (3, None), (3, None)]
+    assert rows[1]["bytes_up"] < MOST_BYTES
 
 
 @pytest.mark.slow
