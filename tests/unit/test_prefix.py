@@ -183,7 +183,8 @@ def test_a_text_that_comes_twice_is_computed_once_and_types_of_tokens_tell_texts
     assert len(cache) == 2
 
     plain = batch([0, 3])
-    for inputs in (plain | {"token_type_ids": (plain["input_ids"] > 25).long()}, plain):
+    typed = plain | {"token_type_ids": (plain["input_ids"] > 25).long()}
+    for inputs in (typed, plain):
         with cache.handing_in(model, inputs):
             found = model(**inputs).logits
         torch.testing.assert_close(found, model(**inputs).logits, atol=1e-6, rtol=1e-5)
