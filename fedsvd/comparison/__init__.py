@@ -122,12 +122,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def rows_of(jobs: Iterable[Job], rows: Rows) -> list[dict[str, Any]]:
     """Return the rows of some jobs: a folder may hold other seeds, budgets and rates, of earlier comparisons."""
-    wanted = {tuple(asdict(job).values()) for job in jobs}
-    return [dict(row) for row in rows if _key(row) in wanted]
+    wanted = set(jobs)
+    return [dict(row) for row in rows if _job(row) in wanted]
 
 
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in Job.__annotations__)
+def _job(row: Mapping[str, Any]) -> Job:
+    return Job(**{name: row[name] for name in Job.__annotations__})
 
 
 def _check(base: Sequence[str], settings: CompareConfig, jobs: Iterable[Job]) -> None:
@@ -149,8 +149,14 @@ def _run_missing(
     rows = read_rows(path)
     # A line that was cut off must not swallow the next one.
     write_rows(path, rows)
-    done = {_key(row): row["overrides"] for row in rows}
-    missing = [job for job in jobs if not _is_done(job, done, overrides(job, base, settings), path)]
+    done: dict[Job, list[str]] = {_job(row): row["overrides"] for row in rows}
+    for job in jobs:
+        if job in done and done[job] != overrides(job, base, settings):
+            raise ConfigError(
+                f"{path} holds runs of {job.contender} on {job.task} with other overrides ({' '.join(done[job])}): "
+                "choose another folder with run_dir=FOLDER."
+            )
+    missing = [job for job in jobs if job not in done]
     told = len(jobs) - len(missing)
     tell(jobs[0].phase, told, len(jobs))
 
@@ -168,17 +174,6 @@ def _run_missing(
             f"a worker was killed, most often for want of memory ({error}). What is done is in {path}: run the "
             f"same command again, perhaps with fewer than compare.num_workers = {settings.num_workers}."
         ) from error
-
-
-def _is_done(job: Job, done: Mapping[tuple[Any, ...], list[str]], words: list[str], path: Path) -> bool:
-    key = tuple(asdict(job).values())
-    if key in done and done[key] != words:
-        differ = " ".join(word for word in done[key] if word not in words) or "or fewer"
-        raise ConfigError(
-            f"{path} holds runs of {job.contender} on {job.task} with other overrides ({differ}): "
-            "choose another folder with run_dir=FOLDER."
-        )
-    return key in done
 
 
 def shares(jobs: Sequence[Job], num_workers: int) -> list[list[Job]]:
