@@ -59,7 +59,10 @@ def over_epsilon_figure(cells: Cells) -> Figure:
     axes.set_xticks(range(len(budgets)), [budget_text(budget) for budget in budgets])
     axes.set_xlim(-0.5, len(budgets) - 0.5)
     axes.set_xlabel("privacy budget ε of each client (∞: no privacy)")
-    return _finished(figure, axes)
+    axes.set_ylabel("held-out accuracy")
+    _in_percent(axes)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure
 
 
 def over_rounds_figure(lines: Mapping[str, Sequence[Run]]) -> Figure:
@@ -75,8 +78,7 @@ def over_rounds_figure(lines: Mapping[str, Sequence[Run]]) -> Figure:
         axes.set_title(f"ε = {budget_text(budget)}", fontsize=10)
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        tidy(axes)
+        _in_percent(axes)
     for axes in panels[len(budgets) :]:
         axes.remove()
     for axes in panels[::across]:
@@ -120,15 +122,11 @@ def search_figure(runs: Sequence[Run], keys: Sequence[str]) -> Figure:
         elif all(value.is_integer() for value in values):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(key)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        tidy(axes)
+        _in_percent(axes)
     panels[0].set_ylabel("held-out accuracy")
     return figure
 
 
-def _finished(figure: Figure, axes: Axes) -> Figure:
-    axes.set_ylabel("held-out accuracy")
+def _in_percent(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     tidy(axes)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    return figure
