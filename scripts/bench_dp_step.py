@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from bench_dp_modes import MODES, SHAPES, build, modes
-from bench_report import add_json_option, describe_machine, write_json
+from bench_report import add_json_option, tell_machine, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -64,10 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(peak_memory(*arguments.memory_of, arguments.attention))
         return
     console = Console(width=None if sys.stdout.isatty() else 120)
-    machine = describe_machine() | {
-        "setting": f"matmul precision {arguments.precision}, {arguments.attention} attention"
-    }
-    console.print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", highlight=False)
+    setting = f"matmul precision {arguments.precision}, {arguments.attention} attention"
+    machine = tell_machine(console, setting=setting)
     results: list[Result] = []
     for key in arguments.shapes:
         measured = measure(key, arguments)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from bench_report import add_json_option, describe_machine, write_json
+from bench_report import add_json_option, tell_machine, write_json
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -123,8 +123,7 @@ def run(arguments: argparse.Namespace) -> None:
         sys.exit("--repeats and --threads must be at least 1")
     torch.set_num_threads(arguments.threads)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    machine = describe_machine()
-    console.print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", highlight=False)
+    machine = tell_machine(console)
     results: list[Result] = []
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         for key in arguments.shapes:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 
 def describe_machine() -> dict[str, str]:
@@ -24,6 +25,13 @@ def describe_machine() -> dict[str, str]:
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+
+
+def tell_machine(console: Console, **more: str) -> dict[str, str]:
+    """Print what the machine and the command are, and return it."""
+    machine = describe_machine() | more
+    console.print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", highlight=False)
+    return machine
 
 
 def write_json(path: Path | None, figures: object) -> None:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_report import add_json_option, describe_machine, write_json
+from bench_report import add_json_option, tell_machine, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -57,8 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.one:
         print(json.dumps(asdict(measure(*arguments.one.split(",")))))
         return
-    machine = describe_machine()
-    Console(width=120).print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", highlight=False)
+    machine = tell_machine(Console(width=120))
     whats = ["server, mean", "server, median", *(f"run, {name}" for name in arguments.federation)]
     found = []
     for what in whats:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_report import add_json_option, describe_machine, write_json
+from bench_report import add_json_option, tell_machine, write_json
 from loopback import Loopback
 from rich.console import Console
 from rich.table import Table
@@ -130,9 +130,8 @@ def run(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = on_real_nodes(Path(folder), max(arguments.nodes), turns)
     found = [summarise(rows, shape, nodes) for shape in arguments.shapes for nodes in arguments.nodes]
-    machine = describe_machine()
     console = Console(width=140)
-    console.print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", highlight=False)
+    machine = tell_machine(console)
     console.print(table(found))
     write_json(arguments.json, {"machine": machine, "results": [asdict(row) for row in found]})
 
