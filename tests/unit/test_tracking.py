@@ -2,13 +2,13 @@
 
 import importlib.util
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from loopback import wait_until
 
 from fedsvd import tracking
 from fedsvd.compose import compose
@@ -108,9 +108,8 @@ def test_wandb_offline_leaves_a_run_to_be_synced(tmp_path: Path) -> None:
     found = list(tmp_path.rglob(f"run-{name}.wandb"))
     assert len(found) == 1
     # The library's own process may still be writing when it says that the run is finished.
-    deadline = time.monotonic() + 30
-    while b"accuracy" not in (written := found[0].read_bytes()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: b"accuracy" in found[0].read_bytes(), 30, "the accuracy in the run's file")
+    written = found[0].read_bytes()
     assert b"accuracy" in written
     assert b"client_epsilon/0" in written
 
