@@ -1,0 +1,1 @@
+"""Base models and tokenizers: loading, models shipped in registry packages, and first-token classifiers."""

@@ -1,0 +1,1 @@
+"""A finished run: load its model, predict, evaluate, export, and write its model card."""
