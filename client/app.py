@@ -5,13 +5,13 @@ from __future__ import annotations
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.identity import client_identity, read_partition_id
 from client.local_round import run_local_round
-from client.own_data import check_data, discreet, node_view
-from client.secure_round import answer_stage
-from client.state import client_identity, read_partition_id
-from fedsvd import wire
-from fedsvd.compose import from_run_config
+from client.node_data import check_data, discreet, node_view
+from client.secure_aggregation import answer_stage
+from fedsvd.config.compose import from_run_config
 from fedsvd.errors import FedSVDError, LostStateError
+from fedsvd.wire import train_messages
 
 app = ClientApp()
 
@@ -28,7 +28,7 @@ def partition(message: Message, context: Context) -> Message:
     config = from_run_config(context.run_config)
     with discreet(context):
         check_data(node_view(config, context.node_config))
-    return Message(wire.partition_reply(read_partition_id(context)), reply_to=message)
+    return Message(train_messages.partition_reply(read_partition_id(context)), reply_to=message)
 
 
 @app.train()
@@ -41,7 +41,7 @@ def train(message: Message, context: Context) -> Message:
         identity.limits.check(config)
 
         def local_round() -> RecordDict:
-            task, factors = wire.read_train_request(message.content)
+            task, factors = train_messages.read_train_request(message.content)
             with discreet(context):
                 own = node_view(config, context.node_config)
                 return run_local_round(own, identity, task, factors, message.metadata.message_id, context.state)
@@ -51,7 +51,7 @@ def train(message: Message, context: Context) -> Message:
         else:
             content = local_round()
     except LostStateError:
-        content = wire.lost_reply()
+        content = train_messages.lost_reply()
     except FedSVDError as error:
-        content = wire.declined_reply(f"{type(error).__name__}: {error}")
+        content = train_messages.declined_reply(f"{type(error).__name__}: {error}")
     return Message(content, reply_to=message)

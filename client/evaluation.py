@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, RecordDict
 
-from client.held import receive
-from client.personal import with_personal
-from client.state import ClientIdentity
-from fedsvd.adapter import Adapter
+from client.factor_cache import receive
+from client.identity import ClientIdentity
+from client.personal_factors import with_personal
 from fedsvd.config import Config
-from fedsvd.kept import load_prefix
+from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
-from fedsvd.training import Evaluation, evaluate
-from fedsvd.wire import TrainTask
-from fedsvd.workspace.data import load_test_batches
-from fedsvd.workspace.model import initial_adapter, load_model, resolve_device
+from fedsvd.runtime.data import load_test_batches
+from fedsvd.runtime.losses import load_prefix
+from fedsvd.runtime.model import initial_adapter, load_model, resolve_device
+from fedsvd.training.loop import Evaluation, evaluate
+from fedsvd.wire.train_messages import TrainTask
 
 
 def received_adapter(
@@ -23,7 +23,7 @@ def received_adapter(
     """Return the adapter that this client is to start from: what was sent, what it holds, and what is its own.
 
     Raises:
-        LostStateError: See `client.held.receive`; `PayloadError`, too.
+        LostStateError: See `client.factor_cache.receive`; `PayloadError`, too.
     """
     method = build_method(config.method)
     device = resolve_device(config.device)

@@ -8,13 +8,13 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedsvd import payload
-from fedsvd.adapter import PARTS, Adapter, Part
 from fedsvd.errors import LostStateError, PayloadError
-from fedsvd.initialisation import DRAWN_ALIKE, dct_rows
+from fedsvd.lora.adapter import PARTS, Adapter, Part
+from fedsvd.lora.initialization import DRAWN_ALIKE, dct_rows
 from fedsvd.methods import Method
-from fedsvd.travel import TRACKED, rotated
-from fedsvd.wire import INDICES, ROTATION, TrainTask
+from fedsvd.wire import payload
+from fedsvd.wire.factor_versions import TRACKED, rotated
+from fedsvd.wire.train_messages import INDICES, ROTATION, TrainTask
 
 _HELD = "held"
 _BASE: tuple[Part, Part] = ("base_left", "base_right")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from flwr.app import Context
 
-from client.limits import NodeLimits, read_limits
+from client.node_limits import NodeLimits, read_limits
 from fedsvd.config import Config
-from fedsvd.run_folder import RunFolder, ledger_path, run_root
+from fedsvd.runs.folder import RunFolder, ledger_path, run_root
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from client.state import ClientIdentity
+from client.identity import ClientIdentity
 from fedsvd.config import Config
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Ledger

@@ -8,27 +8,28 @@ from dataclasses import replace
 import torch
 from flwr.app import ArrayRecord, RecordDict
 
-from client.advice import advise
 from client.evaluation import measure_own, received_adapter
-from client.personal import save_personal
-from client.spending import charge_round, charge_whole_run, mark_released
-from client.state import ClientIdentity
-from fedsvd import lora, payload, wire
-from fedsvd.adapter import Adapter
-from fedsvd.aggregate import flat, with_flat
+from client.identity import ClientIdentity
+from client.ledger_charge import charge_round, charge_whole_run, mark_released
+from client.personal_factors import save_personal
+from client.setting_warnings import advise
 from fedsvd.config import Config
 from fedsvd.errors import DataError, PayloadError
-from fedsvd.kept import silo_losses
+from fedsvd.lora import peft_model
+from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
+from fedsvd.methods.aggregate import flat, with_flat
 from fedsvd.privacy.client_level import clipped, noised, whole_run
 from fedsvd.privacy.noise_share import share_of
 from fedsvd.privacy.plan import poisson_rate
 from fedsvd.privacy.randomness import poisson_batches
-from fedsvd.private_round import round_mechanism, secret_randomness, train_privately
-from fedsvd.training import make_optimizer, train_plain
-from fedsvd.wire import ClientReport, TrainTask
-from fedsvd.workspace.data import Silo, load_silo
-from fedsvd.workspace.model import client_config, load_model, trained_parts
+from fedsvd.runtime.data import Silo, load_silo
+from fedsvd.runtime.losses import silo_losses
+from fedsvd.runtime.model import client_config, load_model, trained_parts
+from fedsvd.runtime.private_round import round_mechanism, secret_randomness, train_privately
+from fedsvd.training.loop import make_optimizer, train_plain
+from fedsvd.wire import payload, train_messages
+from fedsvd.wire.train_messages import ClientReport, TrainTask
 
 
 def run_local_round(
@@ -42,7 +43,7 @@ def run_local_round(
     """Run one round and return the reply's content; ``state`` is what Flower keeps for this node in between.
 
     What leaves the client: the trained parts (under DP-SGD noised, and paid for in the ledger before training starts),
-    and the public numbers of `fedsvd.wire.ClientReport`.
+    and the public numbers of `fedsvd.wire.train_messages.ClientReport`.
 
     Raises:
         PayloadError: The server's factors do not fit this client's model, or it asks for parts that the method does
@@ -77,13 +78,13 @@ def run_local_round(
     advise(config, identity.partition_id, len(silo.examples))
     if config.privacy.name == "dp_sgd":
         report = _train_private(config, identity, task, received, silo, message_id)
-        trained = lora.read(load_model(config))
+        trained = peft_model.read(load_model(config))
     elif config.privacy.name == "client_level":
         report = _train_for_client_level(config, identity, task, received, silo)
-        trained = _clipped_update(received, lora.read(load_model(config)), task, config)
+        trained = _clipped_update(received, peft_model.read(load_model(config)), task, config)
     else:
         report = _train_open(config, identity, task, received, silo)
-        trained = lora.read(load_model(config))
+        trained = peft_model.read(load_model(config))
     if method.traits.personal:
         save_personal(identity.personal, trained, method.traits.personal)
         own = measure_own(config) if task.evaluate else None
@@ -91,8 +92,8 @@ def run_local_round(
             report = replace(report, accuracy=own.accuracy, loss=own.loss)
     report = replace(report, seconds=time.perf_counter() - started, server_round=task.server_round)
     if config.federation.weighting == "uniform":
-        report = wire.without_sizes(report)
-    return wire.train_reply(report, payload.pack(trained, task.uplink))
+        report = train_messages.without_sizes(report)
+    return train_messages.train_reply(report, payload.pack(trained, task.uplink))
 
 
 def _train_private(
@@ -101,7 +102,7 @@ def _train_private(
     num_examples = len(silo.examples)
     charge = charge_round(config, identity, silo.fingerprint, num_examples, task.server_round, message_id)
     spend = charge.spend
-    lora.write(load_model(config), adapter)
+    peft_model.write(load_model(config), adapter)
     mechanism = round_mechanism(config, spend)
     seen = train_privately(config, task.server_round, task.trains, silo_losses(silo, config), num_examples, mechanism)
     mark_released(identity, silo.fingerprint, message_id)
@@ -123,10 +124,10 @@ def _train_open(
 ) -> ClientReport:
     num_examples = len(silo.examples)
     model = load_model(config)
-    lora.write(model, adapter)
+    peft_model.write(model, adapter)
     loss = train_plain(
         model,
-        make_optimizer(lora.set_trainable(model, task.trains), config.train, task.server_round),
+        make_optimizer(peft_model.set_trainable(model, task.trains), config.train, task.server_round),
         silo_losses(silo, config),
         poisson_batches(
             num_examples,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from flwr.common.config import parse_config_args
 
-from client.limits import read_limits
-from client.own_data import node_view
+from client.node_data import node_view
+from client.node_limits import read_limits
 from fedsvd.config import Config
-from fedsvd.data.own import counts_by_label
+from fedsvd.data.node_data import counts_by_label
 from fedsvd.errors import DataError
-from fedsvd.workspace.data import load_partition
+from fedsvd.runtime.data import load_partition
 
 
 def examine(node_config: str, config: Config) -> list[str]:

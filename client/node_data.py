@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from flwr.app import Context
 
 from fedsvd.config import Config
-from fedsvd.data.own import counts_by_label
+from fedsvd.data.node_data import counts_by_label
 from fedsvd.errors import DataError, FedSVDError, SiloError
-from fedsvd.workspace.data import load_partition
+from fedsvd.runtime.data import load_partition
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import get_type_hints
 
-from client.own_data import KEYS
+from client.node_data import KEYS
 from fedsvd.config import Config
 from fedsvd.config.privacy import PrivacyConfig
 from fedsvd.errors import LimitError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from fedsvd.adapter import Adapter, Factor
 from fedsvd.errors import RunError
+from fedsvd.lora.adapter import Adapter, Factor
 
 
 def save_personal(path: Path, adapter: Adapter, factors: Collection[Factor]) -> None:

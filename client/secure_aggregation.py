@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from fedsvd import wire
 from fedsvd.config import Config
 from fedsvd.errors import PayloadError
 from fedsvd.privacy.noise_share import counts_alike
 from fedsvd.secagg import keys, messages, vectors
+from fedsvd.wire import train_messages
 
 _STATE, _ROUNDS = "secure-round", "secure-rounds"
 
@@ -65,7 +65,7 @@ def _set_up(state: RecordDict, session: str) -> RecordDict:
 
 def _check_round(state: RecordDict, content: RecordDict) -> None:
     """Give one masked vector a round: two sums that differ in one client would give that client away."""
-    server_round = wire.read_train_request(content)[0].server_round
+    server_round = train_messages.read_train_request(content)[0].server_round
     last = int(state.config_records.get(_ROUNDS, {"last": 0})["last"])  # type: ignore[arg-type]
     if server_round <= last:
         raise PayloadError(f"round {server_round} has had its masked vector; the last was for round {last}.")
@@ -111,9 +111,9 @@ def _collect(
         raise PayloadError(f"key shares of {len(received)} clients came; {_threshold(kept)} are needed, all known.")
     kept["sources"], kept["ciphertexts"] = messages.split(received, received)
     reply = train()
-    if wire.declined_reason(reply) is not None:
+    if train_messages.declined_reason(reply) is not None:
         return reply
-    report, factors = wire.read_train_reply(reply)
+    report, factors = train_messages.read_train_reply(reply)
     values = np.concatenate([factors[part].numpy() for part in factors])
     weight = 1 if counts_alike(config) else report.num_examples or 1
     vector = vectors.encode(values, weight, len(mask_keys))
@@ -124,7 +124,7 @@ def _collect(
             pairwise = vectors.mask(key, len(vector))
             # One of the two adds what the other subtracts.
             vector = vector + pairwise if node < other else vector - pairwise
-    return messages.masked_reply(vector, wire.train_reply(wire.without_sizes(report), factors))
+    return messages.masked_reply(vector, train_messages.train_reply(train_messages.without_sizes(report), factors))
 
 
 def _unmask(kept: ConfigRecord, content: RecordDict, node: int) -> RecordDict:

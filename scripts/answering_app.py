@@ -5,10 +5,10 @@ from collections.abc import Callable
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedsvd import wire
+from fedsvd.wire import train_messages
 
 # From a partition's number, what is asked and what came with it, to the reply.
-Train = Callable[[int, wire.TrainTask, ArrayRecord], RecordDict]
+Train = Callable[[int, train_messages.TrainTask, ArrayRecord], RecordDict]
 
 
 def answering_app(train: Train) -> ClientApp:
@@ -16,11 +16,11 @@ def answering_app(train: Train) -> ClientApp:
 
     @app.query("partition")
     def partition(message: Message, context: Context) -> Message:
-        return Message(wire.partition_reply(int(context.node_config["partition-id"])), reply_to=message)
+        return Message(train_messages.partition_reply(int(context.node_config["partition-id"])), reply_to=message)
 
     @app.train()
     def run(message: Message, context: Context) -> Message:
-        task, factors = wire.read_train_request(message.content)
+        task, factors = train_messages.read_train_request(message.content)
         return Message(train(int(context.node_config["partition-id"]), task, factors), reply_to=message)
 
     return app

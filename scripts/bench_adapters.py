@@ -2,7 +2,7 @@
 
 import torch
 
-from fedsvd.adapter import Adapter
+from fedsvd.lora.adapter import Adapter
 
 # Each site's (d_out, d_in).
 Sites = list[tuple[int, int]]

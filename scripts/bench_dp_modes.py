@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, RobertaConfig, RobertaForSequenceClassification
 
-from fedsvd import lora
-from fedsvd.compose import compose
-from fedsvd.fused import fused_gradients
-from fedsvd.initialisation import initialise
-from fedsvd.models import load_classifier
-from fedsvd.prefix import MemoryBudget, PrefixCache, Store
+from fedsvd.config.compose import compose
+from fedsvd.lora import peft_model
+from fedsvd.lora.initialization import initialise
+from fedsvd.models.loading import load_classifier
 from fedsvd.privacy.dp_sgd import DPSGD, PerExample, opacus_hooks, train_dp_sgd
 from fedsvd.privacy.randomness import SecureRandomness
-from fedsvd.workspace.data import load_test_batches
+from fedsvd.runtime.data import load_test_batches
+from fedsvd.training.per_example_gradients import fused_gradients
+from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, Store
 
 CACHE_BYTES = 2**30
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -59,7 +59,7 @@ class Bench:
     causal: bool
 
     def __post_init__(self) -> None:
-        self.trained = lora.set_trainable(self.model, {"B"})
+        self.trained = peft_model.set_trainable(self.model, {"B"})
         self.optimizer = torch.optim.SGD(self.trained, lr=1e-6)
         self.cache = PrefixCache(self.model, Store(MemoryBudget(CACHE_BYTES)))
 
@@ -80,8 +80,8 @@ def build(key: str, attention: str) -> Bench:
     shape = SHAPES[key]
     torch.manual_seed(0)
     base, inputs, labels = real(shape, attention) if shape.length is None else random(key, shape, attention)
-    model = lora.attach(base, rank=8, lora_alpha=16, target_modules=shape.targets, lora_layers=shape.lora_layers)
-    lora.write(model, initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    model = peft_model.attach(base, rank=8, lora_alpha=16, target_modules=shape.targets, lora_layers=shape.lora_layers)
+    peft_model.write(model, initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
     return Bench(model.train(), inputs, labels, causal=key.startswith("gpt2"))
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fedsvd.refactorize import orthonormal_rows, refactorize
+from fedsvd.lora.refactorize import orthonormal_rows, refactorize
 
 Factors = tuple[Tensor, Tensor]
 

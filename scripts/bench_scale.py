@@ -103,12 +103,12 @@ def measure_server(aggregation: str, clients: int) -> Measured:
     from bench_adapters import SHAPES, zero_adapter
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-    from fedsvd import wire
-    from fedsvd.compose import compose
-    from fedsvd.initialisation import initialise
-    from fedsvd.launch.local import InProcessGrid
+    from fedsvd.config.compose import compose
+    from fedsvd.launch.in_process import InProcessGrid
+    from fedsvd.lora.initialization import initialise
     from fedsvd.methods import build_method
-    from server.polling import PollingGrid
+    from fedsvd.wire import train_messages
+    from server.polling_grid import PollingGrid
     from server.strategy import FederatedLoRA
 
     sites, rank = SHAPES["roberta-large"]
@@ -117,10 +117,10 @@ def measure_server(aggregation: str, clients: int) -> Measured:
     adapter = initialise(zero_adapter(sites, rank), init_a="orthonormal", init_b="zeros", seed=0)
     numbers = sum(B.numel() for B in adapter.B.values())
 
-    def train(partition_id: int, task: wire.TrainTask, received: ArrayRecord) -> RecordDict:
+    def train(partition_id: int, task: train_messages.TrainTask, received: ArrayRecord) -> RecordDict:
         values = np.random.default_rng(partition_id).standard_normal(numbers, dtype=np.float32)
-        report = wire.ClientReport(partition_id, 100, 0.0, server_round=task.server_round)
-        return wire.train_reply(report, ArrayRecord({"B": Array(values)}))
+        report = train_messages.ClientReport(partition_id, 100, 0.0, server_round=task.server_round)
+        return train_messages.train_reply(report, ArrayRecord({"B": Array(values)}))
 
     started = time.perf_counter()
     strategy = FederatedLoRA(build_method(config.method), config, adapter)
@@ -139,7 +139,7 @@ def measure_server(aggregation: str, clients: int) -> Measured:
 
 def measure_run(federation: str, clients: int) -> Measured:
     from fedsvd.cli import main
-    from fedsvd.run_folder import read_rows
+    from fedsvd.runs.folder import read_rows
 
     a_round = min(clients, A_ROUND)
     with tempfile.TemporaryDirectory() as folder:

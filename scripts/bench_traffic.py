@@ -16,12 +16,12 @@ from bench_report import add_json_option, write_json
 from rich.console import Console
 from rich.table import Table
 
-from fedsvd import payload
-from fedsvd.adapter import Adapter
-from fedsvd.aggregate import Reply
-from fedsvd.initialisation import initialise
+from fedsvd.lora.adapter import Adapter
+from fedsvd.lora.initialization import initialise
 from fedsvd.methods import State, build_method
-from fedsvd.wire import TrainTask
+from fedsvd.methods.aggregate import Reply
+from fedsvd.wire import payload
+from fedsvd.wire.train_messages import TrainTask
 from server.downlink import Downlink
 
 ROUNDS = 6

@@ -1,11 +1,11 @@
 """Seconds that a round on real nodes takes beyond the clients' own work, and its bytes against the formula.
 
 One SuperLink and as many SuperNodes as asked for, real processes on loopback, each message in a process of its own, as
-Flower deploys them. The server sends and waits as fedsvd does (packed arrays, `server.polling`); clients answer with an
-update of the right size and train nothing. A client's own work is the time from the start of its process, Python and
-Flower's imports included, until its answer is ready; a round's is that of its slowest client. What is left is the
-transport: Flower's SuperNode sleeps 3 s between two looks for work, and its server's grid as much between two looks for
-answers, where fedsvd's looks every 0.05 to 0.5 s. Nodes, sizes and repeats take turns in one run.
+Flower deploys them. The server sends and waits as fedsvd does (packed arrays, `server.polling_grid`); clients answer
+with an update of the right size and train nothing. A client's own work is the time from the start of its process,
+Python and Flower's imports included, until its answer is ready; a round's is that of its slowest client. What is left
+is the transport: Flower's SuperNode sleeps 3 s between two looks for work, and its server's grid as much between two
+looks for answers, where fedsvd's looks every 0.05 to 0.5 s. Nodes, sizes and repeats take turns in one run.
 """
 
 import argparse
@@ -47,8 +47,8 @@ import json, time
 import numpy as np, torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
-from fedsvd import payload
-from server.polling import PollingGrid
+from fedsvd.wire import payload
+from server.polling_grid import PollingGrid
 
 app = ServerApp()
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fedsvd.compose import as_dict, compose, compose_audit, compose_compare, conf_dir
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
+from fedsvd.config.compose import as_dict, compose, compose_audit, compose_compare, conf_dir
+from fedsvd.config.validate import allowed
 from fedsvd.methods import METHODS
-from fedsvd.validate import allowed
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 GROUPS = {name: hint for name, hint in get_type_hints(Config).items() if dataclasses.is_dataclass(hint)}

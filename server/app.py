@@ -5,25 +5,26 @@ from __future__ import annotations
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsvd import lora, payload
-from fedsvd.compose import from_run_config, to_yaml
 from fedsvd.config import Config
-from fedsvd.facts import partition_facts, run_facts
+from fedsvd.config.compose import from_run_config, to_yaml
+from fedsvd.lora import peft_model
 from fedsvd.methods import build_method
 from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.diagnostics_plot import plot_diagnostics
 from fedsvd.report.plots import plot_accuracy, plot_partitions
 from fedsvd.report.progress import Reporter
-from fedsvd.run_folder import RunFolder, run_root, write_json, write_text
-from fedsvd.run_record import recorded
+from fedsvd.runs.folder import RunFolder, run_root, write_json, write_text
+from fedsvd.runs.record import recorded
+from fedsvd.runtime.data import class_names, partition_counts
+from fedsvd.runtime.description import partition_facts, run_facts
+from fedsvd.runtime.model import initial_adapter, load_model, resolve_device
 from fedsvd.tracking import tracked
-from fedsvd.workspace.data import class_names, partition_counts
-from fedsvd.workspace.model import initial_adapter, load_model, resolve_device
+from fedsvd.wire import payload
 from server.checkpoint import load_latest
 from server.client_level import ClientLevelServer
 from server.evaluation import RoundKeeper
-from server.polling import PollingGrid
-from server.resending import ResendingGrid
+from server.polling_grid import PollingGrid
+from server.retry_grid import ResendingGrid
 from server.secure_grid import SecureGrid
 from server.strategy import FederatedLoRA
 
@@ -64,7 +65,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
     ):
         polling: Grid = PollingGrid(grid, reporter.reply_arrived)
         secure = SecureGrid(polling, federation.min_survivors, PollingGrid(grid)) if hidden else None
-        weights = lora.frozen_weights(load_model(config))
+        weights = peft_model.frozen_weights(load_model(config))
         strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure, state, weights)
         keeper = RoundKeeper(config, folder, strategy, reporter, track, earlier)
         reporter.started(strategy.first_round, federation.clients_per_round or federation.num_clients)
@@ -76,7 +77,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
             evaluate_fn=keeper,
         )
         keeper.finish()
-        lora.save_pretrained(load_model(config), strategy.adapter, folder.adapter)
+        peft_model.save_pretrained(load_model(config), strategy.adapter, folder.adapter)
         if config.plots:
             plot_accuracy(keeper.history, folder.accuracy_plot)
             plot_diagnostics(keeper.history, folder.diagnostics_plot)

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedsvd.adapter import PARTS, Adapter
 from fedsvd.errors import RunError
+from fedsvd.lora.adapter import PARTS, Adapter
 from fedsvd.methods import State
-from fedsvd.run_folder import sync, write_json
+from fedsvd.runs.folder import sync, write_json
 
 KEPT = 3
 _GROWING = ("base_left", "base_right")

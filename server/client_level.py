@@ -9,14 +9,14 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from fedsvd.adapter import Adapter, Part
-from fedsvd.aggregate import Reply, flat, with_flat
 from fedsvd.config import Config
+from fedsvd.lora.adapter import Adapter, Part
+from fedsvd.methods.aggregate import Reply, flat, with_flat
 from fedsvd.privacy.client_level import clipped_sum, noised, whole_run
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.privacy.plan import configured_budget
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
-from fedsvd.run_folder import write_text
+from fedsvd.runs.folder import write_text
 
 _FINGERPRINT = "client-level account of one run"
 

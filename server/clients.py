@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedsvd import wire
 from fedsvd.config import FederationConfig
 from fedsvd.errors import RunError
+from fedsvd.wire import train_messages
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Clients:
 
     def _admit(self, nodes: list[int], new: list[int], grid: Grid) -> None:
         self._tries.update(new)
-        queries = [Message(RecordDict(), node, wire.PARTITION_QUERY, group_id="0") for node in new]
+        queries = [Message(RecordDict(), node, train_messages.PARTITION_QUERY, group_id="0") for node in new]
         answers = grid.send_and_receive(queries, timeout=self._federation.connect_timeout_s)
         found = dict(sorted(_read(answers).items()))
         self._answered |= found.keys()
@@ -99,10 +99,10 @@ def _read(answers: Iterable[Message]) -> dict[int, int | None]:
     for answer in answers:
         node = answer.metadata.src_node_id
         if answer.has_error():
-            reason = wire.one_line(answer.error.reason or "no reason given")
+            reason = train_messages.one_line(answer.error.reason or "no reason given")
             logger.warning("node %d did not say what it holds: %s", node, reason)
             continue
-        record = answer.content.metric_records.get(wire.METRICS)
+        record = answer.content.metric_records.get(train_messages.METRICS)
         partition = None if record is None else record.get("partition-id")
         partitions[node] = partition if type(partition) is int and partition >= 0 else None
     return partitions

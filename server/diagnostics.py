@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsvd.adapter import Adapter, as_plain_lora
-from fedsvd.refactorize import orthonormal_rows
-from fedsvd.wire import ClientReport
+from fedsvd.lora.adapter import Adapter, as_plain_lora
+from fedsvd.lora.refactorize import orthonormal_rows
+from fedsvd.wire.train_messages import ClientReport
 
 
 def site_diagnostics(before: Adapter, after: Adapter) -> dict[str, dict[str, Any]]:

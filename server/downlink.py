@@ -11,12 +11,12 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor
 
-from fedsvd import payload
-from fedsvd.adapter import Adapter, Part, truncated
-from fedsvd.initialisation import DRAWN_ALIKE, dct_indices
+from fedsvd.lora.adapter import Adapter, Part, truncated
+from fedsvd.lora.initialization import DRAWN_ALIKE, dct_indices
 from fedsvd.methods import Method, State, Step
-from fedsvd.travel import TRACKED, Track
-from fedsvd.wire import INDICES, ROTATION, VERSIONED, TrainTask
+from fedsvd.wire import payload
+from fedsvd.wire.factor_versions import TRACKED, Track
+from fedsvd.wire.train_messages import INDICES, ROTATION, VERSIONED, TrainTask
 
 _VERSIONS = "travel.versions"
 

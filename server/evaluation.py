@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 
-from fedsvd import lora
 from fedsvd.config import Config
 from fedsvd.errors import RunError
-from fedsvd.kept import load_prefix
+from fedsvd.lora import peft_model
 from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.progress import Reporter
-from fedsvd.run_folder import RunFolder, read_json, write_json, write_rows
+from fedsvd.runs.folder import RunFolder, read_json, write_json, write_rows
+from fedsvd.runtime.data import load_test_batches
+from fedsvd.runtime.losses import load_prefix
+from fedsvd.runtime.model import load_model, resolve_device, sample_answers
 from fedsvd.tracking import Track
-from fedsvd.training import evaluate
-from fedsvd.workspace.data import load_test_batches
-from fedsvd.workspace.model import load_model, resolve_device, sample_answers
+from fedsvd.training.loop import evaluate
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.diagnostics import clipping
 from server.replies import RoundRecord
@@ -93,7 +93,7 @@ class RoundKeeper:
     def finish(self) -> None:
         """Let a language model answer a few held-out prompts, for the record."""
         if self.config.model.task == "causal_lm":
-            lora.write(load_model(self.config), self.strategy.adapter)
+            peft_model.write(load_model(self.config), self.strategy.adapter)
             write_json(self.folder.samples, self._samples(sample_answers(self.config)))
 
     def _samples(self, after: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -109,7 +109,7 @@ class RoundKeeper:
         if own:
             return {**own, "seconds_evaluate": 0.0}
         model = load_model(self.config)
-        lora.write(model, self.strategy.adapter)
+        peft_model.write(model, self.strategy.adapter)
         device = resolve_device(self.config.device)
         result = evaluate(model, load_test_batches(self.config), device, load_prefix(self.config))
         if not math.isfinite(result.loss):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedsvd.wire import ClientReport
+from fedsvd.wire.train_messages import ClientReport
 
 
 def mean_of(reports: Iterable[ClientReport]) -> dict[str, float]:

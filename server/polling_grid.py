@@ -10,7 +10,7 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fedsvd.launch.grid import ForwardingGrid
+from fedsvd.launch.forwarding_grid import ForwardingGrid
 
 logger = logging.getLogger(__name__)
 

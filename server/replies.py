@@ -10,16 +10,16 @@ from typing import Any
 
 from flwr.app import Message
 
-from fedsvd import payload, wire
-from fedsvd.adapter import Adapter, Part
-from fedsvd.aggregate import Reply
 from fedsvd.config import Config
 from fedsvd.errors import PayloadError, RunawayError
-from fedsvd.privacy.statistics import GRADIENT_SHARE
+from fedsvd.lora.adapter import Adapter, Part
+from fedsvd.methods.aggregate import Reply
+from fedsvd.privacy.clipping_statistics import GRADIENT_SHARE
 from fedsvd.secagg import messages
-from fedsvd.training import learning_rate
-from fedsvd.wire import ClientReport
-from server.bounds import check_norm, check_report
+from fedsvd.training.loop import learning_rate
+from fedsvd.wire import payload, train_messages
+from fedsvd.wire.train_messages import ClientReport
+from server.reply_bounds import check_norm, check_report
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +93,10 @@ def _read(
     if partition_id == UNKNOWN:
         raise PayloadError("no client of this run lives there.")
     if message.has_error():
-        raise PayloadError(f"error {message.error.code}: {wire.one_line(message.error.reason or 'no reason given')}")
-    reason = wire.declined_reason(message.content)
+        raise PayloadError(
+            f"error {message.error.code}: {train_messages.one_line(message.error.reason or 'no reason given')}"
+        )
+    reason = train_messages.declined_reason(message.content)
     if reason is not None:
         raise PayloadError(f"it declined: {reason}")
     reply, report, size = read(message, partition_id)
@@ -123,7 +125,7 @@ def read_open(
     earlier_num_examples: int | None = None,
 ) -> tuple[Reply, ClientReport, int]:
     """Read a reply whose factors are there to see; raises `PayloadError`."""
-    report, factors = wire.read_train_reply(message.content)
+    report, factors = train_messages.read_train_reply(message.content)
     uniform = config.federation.weighting == "uniform"
     if report.num_examples is None and not uniform:
         raise PayloadError("num_examples is missing beside factors that are to be weighted by it.")
@@ -137,7 +139,7 @@ def read_open(
 
 def read_masked(message: Message, partition_id: int) -> tuple[Reply, ClientReport, int]:
     """Read a reply whose factors went into a secure sum; raises `PayloadError`."""
-    report, _ = wire.read_train_reply(message.content)
+    report, _ = train_messages.read_train_reply(message.content)
     return Reply(partition_id, 1, {}), report, messages.masked_bytes(message.content)
 
 

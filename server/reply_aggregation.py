@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedsvd import robust
-from fedsvd.adapter import Adapter
-from fedsvd.aggregate import Replies, Reply
 from fedsvd.config import AggregationConfig
+from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import Method
-from fedsvd.running_mean import running_mean
+from fedsvd.methods.aggregate import Replies, Reply
+from server import robust_mean
+from server.running_mean import running_mean
 
 
 def gather(replies: Iterable[Reply], adapter: Adapter, method: Method, aggregation: AggregationConfig) -> Replies:
@@ -31,5 +31,5 @@ def gather(replies: Iterable[Reply], adapter: Adapter, method: Method, aggregati
     if not kept or aggregation.name == "mean":
         return kept
     if aggregation.name == "median":
-        return [robust.median(adapter, kept)]
-    return [robust.trimmed_mean(adapter, kept, aggregation.trim_share)]
+        return [robust_mean.median(adapter, kept)]
+    return [robust_mean.trimmed_mean(adapter, kept, aggregation.trim_share)]

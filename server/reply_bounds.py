@@ -8,14 +8,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedsvd.adapter import Adapter, Part
 from fedsvd.config import Config
 from fedsvd.errors import PayloadError, PrivacyError, RunawayError
+from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.privacy.accounting import calibrate
+from fedsvd.privacy.clipping_statistics import GRADIENT_SHARE
 from fedsvd.privacy.plan import poisson_rate
-from fedsvd.privacy.statistics import GRADIENT_SHARE
-from fedsvd.training import learning_rate
-from fedsvd.wire import ClientReport
+from fedsvd.training.loop import learning_rate
+from fedsvd.wire.train_messages import ClientReport
 
 # A normal number lies within so many standard deviations of its mean, but for a chance of 1e-14.
 TAIL = 8.0

@@ -11,8 +11,8 @@ from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fedsvd import wire
-from fedsvd.launch.grid import ForwardingGrid
+from fedsvd.launch.forwarding_grid import ForwardingGrid
+from fedsvd.wire import train_messages
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +59,12 @@ class ResendingGrid(ForwardingGrid):
             again, pause = [], 0.0
             for reply in replies:
                 node = reply.metadata.src_node_id
-                if not reply.has_error() and wire.is_lost(reply.content) and node not in filled:
+                if not reply.has_error() and train_messages.is_lost(reply.content) and node not in filled:
                     filled.add(node)
                 elif self._may_pass(reply, tried[node], _left(started, timeout)):
                     pause = max(pause, self._retry_after_s * 2 ** tried[node])
                     tried[node] += 1
-                    why = wire.one_line(reply.error.reason or "no reason given")
+                    why = train_messages.one_line(reply.error.reason or "no reason given")
                     logger.warning("node %d is sent its message again, in %g s: %s", node, pause, why)
                 else:
                     yield reply

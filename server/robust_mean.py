@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedsvd.adapter import PARTS, Adapter, Part
-from fedsvd.aggregate import Replies, Reply, ordered, padded
 from fedsvd.errors import RunError
+from fedsvd.lora.adapter import PARTS, Adapter, Part
+from fedsvd.methods.aggregate import Replies, Reply, ordered, padded
 
 
 def median(adapter: Adapter, replies: Replies) -> Reply:

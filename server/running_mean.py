@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fedsvd.adapter import Adapter, Part
-from fedsvd.aggregate import Reply, padded
 from fedsvd.errors import RunError
+from fedsvd.lora.adapter import Adapter, Part
+from fedsvd.methods.aggregate import Reply, padded
 
 
 class RunningMean:

@@ -13,11 +13,11 @@ from cryptography.exceptions import InvalidTag
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedsvd import wire
 from fedsvd.errors import PayloadError
-from fedsvd.launch.grid import ForwardingGrid
+from fedsvd.launch.forwarding_grid import ForwardingGrid
 from fedsvd.secagg import keys, vectors
 from fedsvd.secagg import messages as wording
+from fedsvd.wire import train_messages
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class SecureGrid(ForwardingGrid):
             self.outcome = stages.run()
         # Keys and shares that are none fail in ways of their own.
         except (PayloadError, ValueError, TypeError, KeyError, InvalidTag) as error:
-            self.reason = wire.one_line(str(error) or type(error).__name__)
+            self.reason = train_messages.one_line(str(error) or type(error).__name__)
         return stages.replies
 
 
@@ -154,7 +154,7 @@ class _Stages:
         grid = self._grid._grid if training else self._grid._quiet
         answers: dict[int, RecordDict] = {}
         for reply in grid.send_and_receive(sent, timeout=timeout):
-            refused = reply.has_error() or wire.declined_reason(reply.content) is not None
+            refused = reply.has_error() or train_messages.declined_reason(reply.content) is not None
             if training or refused:
                 self.replies.append(reply)
             if not refused:

@@ -20,9 +20,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedsvd.adapter import PARTS, Adapter, Part
-from fedsvd.aggregate import Replies, Reply, average, mean_noise_std
 from fedsvd.config import TrainConfig
+from fedsvd.lora.adapter import PARTS, Adapter, Part
+from fedsvd.methods.aggregate import Replies, Reply, average, mean_noise_std
 from fedsvd.methods.method import State, Step
 
 _FIRST, _SECOND = "first", "second"

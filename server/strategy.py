@@ -13,23 +13,23 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedsvd import payload, wire
-from fedsvd.adapter import PARTS, Adapter, Part, truncated
-from fedsvd.aggregate import Replies, Reply, average, mean_noise_std
 from fedsvd.config import Config
 from fedsvd.errors import BudgetExceededError, RunError
+from fedsvd.lora.adapter import PARTS, Adapter, Part, truncated
 from fedsvd.methods import Method, State
-from fedsvd.server_optimizer import follow, move
-from fedsvd.wire import ClientReport, TrainTask
-from fedsvd.workspace.model import trained_parts
+from fedsvd.methods.aggregate import Replies, Reply, average, mean_noise_std
+from fedsvd.runtime.model import trained_parts
+from fedsvd.wire import payload, train_messages
+from fedsvd.wire.train_messages import ClientReport, TrainTask
 from server.client_level import ClientLevelServer
 from server.clients import Clients
 from server.diagnostics import signal_to_noise, site_diagnostics
 from server.downlink import Downlink
-from server.gathering import gather
-from server.personal import mean_of
+from server.personal_metrics import mean_of
 from server.replies import RoundRecord, good_replies, read_masked, read_open
+from server.reply_aggregation import gather
 from server.secure_grid import SecureGrid
+from server.server_optimizer import follow, move
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class FederatedLoRA(Strategy):
         sent = self.downlink.request(node, task, core | (trains & {"head"}), self._lower_rank(node))
         self.round.bytes_down += payload.payload_bytes(sent.factors)
         return Message(
-            wire.train_request(sent.task, sent.factors),
+            train_messages.train_request(sent.task, sent.factors),
             node,
             MessageType.TRAIN,
             # A client that could not answer in time must not go on spending its budget on a lost round.

@@ -17,7 +17,7 @@ from flwr.common.config import parse_config_args
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from client.limits import read_limits
+from client.node_limits import read_limits
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")

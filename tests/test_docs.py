@@ -11,7 +11,7 @@ from documented import ALL, FOREIGN, KEY_VALUE, PAGES, ROOT, blocks, commands
 
 from fedsvd.cli import _COMMANDS, USAGE, main
 from fedsvd.commands.predict import _parsed
-from fedsvd.compose import check_overrides, compose, compose_audit, compose_compare
+from fedsvd.config.compose import check_overrides, compose, compose_audit, compose_compare
 
 
 def check_train(words: Sequence[str]) -> None:

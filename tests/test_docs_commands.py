@@ -14,7 +14,7 @@ from documented import ALL, ROOT
 from transformers import AutoModel, AutoTokenizer
 
 from fedsvd.cli import main
-from fedsvd.embedded import model_folder
+from fedsvd.models.embedded import model_folder
 
 pytestmark = pytest.mark.slow
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from fedsvd.audit.membership_run import MembershipAttack, attack_membership
+from fedsvd.audit.membership_attack import MembershipAttack, attack_membership
 from fedsvd.audit.one_run import OneRunAudit, audit_one_run
-from fedsvd.compose import to_yaml
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
+from fedsvd.config.compose import to_yaml
 from fedsvd.errors import ConfigError
 from fedsvd.launch import check
 from fedsvd.methods import build_method
 from fedsvd.privacy.membership import Roc
 from fedsvd.report.roc import plot_roc
-from fedsvd.run_folder import RunFolder, write_json, write_text
+from fedsvd.runs.folder import RunFolder, write_json, write_text
 
 __all__ = ["check_audit", "run_audit"]
 

@@ -8,7 +8,7 @@ from fedsvd.config import Config
 from fedsvd.config.audit import Sabotage
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.dp_sgd import DPSGD
-from fedsvd.private_round import round_mechanism
+from fedsvd.runtime.private_round import round_mechanism
 
 # So much longer than the bound are canaries, so that clipping has something to do, and its absence something to show.
 CANARY_NORM = 10.0

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsvd import lora
 from fedsvd.audit.mechanism import one_round
-from fedsvd.audit.rounds import Participant, federate
+from fedsvd.audit.simulated_rounds import Participant, federate
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.errors import DataError
-from fedsvd.kept import silo_losses
+from fedsvd.lora import peft_model
 from fedsvd.privacy.dp_sgd import Losses
 from fedsvd.privacy.membership import Roc, lira_scores, logit_confidence, roc
 from fedsvd.privacy.plan import whole_run
-from fedsvd.workspace.data import load_silo
-from fedsvd.workspace.model import load_model
+from fedsvd.runtime.data import load_silo
+from fedsvd.runtime.losses import silo_losses
+from fedsvd.runtime.model import load_model
 
 _LEAST_EXAMPLES = 4
 
@@ -94,7 +94,7 @@ def _losses_after_training(config: Config, settings: AuditConfig, losses: Losses
     mechanism = one_round(config, whole_run(config, len(chosen)), settings.sabotage)
     adapter = federate(config, [Participant(settings.partition_id, of_chosen, len(chosen), mechanism)])
     model = load_model(config)
-    lora.write(model, adapter)
+    peft_model.write(model, adapter)
     model.eval()
     size = config.train.eval_batch_size
     with torch.no_grad():

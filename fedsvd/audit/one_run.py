@@ -9,20 +9,20 @@ import numpy as np
 from torch import Tensor
 
 from fedsvd.audit.mechanism import CANARY_NORM, one_round
-from fedsvd.audit.rounds import Observer, Participant, federate
+from fedsvd.audit.simulated_rounds import Observer, Participant, federate
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.errors import RunError
-from fedsvd.kept import silo_losses
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend, epsilon
-from fedsvd.privacy.audit import Bound, audit_scores, largest_bound, plan_guesses
+from fedsvd.privacy.audit_bound import Bound, audit_scores, largest_bound, plan_guesses
 from fedsvd.privacy.canaries import DiracCanaries, draw_canaries
 from fedsvd.privacy.membership import Roc, roc
 from fedsvd.privacy.plan import whole_run
-from fedsvd.training import learning_rate
-from fedsvd.workspace.data import load_silo
-from fedsvd.workspace.model import initial_adapter, trained_parts
+from fedsvd.runtime.data import load_silo
+from fedsvd.runtime.losses import silo_losses
+from fedsvd.runtime.model import initial_adapter, trained_parts
+from fedsvd.training.loop import learning_rate
 
 # The guesses are planned for three worlds: the noise is what is claimed, or too little, or hardly any.
 _WORLDS = (1.0, 0.3, 0.05)

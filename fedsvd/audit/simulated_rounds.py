@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedsvd import lora
-from fedsvd.adapter import Adapter
-from fedsvd.aggregate import Reply, flat
 from fedsvd.config import Config
+from fedsvd.lora import peft_model
+from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import State, build_method
+from fedsvd.methods.aggregate import Reply, flat
 from fedsvd.privacy.canaries import Canaries
 from fedsvd.privacy.dp_sgd import DPSGD, Losses
-from fedsvd.private_round import train_privately
-from fedsvd.workspace.model import initial_adapter, load_model, resolve_device, trained_parts
+from fedsvd.runtime.model import initial_adapter, load_model, resolve_device, trained_parts
+from fedsvd.runtime.private_round import train_privately
 
 # Told of a round's number, and of what the attacked client's trained parameters moved by in it.
 Observer = Callable[[int, Sequence[Tensor]], None]
@@ -50,7 +50,7 @@ def federate(config: Config, participants: Sequence[Participant]) -> Adapter:
         participants: At least one.
 
     Raises:
-        PrivacyError: As `fedsvd.private_round.train_privately`.
+        PrivacyError: As `fedsvd.runtime.private_round.train_privately`.
     """
     method = build_method(config.method)
     adapter = initial_adapter(config, method).to(resolve_device(config.device))
@@ -60,11 +60,11 @@ def federate(config: Config, participants: Sequence[Participant]) -> Adapter:
         parts = trained_parts(method, config, server_round)
         replies = []
         for client in participants:
-            lora.write(model, adapter)
+            peft_model.write(model, adapter)
             train_privately(
                 config, server_round, parts, client.losses, client.num_examples, client.mechanism, client.canaries
             )
-            after = lora.read(model)
+            after = peft_model.read(model)
             if client.observer:
                 pairs = zip(flat(after, parts), flat(adapter, parts), strict=True)
                 client.observer(server_round, [new - old for new, old in pairs])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedsvd.compose import compose_audit
+from fedsvd.config.compose import compose_audit
 from fedsvd.errors import AuditError, ConfigError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedsvd.compose import compose_compare
+from fedsvd.config.compose import compose_compare
 from fedsvd.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsvd.commands.arguments import Arguments
-from fedsvd.compose import compose
+from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError
 
 _USAGE = "fedsvd evaluate RUN_FOLDER [data=… data.KEY=VALUE …] [--all] [--json] [--device DEVICE]"
@@ -36,9 +36,9 @@ def run(words: Sequence[str]) -> None:
     given = parser.parse_intermixed_args(list(words))
     _check_words(given.overrides)
     # Imported late: it loads torch and transformers, which a wrong word should not have to wait for.
-    from fedsvd.finished import load_finished, read_run
     from fedsvd.launch import earlier_overrides
-    from fedsvd.measure import load_rows, measure
+    from fedsvd.trained.evaluation import load_rows, measure
+    from fedsvd.trained.run import load_finished, read_run
 
     finished = read_run(Path(given.folder))
     config = compose([*earlier_overrides(Path(given.folder)), *given.overrides]) if given.overrides else finished.config

@@ -26,8 +26,8 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("--merge", action="store_true")
     given = parser.parse_args(list(words))
     # Imported late: it loads torch and transformers, which a wrong word should not have to wait for.
-    from fedsvd.export import export
-    from fedsvd.finished import read_run
+    from fedsvd.trained.export import export
+    from fedsvd.trained.run import read_run
 
     export(read_run(Path(given.folder)), Path(given.to), merge=given.merge)
     what = "the merged model" if given.merge else "the adapter"

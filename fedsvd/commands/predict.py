@@ -29,7 +29,7 @@ def run(words: Sequence[str]) -> None:
     """
     given = _parsed(words)
     # Imported late: it loads torch and transformers, which a wrong word should not have to wait for.
-    from fedsvd.finished import load_finished, predict, read_run
+    from fedsvd.trained.run import load_finished, predict, read_run
 
     finished = read_run(Path(given.folder))
     texts, pairs = _texts(given, finished.config.data.text_pair_column is not None)
@@ -66,7 +66,7 @@ def _parsed(words: Sequence[str]) -> Any:
 def _texts(given: Any, of_pairs: bool) -> tuple[list[str], list[str] | None]:
     """Return texts and, for a model of pairs, their second texts."""
     if given.file:
-        from fedsvd.data.lines import read_texts
+        from fedsvd.data.text_files import read_texts
 
         texts, pairs = read_texts(Path(given.file))
     else:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedsvd.compose import compose
 from fedsvd.config import Config
+from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError, LedgerError
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger import Entry, Ledger
 from fedsvd.privacy.plan import configured_budget, plan_client, plan_warnings
 from fedsvd.report.privacy_tables import RunTotal, charges_table, plan_table, runs_table
-from fedsvd.run_folder import RunFolder, ledger_path
+from fedsvd.runs.folder import RunFolder, ledger_path
 
 _USAGE = "fedsvd privacy plan [KEY=VALUE …], or fedsvd privacy ledger PATH [target_delta=… accountant=…]"
 
@@ -43,7 +43,7 @@ def _plan(words: Sequence[str]) -> None:
         raise ConfigError("privacy = none gives no guarantee to plan; take privacy=dp_sgd or privacy=client_level.")
     # Imported late: it loads torch and transformers, which a wrong key should not have to wait for.
     from fedsvd import data
-    from fedsvd.workspace.data import load_partition
+    from fedsvd.runtime.data import load_partition
 
     numbers = range(config.federation.num_clients)
     parts = [load_partition(config, number) for number in numbers]

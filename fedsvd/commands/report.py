@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fedsvd.errors import ConfigError
 from fedsvd.report.document import write_report
-from fedsvd.report.runs import find_runs
+from fedsvd.report.loaded_runs import find_runs
 from fedsvd.report.sweep_sections import report_sections
 
 _USAGE = "fedsvd report RUN_OR_SWEEP_FOLDER… [--to FOLDER]"

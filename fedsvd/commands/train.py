@@ -12,10 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from fedsvd.compose import check_overrides, conf_dir, from_dictconfig
+from fedsvd.config.compose import check_overrides, conf_dir, from_dictconfig
 from fedsvd.errors import ConfigError, FedSVDError, RunError
+from fedsvd.launch.sweep import plan_sweep, run_one, unfinished
 from fedsvd.report.sweep_progress import SweepReporter
-from fedsvd.sweep import plan_sweep, run_one, unfinished
 
 
 def run(words: Sequence[str]) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from fedsvd.comparison.workers import Job, Workers
-from fedsvd.compose import compose
 from fedsvd.config.compare import CompareConfig
+from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError, RunError
-from fedsvd.run_folder import write_rows
+from fedsvd.runs.folder import write_rows
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from fedsvd.compose import compose
+from fedsvd.config.compose import compose
 from fedsvd.errors import RunError
 
 
@@ -129,8 +129,8 @@ def _end_with(parent: int) -> None:
 def _run_one(words: list[str]) -> dict[str, Any]:
     """Run once in a folder that is thrown away, and return what is kept of it."""
     from fedsvd import launch
-    from fedsvd.run_folder import RunFolder
-    from fedsvd.run_folder import read_rows as read_metrics
+    from fedsvd.runs.folder import RunFolder
+    from fedsvd.runs.folder import read_rows as read_metrics
 
     started = time.perf_counter()
     _make_room(words)
@@ -159,7 +159,7 @@ _AT: list[tuple[Any, ...]] = []
 
 def _make_room(words: list[str]) -> None:
     """Drop what was loaded for another seed, and for another task its texts' states: they would fill the memory."""
-    from fedsvd.kept import forget
+    from fedsvd.runtime.losses import forget
 
     config = compose(words)
     at = ((config.data.name, config.data.domains), config.partition, config.seed)

@@ -1,7 +1,8 @@
 """The schema of the configuration: one frozen dataclass per group, each field with its type and its allowed values.
 
-The values themselves live in ``conf/``; `fedsvd.compose` puts them together. A field's annotation says all that is
-allowed for it alone (`fedsvd.validate` reads it); what must hold between fields is said in ``__post_init__``.
+The values themselves live in ``conf/``; `fedsvd.config.compose` puts them together. A field's annotation says all
+that is allowed for it alone (`fedsvd.config.validate` reads it); what must hold between fields is said in
+``__post_init__``.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from fedsvd.config.aggregation import AggregationConfig, check_aggregation
 from fedsvd.config.federation import FederationConfig
 from fedsvd.config.model import DataConfig, ModelConfig, PartitionConfig
 from fedsvd.config.privacy import PrivacyConfig
-from fedsvd.config.secure import check_secure
+from fedsvd.config.secure_aggregation import check_secure
 from fedsvd.config.tracking import TrackingConfig
 from fedsvd.config.train import TrainConfig
+from fedsvd.config.validate import Matches, Range, check_fields
 from fedsvd.errors import ConfigError
-from fedsvd.validate import Matches, Range, check_fields
 
 __all__ = [
     "AggregationConfig",

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from fedsvd.config.federation import FederationConfig
 from fedsvd.config.privacy import PrivacyConfig
+from fedsvd.config.validate import Range, check_fields
 from fedsvd.errors import ConfigError
-from fedsvd.validate import Range, check_fields
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class AggregationConfig:
 
     Attributes:
         name: ``mean`` (weighted by examples), ``trimmed_mean`` or ``median`` (in each coordinate, each client counted
-            once; see `fedsvd.robust`).
+            once; see `server.robust_mean`).
         trim_share: Share of the clients that ``trimmed_mean`` cuts off at each end, rounded down.
     """
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from fedsvd.config.types import Count, Fraction
+from fedsvd.config.validate import Range, check_fields
 from fedsvd.errors import ConfigError
-from fedsvd.validate import Range, check_fields
 
 Sabotage = Literal["none", "no_noise", "no_clipping"]
 

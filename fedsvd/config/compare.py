@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fedsvd.config.types import Count, Positive
+from fedsvd.config.validate import Range, check_fields
 from fedsvd.errors import ConfigError
-from fedsvd.validate import Range, check_fields
 
 Seed = Annotated[int, Range(0, 2**32, open_high=True)]
 

@@ -1,4 +1,4 @@
-"""From overrides to a `Config`, with errors that a person can act on; this and `fedsvd.overrides` know Hydra."""
+"""From overrides to a `Config`, with errors that a person can act on; this and `fedsvd.config.overrides` know Hydra."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from yaml import YAMLError
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
+from fedsvd.config.overrides import alternatives, check_keys, check_override, keys, missing_extra, parse
+from fedsvd.config.validate import build
 from fedsvd.errors import ConfigError
-from fedsvd.overrides import alternatives, check_keys, check_override, keys, missing_extra, parse
-from fedsvd.validate import build
 
 Settings = TypeVar("Settings", AuditConfig, CompareConfig)
 
@@ -39,7 +39,7 @@ def app_root() -> Path:
     Raises:
         ConfigError: There is no ``conf/config.yaml`` in either.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     # The wheel's first: beside an installed package lie other people's folders, and one may be called conf.
     for root in (package / "_app", package.parent):
         if (root / "conf" / "config.yaml").is_file():

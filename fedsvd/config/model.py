@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from fedsvd.config.types import Count, Fraction, Positive, Share
+from fedsvd.config.validate import Matches, Range, check_fields
 from fedsvd.errors import ConfigError
-from fedsvd.validate import Matches, Range, check_fields
 
 
 @dataclass(frozen=True)

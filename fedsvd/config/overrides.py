@@ -10,8 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 
+from fedsvd.config.validate import did_you_mean, unknown_key
 from fedsvd.errors import ConfigError
-from fedsvd.validate import did_you_mean, unknown_key
 
 # Launchers and sweepers that an extra of the same name brings.
 _EXTRAS = ("joblib", "optuna", "ray", "submitit")

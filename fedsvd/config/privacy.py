@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedsvd.config.types import Fraction, Positive
+from fedsvd.config.validate import check_fields
 from fedsvd.errors import ConfigError
-from fedsvd.validate import check_fields
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PrivacyConfig:
         noise_share: Each client adds its share of the noise, so that the secure sum carries the whole (see
             `fedsvd.privacy.noise_share`); needs ``federation.secure_aggregation``.
         clipping_statistics: Clients also report how many gradients they clipped, and how long they were, under the same
-            guarantee: half a percent more noise pays for it (see `fedsvd.privacy.statistics`).
+            guarantee: half a percent more noise pays for it (see `fedsvd.privacy.clipping_statistics`).
         ledger_dir: Folder of the simulated clients' ledgers, kept from run to run as ``N.sqlite``; null: the run
             folder, where each run starts with nothing spent. A real client's own configuration names its ledger.
         secure_random: Batches and noise from a stream cipher that the operating system keys; false takes torch's

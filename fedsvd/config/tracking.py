@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedsvd.validate import check_fields
+from fedsvd.config.validate import check_fields
 
 
 @dataclass(frozen=True)

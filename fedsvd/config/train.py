@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedsvd.config.types import Count, NonNegative, Positive, Share, WholeNumber
+from fedsvd.config.validate import check_fields
 from fedsvd.errors import ConfigError
-from fedsvd.validate import check_fields
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TrainConfig:
         grad_sample_mode: How per-example gradients are formed: ``fused`` (at the price of plain training), ``hooks``
             (Opacus' own, for any layer it knows), or ``auto``: fused where the model allows it.
         server_optimizer: What the server makes of the clients' mean update: ``none`` (takes it), ``momentum`` or
-            ``adam``; see `fedsvd.server_optimizer`.
+            ``adam``; see `server.server_optimizer`.
         server_learning_rate: Its step size.
         server_momentum: Its β.
         server_beta2: β₂ of ``adam``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fedsvd.validate import Range
+from fedsvd.config.validate import Range
 
 Count = Annotated[int, Range(1)]
 WholeNumber = Annotated[int, Range(0)]

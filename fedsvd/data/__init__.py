@@ -2,8 +2,8 @@
 
 from fedsvd.data.batches import by_length, collate, encode, eval_batches, tokenize
 from fedsvd.data.instructions import instructions, packed, prompt_ids, tokenize_instructions
+from fedsvd.data.loaders import load
 from fedsvd.data.partition import fingerprint, partition
-from fedsvd.data.sources import load
 
 __all__ = [
     "by_length",

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from datasets import DatasetDict
 
 from fedsvd.config import DataConfig
-from fedsvd.data.external import FILE_FORMATS, Columns, load_files, load_hub
-from fedsvd.data.own import empty, load_own
-from fedsvd.data.ratings import load_movie_reviews, load_sentiment_domains
+from fedsvd.data.node_data import empty, load_own
+from fedsvd.data.sentiment import load_movie_reviews, load_sentiment_domains
 from fedsvd.data.split import hold_out, limited
 from fedsvd.data.topics import load_bbc_news, load_newsgroups, load_reuters_r8
+from fedsvd.data.user_data import FILE_FORMATS, Columns, load_files, load_hub
 from fedsvd.errors import ConfigError
 
 

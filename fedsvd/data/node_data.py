@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Value
 
-from fedsvd.data.external import Columns, read_file
+from fedsvd.data.user_data import Columns, read_file
 from fedsvd.errors import DataError, SiloError
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from fedsvd.compose import app_root
+from fedsvd.config.compose import app_root
 from fedsvd.doctor.finding import Finding
 
 _LITTLE_SPACE = 2 * 2**30

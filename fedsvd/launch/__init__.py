@@ -17,17 +17,17 @@ from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedsvd.compose import app_root, compose
 from fedsvd.config import Config
+from fedsvd.config.compose import app_root, compose
 from fedsvd.errors import ConfigError, RunError
-from fedsvd.launch.local import run_local
+from fedsvd.launch.in_process import run_local
 from fedsvd.launch.remote import run_remote
 from fedsvd.launch.simulation import run_simulation
 from fedsvd.methods import build_method, check_method
 from fedsvd.privacy.accounting import check_delta
-from fedsvd.run_folder import RunFolder, read_rows, write_json
+from fedsvd.runs.folder import RunFolder, read_rows, write_json
+from fedsvd.runtime.model import resolve_device
 from fedsvd.tracking import check_tracking
-from fedsvd.workspace.model import resolve_device
 
 
 def check(config: Config) -> None:
@@ -127,7 +127,7 @@ def examine_node(node_config: str, overrides: Sequence[str]) -> list[str]:
     Raises:
         FedSVDError: They do not fit, and why.
     """
-    found: list[str] = _module("client.examination").examine(node_config, compose(overrides))
+    found: list[str] = _module("client.node_check").examine(node_config, compose(overrides))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from fedsvd.compose import app_root
+from fedsvd.config.compose import app_root
 
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "_app", "*.j2")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from fedsvd.config import FederationConfig
 from fedsvd.errors import RunError
-from fedsvd.launch.bundle import stage_app
+from fedsvd.launch.app_bundle import stage_app
 
 _NAME = "fedsvd"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

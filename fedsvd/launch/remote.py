@@ -16,8 +16,8 @@ from rich.console import Console
 
 from fedsvd.config import FederationConfig
 from fedsvd.errors import ConfigError, RunError
-from fedsvd.launch.flower import Connection, connect, plain
-from fedsvd.run_folder import RunFolder, write_json, write_text
+from fedsvd.launch.flower_cli import Connection, connect, plain
+from fedsvd.runs.folder import RunFolder, write_json, write_text
 
 # What concerns the way to the SuperLink, and neither the server nor the nodes.
 _OURS = tuple(f"federation.{key}=" for key in ("superlink", "root_certificates", "connection", "server_runs", "fetch"))

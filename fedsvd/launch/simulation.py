@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsvd.config import FederationConfig
 from fedsvd.errors import RunError
-from fedsvd.launch.grid import ForwardingGrid
+from fedsvd.launch.forwarding_grid import ForwardingGrid
 
 
 class _ConfiguredServerApp(ServerApp):

@@ -13,10 +13,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from fedsvd.compose import check_overrides, compose, hydra_settings, swept
+from fedsvd.config.compose import check_overrides, compose, hydra_settings, swept
 from fedsvd.errors import ConfigError, FedSVDError
-from fedsvd.run_folder import RunFolder, read_json, read_rows, write_json
-from fedsvd.run_record import FAILED, FINISHED
+from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_json
+from fedsvd.runs.record import FAILED, FINISHED
 
 # What a sweep's folder remembers, so that it can go on without being told again.
 _WORDS = "sweep.json"

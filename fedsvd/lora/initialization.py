@@ -9,9 +9,9 @@ import scipy.fft
 import torch
 from torch import Tensor
 
-from fedsvd.adapter import Adapter
 from fedsvd.errors import ConfigError
-from fedsvd.refactorize import orthonormal_rows
+from fedsvd.lora.adapter import Adapter
+from fedsvd.lora.refactorize import orthonormal_rows
 
 A_INITIALISATIONS = ("kaiming", "orthonormal", "weight_svd", "dct")
 B_INITIALISATIONS = ("kaiming", "orthonormal", "weight_svd", "zeros")

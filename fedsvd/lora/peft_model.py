@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fedsvd.adapter import Adapter, Part, as_plain_lora
 from fedsvd.errors import ModelError
-from fedsvd.lora_site import PEFT_NAME, CoreThenB, LoraSite, base_weight, describe_site
-from fedsvd.targets import head_layers, linear_names, target_names
+from fedsvd.lora.adapter import Adapter, Part, as_plain_lora
+from fedsvd.lora.site import PEFT_NAME, CoreThenB, LoraSite, base_weight, describe_site
+from fedsvd.lora.target_modules import head_layers, linear_names, target_names
 
 _PEFT_PREFIX = "base_model.model."
 _TASKS = {"sequence_classification": peft.TaskType.SEQ_CLS, "causal_lm": peft.TaskType.CAUSAL_LM}
@@ -49,7 +49,7 @@ def attach(
         rank: Inner dimension r of every site.
         lora_alpha: Scale numerator: a site's update is ``lora_alpha / rank · B A``.
         target_modules: Names (or name endings) of the linear layers to adapt, ``auto`` or ``all-linear``; see
-            `fedsvd.targets.target_names`.
+            `fedsvd.lora.target_modules.target_names`.
         task: ``sequence_classification`` or ``causal_lm``.
         lora_layers: ``all``, or ``top_K`` for the K layers nearest the output.
         lora_dropout: Dropout on the input of A.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedsvd.adapter import Adapter
+from fedsvd.lora.adapter import Adapter
 
 Sites = Mapping[str, Tensor]
 

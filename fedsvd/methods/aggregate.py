@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsvd.adapter import PARTS, Adapter, Part
 from fedsvd.errors import RunError
-from fedsvd.refactorize import refactorize
+from fedsvd.lora.adapter import PARTS, Adapter, Part
+from fedsvd.lora.refactorize import refactorize
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsvd.adapter import Adapter, Factor
-from fedsvd.aggregate import Replies, average, ordered, weights
+from fedsvd.lora.adapter import Adapter, Factor
+from fedsvd.lora.stacked import merge, stack
+from fedsvd.methods.aggregate import Replies, average, ordered, weights
 from fedsvd.methods.method import State, Step, Traits
 from fedsvd.methods.options import check_initialisation
-from fedsvd.stacked import merge, stack
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsvd.adapter import Adapter, Factor
-from fedsvd.aggregate import Replies, average, mean_noise_std, refactorize_sites
 from fedsvd.errors import ConfigError
+from fedsvd.lora.adapter import Adapter, Factor
+from fedsvd.lora.shrinkage import shrink_columns
+from fedsvd.methods.aggregate import Replies, average, mean_noise_std, refactorize_sites
 from fedsvd.methods.method import State, Step, Traits
 from fedsvd.methods.options import check_choice, check_initialisation, check_whole
-from fedsvd.shrinkage import shrink_columns
 
 SHRINKAGES = ("none", "optimal")
 
@@ -32,8 +32,8 @@ class FedSVD:
             factor moves at a time and the other is orthonormal, so means stay exact, noise is never multiplied, and
             both spaces adapt.
         shrinkage: ``optimal`` hands out B with its singular values shrunk by what differential privacy's noise, whose
-            size is known, has added to them (see `fedsvd.shrinkage`). The sum of all updates itself is kept as it is:
-            what is shrunk once is not shrunk again in the next round.
+            size is known, has added to them (see `fedsvd.lora.shrinkage`). The sum of all updates itself is kept as it
+            is: what is shrunk once is not shrunk again in the next round.
         init_a: How A starts.
         init_b: How B starts.
     """

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsvd.adapter import Adapter, Factor
-from fedsvd.aggregate import Replies, average
+from fedsvd.lora.adapter import Adapter, Factor
+from fedsvd.methods.aggregate import Replies, average
 from fedsvd.methods.method import State, Step, Traits
 from fedsvd.methods.options import check_initialisation
 

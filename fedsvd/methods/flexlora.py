@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedsvd.adapter import Adapter, Factor, Part
-from fedsvd.aggregate import Replies, average, ordered, weights
+from fedsvd.lora.adapter import Adapter, Factor, Part
+from fedsvd.lora.stacked import stack, truncated_svd
+from fedsvd.methods.aggregate import Replies, average, ordered, weights
 from fedsvd.methods.method import State, Step, Traits
 from fedsvd.methods.options import check_initialisation
-from fedsvd.stacked import stack, truncated_svd
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fedsvd.adapter import Adapter, Factor, Part
-from fedsvd.aggregate import Replies
+from fedsvd.lora.adapter import Adapter, Factor, Part
+from fedsvd.methods.aggregate import Replies
 
 # What a method itself remembers from round to round, as named tensors; checkpoints keep it.
 State = Mapping[str, Mapping[str, Tensor]]
@@ -53,11 +53,11 @@ class Method(Protocol):
 
     @property
     def init_a(self) -> str:
-        """How A starts: one of `fedsvd.initialisation.A_INITIALISATIONS`."""
+        """How A starts: one of `fedsvd.lora.initialization.A_INITIALISATIONS`."""
 
     @property
     def init_b(self) -> str:
-        """How B starts: one of `fedsvd.initialisation.B_INITIALISATIONS`."""
+        """How B starts: one of `fedsvd.lora.initialization.B_INITIALISATIONS`."""
 
     @property
     def traits(self) -> Traits:

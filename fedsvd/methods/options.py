@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedsvd.errors import ConfigError
-from fedsvd.initialisation import A_INITIALISATIONS, B_INITIALISATIONS
+from fedsvd.lora.initialization import A_INITIALISATIONS, B_INITIALISATIONS
 
 
 def check_initialisation(init_a: str, init_b: str) -> None:

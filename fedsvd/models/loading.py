@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from fedsvd.config import ModelConfig
-from fedsvd.embedded import model_folder, quiet_transformers
 from fedsvd.errors import ModelError
+from fedsvd.models.embedded import model_folder, quiet_transformers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -67,7 +67,7 @@ def load_classifier(
     Every dropout probability of the configuration is set to 0, also where the checkpoint has others.
 
     Args:
-        source: See `fedsvd.embedded.model_folder`.
+        source: See `fedsvd.models.embedded.model_folder`.
         num_labels: Classes of the task.
         seed: Of the parameters that the checkpoint does not hold.
         attn_implementation: ``sdpa`` or ``eager``, as transformers has it.

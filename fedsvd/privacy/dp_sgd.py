@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fedsvd.errors import PrivacyError
 from fedsvd.privacy.canaries import Canaries
+from fedsvd.privacy.clipping_statistics import GRADIENT_SHARE, ClippingMeter, ClippingStatistics
 from fedsvd.privacy.randomness import Randomness
-from fedsvd.privacy.statistics import GRADIENT_SHARE, ClippingMeter, ClippingStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ class DPSGD:
         steps: Optimiser steps, each with noise.
         expected_batch_size: What the noised sum is divided by; None: ``sample_rate · num_examples``.
         physical_batch_size: Examples whose gradients are held at once; changes no result.
-        statistics: Also measure how many gradients are clipped; see `fedsvd.privacy.statistics` for what pays for it.
+        statistics: Also measure how many gradients are clipped; see
+            `fedsvd.privacy.clipping_statistics` for what pays for it.
     """
 
     noise_multiplier: float

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fedsvd.errors import BudgetExceededError, LedgerError, ReplayedMessageError
-from fedsvd.privacy import ledger_file, ledger_schema
+from fedsvd.privacy import ledger_schema, ledger_storage
 from fedsvd.privacy.accounting import Spend, epsilon
 
 
@@ -74,7 +74,7 @@ class Ledger:
             LedgerError: The file is damaged, is no ledger, keeps the account of other data, was written by a newer
                 version, may be written by everybody, or cannot be read and written.
         """
-        return cls(path, ledger_file.connect(path, fingerprint))
+        return cls(path, ledger_storage.connect(path, fingerprint))
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
@@ -83,7 +83,7 @@ class Ledger:
         Raises:
             LedgerError: There is none, or it is damaged or no ledger.
         """
-        return cls(path, ledger_file.connect_to_read(path))
+        return cls(path, ledger_storage.connect_to_read(path))
 
     def __enter__(self) -> Ledger:
         return self
@@ -112,7 +112,7 @@ class Ledger:
             BudgetExceededError: The run or the whole history would exceed the budget; nothing was charged.
             LedgerError: The ledger is damaged or cannot be written.
         """
-        with ledger_file.transaction(self._connection, self._path):
+        with ledger_storage.transaction(self._connection, self._path):
             entries = self.entries()
             for entry in entries:
                 if entry.message_id == message_id:
@@ -136,7 +136,7 @@ class Ledger:
             LedgerError: The account was opened for another mechanism, or the ledger is damaged or cannot be written.
         """
         message_id = f"whole run {account}"
-        with ledger_file.transaction(self._connection, self._path):
+        with ledger_storage.transaction(self._connection, self._path):
             entries = self.entries()
             known = {entry.message_id: entry.spend for entry in entries}.get(message_id)
             if known == spend:
@@ -153,7 +153,7 @@ class Ledger:
         Raises:
             LedgerError: The message was never charged, its result was handed on before, or the ledger is damaged.
         """
-        with ledger_file.transaction(self._connection, self._path):
+        with ledger_storage.transaction(self._connection, self._path):
             charged = {entry.message_id: entry for entry in self.entries()}.get(message_id)
             if charged is None:
                 raise LedgerError(f"message {message_id} was never charged; its result must not leave.")
@@ -167,7 +167,7 @@ class Ledger:
 
     def entries(self) -> list[Entry]:
         """Return every charge, oldest first."""
-        with ledger_file.explained(self._path):
+        with ledger_storage.explained(self._path):
             rows = self._connection.execute(
                 f"SELECT {ledger_schema.SPEND_COLUMNS}, released_at "  # noqa: S608
                 "FROM spend LEFT JOIN release ON spend_id = spend.id ORDER BY spend.id"

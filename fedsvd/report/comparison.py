@@ -14,7 +14,7 @@ from scipy import stats
 
 from fedsvd.config.compare import CompareConfig
 from fedsvd.report.plots import PALETTE
-from fedsvd.run_folder import write_text
+from fedsvd.runs.folder import write_text
 
 Rows = Sequence[Mapping[str, Any]]
 _MARKERS = "osD^v<>PX*ph"

@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 from matplotlib.figure import Figure
 
-from fedsvd.run_folder import write_text
+from fedsvd.runs.folder import write_text
 
 
 @dataclass(frozen=True)

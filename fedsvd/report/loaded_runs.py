@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsvd.compose import as_dict, compose, read_yaml
+from fedsvd.config.compose import as_dict, compose, read_yaml
 from fedsvd.errors import RunError
-from fedsvd.run_folder import RunFolder, read_json, read_rows
+from fedsvd.runs.folder import RunFolder, read_json, read_rows
 
 # Where a run lies says nothing about what it is.
 _PLACES = ("run_dir", "resume")

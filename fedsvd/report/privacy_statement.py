@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsvd.report.document import Block, Bullets, Grid, Paragraph, Section, block_to_markdown
-from fedsvd.report.runs import Run, read_run
+from fedsvd.report.loaded_runs import Run, read_run
 from fedsvd.report.tables import rounded_up
 
 TITLE = "Privacy statement"

@@ -7,10 +7,10 @@ from typing import Any
 
 from fedsvd.report.diagnostics_plot import diagnostics_figure
 from fedsvd.report.document import Block, Grid, Paragraph, Section, drawing
+from fedsvd.report.loaded_runs import Run, changed_keys
 from fedsvd.report.plots import accuracy_figure, partitions_figure
+from fedsvd.report.privacy_statement import statement
 from fedsvd.report.run_plots import costs_figure, spends_figure
-from fedsvd.report.runs import Run, changed_keys
-from fedsvd.report.statement import statement
 from fedsvd.report.tables import PHASES, rounded_up
 
 # Long runs: the plots hold every round, a table as many as a page does.

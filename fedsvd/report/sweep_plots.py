@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from fedsvd.report.comparison import mean_and_error
+from fedsvd.report.loaded_runs import Run
 from fedsvd.report.plots import INKS, MARKERS
 from fedsvd.report.run_plots import new_figure, tidy
-from fedsvd.report.runs import Run
 
 # From a label to the accuracies at each budget; infinity is no privacy.
 Cells = Mapping[str, Mapping[float, Sequence[float]]]

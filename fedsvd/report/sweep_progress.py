@@ -15,10 +15,10 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fedsvd.compose import read_yaml
+from fedsvd.config.compose import read_yaml
 from fedsvd.errors import ConfigError
 from fedsvd.report.tables import rounded_up
-from fedsvd.run_folder import RunFolder, read_json, read_rows
+from fedsvd.runs.folder import RunFolder, read_json, read_rows
 
 _OVER = ("finished", "failed")
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from fedsvd.report.comparison import mean_and_error
 from fedsvd.report.document import Block, Grid, Paragraph, Section, drawing
+from fedsvd.report.loaded_runs import Run, changed_keys, varied_keys
+from fedsvd.report.privacy_statement import TITLE, composed, statement
 from fedsvd.report.run_sections import factors, provenance, run_sections, spends, text, who_holds_what
-from fedsvd.report.runs import Run, changed_keys, varied_keys
-from fedsvd.report.statement import TITLE, composed, statement
 from fedsvd.report.sweep_plots import budget_of, budget_text, over_epsilon_figure, over_rounds_figure, search_figure
 from fedsvd.report.tables import rounded_up
 

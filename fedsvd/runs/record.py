@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fedsvd import __version__
-from fedsvd.run_folder import RunFolder, read_json, write_json
+from fedsvd.runs.folder import RunFolder, read_json, write_json
 
 PACKAGES = ("flwr", "torch", "transformers", "peft", "opacus", "datasets", "hydra-core", "numpy")
 FINISHED, FAILED, RUNNING = "finished", "failed", "running"

@@ -8,9 +8,10 @@ from functools import lru_cache
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from fedsvd import data, models
+from fedsvd import data
 from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig
-from fedsvd.training import Batch
+from fedsvd.models import loading
+from fedsvd.training.loop import Batch
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def forget_data() -> None:
 
 @lru_cache(maxsize=2)
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    return models.load_tokenizer(source)
+    return loading.load_tokenizer(source)
 
 
 @lru_cache(maxsize=2)

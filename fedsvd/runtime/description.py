@@ -7,7 +7,7 @@ from typing import Any
 from fedsvd import data
 from fedsvd.config import Config
 from fedsvd.methods import build_method
-from fedsvd.workspace.data import load_held_out, load_partition, partition_counts
+from fedsvd.runtime.data import load_held_out, load_partition, partition_counts
 
 
 def run_facts(config: Config) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from fedsvd import data
 from fedsvd.config import Config, ModelConfig
-from fedsvd.prefix import MemoryBudget, PrefixCache, Store
-from fedsvd.training import example_losses, inputs, to_device
-from fedsvd.workspace.data import Silo, forget_data, load_tokenizer
-from fedsvd.workspace.model import forget_models, load_model, resolve_device
+from fedsvd.runtime.data import Silo, forget_data, load_tokenizer
+from fedsvd.runtime.model import forget_models, load_model, resolve_device
+from fedsvd.training.loop import example_losses, inputs, to_device
+from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, Store
 
 # What decides the frozen lower layers, what they read and what reads their output: source, adapted layers and modules,
 # attention, type, task, chat template.

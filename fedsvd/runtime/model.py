@@ -8,15 +8,16 @@ from functools import lru_cache
 import peft
 import torch
 
-from fedsvd import lora, models
-from fedsvd.adapter import Adapter, Part
 from fedsvd.config import Config, ModelConfig
 from fedsvd.errors import ConfigError
-from fedsvd.generation import samples
-from fedsvd.initialisation import initialise
+from fedsvd.lora import peft_model
+from fedsvd.lora.adapter import Adapter, Part
+from fedsvd.lora.initialization import initialise
 from fedsvd.methods import Method, build_method
-from fedsvd.readout import read_first_token_alone
-from fedsvd.workspace.data import class_names, load_held_out, load_tokenizer
+from fedsvd.models import loading
+from fedsvd.models.first_token import read_first_token_alone
+from fedsvd.runtime.data import class_names, load_held_out, load_tokenizer
+from fedsvd.training.generation import samples
 
 _NUM_SAMPLES = 5
 
@@ -86,8 +87,8 @@ def forget_models() -> None:
 # Clients of different ranks have a model each, where they share a process.
 @lru_cache(maxsize=4)
 def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, core: bool) -> peft.PeftModel:
-    loaded, head_modules = models.load_base(config, num_labels, seed)
-    adapted = lora.attach(
+    loaded, head_modules = loading.load_base(config, num_labels, seed)
+    adapted = peft_model.attach(
         loaded,
         rank=config.rank,
         lora_alpha=config.lora_alpha,
@@ -99,18 +100,18 @@ def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, co
         core=core,
     )
     if config.gradient_checkpointing:
-        models.checkpoint_activations(loaded)
+        loading.checkpoint_activations(loaded)
     read_first_token_alone(adapted)
     return adapted.to(device)
 
 
 @lru_cache(maxsize=4)
 def _initial_adapter(model: peft.PeftModel, config: ModelConfig, seed: int, init_a: str, init_b: str) -> Adapter:
-    weights = lora.frozen_weights(model)
+    weights = peft_model.frozen_weights(model)
     return initialise(_shapes(model, config, seed), init_a=init_a, init_b=init_b, seed=seed, weights=weights)
 
 
 # The model is shared and written to: what it held when it was loaded (the head as drawn) is kept beside it.
 @lru_cache(maxsize=4)
 def _shapes(model: peft.PeftModel, config: ModelConfig, seed: int) -> Adapter:
-    return lora.read(model)
+    return peft_model.read(model)

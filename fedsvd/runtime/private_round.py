@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from fedsvd import lora
-from fedsvd.adapter import Part
 from fedsvd.config import Config
-from fedsvd.fused import choose
+from fedsvd.lora import peft_model
+from fedsvd.lora.adapter import Part
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.canaries import Canaries
+from fedsvd.privacy.clipping_statistics import ClippingStatistics
 from fedsvd.privacy.dp_sgd import DPSGD, Losses, train_dp_sgd
 from fedsvd.privacy.noise_share import share_of
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
-from fedsvd.privacy.statistics import ClippingStatistics
-from fedsvd.training import make_optimizer
-from fedsvd.workspace.model import load_model
+from fedsvd.runtime.model import load_model
+from fedsvd.training.loop import make_optimizer
+from fedsvd.training.per_example_gradients import choose
 
 
 def round_mechanism(config: Config, spend: Spend) -> DPSGD:
@@ -68,7 +68,7 @@ def train_privately(
         PrivacyError: As `fedsvd.privacy.dp_sgd.train_dp_sgd`.
     """
     model = load_model(config)
-    trained = lora.set_trainable(model, parts)
+    trained = peft_model.set_trainable(model, parts)
     return train_dp_sgd(
         model,
         make_optimizer(trained, config.train, server_round),

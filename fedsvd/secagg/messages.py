@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedsvd import payload
 from fedsvd.errors import PayloadError
+from fedsvd.wire import payload
 
 RECORD = "secure"
 MASKED = "masked"

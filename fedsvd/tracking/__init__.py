@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from fedsvd.config import Config
 from fedsvd.config.tracking import TrackingConfig
 from fedsvd.errors import ConfigError
-from fedsvd.run_folder import RunFolder
+from fedsvd.runs.folder import RunFolder
 
 Track = Callable[[Mapping[str, Any]], None]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 
-from fedsvd.compose import as_dict
 from fedsvd.config import Config
-from fedsvd.run_folder import RunFolder, read_json, write_json
+from fedsvd.config.compose import as_dict
+from fedsvd.runs.folder import RunFolder, read_json, write_json
 
 # MLflow's own limits.
 _LONGEST_VALUE, _MOST_PARAMS = 500, 100

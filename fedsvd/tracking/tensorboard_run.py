@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch.utils.tensorboard import SummaryWriter
 
-from fedsvd.compose import to_yaml
 from fedsvd.config import Config
-from fedsvd.run_folder import RunFolder, read_rows
+from fedsvd.config.compose import to_yaml
+from fedsvd.runs.folder import RunFolder, read_rows
 
 
 class TensorBoardRun:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import wandb
 
-from fedsvd.compose import as_dict
 from fedsvd.config import Config
-from fedsvd.run_folder import RunFolder, read_json, write_json
+from fedsvd.config.compose import as_dict
+from fedsvd.runs.folder import RunFolder, read_json, write_json
 
 
 class WandbRun:

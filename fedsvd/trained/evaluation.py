@@ -13,8 +13,8 @@ from torch.nn import functional
 from fedsvd import data
 from fedsvd.config import Config
 from fedsvd.errors import DataError
-from fedsvd.finished import FinishedModel, class_logits
-from fedsvd.training import evaluate
+from fedsvd.trained.run import FinishedModel, class_logits
+from fedsvd.training.loop import evaluate
 
 
 @dataclass(frozen=True)

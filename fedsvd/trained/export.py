@@ -10,11 +10,11 @@ from typing import Any
 import peft
 from transformers import AutoConfig, PreTrainedModel
 
-from fedsvd import models
-from fedsvd.embedded import model_folder, quiet_transformers
 from fedsvd.errors import ConfigError
-from fedsvd.finished import FinishedRun, load_base
-from fedsvd.model_card import model_card
+from fedsvd.models import loading
+from fedsvd.models.embedded import model_folder, quiet_transformers
+from fedsvd.trained.model_card import model_card
+from fedsvd.trained.run import FinishedRun, load_base
 
 
 def export(run: FinishedRun, to: Path, *, merge: bool) -> None:
@@ -39,7 +39,7 @@ def export(run: FinishedRun, to: Path, *, merge: bool) -> None:
                 _merged(run).save_pretrained(temporary)
         else:
             shutil.copytree(run.folder.adapter, temporary, dirs_exist_ok=True)
-        models.load_tokenizer(run.config.model.source).save_pretrained(temporary)
+        loading.load_tokenizer(run.config.model.source).save_pretrained(temporary)
         (temporary / "README.md").write_text(model_card(run, merged=merge), encoding="utf-8")
         temporary.chmod(0o755)
         if to.exists():
@@ -53,7 +53,7 @@ def _merged(run: FinishedRun) -> PreTrainedModel:
     # Added up in float32, and rounded once.
     adapted = peft.PeftModel.from_pretrained(load_base(run, "float32"), str(run.folder.adapter))
     model: Any = adapted.merge_and_unload()
-    model.to(models.DTYPES[run.config.model.dtype])
+    model.to(loading.DTYPES[run.config.model.dtype])
     if not run.answers:
         model.config.id2label = dict(enumerate(run.classes))
         model.config.label2id = {name: number for number, name in enumerate(run.classes)}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fedsvd import __version__
-from fedsvd.finished import FinishedRun
-from fedsvd.report.statement import statement_markdown
-from fedsvd.run_folder import read_rows
+from fedsvd.report.privacy_statement import statement_markdown
+from fedsvd.runs.folder import read_rows
+from fedsvd.trained.run import FinishedRun
 
 _PIPELINES = {"sequence_classification": "text-classification", "causal_lm": "text-generation"}
 _AUTO = {"sequence_classification": "SequenceClassification", "causal_lm": "CausalLM"}

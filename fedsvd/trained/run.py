@@ -14,15 +14,16 @@ from datasets import ClassLabel, Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedsvd import data, models
-from fedsvd.compose import read_config
+from fedsvd import data
 from fedsvd.config import Config
+from fedsvd.config.compose import read_config
 from fedsvd.errors import ConfigError, RunError
-from fedsvd.generation import generate
 from fedsvd.methods import build_method
-from fedsvd.run_folder import RunFolder
-from fedsvd.training import inputs, to_device
-from fedsvd.workspace.model import resolve_device
+from fedsvd.models import loading
+from fedsvd.runs.folder import RunFolder
+from fedsvd.runtime.model import resolve_device
+from fedsvd.training.generation import generate
+from fedsvd.training.loop import inputs, to_device
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ def load_base(run: FinishedRun, dtype: str | None = None) -> PreTrainedModel:
     """
     how = {"attn_implementation": "sdpa", "dtype": dtype or run.config.model.dtype}
     if run.answers:
-        return models.load_causal_lm(run.config.model.source, **how).model
+        return loading.load_causal_lm(run.config.model.source, **how).model
     seed, labels = run.config.seed, len(run.classes)
-    return models.load_classifier(run.config.model.source, num_labels=labels, seed=seed, **how).model
+    return loading.load_classifier(run.config.model.source, num_labels=labels, seed=seed, **how).model
 
 
 def load_finished(run: FinishedRun, device: str | None = None) -> FinishedModel:
@@ -114,7 +115,7 @@ def load_finished(run: FinishedRun, device: str | None = None) -> FinishedModel:
     """
     where = resolve_device(device or run.config.device)
     model = peft.PeftModel.from_pretrained(load_base(run), str(run.folder.adapter))
-    return FinishedModel(run, model.to(where).eval(), models.load_tokenizer(run.config.model.source), where)
+    return FinishedModel(run, model.to(where).eval(), loading.load_tokenizer(run.config.model.source), where)
 
 
 def predict(

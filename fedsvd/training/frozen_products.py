@@ -1,4 +1,4 @@
-"""Frozen products that are kept with the states they are made of: see `fedsvd.prefix`."""
+"""Frozen products that are kept with the states they are made of: see `fedsvd.training.prefix_cache`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fedsvd.lora import frozen_weights, lora_sites
+from fedsvd.lora.peft_model import frozen_weights, lora_sites
 
 
 @dataclass(frozen=True)

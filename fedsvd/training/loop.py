@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsvd.causal import read_answers
 from fedsvd.config import TrainConfig
 from fedsvd.errors import RunError
-from fedsvd.prefix import PrefixCache
+from fedsvd.training.causal_lm import read_answers
+from fedsvd.training.prefix_cache import PrefixCache
 
 Batch = dict[str, Tensor]
 

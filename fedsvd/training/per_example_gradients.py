@@ -29,8 +29,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from fedsvd.errors import PrivacyError
-from fedsvd.lora import lora_sites
-from fedsvd.lora_site import LoraSite, base_weight
+from fedsvd.lora.peft_model import lora_sites
+from fedsvd.lora.site import LoraSite, base_weight
 from fedsvd.privacy.dp_sgd import PerExample, opacus_hooks
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsvd.lora import lora_sites
-from fedsvd.products import Reader, answering, listening, loaded_weights
+from fedsvd.lora.peft_model import lora_sites
+from fedsvd.training.frozen_products import Reader, answering, listening, loaded_weights
 
 logger = logging.getLogger(__name__)
 _TOLERANCE = 1e-3

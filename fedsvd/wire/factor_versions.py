@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedsvd.adapter import Part
+from fedsvd.lora.adapter import Part
 
 # Largest deviation, relative to a factor's largest entry, that a rotated origin may have from the factor itself.
 EXACT = 1e-6

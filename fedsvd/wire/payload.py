@@ -16,8 +16,8 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from fedsvd.adapter import PARTS, Adapter, Part
 from fedsvd.errors import PayloadError, RunawayError
+from fedsvd.lora.adapter import PARTS, Adapter, Part
 
 # What NumPy writes before the numbers of one flat array. Matched, not parsed: its own reader evaluates the header as a
 # Python literal, and fails in many ways on a hostile one.

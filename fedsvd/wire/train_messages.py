@@ -1,4 +1,4 @@
-"""What travels between server and clients: the only room that knows message keys; `fedsvd.payload` knows the arrays."""
+"""Messages between server and clients: the only module that knows their keys; `fedsvd.wire.payload` packs arrays."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedsvd.adapter import PARTS, Part
 from fedsvd.errors import PayloadError
+from fedsvd.lora.adapter import PARTS, Part
 
 FACTORS = "factors"
 ROTATION, INDICES = ".rotation", ".indices"
@@ -36,7 +36,7 @@ class TrainTask:
         account: Name of the account that a run under client-level privacy keeps, through all its processes; empty
             elsewhere.
         versions: For A, B and the base, the round after which it was last replaced: tells a client whether what it
-            holds is that. See `fedsvd.travel`.
+            holds is that. See `fedsvd.wire.factor_versions`.
         keep: Which of these the client is to hold for later rounds.
         base_start: Columns of the base that the client is taken to hold; what is sent are those after them.
         evaluate: Whether a client with a model of its own is to measure it, once trained, and report that, too: a
@@ -67,7 +67,7 @@ class ClientReport:
         steps: Noisy steps charged so far; None without privacy.
         train_loss: Mean loss over the local steps; None under privacy, because it is not noised.
         clipped_share: Share of examples whose gradients were clipped, with noise of its own, paid for with the update's
-            (see `fedsvd.privacy.statistics`); None where there is none.
+            (see `fedsvd.privacy.clipping_statistics`); None where there is none.
         mean_grad_norm: Mean clipped length of the gradients, likewise.
         server_round: The round that it answers, so that an answer to another one can be told.
         accuracy: Of the client's own model on the held-out data, which are nobody's private data, as its training left

@@ -17,15 +17,15 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
-from fedsvd import payload, wire
-from fedsvd.adapter import Part
-from fedsvd.compose import compose
+from fedsvd.config.compose import compose
 from fedsvd.data import fingerprint
+from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
-from fedsvd.wire import TrainTask
-from fedsvd.workspace.data import load_partition, load_silo
-from fedsvd.workspace.model import initial_adapter
+from fedsvd.runtime.data import load_partition, load_silo
+from fedsvd.runtime.model import initial_adapter
+from fedsvd.wire import payload, train_messages
+from fedsvd.wire.train_messages import TrainTask
 
 OVERRIDES = ["experiment=smoke", "train.num_rounds=8", "train.local_steps=3", "privacy.accountant=rdp"]
 B: frozenset[Part] = frozenset({"B"})
@@ -40,11 +40,11 @@ def client(folder: Path, names: list[str]) -> None:
     # Until it is killed: what was answered comes again and again.
     for name in itertools.cycle(names):
         task = TrainTask(1 + int(name.partition("-")[2]), B, B)
-        message = Message(wire.train_request(task, factors), 2, MessageType.TRAIN)
+        message = Message(train_messages.train_request(task, factors), 2, MessageType.TRAIN)
         message.metadata.__dict__["_message_id"] = name
         context = Context(7, 2, node_config, RecordDict(), {"overrides": " ".join(OVERRIDES)})
         reply = app(message, context)
-        reason = wire.declined_reason(reply.content)
+        reason = train_messages.declined_reason(reply.content)
         descriptor = os.open(folder / "replies", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(descriptor, f"{json.dumps([name, reason])}\n".encode())
         os.fsync(descriptor)

@@ -9,19 +9,19 @@ import torch
 from flwr.app import RecordDict
 
 import client.local_round
-from client.advice import _advise
+from client.identity import ClientIdentity
 from client.local_round import run_local_round
-from client.state import ClientIdentity
-from fedsvd import payload, wire
-from fedsvd.adapter import Part
+from client.setting_warnings import _advise
 from fedsvd.cli import main
-from fedsvd.compose import compose
 from fedsvd.config import Config
+from fedsvd.config.compose import compose
 from fedsvd.errors import DataError, RunError
+from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
-from fedsvd.workspace.data import load_silo
-from fedsvd.workspace.model import initial_adapter
+from fedsvd.runtime.data import load_silo
+from fedsvd.runtime.model import initial_adapter
+from fedsvd.wire import payload, train_messages
 
 B: frozenset[Part] = frozenset({"B"})
 ALONE = ["federation.num_clients=1", "partition=iid", "partition.min_partition_size=1"]
@@ -30,13 +30,13 @@ ALONE = ["federation.num_clients=1", "partition=iid", "partition.min_partition_s
 def play(config: Config, folder: Path) -> RecordDict:
     start = initial_adapter(config, build_method(config.method))
     identity = ClientIdentity(0, 7, folder / "ledger.sqlite")
-    task, factors = wire.TrainTask(1, B, B, account="a run"), payload.pack(start, B)
+    task, factors = train_messages.TrainTask(1, B, B, account="a run"), payload.pack(start, B)
     return run_local_round(config, identity, task, factors, "message")
 
 
 def sent_b(config: Config, content: RecordDict) -> torch.Tensor:
     start = initial_adapter(config, build_method(config.method))
-    parts = payload.unpack(wire.read_train_reply(content)[1], B, start, torch.device("cpu"))
+    parts = payload.unpack(train_messages.read_train_reply(content)[1], B, start, torch.device("cpu"))
     return torch.cat([tensor.reshape(-1) for tensor in parts["B"].values()])
 
 
@@ -48,7 +48,7 @@ def test_a_client_with_one_example_takes_part(privacy: str, tmp_path: Path) -> N
     content = play(config, tmp_path)
 
     assert torch.isfinite(sent_b(config, content)).all()
-    assert wire.read_train_reply(content)[0].num_examples == 1
+    assert train_messages.read_train_reply(content)[0].num_examples == 1
 
 
 def test_a_client_without_examples_says_so_unpaid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_a_batch_larger_than_the_data_takes_all_of_it_and_is_said_once(
     _advise.cache_clear()
     config = compose(["experiment=smoke", "train.batch_size=1000"])
     with caplog.at_level(logging.WARNING):
-        report, _ = wire.read_train_reply(play(config, tmp_path / "first"))
+        report, _ = train_messages.read_train_reply(play(config, tmp_path / "first"))
         play(config, tmp_path / "second")
 
     assert report.sample_rate == 1.0

@@ -7,19 +7,19 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
+from client.identity import ClientIdentity, client_identity
 from client.local_round import run_local_round
-from client.state import ClientIdentity, client_identity
-from fedsvd import payload, wire
-from fedsvd.adapter import Adapter, Part
-from fedsvd.compose import compose
 from fedsvd.config import Config
+from fedsvd.config.compose import compose
 from fedsvd.errors import BudgetExceededError, PayloadError
-from fedsvd.kept import forget
+from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
-from fedsvd.wire import TrainTask
-from fedsvd.workspace.data import load_silo
-from fedsvd.workspace.model import initial_adapter
+from fedsvd.runtime.data import load_silo
+from fedsvd.runtime.losses import forget
+from fedsvd.runtime.model import initial_adapter
+from fedsvd.wire import payload, train_messages
+from fedsvd.wire.train_messages import TrainTask
 
 B: frozenset[Part] = frozenset({"B"})
 
@@ -51,7 +51,7 @@ def context(**node_config: object) -> Context:
 
 
 def test_only_b_leaves_and_it_is_paid_for(config: Config, identity: ClientIdentity, adapter: Adapter) -> None:
-    report, factors = wire.read_train_reply(ask(config, identity, adapter))
+    report, factors = train_messages.read_train_reply(ask(config, identity, adapter))
 
     assert list(factors) == ["B"]
     assert report.num_examples == len(load_silo(config, 0).examples)
@@ -111,7 +111,7 @@ def test_one_seed_gives_one_start_and_one_order_of_examples_but_never_the_same_n
         reply = ask(config, replace(identity, ledger=tmp_path / f"{number}.sqlite"), start)
         starts.append(start)
         orders.append(load_silo(config, 0).examples["input_ids"][:])
-        sent.append(payload.unpack(wire.read_train_reply(reply)[1], B, start, torch.device("cpu"))["B"])
+        sent.append(payload.unpack(train_messages.read_train_reply(reply)[1], B, start, torch.device("cpu"))["B"])
 
     assert orders[0] == orders[1]
     for name in starts[0].A:
@@ -127,8 +127,8 @@ def test_a_round_starts_from_what_the_server_sent(
 ) -> None:
     open_config = compose(["experiment=smoke", "privacy=none"])
     moved = adapter.with_parts({"B": {name: torch.full_like(b, 0.25) for name, b in adapter.B.items()}})
-    sent = [payload.unpack(wire.read_train_reply(ask(open_config, identity, a))[1], B, a, torch.device("cpu"))["B"]
-            for a in (adapter, moved)]  # fmt: skip
+    replies = [train_messages.read_train_reply(ask(open_config, identity, a))[1] for a in (adapter, moved)]
+    sent = [payload.unpack(r, B, a, torch.device("cpu"))["B"] for r, a in zip(replies, (adapter, moved), strict=True)]
 
     for name in adapter.B:
         assert (sent[0][name] - 0.25).abs().min() > 0.1
@@ -144,7 +144,7 @@ def test_client_level_sends_a_clipped_update_and_pays_for_the_whole_run_once(
         task = TrainTask(server_round, B, B, account="one run, two processes")
         process = replace(identity, run_id=server_round)
         content = run_local_round(config, process, task, payload.pack(adapter, B), f"message-{server_round}")
-        report, factors = wire.read_train_reply(content)
+        report, factors = train_messages.read_train_reply(content)
         sent = payload.unpack(factors, B, adapter, torch.device("cpu"))["B"]
         update = torch.cat([(sent[name] - b).reshape(-1) for name, b in adapter.B.items()])
 

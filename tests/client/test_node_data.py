@@ -11,15 +11,15 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from client.app import app
-from fedsvd import wire
-from fedsvd.compose import compose
+from fedsvd.config.compose import compose
 from fedsvd.data import load
-from fedsvd.data.external import Columns
-from fedsvd.data.own import load_own
+from fedsvd.data.node_data import load_own
+from fedsvd.data.user_data import Columns
 from fedsvd.errors import ConfigError, SiloError
 from fedsvd.launch import check, load_apps
-from fedsvd.launch.local import InProcessGrid
-from fedsvd.run_folder import read_rows
+from fedsvd.launch.in_process import InProcessGrid
+from fedsvd.runs.folder import read_rows
+from fedsvd.wire import train_messages
 
 SECRET = "the patient in room 12"
 ROWS = [{"text": f"{SECRET} is {mood}, case {n}", "label": mood} for n in range(12) for mood in ("well", "ill")]
@@ -55,7 +55,7 @@ def ask(node_config: dict[str, Any], *words: str) -> Message:
     grid = InProcessGrid(app, 1, {"overrides": " ".join([*NODE, "federation.num_clients=1", *words])})
     [context] = grid._contexts.values()
     context.node_config.update(node_config)
-    query = Message(RecordDict(), context.node_id, wire.PARTITION_QUERY, group_id="0")
+    query = Message(RecordDict(), context.node_id, train_messages.PARTITION_QUERY, group_id="0")
     [reply] = grid.send_and_receive([query])
     return reply
 

@@ -9,16 +9,16 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
-from client.limits import NodeLimits, read_limits
-from fedsvd import payload, wire
-from fedsvd.adapter import Part
-from fedsvd.compose import compose
+from client.node_limits import NodeLimits, read_limits
+from fedsvd.config.compose import compose
 from fedsvd.errors import LimitError
+from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Budget, Ledger
-from fedsvd.wire import TrainTask
-from fedsvd.workspace.model import initial_adapter
+from fedsvd.runtime.model import initial_adapter
+from fedsvd.wire import payload, train_messages
+from fedsvd.wire.train_messages import TrainTask
 
 B: frozenset[Part] = frozenset({"B"})
 SMOKE = ["experiment=smoke"]
@@ -37,11 +37,11 @@ def declined(
     config = compose(words)
     factors = payload.pack(initial_adapter(config, build_method(config.method)), B)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 2
-    message = Message(wire.train_request(TrainTask(server_round, B, B), factors), 2, MessageType.TRAIN)
+    message = Message(train_messages.train_request(TrainTask(server_round, B, B), factors), 2, MessageType.TRAIN)
     message.metadata.__dict__["_message_id"] = message_id
     node = {"partition-id": 0, "num-partitions": 2, **node_config}
     context = Context(run_id, 2, node, RecordDict(), {"overrides": " ".join(words)})
-    return wire.declined_reason(app(message, context).content)
+    return train_messages.declined_reason(app(message, context).content)
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from client.limits import read_limits
-from client.own_data import node_view
-from fedsvd.compose import compose
+from client.node_data import node_view
+from client.node_limits import read_limits
 from fedsvd.config import Config
+from fedsvd.config.compose import compose
 from fedsvd.data import load
 from fedsvd.errors import ConfigError, DataError, LimitError
 

@@ -7,17 +7,17 @@ import torch
 from flwr.app import RecordDict
 from safetensors.torch import load_file
 
+from client.identity import ClientIdentity
 from client.local_round import run_local_round
-from client.personal import save_personal, with_personal
-from client.state import ClientIdentity
-from fedsvd import payload, wire
-from fedsvd.adapter import Adapter
+from client.personal_factors import save_personal, with_personal
 from fedsvd.cli import main
-from fedsvd.compose import compose
+from fedsvd.config.compose import compose
 from fedsvd.errors import PayloadError, RunError
+from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
-from fedsvd.run_folder import read_rows
-from fedsvd.workspace.model import initial_adapter
+from fedsvd.runs.folder import read_rows
+from fedsvd.runtime.model import initial_adapter
+from fedsvd.wire import payload, train_messages
 
 WORDS = ["experiment=smoke", "privacy=none", "train.num_rounds=3", "train.learning_rate=5"]
 
@@ -56,7 +56,7 @@ def test_a_server_cannot_ask_for_what_stays_at_home(tmp_path: Path) -> None:
     config = compose([*WORDS, "method=fedsa_lora"])
     start = initial_adapter(config, build_method(config.method))
     parts = frozenset({"A", "B"})
-    task = wire.TrainTask(1, parts, parts)  # type: ignore[arg-type]
+    task = train_messages.TrainTask(1, parts, parts)  # type: ignore[arg-type]
     with pytest.raises(PayloadError, match=r"asks for \['A', 'B'\]; with this method no more than \['A'\] leave"):
         run_local_round(
             config, ClientIdentity(0, 1, tmp_path / "ledger"), task, payload.pack(start, ["A"]), "1", RecordDict()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedsvd import wire
+from fedsvd.wire import train_messages
 
 ROWS, RANK, CLIENTS, ROUNDS = 6, 2, 12, 100
 SIZE = ROWS * RANK
@@ -17,14 +17,14 @@ Fuzz = Callable[[random.Random, RecordDict], RecordDict]
 
 
 def with_factor(content: RecordDict, array: Array | None, name: str = "B") -> RecordDict:
-    content[wire.FACTORS] = ArrayRecord({} if array is None else {name: array})
+    content[train_messages.FACTORS] = ArrayRecord({} if array is None else {name: array})
     return content
 
 
 def with_metric(content: RecordDict, key: str, value: object) -> RecordDict:
-    numbers = dict(content.metric_records[wire.METRICS])
+    numbers = dict(content.metric_records[train_messages.METRICS])
     numbers.pop(key, None)
-    content[wire.METRICS] = MetricRecord(numbers if value is None else numbers | {key: value})
+    content[train_messages.METRICS] = MetricRecord(numbers if value is None else numbers | {key: value})
     return content
 
 
@@ -61,15 +61,22 @@ def garbage(chance: random.Random, content: RecordDict) -> RecordDict:
         ConfigRecord({"reason": [1, 2]}), ConfigRecord({}), MetricRecord({"x": 1}), ArrayRecord({}),
         MetricRecord({"partition-id": [0.5] * 9}), ConfigRecord({"lost": b"\0" * 99}),
     ]  # fmt: skip
-    names = [wire.FACTORS, wire.METRICS, wire.DECLINED, wire.TASK, "\n\x1b[31m", ""]
+    names = [
+        train_messages.FACTORS,
+        train_messages.METRICS,
+        train_messages.DECLINED,
+        train_messages.TASK,
+        "\n\x1b[31m",
+        "",
+    ]
     return RecordDict({chance.choice(names): chance.choice(records) for _ in range(chance.randrange(4))})
 
 
 HUGE_SHAPE = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**15},)}}\n"
 FUZZES: dict[str, Fuzz] = {
     "a part is missing": lambda chance, content: with_factor(content, None),
-    "no factors at all": lambda chance, content: RecordDict({wire.METRICS: content[wire.METRICS]}),
-    "no metrics": lambda chance, content: RecordDict({wire.FACTORS: content[wire.FACTORS]}),
+    "no factors at all": lambda chance, content: RecordDict({train_messages.METRICS: content[train_messages.METRICS]}),
+    "no metrics": lambda chance, content: RecordDict({train_messages.FACTORS: content[train_messages.FACTORS]}),
     "nothing": lambda chance, content: RecordDict(),
     "records of other kinds": garbage,
     "another part": lambda chance, content: with_factor(
@@ -115,12 +122,12 @@ FUZZES: dict[str, Fuzz] = {
         chance.choice([-1, float("nan"), float("inf"), [1.0, 2.0], -1e300]),
     ),
     "unknown numbers": lambda chance, content: with_metric(content, chance.choice(["surprise", "A", "__class__"]), 1),
-    "a refusal without a reason": lambda chance, content: RecordDict({wire.DECLINED: ConfigRecord({})}),
-    "a refusal that floods the log": lambda chance, content: wire.declined_reply("\n\x1b[2J\0no" * 10**5),
-    "lost, for ever": lambda chance, content: wire.lost_reply(),
+    "a refusal without a reason": lambda chance, content: RecordDict({train_messages.DECLINED: ConfigRecord({})}),
+    "a refusal that floods the log": lambda chance, content: train_messages.declined_reply("\n\x1b[2J\0no" * 10**5),
+    "lost, for ever": lambda chance, content: train_messages.lost_reply(),
 }  # fmt: skip
 
 
 def _also(content: RecordDict, name: str) -> RecordDict:
-    content.array_records[wire.FACTORS][name] = raw(good_bytes())
+    content.array_records[train_messages.FACTORS][name] = raw(good_bytes())
     return content

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from fedsvd import lora
-from fedsvd.adapter import Part
-from fedsvd.initialisation import initialise
-from fedsvd.training import example_losses
+from fedsvd.lora import peft_model
+from fedsvd.lora.adapter import Part
+from fedsvd.lora.initialization import initialise
+from fedsvd.training.loop import example_losses
 
 NUM_EXAMPLES = 12
 
@@ -21,15 +21,15 @@ def make_model(parts: set[Part]) -> tuple[peft.PeftModel, list[nn.Parameter]]:
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    model = lora.attach(
+    model = peft_model.attach(
         BertForSequenceClassification(config),
         rank=4,
         lora_alpha=16,
         target_modules=["query", "value"],
         head_modules=["classifier"],
     )
-    lora.write(model, initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
-    return model, lora.set_trainable(model, parts)
+    peft_model.write(model, initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    return model, peft_model.set_trainable(model, parts)
 
 
 def make_losses() -> Callable[[nn.Module, Sequence[int]], Tensor]:

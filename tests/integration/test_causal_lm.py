@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fedsvd.cli import main
-from fedsvd.generation import generate
-from fedsvd.models import load_causal_lm, load_tokenizer
-from fedsvd.run_folder import read_rows
+from fedsvd.models.loading import load_causal_lm, load_tokenizer
+from fedsvd.runs.folder import read_rows
+from fedsvd.training.generation import generate
 
 pytestmark = pytest.mark.slow
 

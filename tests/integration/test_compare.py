@@ -12,8 +12,8 @@ from PIL import Image
 from fedsvd.cli import main
 from fedsvd.comparison import chosen_rates, final_jobs, nearest, overrides, read_rows, shares, tuning_jobs
 from fedsvd.comparison.workers import Job, take_share
-from fedsvd.compose import compose, compose_compare
 from fedsvd.config.compare import CompareConfig
+from fedsvd.config.compose import compose, compose_compare
 from fedsvd.errors import ConfigError
 from fedsvd.report.comparison import mean_and_error, paired, write_report
 

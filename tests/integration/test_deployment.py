@@ -23,9 +23,9 @@ from loopback import free_ports, wait_until
 
 from fedsvd.cli import main
 from fedsvd.launch import load_apps
-from fedsvd.launch.local import InProcessGrid
+from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.privacy.ledger import Ledger
-from fedsvd.run_folder import read_rows
+from fedsvd.runs.folder import read_rows
 
 pytestmark = pytest.mark.slow
 RUN = ["experiment=smoke", "data=node", "data.labels=[poor,fine]", "federation.weighting=uniform"]

@@ -19,7 +19,7 @@ from fedsvd.cli import main
 from fedsvd.config import FederationConfig
 from fedsvd.errors import RunError
 from fedsvd.launch import load_apps
-from fedsvd.launch.local import run_local
+from fedsvd.launch.in_process import run_local
 from fedsvd.launch.simulation import run_simulation
 
 # Ray gives its workers the lowest priority; on a busy machine they would hardly start.

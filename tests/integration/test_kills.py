@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from loopback import SUPEREXEC, SUPERLINK, Loopback
 
-from fedsvd.run_folder import read_json, read_rows
+from fedsvd.runs.folder import read_json, read_rows
 
 ROUNDS = 3
 WORDS = [

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fedsvd.cli import main
-from fedsvd.compose import compose
-from fedsvd.run_folder import read_rows
+from fedsvd.config.compose import compose
+from fedsvd.runs.folder import read_rows
 
 # From the field notes and the authors' scripts (github.com/seanie12/fed-svd, scripts/run_dp.sh and run_non_dp.sh):
 # batches of 64 with 2 accumulation steps, 10 local steps, half of 6 clients a round.

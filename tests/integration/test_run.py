@@ -16,11 +16,11 @@ from loopback import wait_until
 from safetensors.torch import load_file
 
 from fedsvd.cli import main
-from fedsvd.compose import compose
-from fedsvd.models import load_classifier
-from fedsvd.run_folder import read_rows
-from fedsvd.training import evaluate
-from fedsvd.workspace.data import load_test_batches
+from fedsvd.config.compose import compose
+from fedsvd.models.loading import load_classifier
+from fedsvd.runs.folder import read_rows
+from fedsvd.runtime.data import load_test_batches
+from fedsvd.training.loop import evaluate
 
 
 def train(folder: Path, *overrides: str) -> Path:

@@ -9,7 +9,7 @@ from factors import products
 from loopback import Loopback
 
 from fedsvd.cli import main
-from fedsvd.run_folder import read_rows
+from fedsvd.runs.folder import read_rows
 
 WORDS = ["experiment=smoke", "privacy=none", "train.head=private", "train.num_rounds=1", "federation.num_clients=3"]
 SECURE = "federation.secure_aggregation=true"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fedsvd.cli import main
 from fedsvd.report.plots import BLUE, VERMILION
-from fedsvd.run_folder import read_json
+from fedsvd.runs.folder import read_json
 
 TINY = [
     "experiment=smoke", "train.num_rounds=1", "data.max_train_examples=60", "data.max_test_examples=20",

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from fedsvd.cli import main
 from fedsvd.errors import RunError
-from fedsvd.finished import load_finished, predict, read_run
-from fedsvd.run_folder import read_rows
+from fedsvd.runs.folder import read_rows
+from fedsvd.trained.run import load_finished, predict, read_run
 
 ELSEWHERE = Path(__file__).with_name("load_exports.py")
 TEXTS = ["A fine film.", "Dull, dull, dull.", "See it [twice] if you can."]
@@ -148,7 +148,7 @@ def test_exports_load_where_there_is_no_fedsvd(exports: Path, classifier: Path, 
 
 
 def test_a_merged_export_is_not_its_base(exports: Path, answerer: Path) -> None:
-    from fedsvd.models import load_causal_lm
+    from fedsvd.models.loading import load_causal_lm
 
     base = load_causal_lm("embedded:tiny-llama").model.state_dict()
     merged = load_file(exports / "answerer-merged" / "model.safetensors")

@@ -17,13 +17,13 @@ from typing import Any
 import server.checkpoint
 import server.evaluation
 from fedsvd.cli import main as fedsvd
-from fedsvd.compose import compose
+from fedsvd.config.compose import compose
 from fedsvd.methods import build_method
 from fedsvd.methods.fedsvd import FedSVD
 from fedsvd.privacy.ledger import Ledger
-from fedsvd.run_folder import RunFolder, read_rows
-from fedsvd.workspace.data import load_silo, load_test_batches
-from fedsvd.workspace.model import initial_adapter
+from fedsvd.runs.folder import RunFolder, read_rows
+from fedsvd.runtime.data import load_silo, load_test_batches
+from fedsvd.runtime.model import initial_adapter
 
 # The third of five rounds is the one that breaks.
 BROKEN, ROUNDS = 3, 5

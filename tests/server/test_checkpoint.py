@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsvd.adapter import Adapter
 from fedsvd.errors import RunError
+from fedsvd.lora.adapter import Adapter
 from server import checkpoint
 from server.checkpoint import KEPT, Checkpoint, load_latest, save_checkpoint
 

@@ -9,16 +9,16 @@ from answering_app import answering_app
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedsvd import wire
-from fedsvd.adapter import Adapter
-from fedsvd.compose import compose
 from fedsvd.config import Config
-from fedsvd.launch.local import InProcessGrid
+from fedsvd.config.compose import compose
+from fedsvd.launch.in_process import InProcessGrid
+from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.client_level import whole_run
 from fedsvd.privacy.randomness import TorchRandomness
-from fedsvd.wire import ClientReport, TrainTask
+from fedsvd.wire import train_messages
+from fedsvd.wire.train_messages import ClientReport, TrainTask
 from server.client_level import ClientLevelServer
 from server.strategy import FederatedLoRA
 
@@ -35,7 +35,7 @@ def app(value: float) -> ClientApp:
 
     def train(partition_id: int, task: TrainTask, received: ArrayRecord) -> RecordDict:
         report = ClientReport(partition_id, 1000, 0.1, server_round=task.server_round)
-        return wire.train_reply(report, ArrayRecord({"B": Array(np.full(2 * ROWS, value, dtype=np.float32))}))
+        return train_messages.train_reply(report, ArrayRecord({"B": Array(np.full(2 * ROWS, value, dtype=np.float32))}))
 
     return answering_app(train)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fedsvd.adapter import Adapter
 from fedsvd.cli import main
+from fedsvd.lora.adapter import Adapter
 from fedsvd.report.diagnostics_plot import plot_diagnostics
-from fedsvd.run_folder import read_rows
-from fedsvd.wire import ClientReport
+from fedsvd.runs.folder import read_rows
+from fedsvd.wire.train_messages import ClientReport
 from server.diagnostics import clipping, signal_to_noise, site_diagnostics
 
 

@@ -10,18 +10,18 @@ from safetensors.torch import load_file
 
 import client.evaluation
 import server.strategy
-from client.held import receive
-from fedsvd import payload, wire
-from fedsvd.adapter import Adapter, Part
-from fedsvd.aggregate import Reply
+from client.factor_cache import receive
 from fedsvd.cli import main
-from fedsvd.compose import compose
+from fedsvd.config.compose import compose
 from fedsvd.errors import LostStateError, PayloadError
-from fedsvd.initialisation import dct_rows, initialise
+from fedsvd.lora.adapter import Adapter, Part
+from fedsvd.lora.initialization import dct_rows, initialise
+from fedsvd.lora.stacked import merge
 from fedsvd.methods import Step, build_method
-from fedsvd.run_folder import read_rows
-from fedsvd.stacked import merge
-from fedsvd.workspace.model import initial_adapter
+from fedsvd.methods.aggregate import Reply
+from fedsvd.runs.folder import read_rows
+from fedsvd.runtime.model import initial_adapter
+from fedsvd.wire import payload, train_messages
 from server.checkpoint import load_latest
 from server.downlink import Downlink
 
@@ -75,7 +75,7 @@ def test_a_client_that_lost_what_it_held_is_sent_it_within_the_round(
     expected, few = train(tmp_path / "whole", kind)
     calls = 0
 
-    def forgetful(task: wire.TrainTask, record: ArrayRecord, state: RecordDict, *rest: object) -> Adapter:
+    def forgetful(task: train_messages.TrainTask, record: ArrayRecord, state: RecordDict, *rest: object) -> Adapter:
         nonlocal calls
         calls += 1
         if calls == 8:
@@ -129,7 +129,7 @@ def test_hundreds_of_rotations_do_not_drift(adapter: Adapter) -> None:
     for server_round in range(1, 301):
         reply = Reply(0, 1, {"B": moved(downlink.adapter, server_round).B})
         downlink.advance(method.server_step(downlink.adapter, [reply], server_round, {}), server_round)
-    sent = downlink.request(7, wire.TrainTask(301, B, B), frozenset())
+    sent = downlink.request(7, train_messages.TrainTask(301, B, B), frozenset())
     received = receive(sent.task, sent.factors, state, adapter, method, torch.device("cpu"))
 
     assert set(sent.factors) == {"B", "A.rotation"}
@@ -141,7 +141,7 @@ def test_hundreds_of_rotations_do_not_drift(adapter: Adapter) -> None:
 def test_a_base_travels_by_the_columns_that_a_client_lacks(adapter: Adapter) -> None:
     method = build_method({"name": "fedex_lora"})
     downlink, state = Downlink(method, adapter), RecordDict()
-    task = wire.TrainTask(2, frozenset({"A", "B"}), frozenset({"A", "B"}))
+    task = train_messages.TrainTask(2, frozenset({"A", "B"}), frozenset({"A", "B"}))
     columns = []
     for server_round in range(1, 6):
         generator = torch.Generator().manual_seed(server_round)
@@ -163,7 +163,7 @@ def test_a_base_travels_by_the_columns_that_a_client_lacks(adapter: Adapter) -> 
 def test_a_client_that_holds_nothing_says_so(adapter: Adapter) -> None:
     method = build_method({"name": "fedsvd", "init_a": "weight_svd"})
     downlink = Downlink(method, adapter)
-    task = wire.TrainTask(1, B, B)
+    task = train_messages.TrainTask(1, B, B)
     first = downlink.request(7, task, frozenset())
     downlink.delivered(7)
     second = downlink.request(7, task, frozenset())
@@ -177,7 +177,7 @@ def test_indices_are_enough_for_rows_of_a_dct(adapter: Adapter) -> None:
     method = build_method({"name": "ffa_lora", "init_a": "dct"})
     weights = {"one": torch.randn(4, 6), "two": torch.randn(3, 5)}
     start = initialise(adapter, init_a="dct", init_b="zeros", seed=0, weights=weights)
-    sent = Downlink(method, start, weights=weights).request(7, wire.TrainTask(1, B, B), frozenset())
+    sent = Downlink(method, start, weights=weights).request(7, train_messages.TrainTask(1, B, B), frozenset())
 
     received = receive(sent.task, sent.factors, RecordDict(), adapter, method, torch.device("cpu"))
 
@@ -196,7 +196,7 @@ def test_indices_and_arrays_that_do_not_exist_are_refused(adapter: Adapter) -> N
         ArrayRecord({"A.rotation": payload.pack_numbers(wrong, np.float64)}),
     ):
         with pytest.raises(PayloadError):
-            receive(wire.TrainTask(1, B, B), record, RecordDict(), adapter, method, torch.device("cpu"))
+            receive(train_messages.TrainTask(1, B, B), record, RecordDict(), adapter, method, torch.device("cpu"))
 
 
 def test_checkpoints_hold_what_the_downlink_needs(tmp_path: Path) -> None:

@@ -11,16 +11,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.clientapp import ClientApp
 from fuzzes import CLIENTS, FUZZES, RANK, ROUNDS, ROWS, SIZE
 
-from fedsvd import wire
-from fedsvd.adapter import Adapter
-from fedsvd.compose import compose
 from fedsvd.config import Config
+from fedsvd.config.compose import compose
 from fedsvd.errors import RunError
-from fedsvd.launch.local import InProcessGrid
+from fedsvd.launch.in_process import InProcessGrid
+from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
-from fedsvd.wire import ClientReport, TrainTask
-from server.polling import PollingGrid
-from server.resending import ResendingGrid
+from fedsvd.wire import train_messages
+from fedsvd.wire.train_messages import ClientReport, TrainTask
+from server.polling_grid import PollingGrid
+from server.retry_grid import ResendingGrid
 from server.strategy import FederatedLoRA
 
 BAD_CLIENTS = 10
@@ -40,7 +40,7 @@ def make_config(*overrides: str) -> Config:
 def honest(partition_id: int, task: TrainTask, received: ArrayRecord) -> RecordDict:
     values = np.full(SIZE, 0.01 * partition_id, dtype=np.float32)
     report = ClientReport(partition_id, 10 + partition_id, 0.1, server_round=task.server_round)
-    return wire.train_reply(report, ArrayRecord({"B": Array(values)}))
+    return train_messages.train_reply(report, ArrayRecord({"B": Array(values)}))
 
 
 class FuzzedGrid(InProcessGrid):
@@ -68,7 +68,7 @@ class FuzzedGrid(InProcessGrid):
         if kind == "replayed":
             # The very bytes of an earlier round, as an answer to this one's request; beside it the old message itself.
             old = self.chance.choice(self.old)
-            if old.content.metric_records[wire.METRICS]["server-round"] == int(reply.metadata.group_id):
+            if old.content.metric_records[train_messages.METRICS]["server-round"] == int(reply.metadata.group_id):
                 return [self.with_content(reply, RecordDict())]
             return [copy.deepcopy(old), self.with_content(reply, old.content)]
         if kind == "from another node":
@@ -145,6 +145,6 @@ def long_app(value: float, config: Config) -> ClientApp:
     def train(partition_id: int, task: TrainTask, received: ArrayRecord) -> RecordDict:
         report = ClientReport(partition_id, 160, 0.1, 1.0, 1.0, config.train.batch_size / 160, 2, server_round=1)
         values = np.full(SIZE, value, dtype=np.float32)
-        return wire.train_reply(report, ArrayRecord({"B": Array(values)}))
+        return train_messages.train_reply(report, ArrayRecord({"B": Array(values)}))
 
     return answering_app(train)

@@ -9,13 +9,13 @@ from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from fedsvd import wire
-from fedsvd.compose import compose
+from fedsvd.config.compose import compose
 from fedsvd.errors import RunError
-from fedsvd.launch.local import InProcessGrid
+from fedsvd.launch.in_process import InProcessGrid
+from fedsvd.wire import train_messages
 from server.clients import Clients
-from server.polling import PollingGrid
-from server.resending import ResendingGrid
+from server.polling_grid import PollingGrid
+from server.retry_grid import ResendingGrid
 
 Said = ConfigRecord | Error | None
 
@@ -151,7 +151,7 @@ class NodesThatComeAndGo(ScriptedGrid):
             if isinstance(held, Error):
                 replies.append(Message(held, reply_to=message))  # type: ignore[arg-type]
                 continue
-            content = {} if held is None else {wire.METRICS: MetricRecord({"partition-id": held})}  # type: ignore[dict-item]
+            content = {} if held is None else {train_messages.METRICS: MetricRecord({"partition-id": held})}  # type: ignore[dict-item]
             replies.append(Message(RecordDict(content), reply_to=message))  # type: ignore[arg-type]
         return replies
 

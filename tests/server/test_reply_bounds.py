@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from fedsvd.adapter import Adapter
-from fedsvd.compose import compose
+from fedsvd.config.compose import compose
 from fedsvd.errors import PayloadError
+from fedsvd.lora.adapter import Adapter
 from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
 from fedsvd.privacy.randomness import TorchRandomness
-from fedsvd.training import make_optimizer
-from fedsvd.wire import ClientReport
-from server.bounds import check_norm, check_report, largest_noise_multiplier, largest_update
+from fedsvd.training.loop import make_optimizer
+from fedsvd.wire.train_messages import ClientReport
+from server.reply_bounds import check_norm, check_report, largest_noise_multiplier, largest_update
 
 N, BATCH, SIGMA, STEPS, CLIP = 400, 100, 0.8, 3, 2.0
 WORDS = [

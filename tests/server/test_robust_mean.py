@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsvd.adapter import Adapter
-from fedsvd.aggregate import Reply, average, mean_noise_std
-from fedsvd.compose import compose
+from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError, RunError
+from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method, check_method
-from fedsvd.robust import median, trimmed_mean
-from fedsvd.running_mean import running_mean
-from server.gathering import gather
+from fedsvd.methods.aggregate import Reply, average, mean_noise_std
+from server.reply_aggregation import gather
+from server.robust_mean import median, trimmed_mean
+from server.running_mean import running_mean
 
 
 def make_adapter(rows: int = 1, rank: int = 2) -> Adapter:

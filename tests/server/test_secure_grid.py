@@ -8,16 +8,16 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.secure_round import answer_stage
-from fedsvd import wire
-from fedsvd.adapter import Adapter
-from fedsvd.compose import compose
+from client.secure_aggregation import answer_stage
 from fedsvd.config import Config
+from fedsvd.config.compose import compose
 from fedsvd.errors import FedSVDError, PayloadError
-from fedsvd.launch.local import InProcessGrid
+from fedsvd.launch.in_process import InProcessGrid
+from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
 from fedsvd.secagg import messages
-from fedsvd.wire import ClientReport
+from fedsvd.wire import train_messages
+from fedsvd.wire.train_messages import ClientReport
 from server.client_level import ClientLevelServer
 from server.secure_grid import SecureGrid
 from server.strategy import FederatedLoRA
@@ -46,7 +46,7 @@ class Clients:
         self.app.train()(self.train)
 
     def partition(self, message: Message, context: Context) -> Message:
-        return Message(wire.partition_reply(int(context.node_config["partition-id"])), reply_to=message)
+        return Message(train_messages.partition_reply(int(context.node_config["partition-id"])), reply_to=message)
 
     def train(self, message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
@@ -56,14 +56,14 @@ class Clients:
         def local_round() -> RecordDict:
             self.trained.append(number)
             values = Array(np.full(2 * ROWS, value_of(number), dtype=np.float32))
-            answered = wire.read_train_request(message.content)[0].server_round
+            answered = train_messages.read_train_request(message.content)[0].server_round
             report = ClientReport(number, number + 1, 0.1, 1.5, 1.25, 0.5, 2, server_round=answered)
-            return wire.train_reply(report, ArrayRecord({"B": values}))
+            return train_messages.train_reply(report, ArrayRecord({"B": values}))
 
         try:
             content = answer_stage(message.content, context.state, context.node_id, self.config, local_round)
         except FedSVDError as error:
-            content = wire.declined_reply(str(error))
+            content = train_messages.declined_reply(str(error))
         self.seen.append((number, message, content))
         return Message(content, reply_to=message)
 
@@ -118,7 +118,7 @@ def test_what_a_server_sees_hides_values_and_sizes() -> None:
 
     assert len(replies) == 5
     for number, content in enumerate(replies):
-        report, factors = wire.read_train_reply(content)
+        report, factors = train_messages.read_train_reply(content)
         assert (report.num_examples, report.noise_multiplier, report.sample_rate) == (None, None, None)
         assert (report.partition_id, report.epsilon, report.steps) == (number, 1.5, 2)
         assert not factors
@@ -137,7 +137,7 @@ def test_every_stage_is_answered_once_and_in_order() -> None:
     def ask(stage: str) -> str | None:
         message = Message(first[stage].content, node, "train")
         [reply] = grid.send_and_receive([message])
-        return wire.declined_reason(reply.content)
+        return train_messages.declined_reason(reply.content)
 
     # A new client that has never been set up, then one whose session is another.
     assert "out of order" in str(ask("collect"))
@@ -163,7 +163,7 @@ def test_replays_after_a_round_reveal_nothing_more() -> None:
         if message.content.config_records[messages.RECORD]["stage"] != "setup":
             again = Message(message.content, message.metadata.dst_node_id, "train")
             [reply] = inner.send_and_receive([again])
-            assert "out of order" in str(wire.declined_reason(reply.content))
+            assert "out of order" in str(train_messages.declined_reason(reply.content))
     assert clients.trained == trained
 
 
@@ -179,7 +179,9 @@ def test_a_second_sum_of_one_round_gets_nothing_of_a_client() -> None:
     replies = list(grid.send_and_receive(sent, timeout=30))
 
     assert grid.outcome is None
-    assert all("round 1 has had its masked vector" in str(wire.declined_reason(reply.content)) for reply in replies)
+    assert all(
+        "round 1 has had its masked vector" in str(train_messages.declined_reason(reply.content)) for reply in replies
+    )
     assert len(clients.trained) == 5
     list(grid.send_and_receive(strategy.configure_train(2, ArrayRecord(), ConfigRecord(), grid), timeout=30))
     assert grid.outcome is not None
@@ -208,7 +210,7 @@ def test_a_client_gives_no_shares_for_a_story_that_does_not_fit(alive: list[int]
 
     [reply] = inner.send_and_receive([Message(content, nodes[0], "train")])
 
-    assert said in str(wire.declined_reason(reply.content))
+    assert said in str(train_messages.declined_reason(reply.content))
 
 
 def test_a_client_hides_among_as_many_as_it_wants() -> None:
@@ -222,7 +224,9 @@ def test_a_client_hides_among_as_many_as_it_wants() -> None:
 
     assert grid.outcome is None
     assert clients.trained == []
-    assert all("hides in no sum of fewer than 4" in str(wire.declined_reason(reply.content)) for reply in replies)
+    assert all(
+        "hides in no sum of fewer than 4" in str(train_messages.declined_reason(reply.content)) for reply in replies
+    )
 
 
 def test_a_plain_request_is_no_secure_one() -> None:

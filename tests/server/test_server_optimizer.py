@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedsvd.adapter import Adapter
-from fedsvd.aggregate import Reply
-from fedsvd.compose import compose
 from fedsvd.config import TrainConfig
-from fedsvd.initialisation import initialise
+from fedsvd.config.compose import compose
+from fedsvd.lora.adapter import Adapter
+from fedsvd.lora.initialization import initialise
+from fedsvd.lora.refactorize import orthonormal_rows
 from fedsvd.methods import State, build_method
-from fedsvd.refactorize import orthonormal_rows
-from fedsvd.server_optimizer import follow, move
+from fedsvd.methods.aggregate import Reply
+from server.server_optimizer import follow, move
 
 SHAPES = Adapter(
     A={"one": torch.zeros(3, 7), "two": torch.zeros(3, 5)},

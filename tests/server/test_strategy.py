@@ -9,15 +9,15 @@ import torch
 from answering_app import Train, answering_app
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedsvd import wire
-from fedsvd.adapter import Adapter
-from fedsvd.compose import compose
 from fedsvd.config import Config
+from fedsvd.config.compose import compose
 from fedsvd.errors import RunError
-from fedsvd.launch.local import InProcessGrid
+from fedsvd.launch.in_process import InProcessGrid
+from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
-from fedsvd.wire import ClientReport
-from server.polling import PollingGrid
+from fedsvd.wire import train_messages
+from fedsvd.wire.train_messages import ClientReport
+from server.polling_grid import PollingGrid
 from server.strategy import FederatedLoRA
 
 
@@ -29,11 +29,11 @@ def make_config(*overrides: str) -> Config:
     return compose(["experiment=smoke", "method=ffa_lora", "train.head=frozen", "privacy=none", *overrides])
 
 
-def good_reply(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) -> RecordDict:
+def good_reply(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
     """Client k holds k + 1 examples and sends B full of k."""
     values = Array(np.full(8, partition_id, dtype=np.float32))
     report = ClientReport(partition_id, partition_id + 1, 0.1, server_round=task.server_round)
-    return wire.train_reply(report, ArrayRecord({"B": values}))
+    return train_messages.train_reply(report, ArrayRecord({"B": values}))
 
 
 def one_round(config: Config, train: Train, server_round: int = 1) -> FederatedLoRA:
@@ -57,26 +57,26 @@ def test_a_round_averages_by_examples() -> None:
 
 
 BAD: dict[str, Callable[[], RecordDict]] = {
-    "a part that was not asked for": lambda: wire.train_reply(
+    "a part that was not asked for": lambda: train_messages.train_reply(
         ClientReport(1, 5, 0.1, server_round=1), ArrayRecord({"A": Array(np.zeros(6, dtype=np.float32))})
     ),
-    "nan": lambda: wire.train_reply(
+    "nan": lambda: train_messages.train_reply(
         ClientReport(1, 5, 0.1, server_round=1), ArrayRecord({"B": Array(np.full(8, np.nan, dtype=np.float32))})
     ),
-    "another shape": lambda: wire.train_reply(
+    "another shape": lambda: train_messages.train_reply(
         ClientReport(1, 5, 0.1, server_round=1), ArrayRecord({"B": Array(np.zeros(9, dtype=np.float32))})
     ),
-    "another client's number": lambda: wire.train_reply(
+    "another client's number": lambda: train_messages.train_reply(
         ClientReport(0, 5, 0.1, server_round=1), ArrayRecord({"B": Array(np.zeros(8, dtype=np.float32))})
     ),
-    "no metrics": lambda: RecordDict({wire.FACTORS: ArrayRecord()}),
-    "declined": lambda: wire.declined_reply("no budget left"),
+    "no metrics": lambda: RecordDict({train_messages.FACTORS: ArrayRecord()}),
+    "declined": lambda: train_messages.declined_reply("no budget left"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_reply_is_dropped_with_a_reason_and_the_round_goes_on(kind: str) -> None:
-    def train(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) -> RecordDict:
+    def train(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
         return BAD[kind]() if partition_id == 1 else good_reply(partition_id, task, factors)
 
     strategy = one_round(make_config("federation.num_clients=3"), train)
@@ -89,10 +89,10 @@ def test_a_bad_reply_is_dropped_with_a_reason_and_the_round_goes_on(kind: str) -
 
 @pytest.mark.parametrize("weighting", ["examples", "uniform"])
 def test_a_client_that_tells_no_count_is_used_where_all_count_alike(weighting: str) -> None:
-    def train(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) -> RecordDict:
+    def train(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
         reply = good_reply(partition_id, task, factors)
-        report, sent = wire.read_train_reply(reply)
-        return wire.train_reply(wire.without_sizes(report), sent) if partition_id else reply
+        report, sent = train_messages.read_train_reply(reply)
+        return train_messages.train_reply(train_messages.without_sizes(report), sent) if partition_id else reply
 
     strategy = one_round(make_config("federation.num_clients=3", f"federation.weighting={weighting}"), train)
 
@@ -107,7 +107,7 @@ def test_a_client_that_tells_no_count_is_used_where_all_count_alike(weighting: s
 
 
 def test_a_client_that_raises_is_dropped() -> None:
-    def train(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) -> RecordDict:
+    def train(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
         if partition_id == 0:
             raise ValueError("broken disk")
         return good_reply(partition_id, task, factors)
@@ -119,8 +119,8 @@ def test_a_client_that_raises_is_dropped() -> None:
 
 
 def test_too_few_good_replies_leave_the_model_unchanged() -> None:
-    def train(partition_id: int, task: wire.TrainTask, factors: ArrayRecord) -> RecordDict:
-        return wire.declined_reply("no") if partition_id else good_reply(partition_id, task, factors)
+    def train(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
+        return train_messages.declined_reply("no") if partition_id else good_reply(partition_id, task, factors)
 
     strategy = one_round(make_config("federation.num_clients=3", "federation.min_replies=2"), train)
 
@@ -136,7 +136,7 @@ def test_sampling_is_seeded_by_round_and_covers_all_clients() -> None:
             called: list[int] = []
 
             def train(
-                partition_id: int, task: wire.TrainTask, factors: ArrayRecord, called: list[int] = called
+                partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord, called: list[int] = called
             ) -> RecordDict:
                 called.append(partition_id)
                 return good_reply(partition_id, task, factors)

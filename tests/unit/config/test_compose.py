@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fedsvd.compose import app_root, check_overrides
+from fedsvd.config.compose import app_root, check_overrides
 from fedsvd.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 SWEEPS = [
@@ -56,7 +56,7 @@ import sys
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from fedsvd.compose import compose, conf_dir, from_dictconfig
+from fedsvd.config.compose import compose, conf_dir, from_dictconfig
 
 @hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")
 def job(cfg):
@@ -107,7 +107,7 @@ def test_where_conf_is_found(layout: str | None, found: str | None, tmp_path: Pa
         (tmp_path / "conf" / "config.yaml").write_text("zebra: 1\n", encoding="utf-8")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from fedsvd.compose import app_root, compose\n"
+        "from fedsvd.config.compose import app_root, compose\n"
         "compose(), print(app_root())"
     )
     done = run_python(["-c", code], tmp_path)

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fedsvd.compose import (
+from fedsvd.config import DataConfig, FederationConfig, PrivacyConfig, TrainConfig
+from fedsvd.config.compose import (
     as_dict,
     compose,
     compose_audit,
@@ -26,11 +27,10 @@ from fedsvd.compose import (
     from_run_config,
     to_yaml,
 )
-from fedsvd.config import DataConfig, FederationConfig, PrivacyConfig, TrainConfig
+from fedsvd.config.validate import allowed
 from fedsvd.errors import ConfigError
-from fedsvd.validate import allowed
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 YAMLS = sorted(path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml"))
 # Files beside config.yaml, each of a command of its own.
 OWN_COMMANDS = {"audit": compose_audit, "compare": compose_compare}

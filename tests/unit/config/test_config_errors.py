@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from fedsvd.compose import as_dict, compose, from_dictconfig
+from fedsvd.config.compose import as_dict, compose, from_dictconfig
+from fedsvd.config.validate import did_you_mean
 from fedsvd.errors import ConfigError
-from fedsvd.validate import did_you_mean
 
 # Each row: overrides, and what the message must name (key, value, what is allowed or the remedy).
 WRONG = [

@@ -6,7 +6,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from fedsvd.data import collate, eval_batches, tokenize
-from fedsvd.models import load_tokenizer
+from fedsvd.models.loading import load_tokenizer
 
 TEXTS = ["Dull.", "A film of rare and quiet beauty that stays with you.", "Fine, but long.", "No"]
 

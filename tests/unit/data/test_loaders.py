@@ -8,11 +8,11 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from fedsvd import data
-from fedsvd.compose import compose
 from fedsvd.config import DataConfig
-from fedsvd.data.ratings import load_sentiment_domains
+from fedsvd.config.compose import compose
+from fedsvd.data.sentiment import load_sentiment_domains
 from fedsvd.errors import ConfigError, DataError
-from fedsvd.models import load_tokenizer
+from fedsvd.models.loading import load_tokenizer
 
 ROWS = [
     {

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from datasets import DatasetDict
 
-from fedsvd.data.ratings import load_movie_reviews
+from fedsvd.data.sentiment import load_movie_reviews
 from fedsvd.data.split import limited
 from fedsvd.errors import DataError
 

@@ -24,7 +24,7 @@ from fedsvd.doctor.environment import check_package
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Budget, Ledger
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ import pytest
 from rich.console import Console
 
 from fedsvd.cli import main
-from fedsvd.compose import compose
 from fedsvd.config import FederationConfig
+from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError, RunError
 from fedsvd.launch import remote
-from fedsvd.launch.bundle import stage_app
-from fedsvd.launch.flower import Connection, connect
+from fedsvd.launch.app_bundle import stage_app
+from fedsvd.launch.flower_cli import Connection, connect
 from fedsvd.launch.remote import RemoteRun
-from fedsvd.run_folder import RunFolder
+from fedsvd.runs.folder import RunFolder
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RUN = RemoteRun(7, "/app/runs/here-7")
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedsvd import sweep
-from fedsvd.compose import compose, to_yaml
+from fedsvd.config.compose import compose, to_yaml
 from fedsvd.errors import ConfigError
+from fedsvd.launch import sweep
+from fedsvd.launch.sweep import plan_sweep, run_one
 from fedsvd.report.sweep_progress import RunStatus, SweepReporter, duration, seconds_left, statuses
-from fedsvd.run_folder import read_json, write_json, write_rows
-from fedsvd.sweep import plan_sweep, run_one
+from fedsvd.runs.folder import read_json, write_json, write_rows
 
 WORDS = ["experiment=smoke", "method=fedsvd,ffa_lora", "seed=0,1,2"]
 

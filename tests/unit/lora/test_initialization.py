@@ -5,19 +5,21 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from fedsvd import lora
 from fedsvd.errors import ConfigError
-from fedsvd.initialisation import initialise
+from fedsvd.lora import peft_model
+from fedsvd.lora.initialization import initialise
 
 
 def make_model() -> peft.PeftModel:
     torch.manual_seed(0)
     config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
-    return lora.attach(BertForSequenceClassification(config), rank=4, lora_alpha=8, target_modules=["query", "value"])
+    return peft_model.attach(
+        BertForSequenceClassification(config), rank=4, lora_alpha=8, target_modules=["query", "value"]
+    )
 
 
 def test_initialisation_is_a_function_of_the_seed() -> None:
-    shapes = lora.read(make_model())
+    shapes = peft_model.read(make_model())
     first, again, other = (initialise(shapes, init_a="orthonormal", init_b="zeros", seed=seed) for seed in (1, 1, 2))
 
     for name in shapes.A:
@@ -29,7 +31,7 @@ def test_initialisation_is_a_function_of_the_seed() -> None:
 
 
 def test_kaiming_stays_within_its_bound() -> None:
-    shapes = lora.read(make_model())
+    shapes = peft_model.read(make_model())
     adapter = initialise(shapes, init_a="kaiming", init_b="orthonormal", seed=0)
 
     for name in shapes.A:
@@ -39,13 +41,13 @@ def test_kaiming_stays_within_its_bound() -> None:
 
 def test_unknown_initialisation() -> None:
     with pytest.raises(ConfigError, match="kaiming, orthonormal"):
-        initialise(lora.read(make_model()), init_a="xavier", init_b="zeros", seed=0)
+        initialise(peft_model.read(make_model()), init_a="xavier", init_b="zeros", seed=0)
 
 
 def test_weight_svd_takes_the_directions_that_the_frozen_weight_amplifies_most() -> None:
     model = make_model()
-    weights = lora.frozen_weights(model)
-    adapter = initialise(lora.read(model), init_a="weight_svd", init_b="zeros", seed=0, weights=weights)
+    weights = peft_model.frozen_weights(model)
+    adapter = initialise(peft_model.read(model), init_a="weight_svd", init_b="zeros", seed=0, weights=weights)
 
     for name, A in adapter.A.items():
         torch.testing.assert_close(A @ A.mT, torch.eye(4))

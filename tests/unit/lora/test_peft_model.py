@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from fedsvd import lora
-from fedsvd.adapter import Adapter, Part
 from fedsvd.errors import ModelError
-from fedsvd.initialisation import initialise
+from fedsvd.lora import peft_model
+from fedsvd.lora.adapter import Adapter, Part
+from fedsvd.lora.initialization import initialise
 
 
 def make_model(rank: int = 4, lora_layers: str = "all", core: bool = False) -> peft.PeftModel:
@@ -18,7 +18,7 @@ def make_model(rank: int = 4, lora_layers: str = "all", core: bool = False) -> p
     config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, num_labels=3
     )
-    return lora.attach(
+    return peft_model.attach(
         BertForSequenceClassification(config),
         rank=rank,
         lora_alpha=8,
@@ -30,7 +30,7 @@ def make_model(rank: int = 4, lora_layers: str = "all", core: bool = False) -> p
 
 
 def test_sites_heads_and_scales_are_read_by_name() -> None:
-    adapter = lora.read(make_model())
+    adapter = peft_model.read(make_model())
 
     assert len(adapter.A) == 4
     assert next(iter(adapter.A)) == "bert.encoder.layer.0.attention.self.query"
@@ -44,19 +44,19 @@ def test_what_is_written_decides_the_predictions() -> None:
     model = make_model().eval()
     tokens = torch.arange(6).reshape(1, 6)
     before = model(input_ids=tokens).logits
-    adapter = initialise(lora.read(model), init_a="orthonormal", init_b="orthonormal", seed=1)
+    adapter = initialise(peft_model.read(model), init_a="orthonormal", init_b="orthonormal", seed=1)
 
-    lora.write(model, adapter)
+    peft_model.write(model, adapter)
 
     assert not torch.allclose(model(input_ids=tokens).logits, before)
-    written = lora.read(model)
+    written = peft_model.read(model)
     assert all(torch.equal(written.A[name], adapter.A[name]) for name in adapter.A)
 
 
 def test_a_site_adds_scale_times_b_a() -> None:
     model = make_model().eval()
-    lora.write(model, initialise(lora.read(model), init_a="kaiming", init_b="kaiming", seed=1))
-    adapter = lora.read(model)
+    peft_model.write(model, initialise(peft_model.read(model), init_a="kaiming", init_b="kaiming", seed=1))
+    adapter = peft_model.read(model)
     name = next(iter(adapter.A))
     layer = model.get_submodule("base_model.model." + name)
     x = torch.randn(5, 16)
@@ -70,7 +70,7 @@ def test_a_site_adds_scale_times_b_a() -> None:
 def test_only_the_parts_asked_for_are_trained(parts: set[Part], count: int) -> None:
     model = make_model()
 
-    trained = lora.set_trainable(model, parts)
+    trained = peft_model.set_trainable(model, parts)
 
     assert len(trained) == count
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained}
@@ -81,15 +81,15 @@ def test_targets_that_match_nothing_name_what_there_is() -> None:
         BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
     )
     with pytest.raises(ModelError, match="classifier, dense, key, query, value"):
-        lora.attach(model, rank=2, lora_alpha=4, target_modules=["q_proj"])
+        peft_model.attach(model, rank=2, lora_alpha=4, target_modules=["q_proj"])
 
 
 def test_factors_in_the_top_layers_only() -> None:
-    assert list(lora.read(make_model(lora_layers="top_1")).A) == [
+    assert list(peft_model.read(make_model(lora_layers="top_1")).A) == [
         "bert.encoder.layer.1.attention.self.query",
         "bert.encoder.layer.1.attention.self.value",
     ]
-    assert lora.read(make_model(lora_layers="top_2")).A.keys() == lora.read(make_model()).A.keys()
+    assert peft_model.read(make_model(lora_layers="top_2")).A.keys() == peft_model.read(make_model()).A.keys()
 
 
 def test_more_layers_than_there_are() -> None:
@@ -105,22 +105,22 @@ def test_a_rank_that_does_not_fit() -> None:
 @pytest.mark.parametrize("part", ["A", "head"])
 def test_an_adapter_of_another_shape_is_refused(part: Part) -> None:
     model = make_model()
-    adapter = lora.read(model)
+    adapter = peft_model.read(model)
     broken = adapter.with_parts({part: {name: t[..., :2] for name, t in adapter.part(part).items()}})
     lacking = adapter.with_parts({part: dict(list(adapter.part(part).items())[1:])})
 
     for wrong in (broken, lacking):
         with pytest.raises(ModelError):
-            lora.write(model, wrong)
+            peft_model.write(model, wrong)
 
 
 def test_saved_adapters_load_with_peft_alone_and_predict_the_same(tmp_path: Path) -> None:
     model = make_model()
-    adapter: Adapter = initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=3)
+    adapter: Adapter = initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=3)
     adapter = adapter.with_parts({"head": {name: torch.randn_like(t) for name, t in adapter.head.items()}})
     tokens = torch.arange(12).reshape(2, 6)
 
-    lora.save_pretrained(model, adapter, tmp_path / "adapter")
+    peft_model.save_pretrained(model, adapter, tmp_path / "adapter")
     torch.manual_seed(0)
     base = BertForSequenceClassification(model.get_base_model().config)
     loaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
@@ -137,33 +137,33 @@ def random_base(adapter: Adapter, rank: int) -> Adapter:
 
 def test_a_core_stands_between_the_factors() -> None:
     model = make_model(core=True).eval()
-    adapter = initialise(lora.read(model), init_a="orthonormal", init_b="orthonormal", seed=1)
+    adapter = initialise(peft_model.read(model), init_a="orthonormal", init_b="orthonormal", seed=1)
     name = next(iter(adapter.A))
     layer = model.get_submodule("base_model.model." + name)
     x = torch.randn(5, 16)
     assert all(not core.any() and core.shape == (4, 4) for core in adapter.core.values())
 
-    lora.write(model, adapter.with_parts({"core": {n: torch.randn(4, 4) for n in adapter.core}}))
+    peft_model.write(model, adapter.with_parts({"core": {n: torch.randn(4, 4) for n in adapter.core}}))
 
-    written = lora.read(model)
+    written = peft_model.read(model)
     update = written.scale[name] * written.B[name] @ written.core[name] @ written.A[name]
     torch.testing.assert_close(layer(x), layer.base_layer(x) + x @ update.mT)
-    assert len(lora.set_trainable(model, {"core"})) == 4
+    assert len(peft_model.set_trainable(model, {"core"})) == 4
 
 
 def test_a_base_is_merged_once_however_often_it_is_written_and_can_be_taken_back() -> None:
     model = make_model()
-    weights = {name: weight.clone() for name, weight in lora.frozen_weights(model).items()}
-    adapter = random_base(lora.read(model), 3)
+    weights = {name: weight.clone() for name, weight in peft_model.frozen_weights(model).items()}
+    adapter = random_base(peft_model.read(model), 3)
     name = next(iter(weights))
     layer = model.get_submodule("base_model.model." + name)
 
     for _ in range(2):
-        lora.write(model, adapter)
+        peft_model.write(model, adapter)
         merged = weights[name] + adapter.scale[name] * adapter.base_left[name] @ adapter.base_right[name]
         torch.testing.assert_close(layer.base_layer.weight, merged)
-        assert torch.equal(lora.frozen_weights(model)[name], weights[name])
-    lora.write(model, lora.read(model))
+        assert torch.equal(peft_model.frozen_weights(model)[name], weights[name])
+    peft_model.write(model, peft_model.read(model))
 
     assert torch.equal(layer.base_layer.weight, weights[name])
 
@@ -171,11 +171,11 @@ def test_a_base_is_merged_once_however_often_it_is_written_and_can_be_taken_back
 @pytest.mark.parametrize("core", [False, True])
 def test_a_core_and_a_base_are_saved_as_plain_lora_of_a_higher_rank(tmp_path: Path, core: bool) -> None:
     model = make_model(core=core)
-    adapter = initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=3)
+    adapter = initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=3)
     adapter = random_base(adapter.with_parts({"core": {n: torch.randn(4, 4) for n in adapter.core}}), 3)
     tokens = torch.arange(12).reshape(2, 6)
 
-    lora.save_pretrained(model, adapter, tmp_path / "adapter")
+    peft_model.save_pretrained(model, adapter, tmp_path / "adapter")
     expected = model.eval()(input_ids=tokens).logits
     torch.manual_seed(0)
     base = BertForSequenceClassification(model.get_base_model().config)

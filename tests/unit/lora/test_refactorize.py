@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from random_factors import TOLERANCES, random_factors
 from torch import Tensor
 
-from fedsvd.refactorize import is_orthonormal, orthonormal_rows, refactorize
+from fedsvd.lora.refactorize import is_orthonormal, orthonormal_rows, refactorize
 
 
 def projector(A: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from random_factors import TOLERANCES, random_factors
 
 from fedsvd.errors import FedSVDError
-from fedsvd.refactorize import is_orthonormal, orthonormal_rows, refactorize
+from fedsvd.lora.refactorize import is_orthonormal, orthonormal_rows, refactorize
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.sampled_from(list(TOLERANCES)))

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsvd.adapter import Adapter
-from fedsvd.aggregate import Reply
+from fedsvd.lora.adapter import Adapter
+from fedsvd.lora.shrinkage import shrink, shrink_columns
 from fedsvd.methods import State, build_method
-from fedsvd.shrinkage import shrink, shrink_columns
+from fedsvd.methods.aggregate import Reply
 
 
 def test_a_square_matrix_follows_the_closed_form() -> None:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsvd.adapter import Adapter
-from fedsvd.stacked import merge, stack, truncated_svd
+from fedsvd.lora.adapter import Adapter
+from fedsvd.lora.stacked import merge, stack, truncated_svd
 
 
 @given(st.integers(0, 1000), st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(1, 12))

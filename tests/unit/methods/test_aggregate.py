@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fedsvd.adapter import Adapter
-from fedsvd.aggregate import Reply, average, mean_noise_std, refactorize_sites
 from fedsvd.errors import RunError
+from fedsvd.lora.adapter import Adapter
+from fedsvd.methods.aggregate import Reply, average, mean_noise_std, refactorize_sites
 
 
 def make_adapter(seed: int = 0, *, orthonormal: bool = False) -> Adapter:

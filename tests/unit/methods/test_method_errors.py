@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedsvd.compose import compose
+from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError
 from fedsvd.methods import METHODS, build_method, check_method
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fedsvd.adapter import Adapter, Factor, Part, as_plain_lora
-from fedsvd.aggregate import Reply
+from fedsvd.lora.adapter import Adapter, Factor, Part, as_plain_lora
 from fedsvd.methods import METHODS, State, build_method
+from fedsvd.methods.aggregate import Reply
 
 
 def make_adapter(core: bool = False) -> Adapter:

@@ -24,15 +24,15 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from fedsvd import lora
-from fedsvd.adapter import Part
 from fedsvd.errors import ModelError, PrivacyError
-from fedsvd.fused import choose, fused_gradients, why_not
-from fedsvd.initialisation import initialise
-from fedsvd.models import checkpoint_activations
-from fedsvd.prefix import MemoryBudget, PrefixCache, Store
+from fedsvd.lora import peft_model
+from fedsvd.lora.adapter import Part
+from fedsvd.lora.initialization import initialise
+from fedsvd.models.loading import checkpoint_activations
 from fedsvd.privacy.dp_sgd import PerExample, opacus_hooks, per_example_gradients
-from fedsvd.training import example_losses, inputs
+from fedsvd.training.loop import example_losses, inputs
+from fedsvd.training.per_example_gradients import choose, fused_gradients, why_not
+from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, Store
 
 ENCODER = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
            "intermediate_size": 24, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
@@ -70,7 +70,7 @@ def adapted(
 ) -> peft.PeftModel:
     torch.manual_seed(0)
     base, head = (CAUSAL[family](), []) if task == "causal_lm" else (CLASSIFIERS[family][0](), CLASSIFIERS[family][1])
-    model = lora.attach(
+    model = peft_model.attach(
         base.to(torch.bfloat16) if bf16 else base,
         rank=4,
         lora_alpha=16,
@@ -79,8 +79,8 @@ def adapted(
         lora_layers=layers,
         head_modules=head,
     )
-    lora.write(model, initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
-    lora.set_trainable(model, parts or {"B"})
+    peft_model.write(model, initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    peft_model.set_trainable(model, parts or {"B"})
     return model
 
 
@@ -168,7 +168,7 @@ EXPECTED = {"bert": {"query", "value"}, "roberta": {"query", "value"}, "distilbe
 
 @pytest.mark.parametrize(("family", "task"), ALL)
 def test_auto_takes_what_is_usual_for_the_family(family: str, task: str) -> None:
-    names = lora.lora_sites(adapted(family, task))
+    names = peft_model.lora_sites(adapted(family, task))
 
     assert {name.rsplit(".", 1)[-1] for name in names} == EXPECTED[family]
     assert len(names) == 2 * len(EXPECTED[family])
@@ -180,14 +180,14 @@ SITES = {"bert": 2 * 6 + 1, "roberta": 2 * 6, "distilbert": 2 * 6, "gpt2": 2 * 4
 
 @pytest.mark.parametrize(("family", "task"), ALL)
 def test_all_linear_takes_all_but_head_and_output(family: str, task: str) -> None:
-    names = lora.lora_sites(adapted(family, task, "all-linear"))
+    names = peft_model.lora_sites(adapted(family, task, "all-linear"))
 
     assert len(names) == SITES[family]
     assert not [name for name in names if name.startswith(("classifier", "pre_classifier", "score", "lm_head"))]
 
 
 def test_all_linear_of_the_top_layers_alone() -> None:
-    names = lora.lora_sites(adapted("roberta", "sequence_classification", "all-linear", layers="top_1"))
+    names = peft_model.lora_sites(adapted("roberta", "sequence_classification", "all-linear", layers="top_1"))
 
     assert len(names) == 6
     assert all(".layer.1." in name for name in names)
@@ -197,4 +197,4 @@ def test_a_family_that_is_not_known_is_named_with_its_layers() -> None:
     model = OPTForCausalLM(OPT)
     model.config.model_type = "homemade"
     with pytest.raises(ModelError, match=r"'homemade' is not known.* fc1, .*q_proj.*all-linear"):
-        lora.attach(model, rank=2, lora_alpha=2, target_modules="auto", task="causal_lm")
+        peft_model.attach(model, rank=2, lora_alpha=2, target_modules="auto", task="causal_lm")

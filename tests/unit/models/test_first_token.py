@@ -18,11 +18,11 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from fedsvd import lora
-from fedsvd.fused import fused_gradients
-from fedsvd.initialisation import initialise
+from fedsvd.lora import peft_model
+from fedsvd.lora.initialization import initialise
+from fedsvd.models.first_token import read_first_token_alone
 from fedsvd.privacy.dp_sgd import PerExample, opacus_hooks, per_example_gradients
-from fedsvd.readout import read_first_token_alone
+from fedsvd.training.per_example_gradients import fused_gradients
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 24, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
@@ -53,9 +53,9 @@ def base(kind: str) -> PreTrainedModel:
 
 
 def adapted(kind: str, targets: list[str]) -> peft.PeftModel:
-    model = lora.attach(base(kind), rank=4, lora_alpha=16, target_modules=targets, head_modules=["classifier"])
-    lora.write(model, initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
-    lora.set_trainable(model, {"B", "head"})
+    model = peft_model.attach(base(kind), rank=4, lora_alpha=16, target_modules=targets, head_modules=["classifier"])
+    peft_model.write(model, initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    peft_model.set_trainable(model, {"B", "head"})
     return model.eval()
 
 

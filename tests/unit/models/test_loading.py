@@ -13,7 +13,7 @@ from transformers import AutoModel, GPT2Config, GPT2Model
 from transformers.utils import logging as transformers_logging
 
 from fedsvd.errors import ModelError
-from fedsvd.models import load_classifier, load_tokenizer
+from fedsvd.models.loading import load_classifier, load_tokenizer
 
 HEAD = ("classifier.bias", "classifier.weight")
 
@@ -83,7 +83,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 SUMMARY = """
 import json
-from fedsvd.models import load_classifier
+from fedsvd.models.loading import load_classifier
 model = load_classifier("embedded:tiny", num_labels=2, seed=3).model
 print(json.dumps([p.double().sum().item() for p in model.parameters()]))
 """
@@ -185,7 +185,7 @@ def test_an_unknown_source_is_named_with_a_remedy(source: str) -> None:
 def test_a_hub_model_out_of_reach_is_a_model_error() -> None:
     code = """
 from fedsvd.errors import ModelError
-from fedsvd.models import load_classifier, load_tokenizer
+from fedsvd.models.loading import load_classifier, load_tokenizer
 for load in (load_tokenizer, lambda source: load_classifier(source, num_labels=2, seed=0)):
     try:
         load("no-such-owner/no-such-model")

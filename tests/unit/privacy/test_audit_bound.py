@@ -11,7 +11,7 @@ from scipy.stats import binom
 
 from fedsvd.errors import PrivacyError
 from fedsvd.privacy.accounting import Spend, epsilon
-from fedsvd.privacy.audit import (
+from fedsvd.privacy.audit_bound import (
     Guesses,
     audit_scores,
     count_correct,

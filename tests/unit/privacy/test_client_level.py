@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from random_factors import random_factors
 from torch import Tensor
 
-from fedsvd.compose import compose
 from fedsvd.config import Config
+from fedsvd.config.compose import compose
 from fedsvd.privacy.accounting import epsilon
 from fedsvd.privacy.client_level import clipped, clipped_sum, noised, whole_run
 from fedsvd.privacy.randomness import TorchRandomness

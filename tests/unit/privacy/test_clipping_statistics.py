@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedsvd.privacy.clipping_statistics import GRADIENT_SHARE, ClippingMeter, statistics_std
 from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
 from fedsvd.privacy.randomness import TorchRandomness
-from fedsvd.privacy.statistics import GRADIENT_SHARE, ClippingMeter, statistics_std
 
 
 class Exact(TorchRandomness):

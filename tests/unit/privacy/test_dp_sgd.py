@@ -7,11 +7,11 @@ import torch
 from small_bert import NUM_EXAMPLES, make_losses, make_model, one_by_one
 from torch import Tensor, nn
 
-from fedsvd.adapter import Part
 from fedsvd.errors import PrivacyError
-from fedsvd.fused import fused_gradients
+from fedsvd.lora.adapter import Part
 from fedsvd.privacy.dp_sgd import DPSGD, PerExample, opacus_hooks, per_example_gradients, train_dp_sgd
 from fedsvd.privacy.randomness import TorchRandomness, poisson_batches
+from fedsvd.training.per_example_gradients import fused_gradients
 
 PARTS: list[set[Part]] = [{"B"}, {"B", "head"}, {"A", "B", "head"}]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 DRIVER = Path(__file__).with_name("kill_ledger_clients.py")
-ROOT = DRIVER.parents[2]
+ROOT = DRIVER.parents[3]
 
 
 @pytest.mark.slow

@@ -6,17 +6,17 @@ import pytest
 import torch
 from flwr.app import RecordDict
 
+from client.identity import ClientIdentity
 from client.local_round import run_local_round
-from client.state import ClientIdentity
-from fedsvd import payload, wire
-from fedsvd.adapter import Part
-from fedsvd.compose import compose
 from fedsvd.config import Config
+from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError
+from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.client_level import whole_run
 from fedsvd.privacy.noise_share import counts_alike, share_of
-from fedsvd.workspace.model import initial_adapter
+from fedsvd.runtime.model import initial_adapter
+from fedsvd.wire import payload, train_messages
 
 B: frozenset[Part] = frozenset({"B"})
 SECURE = ["experiment=smoke", "federation.secure_aggregation=true", "privacy.noise_share=true"]
@@ -26,9 +26,9 @@ EXAMPLE = ["privacy=dp_sgd", "privacy.noise_multiplier=3", "train.local_steps=1"
 def sent(config: Config, folder: Path) -> torch.Tensor:
     start = initial_adapter(config, build_method(config.method))
     identity = ClientIdentity(0, 7, folder / "ledger.sqlite")
-    task = wire.TrainTask(1, B, B, account="a run")
+    task = train_messages.TrainTask(1, B, B, account="a run")
     content: RecordDict = run_local_round(config, identity, task, payload.pack(start, B), "message")
-    parts = payload.unpack(wire.read_train_reply(content)[1], B, start, torch.device("cpu"))
+    parts = payload.unpack(train_messages.read_train_reply(content)[1], B, start, torch.device("cpu"))
     return torch.cat([tensor.reshape(-1) for tensor in parts["B"].values()])
 
 

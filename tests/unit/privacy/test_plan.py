@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedsvd.compose import compose
+from fedsvd.config.compose import compose
 from fedsvd.errors import PrivacyError
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger import Budget

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from fedsvd.cli import main
-from fedsvd.compose import compose, to_yaml
+from fedsvd.config.compose import compose, to_yaml
 from fedsvd.report.document import Grid, Paragraph, Section, to_html, to_markdown
-from fedsvd.report.runs import changed_keys, find_runs, read_run, varied_keys
-from fedsvd.report.statement import composed, statement_markdown
+from fedsvd.report.loaded_runs import changed_keys, find_runs, read_run, varied_keys
+from fedsvd.report.privacy_statement import composed, statement_markdown
 from fedsvd.report.sweep_sections import labelled, report_sections
 
 SITE = {"singular_values": [0.5, 0.25], "effective_rank": 1.9, "nuclear_norm": 0.75, "principal_angle": 0.0}

@@ -11,10 +11,10 @@ import pytest
 from loopback import wait_until
 
 from fedsvd import tracking
-from fedsvd.compose import compose
 from fedsvd.config import Config
+from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError
-from fedsvd.run_folder import RunFolder, read_json, write_rows
+from fedsvd.runs.folder import RunFolder, read_json, write_rows
 
 SITES = {
     "a": {"singular_values": [4.0, 1.0], "effective_rank": 1.5, "nuclear_norm": 5.0, "principal_angle": 0.0},

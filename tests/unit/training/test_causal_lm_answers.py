@@ -9,13 +9,13 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedsvd import data
-from fedsvd.causal import read_answers
-from fedsvd.compose import compose
 from fedsvd.config import DataConfig
+from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError, DataError
-from fedsvd.generation import generate
-from fedsvd.models import load_causal_lm, load_classifier, load_tokenizer
-from fedsvd.training import evaluate, example_losses, inputs
+from fedsvd.models.loading import load_causal_lm, load_classifier, load_tokenizer
+from fedsvd.training.causal_lm import read_answers
+from fedsvd.training.generation import generate
+from fedsvd.training.loop import evaluate, example_losses, inputs
 
 TEMPLATE = "Review: {text}\nIs it {choices}?"
 TEXTS = ["a fine film", "dull", "the worst of the three, by a mile", "see it twice"]

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fedsvd.config import TrainConfig
-from fedsvd.prefix import MemoryBudget, PrefixCache, Store
-from fedsvd.training import evaluate, learning_rate, make_optimizer, train_plain
+from fedsvd.training.loop import evaluate, learning_rate, make_optimizer, train_plain
+from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, Store
 
 
 def config(**changes: object) -> TrainConfig:

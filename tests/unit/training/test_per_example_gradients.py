@@ -14,12 +14,12 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from fedsvd import lora
-from fedsvd.adapter import Part
 from fedsvd.errors import PrivacyError
-from fedsvd.fused import _say_once, choose, fused_gradients, why_not
-from fedsvd.initialisation import initialise
+from fedsvd.lora import peft_model
+from fedsvd.lora.adapter import Part
+from fedsvd.lora.initialization import initialise
 from fedsvd.privacy.dp_sgd import PerExample, _check_samples, opacus_hooks, per_example_gradients
+from fedsvd.training.per_example_gradients import _say_once, choose, fused_gradients, why_not
 
 LENGTHS = [3, 7, 4, 7]
 
@@ -40,7 +40,7 @@ def adapted(kind: str, parts: set[Part], dropout: float = 0.0) -> tuple[peft.Pef
     """Build a model, with a core where one is trained."""
     torch.manual_seed(0)
     base, targets, head = {"gpt2": gpt2, "roberta": roberta}[kind]()
-    model = lora.attach(
+    model = peft_model.attach(
         base,
         rank=4,
         lora_alpha=16,
@@ -49,9 +49,9 @@ def adapted(kind: str, parts: set[Part], dropout: float = 0.0) -> tuple[peft.Pef
         lora_dropout=dropout,
         core="core" in parts,
     )
-    drawn = initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=0)
-    lora.write(model, drawn.with_parts({"core": {name: torch.randn(4, 4) for name in drawn.core}}))
-    return model, lora.set_trainable(model, parts)
+    drawn = initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0)
+    peft_model.write(model, drawn.with_parts({"core": {name: torch.randn(4, 4) for name in drawn.core}}))
+    return model, peft_model.set_trainable(model, parts)
 
 
 def losses(model: nn.Module, positions: object) -> Tensor:
@@ -94,8 +94,12 @@ def test_the_forward_pass_is_that_of_peft(kind: str) -> None:
 
 def test_weights_of_gpt2_are_seen_as_those_of_a_linear_layer() -> None:
     model, _ = adapted("gpt2", {"B"})
-    for name, weight in lora.frozen_weights(model).items():
-        assert weight.shape == (lora.read(model).B[name].shape[0], lora.read(model).A[name].shape[1]) == (48, 16)
+    for name, weight in peft_model.frozen_weights(model).items():
+        assert (
+            weight.shape
+            == (peft_model.read(model).B[name].shape[0], peft_model.read(model).A[name].shape[1])
+            == (48, 16)
+        )
 
 
 def test_the_fused_path_is_taken_where_it_can_be() -> None:
@@ -122,7 +126,7 @@ def test_anything_else_that_is_trained_is_a_reason() -> None:
     norm.weight.requires_grad_(True)
     assert "LayerNorm.weight is trained" in str(why_not(model))
     model, _ = adapted("gpt2", {"B"})
-    next(iter(lora.lora_sites(model).values())).layer.get_base_layer().weight.requires_grad_(True)
+    next(iter(peft_model.lora_sites(model).values())).layer.get_base_layer().weight.requires_grad_(True)
     assert "has a trained base layer" in str(why_not(model))
 
 

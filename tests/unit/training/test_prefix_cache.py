@@ -18,11 +18,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from fedsvd import lora
-from fedsvd.fused import fused_gradients
-from fedsvd.initialisation import initialise
-from fedsvd.prefix import MemoryBudget, PrefixCache, Store
+from fedsvd.lora import peft_model
+from fedsvd.lora.initialization import initialise
 from fedsvd.privacy.dp_sgd import PerExample, opacus_hooks, per_example_gradients
+from fedsvd.training.per_example_gradients import fused_gradients
+from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, Store
 
 LENGTHS = [3, 7, 4, 7, 2, 5]
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -43,11 +43,11 @@ def base(kind: str) -> tuple[PreTrainedModel, list[str], list[str]]:
 def adapted(kind: str = "bert", lora_layers: str = "top_1") -> peft.PeftModel:
     torch.manual_seed(0)
     model, targets, head = base(kind)
-    model = lora.attach(
+    model = peft_model.attach(
         model, rank=4, lora_alpha=16, target_modules=targets, head_modules=head, lora_layers=lora_layers
     )
-    lora.write(model, initialise(lora.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
-    lora.set_trainable(model, {"B", "head"})
+    peft_model.write(model, initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    peft_model.set_trainable(model, {"B", "head"})
     return model.eval()
 
 
@@ -148,10 +148,10 @@ def test_products_are_made_once_for_each_example_and_anew_while_a_weight_is_chan
 def test_models_that_share_a_store_keep_products_of_the_weights_as_loaded(merged_first: bool) -> None:
     plain, merged = adapted(), adapted()
     # As in a run of FLoRA that goes on after a pause: something is merged before anything is kept.
-    before = lora.read(merged)
+    before = peft_model.read(merged)
     left = {name: torch.randn(len(B), 2) for name, B in before.B.items()}
     right = {name: torch.randn(2, A.shape[1]) for name, A in before.A.items()}
-    lora.write(merged, before.with_parts({"base_left": left, "base_right": right}))
+    peft_model.write(merged, before.with_parts({"base_left": left, "base_right": right}))
     expected = {model: losses(model, range(6)) for model in (plain, merged)}
     assert not torch.allclose(*expected.values(), atol=1e-4)
     store = Store(MemoryBudget(LARGE))
@@ -196,7 +196,7 @@ def test_what_is_kept_does_not_hang_on_what_is_trained() -> None:
     cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
     before = losses(model, [0, 1], cache)
     with torch.no_grad():
-        for site in lora.lora_sites(model).values():
+        for site in peft_model.lora_sites(model).values():
             site.B.add_(0.5)
 
     assert not torch.allclose(losses(model, [0, 1], cache), before)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedsvd import payload, wire
-from fedsvd.adapter import Adapter
 from fedsvd.errors import PayloadError
+from fedsvd.lora.adapter import Adapter
+from fedsvd.wire import payload, train_messages
 
 CPU = torch.device("cpu")
 
@@ -59,9 +59,11 @@ def test_bad_payloads_are_refused(arrays: dict[str, Array], said: str) -> None:
 
 
 def test_train_request_there_and_back() -> None:
-    task = wire.TrainTask(3, frozenset({"A", "B"}), frozenset({"B"}))
+    task = train_messages.TrainTask(3, frozenset({"A", "B"}), frozenset({"B"}))
 
-    found, factors = wire.read_train_request(wire.train_request(task, payload.pack(make_adapter(), ["B"])))
+    found, factors = train_messages.read_train_request(
+        train_messages.train_request(task, payload.pack(make_adapter(), ["B"]))
+    )
 
     assert found == task
     assert set(factors) == {"B"}
@@ -79,15 +81,15 @@ def test_train_request_there_and_back() -> None:
     ],
 )
 def test_bad_requests_are_refused(config: dict[str, object]) -> None:
-    content = RecordDict({wire.TASK: ConfigRecord(config), wire.FACTORS: ArrayRecord()})
+    content = RecordDict({train_messages.TASK: ConfigRecord(config), train_messages.FACTORS: ArrayRecord()})
     with pytest.raises(PayloadError):
-        wire.read_train_request(content)
+        train_messages.read_train_request(content)
 
 
 def test_train_reply_there_and_back() -> None:
-    report = wire.ClientReport(2, 100, 1.5, epsilon=3.0, noise_multiplier=0.9, sample_rate=0.1, steps=4)
+    report = train_messages.ClientReport(2, 100, 1.5, epsilon=3.0, noise_multiplier=0.9, sample_rate=0.1, steps=4)
 
-    found, _ = wire.read_train_reply(wire.train_reply(report, ArrayRecord()))
+    found, _ = train_messages.read_train_reply(train_messages.train_reply(report, ArrayRecord()))
 
     assert found == report
 
@@ -105,11 +107,11 @@ def test_train_reply_there_and_back() -> None:
     ],
 )
 def test_bad_replies_are_refused(metrics: dict[str, object]) -> None:
-    content = RecordDict({wire.METRICS: MetricRecord(metrics), wire.FACTORS: ArrayRecord()})
+    content = RecordDict({train_messages.METRICS: MetricRecord(metrics), train_messages.FACTORS: ArrayRecord()})
     with pytest.raises(PayloadError):
-        wire.read_train_reply(content)
+        train_messages.read_train_reply(content)
 
 
 def test_declined_reply() -> None:
-    assert wire.declined_reason(wire.declined_reply("budget")) == "budget"
-    assert wire.declined_reason(RecordDict()) is None
+    assert train_messages.declined_reason(train_messages.declined_reply("budget")) == "budget"
+    assert train_messages.declined_reason(RecordDict()) is None
