@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, RecordDict
 
-from client.factor_cache import receive
+from client.factor_cache import receive_factors
 from client.identity import ClientIdentity
-from client.personal_factors import with_personal
+from client.personal_factors import with_personal_factors
 from fedsvd.config import Config
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
 from fedsvd.runtime.data import load_test_batches
-from fedsvd.runtime.losses import load_prefix
+from fedsvd.runtime.losses import load_prefix_cache
 from fedsvd.runtime.model import initial_adapter, load_model, resolve_device
 from fedsvd.training.loop import Evaluation, evaluate
 from fedsvd.wire.train_messages import TrainTask
@@ -23,15 +23,15 @@ def received_adapter(
     """Return the adapter that this client is to start from: what was sent, what it holds, and what is its own.
 
     Raises:
-        LostStateError: See `client.factor_cache.receive`; `PayloadError`, too.
+        LostStateError: See `client.factor_cache.receive_factors`; `PayloadError`, too.
     """
     method = build_method(config.method)
     device = resolve_device(config.device)
-    adapter = receive(task, factors, state, initial_adapter(config, method), method, device)
-    return with_personal(identity.personal, adapter, method.traits.personal)
+    adapter = receive_factors(task, factors, state, initial_adapter(config, method), method, device)
+    return with_personal_factors(identity.personal, adapter, method.traits.personal)
 
 
-def measure_own(config: Config) -> Evaluation | None:
+def evaluate_personal_model(config: Config) -> Evaluation | None:
     """Measure the model as it stands on the held-out data, which are nobody's private data; None without any."""
     batches, device = load_test_batches(config), resolve_device(config.device)
-    return evaluate(load_model(config), batches, device, load_prefix(config)) if batches else None
+    return evaluate(load_model(config), batches, device, load_prefix_cache(config)) if batches else None

@@ -8,19 +8,19 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedsvd.errors import LostStateError, PayloadError
+from fedsvd.errors import PayloadError, StaleCacheError
 from fedsvd.lora.adapter import PARTS, Adapter, Part
-from fedsvd.lora.initialization import DRAWN_ALIKE, dct_rows
+from fedsvd.lora.initialization import SEEDED_INITIALIZATIONS, dct_rows
 from fedsvd.methods import Method
 from fedsvd.wire import payload
-from fedsvd.wire.factor_versions import TRACKED, rotated
+from fedsvd.wire.factor_versions import FACTOR_PARTS, rotate_factor
 from fedsvd.wire.train_messages import INDICES, ROTATION, TrainTask
 
 _HELD = "held"
 _BASE: tuple[Part, Part] = ("base_left", "base_right")
 
 
-def receive(
+def receive_factors(
     task: TrainTask, record: ArrayRecord, state: RecordDict, start: Adapter, method: Method, device: torch.device
 ) -> Adapter:
     """Put a round's adapter together from what was sent and what this client holds, and hold what it is told to.
@@ -37,7 +37,7 @@ def receive(
         LostStateError: The server takes this client to hold what it does not (any more).
         PayloadError: Arrays that do not fit this client's model.
     """
-    extras = {f"{part}{kind}" for part in TRACKED for kind in (ROTATION, INDICES)}
+    extras = {f"{part}{kind}" for part in FACTOR_PARTS for kind in (ROTATION, INDICES)}
     unknown = set(record) - set(PARTS) - extras
     if unknown:
         raise PayloadError(f"the payload holds {sorted(unknown)}, which this client does not know.")
@@ -48,14 +48,14 @@ def receive(
         device,
     )
     parts: dict[Part, Mapping[str, Tensor]] = dict(sent)
-    for part in TRACKED:
+    for part in FACTOR_PARTS:
         if part in method.traits.personal:
             parts.pop(part, None)
             continue
         origin = sent.get(part) or _origin(part, task, record, state, start, method, device)
         if part in task.keep:
             _hold(state, part, task.versions[part], start.with_parts({part: origin}), (part,))
-        parts[part] = rotated(part, origin, _rotation(part, record, start, device))
+        parts[part] = rotate_factor(part, origin, _rotation(part, record, start, device))
     parts.update(_base(task, sent, state, start, device))
     return start.with_parts(parts)
 
@@ -77,10 +77,10 @@ def _origin(
             raise PayloadError(f"part {part}{INDICES} names rows that a DCT of this size does not have.")
         return {name: dct_rows(indices[name], A) for name, A in factor.items()}
     init = method.init_a if part == "A" else method.init_b
-    if task.versions[part] == 0 and init in DRAWN_ALIKE:
+    if task.versions[part] == 0 and init in SEEDED_INITIALIZATIONS:
         return factor
     if _held_version(state, part) != task.versions[part]:
-        raise LostStateError(part)
+        raise StaleCacheError(part)
     return payload.unpack(state.array_records[f"{_HELD}.{part}"], [part], start, device)[part]
 
 
@@ -108,7 +108,7 @@ def _base(
         record = state.array_records.get(f"{_HELD}.base")
         held = payload.unpack(record, _BASE, start, device) if record else None
         if held is None or next(iter(held["base_left"].values())).shape[1] < task.base_start:
-            raise LostStateError("base")
+            raise StaleCacheError("base")
         left = {name: old[:, : task.base_start] for name, old in held["base_left"].items()}
         right = {name: old[: task.base_start] for name, old in held["base_right"].items()}
         parts = {

@@ -8,7 +8,7 @@ from client.identity import ClientIdentity
 from fedsvd.config import Config
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Ledger
-from fedsvd.privacy.plan import whole_run
+from fedsvd.privacy.plan import calibrate_run
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def charge_round(
         BudgetExceededError: The budget does not hold the round.
         LedgerError: The ledger cannot be trusted or written.
     """
-    run = whole_run(config, num_examples)
+    run = calibrate_run(config, num_examples)
     identity.limits.check_noise(run)
     spend = Spend(run.noise_multiplier, run.sample_rate, config.train.local_steps)
     with Ledger.open(identity.ledger, fingerprint) as ledger:
@@ -60,6 +60,6 @@ def charge_whole_run(config: Config, identity: ClientIdentity, fingerprint: str,
         LedgerError: The ledger cannot be trusted or written, or the account was opened for another mechanism.
     """
     with Ledger.open(identity.ledger, fingerprint) as ledger:
-        run = whole_run(config, 1)
+        run = calibrate_run(config, 1)
         epsilon = ledger.reserve_run(account, run, identity.limits.budget(config.privacy))
         return Charge(run, epsilon, sum(entry.steps for entry in ledger.history()))

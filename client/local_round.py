@@ -8,23 +8,23 @@ from dataclasses import replace
 import torch
 from flwr.app import ArrayRecord, RecordDict
 
-from client.evaluation import measure_own, received_adapter
+from client.evaluation import evaluate_personal_model, received_adapter
 from client.identity import ClientIdentity
 from client.ledger_charge import charge_round, charge_whole_run, mark_released
-from client.personal_factors import save_personal
-from client.setting_warnings import advise
+from client.personal_factors import save_personal_factors
+from client.setting_warnings import warn_unusual_settings
 from fedsvd.config import Config
 from fedsvd.errors import DataError, PayloadError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
-from fedsvd.methods.aggregate import flat, with_flat
-from fedsvd.privacy.client_level import clipped, noised, whole_run
-from fedsvd.privacy.noise_share import share_of
+from fedsvd.methods.aggregate import flatten_parts, unflatten_parts
+from fedsvd.privacy.client_level import add_noise, clip_update, run_spend
+from fedsvd.privacy.noise_share import client_noise_multiplier
 from fedsvd.privacy.plan import poisson_rate
 from fedsvd.privacy.randomness import poisson_batches
-from fedsvd.runtime.data import Silo, load_silo
-from fedsvd.runtime.losses import silo_losses
+from fedsvd.runtime.data import ClientData, load_client_data
+from fedsvd.runtime.losses import per_example_losses
 from fedsvd.runtime.model import client_config, load_model, trained_parts
 from fedsvd.runtime.private_round import round_mechanism, secret_randomness, train_privately
 from fedsvd.training.loop import make_optimizer, train_plain
@@ -72,10 +72,10 @@ def run_local_round(
             "client. Do both ends run one configuration?"
         )
     received = received_adapter(config, identity, task, factors, RecordDict() if state is None else state)
-    silo = load_silo(config, identity.partition_id)
+    silo = load_client_data(config, identity.partition_id)
     if not len(silo.examples):
         raise DataError(f"client {identity.partition_id} holds no examples; it can take no part.")
-    advise(config, identity.partition_id, len(silo.examples))
+    warn_unusual_settings(config, identity.partition_id, len(silo.examples))
     if config.privacy.name == "dp_sgd":
         report = _train_private(config, identity, task, received, silo, message_id)
         trained = peft_model.read(load_model(config))
@@ -86,25 +86,27 @@ def run_local_round(
         report = _train_open(config, identity, task, received, silo)
         trained = peft_model.read(load_model(config))
     if method.traits.personal:
-        save_personal(identity.personal, trained, method.traits.personal)
-        own = measure_own(config) if task.evaluate else None
+        save_personal_factors(identity.personal, trained, method.traits.personal)
+        own = evaluate_personal_model(config) if task.evaluate else None
         if own is not None:
             report = replace(report, accuracy=own.accuracy, loss=own.loss)
     report = replace(report, seconds=time.perf_counter() - started, server_round=task.server_round)
     if config.federation.weighting == "uniform":
-        report = train_messages.without_sizes(report)
+        report = train_messages.hide_counts(report)
     return train_messages.train_reply(report, payload.pack(trained, task.uplink))
 
 
 def _train_private(
-    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, silo: Silo, message_id: str
+    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, silo: ClientData, message_id: str
 ) -> ClientReport:
     num_examples = len(silo.examples)
     charge = charge_round(config, identity, silo.fingerprint, num_examples, task.server_round, message_id)
     spend = charge.spend
     peft_model.write(load_model(config), adapter)
     mechanism = round_mechanism(config, spend)
-    seen = train_privately(config, task.server_round, task.trains, silo_losses(silo, config), num_examples, mechanism)
+    seen = train_privately(
+        config, task.server_round, task.trains, per_example_losses(silo, config), num_examples, mechanism
+    )
     mark_released(identity, silo.fingerprint, message_id)
     return ClientReport(
         identity.partition_id,
@@ -120,7 +122,7 @@ def _train_private(
 
 
 def _train_open(
-    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, silo: Silo
+    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, silo: ClientData
 ) -> ClientReport:
     num_examples = len(silo.examples)
     model = load_model(config)
@@ -128,7 +130,7 @@ def _train_open(
     loss = train_plain(
         model,
         make_optimizer(peft_model.set_trainable(model, task.trains), config.train, task.server_round),
-        silo_losses(silo, config),
+        per_example_losses(silo, config),
         poisson_batches(
             num_examples,
             poisson_rate(num_examples, config.train.batch_size),
@@ -141,7 +143,7 @@ def _train_open(
 
 
 def _train_for_client_level(
-    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, silo: Silo
+    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, silo: ClientData
 ) -> ClientReport:
     """Train without noise (the server adds it), after the whole run has been charged once.
 
@@ -166,13 +168,15 @@ def _clipped_update(before: Adapter, after: Adapter, task: TrainTask, config: Co
 
     With ``noise_share`` this client's share of the noise is added, for a secure sum to carry the whole.
     """
-    old = [tensor.double() for tensor in flat(before, task.uplink)]
-    update = [new.double() - start for new, start in zip(flat(after, task.uplink), old, strict=True)]
-    moves = clipped(update, config.privacy.max_update_norm)
+    old = [tensor.double() for tensor in flatten_parts(before, task.uplink)]
+    update = [new.double() - start for new, start in zip(flatten_parts(after, task.uplink), old, strict=True)]
+    moves = clip_update(update, config.privacy.max_update_norm)
     if config.privacy.noise_share:
-        sigma = whole_run(config.privacy, config.train, config.federation).noise_multiplier
-        moves = noised(moves, share_of(sigma, config) * config.privacy.max_update_norm, secret_randomness(config))
-    return with_flat(after, task.uplink, [start + move for start, move in zip(old, moves, strict=True)])
+        sigma = run_spend(config.privacy, config.train, config.federation).noise_multiplier
+        moves = add_noise(
+            moves, client_noise_multiplier(sigma, config) * config.privacy.max_update_norm, secret_randomness(config)
+        )
+    return unflatten_parts(after, task.uplink, [start + move for start, move in zip(old, moves, strict=True)])
 
 
 def _round_generator(seed: int, server_round: int, partition_id: int) -> torch.Generator:

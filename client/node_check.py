@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from flwr.common.config import parse_config_args
 
-from client.node_data import node_view
+from client.node_data import with_node_data
 from client.node_limits import read_limits
 from fedsvd.config import Config
-from fedsvd.data.node_data import counts_by_label
+from fedsvd.data.node_data import count_labels
 from fedsvd.errors import DataError
 from fedsvd.runtime.data import load_partition
 
 
-def examine(node_config: str, config: Config) -> list[str]:
+def check_node(node_config: str, config: Config) -> list[str]:
     """Hold a node's configuration and its data against a run.
 
     Args:
@@ -36,7 +36,7 @@ def examine(node_config: str, config: Config) -> list[str]:
         ) from error
     limits = read_limits(given)
     limits.check(config)
-    counts = counts_by_label(load_partition(node_view(config, given), partition_id))
+    counts = count_labels(load_partition(with_node_data(config, given), partition_id))
     told = {key: value for key, value in vars(limits).items() if value is not None}
     allowed = ", ".join(f"{key.replace('_', '-')} = {value}" for key, value in told.items())
     return [

@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 from flwr.app import Context
 
 from fedsvd.config import Config
-from fedsvd.data.node_data import counts_by_label
-from fedsvd.errors import DataError, FedSVDError, SiloError
+from fedsvd.data.node_data import count_labels
+from fedsvd.errors import DataError, FedSVDError, NodeDataError
 from fedsvd.runtime.data import load_partition
 
 logger = logging.getLogger(__name__)
 
-KEYS = ("data-path", "test-path", "text-column", "text-pair-column", "label-column")
+NODE_DATA_KEYS = ("data-path", "test-path", "text-column", "text-pair-column", "label-column")
 
 
 @dataclass(frozen=True)
-class OwnData:
+class NodeData:
     """A node's own file. In the node's configuration: with dashes; only ``data-path`` must be there.
 
     Attributes:
@@ -38,22 +38,22 @@ class OwnData:
     label_column: str | None = None
 
 
-def read_own_data(node_config: Mapping[str, object]) -> OwnData | None:
+def read_node_data(node_config: Mapping[str, object]) -> NodeData | None:
     """Read what a node's configuration says of its own data; None where it has none.
 
     Raises:
         SiloError: A value that is no text, or columns without a file.
     """
-    given = {key: node_config[key] for key in KEYS if key in node_config}
+    given = {key: node_config[key] for key in NODE_DATA_KEYS if key in node_config}
     for key, value in given.items():
         if not isinstance(value, str) or not value:
-            raise SiloError(f'{key} = {value!r} in the node\'s configuration; write a text, as in {key}="…".')
+            raise NodeDataError(f'{key} = {value!r} in the node\'s configuration; write a text, as in {key}="…".')
     if given and "data-path" not in given:
-        raise SiloError(f"the node's configuration has {', '.join(given)} but no data-path; give the path of its file.")
-    return OwnData(**{key.replace("-", "_"): str(value) for key, value in given.items()}) if given else None
+        raise NodeDataError(f"the node's configuration sets {', '.join(given)} but no data-path; set the file's path.")
+    return NodeData(**{key.replace("-", "_"): str(value) for key, value in given.items()}) if given else None
 
 
-def node_view(config: Config, node_config: Mapping[str, object]) -> Config:
+def with_node_data(config: Config, node_config: Mapping[str, object]) -> Config:
     """Return the run's configuration with this node's own file in it, where it has one.
 
     The run's ``data.test_path`` is a file of the server's and is left out.
@@ -63,7 +63,7 @@ def node_view(config: Config, node_config: Mapping[str, object]) -> Config:
             that deals its data out to another number of nodes than this one was told.
         SiloError: A configuration of the node that is not understood.
     """
-    own, asked = read_own_data(node_config), config.data.name
+    own, asked = read_node_data(node_config), config.data.name
     if own is None and asked == "node":
         raise DataError('data = node, but this node brings no data; its configuration needs data-path="…".')
     if own is None:
@@ -87,27 +87,27 @@ def node_view(config: Config, node_config: Mapping[str, object]) -> Config:
     return replace(config, data=data)
 
 
-def check_data(config: Config) -> None:
+def check_node_data(config: Config) -> None:
     """Load a node's own data once before a run, and tell its log what there is.
 
     Raises:
         SiloError: They do not fit the run.
     """
     if config.data.name == "node":
-        counts = counts_by_label(load_partition(config, 0))
+        counts = count_labels(load_partition(config, 0))
         logger.info("own data: %s", ", ".join(f"{count} of {name}" for name, count in counts.items()))
 
 
 @contextmanager
-def discreet(context: Context) -> Iterator[None]:
+def hide_private_details(context: Context) -> Iterator[None]:
     """Keep what an error says of a node's own data in the node's own log; the server learns that there was one.
 
     Raises:
-        DataError: In the place of an error that may quote the data: a `SiloError`, or one that nobody foresaw.
+        DataError: In the place of an error that may quote the data: a `NodeDataError`, or one that nobody foresaw.
     """
     try:
         yield
-    except SiloError as error:
+    except NodeDataError as error:
         logger.error("this node's own data cannot be used: %s", error)
         raise DataError("this node's own data cannot be used; its own log says why.") from None
     except FedSVDError:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import get_type_hints
 
-from client.node_data import KEYS
+from client.node_data import NODE_DATA_KEYS
 from fedsvd.config import Config
 from fedsvd.config.privacy import PrivacyConfig
 from fedsvd.errors import LimitError
@@ -17,7 +17,7 @@ from fedsvd.privacy.ledger import Budget
 from fedsvd.privacy.plan import configured_budget
 
 # Other keys of a node's configuration that lie near ours in spelling or in prefix, and are not limits.
-_KNOWN = ("partition-id", "num-partitions", "ledger", *KEYS)
+_KNOWN = ("partition-id", "num-partitions", "ledger", *NODE_DATA_KEYS)
 _PREFIXES = ("max-", "min-", "require-", "share-")
 
 
@@ -155,7 +155,7 @@ def _value(key: str, value: object, hint: object) -> float | int | bool:
 def _looks_like_ours(key: str, ours: list[str]) -> bool:
     written = key.replace("_", "-").lower()
     return written.startswith(_PREFIXES) or bool(
-        difflib.get_close_matches(written, [*ours, "ledger", *KEYS], cutoff=0.8)
+        difflib.get_close_matches(written, [*ours, "ledger", *NODE_DATA_KEYS], cutoff=0.8)
     )
 
 

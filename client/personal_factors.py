@@ -12,7 +12,7 @@ from fedsvd.errors import RunError
 from fedsvd.lora.adapter import Adapter, Factor
 
 
-def save_personal(path: Path, adapter: Adapter, factors: Collection[Factor]) -> None:
+def save_personal_factors(path: Path, adapter: Adapter, factors: Collection[Factor]) -> None:
     """Write some factors whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -23,7 +23,7 @@ def save_personal(path: Path, adapter: Adapter, factors: Collection[Factor]) -> 
     temporary.replace(path)
 
 
-def with_personal(path: Path, adapter: Adapter, factors: Collection[Factor]) -> Adapter:
+def with_personal_factors(path: Path, adapter: Adapter, factors: Collection[Factor]) -> Adapter:
     """Return an adapter with this client's own factors in it, where it has trained some.
 
     Raises:

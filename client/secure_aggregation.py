@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedsvd.config import Config
 from fedsvd.errors import PayloadError
-from fedsvd.privacy.noise_share import counts_alike
+from fedsvd.privacy.noise_share import equal_weights
 from fedsvd.secagg import keys, messages, vectors
 from fedsvd.wire import train_messages
 
@@ -39,8 +39,8 @@ def answer_stage(
     Raises:
         PayloadError: A request that is out of order, contradicts an earlier one, or would sum over too few.
     """
-    stage = str(messages.field(content, "stage", str))
-    session = str(messages.field(content, "session", str))
+    stage = str(messages.read_field(content, "stage", str))
+    session = str(messages.read_field(content, "session", str))
     if stage == "setup":
         return _set_up(state, session)
     kept = state.config_records.get(_STATE)
@@ -73,8 +73,8 @@ def _check_round(state: RecordDict, content: RecordDict) -> None:
 
 
 def _share(kept: ConfigRecord, content: RecordDict, node: int, min_survivors: int) -> RecordDict:
-    channels = messages.by_node(content, "nodes", "channel-keys")
-    masks = messages.by_node(content, "nodes", "mask-keys")
+    channels = messages.read_node_map(content, "nodes", "channel-keys")
+    masks = messages.read_node_map(content, "nodes", "mask-keys")
     own = keys.public_key(_secret(kept, "channel")), keys.public_key(_secret(kept, "mask"))
     if (channels.get(node), masks.get(node)) != own:
         raise PayloadError("the list of keys does not hold this client's own.")
@@ -88,13 +88,13 @@ def _share(kept: ConfigRecord, content: RecordDict, node: int, min_survivors: in
         )
     seed = keys.new_seed()
     shared = {other: keys.shared_key(_secret(kept, "channel"), key, "channel") for other, key in channels.items()}
-    sent = keys.share_out(node, seed, _secret(kept, "mask"), shared, needed)
-    nodes, mask_keys = messages.split(masks, masks)
+    sent = keys.distribute_shares(node, seed, _secret(kept, "mask"), shared, needed)
+    nodes, mask_keys = messages.split_node_map(masks, masks)
     kept.update(
         {"seed": seed, "threshold": needed, "nodes": nodes, "mask-keys": mask_keys,
          "shared": [shared[other] for other in nodes]}
     )  # fmt: skip
-    holders, ciphertexts = messages.split(sent, sent)
+    holders, ciphertexts = messages.split_node_map(sent, sent)
     return messages.answer(holders=holders, ciphertexts=ciphertexts)
 
 
@@ -105,17 +105,17 @@ def _collect(
     config: Config,
     train: Callable[[], RecordDict],
 ) -> RecordDict:
-    received = messages.by_node(content, "sources", "ciphertexts")
+    received = messages.read_node_map(content, "sources", "ciphertexts")
     mask_keys = _table(kept, "nodes", "mask-keys")
     if node not in received or not received.keys() <= mask_keys.keys() or len(received) < _threshold(kept):
         raise PayloadError(f"key shares of {len(received)} clients came; {_threshold(kept)} are needed, all known.")
-    kept["sources"], kept["ciphertexts"] = messages.split(received, received)
+    kept["sources"], kept["ciphertexts"] = messages.split_node_map(received, received)
     reply = train()
     if train_messages.declined_reason(reply) is not None:
         return reply
     report, factors = train_messages.read_train_reply(reply)
     values = np.concatenate([factors[part].numpy() for part in factors])
-    weight = 1 if counts_alike(config) else report.num_examples or 1
+    weight = 1 if equal_weights(config) else report.num_examples or 1
     vector = vectors.encode(values, weight, len(mask_keys))
     vector += vectors.mask(_secret(kept, "seed"), len(vector))
     for other in received:
@@ -124,11 +124,11 @@ def _collect(
             pairwise = vectors.mask(key, len(vector))
             # One of the two adds what the other subtracts.
             vector = vector + pairwise if node < other else vector - pairwise
-    return messages.masked_reply(vector, train_messages.train_reply(train_messages.without_sizes(report), factors))
+    return messages.masked_reply(vector, train_messages.train_reply(train_messages.hide_counts(report), factors))
 
 
 def _unmask(kept: ConfigRecord, content: RecordDict, node: int) -> RecordDict:
-    alive, dead = messages.node_set(content, "alive"), messages.node_set(content, "dead")
+    alive, dead = messages.read_node_set(content, "alive"), messages.read_node_set(content, "dead")
     ciphertexts = _table(kept, "sources", "ciphertexts")
     if alive & dead or alive | dead != set(ciphertexts) or node not in alive or len(alive) < _threshold(kept):
         raise PayloadError(
@@ -138,7 +138,7 @@ def _unmask(kept: ConfigRecord, content: RecordDict, node: int) -> RecordDict:
     shared = _table(kept, "nodes", "shared")
     nodes, shares = [], []
     for source in sorted(ciphertexts):
-        opened = keys.open_shares(ciphertexts[source], shared[source], source, node)
+        opened = keys.decrypt_shares(ciphertexts[source], shared[source], source, node)
         nodes.append(source)
         shares.append(opened.self_mask if source in alive else opened.mask_key)
     return messages.answer(nodes=nodes, shares=shares)

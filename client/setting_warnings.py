@@ -11,13 +11,13 @@ from fedsvd.privacy.plan import example_warnings
 logger = logging.getLogger(__name__)
 
 
-def advise(config: Config, partition_id: int, num_examples: int) -> None:
+def warn_unusual_settings(config: Config, partition_id: int, num_examples: int) -> None:
     """Warn of a δ that lets whole examples through, and of batches that are the whole data."""
     if config.privacy.name == "dp_sgd":
-        _advise(partition_id, num_examples, config.privacy.target_delta, config.train.batch_size)
+        _warn_once(partition_id, num_examples, config.privacy.target_delta, config.train.batch_size)
 
 
 @lru_cache(maxsize=1024)
-def _advise(partition_id: int, num_examples: int, target_delta: float, batch_size: int) -> None:
+def _warn_once(partition_id: int, num_examples: int, target_delta: float, batch_size: int) -> None:
     for warning in example_warnings(num_examples, target_delta, batch_size):
         logger.warning("client %d: %s", partition_id, warning)

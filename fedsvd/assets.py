@@ -106,7 +106,7 @@ def fetch(asset: Asset) -> Path:
     return target
 
 
-def make_once(folder: Path, build: Callable[[Path], None]) -> Path:
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """Return ``folder``, built by ``build(temporary_folder)`` the first time, whole or not at all."""
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ class AssetError(DataError):
     """An embedded package that cannot be fetched, or whose content is not what was recorded."""
 
 
-class SiloError(DataError):
+class NodeDataError(DataError):
     """A node's own data that cannot be used; the message may tell of them, and does not leave the node."""
 
 
@@ -75,11 +75,11 @@ class PayloadError(FedSVDError):
     """A message whose arrays are not what sender and receiver agreed on."""
 
 
-class RunawayError(PayloadError):
+class DivergedUpdateError(PayloadError):
     """An update that is not finite, or longer than a run's settings allow: training that diverged, or an attack."""
 
 
-class LostStateError(PayloadError):
+class StaleCacheError(PayloadError):
     """A client does not hold what the server takes it to hold, and asks for it in full.
 
     Args:

@@ -13,13 +13,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, RobertaCo
 
 from fedsvd.config.compose import compose
 from fedsvd.lora import peft_model
-from fedsvd.lora.initialization import initialise
+from fedsvd.lora.initialization import initialize_factors
 from fedsvd.models.loading import load_classifier
-from fedsvd.privacy.dp_sgd import DPSGD, PerExample, opacus_hooks, train_dp_sgd
+from fedsvd.privacy.dp_sgd import DPSGD, GradSampleMode, opacus_hooks, train_dp_sgd
 from fedsvd.privacy.randomness import SecureRandomness
 from fedsvd.runtime.data import load_test_batches
 from fedsvd.training.per_example_gradients import fused_gradients
-from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, Store
+from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 
 CACHE_BYTES = 2**30
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -61,13 +61,13 @@ class Bench:
     def __post_init__(self) -> None:
         self.trained = peft_model.set_trainable(self.model, {"B"})
         self.optimizer = torch.optim.SGD(self.trained, lr=1e-6)
-        self.cache = PrefixCache(self.model, Store(MemoryBudget(CACHE_BYTES)))
+        self.cache = PrefixCache(self.model, StateStore(MemoryBudget(CACHE_BYTES)))
 
     def losses(self, model: nn.Module, positions: Sequence[int]) -> Tensor:
         return self.example_losses(model(**self.inputs).logits)
 
     def cached_losses(self, model: nn.Module, positions: Sequence[int]) -> Tensor:
-        with self.cache.handing_in(model, self.inputs):
+        with self.cache.reuse_states(model, self.inputs):
             return self.losses(model, positions)
 
     def example_losses(self, logits: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def build(key: str, attention: str) -> Bench:
     torch.manual_seed(0)
     base, inputs, labels = real(shape, attention) if shape.length is None else random(key, shape, attention)
     model = peft_model.attach(base, rank=8, lora_alpha=16, target_modules=shape.targets, lora_layers=shape.lora_layers)
-    peft_model.write(model, initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    peft_model.write(model, initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
     return Bench(model.train(), inputs, labels, causal=key.startswith("gpt2"))
 
 
@@ -111,7 +111,7 @@ def plain_step(bench: Bench) -> None:
     bench.optimizer.step()
 
 
-def private_step(bench: Bench, per_example: PerExample, cached: bool = False) -> None:
+def private_step(bench: Bench, per_example: GradSampleMode, cached: bool = False) -> None:
     count = len(bench.labels)
     losses = bench.cached_losses if cached else bench.losses
     plan = DPSGD(noise_multiplier=1.0, max_grad_norm=1.0, sample_rate=1.0, steps=1, physical_batch_size=count)

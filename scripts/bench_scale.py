@@ -32,7 +32,7 @@ ENOUGH = ("experiment=smoke", "data.max_train_examples=4000", "partition.min_par
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvaluationResult:
     what: str
     clients: int
     a_round: int
@@ -67,13 +67,13 @@ def run(arguments: argparse.Namespace) -> None:
             done = subprocess.run([sys.executable, str(script), *one], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(done.stderr[-3000:])
-            found.append(Measured(**json.loads(done.stdout.splitlines()[-1])))
+            found.append(EvaluationResult(**json.loads(done.stdout.splitlines()[-1])))
             Console(stderr=True).print(found[-1])
     Console(width=120).print(table(found))
     write_json(arguments.json, {"machine": machine, "results": [asdict(row) for row in found]})
 
 
-def table(found: list[Measured]) -> Table:
+def table(found: list[EvaluationResult]) -> Table:
     grid = Table(title=f"{os.cpu_count()} CPU cores; rounds 2 to {ROUNDS} timed")
     for head in ("what", "clients", "a round", "s to start", "s a round", "min … max", "MiB before", "MiB at most"):
         grid.add_column(head, justify="left" if head == "what" else "right")
@@ -86,7 +86,7 @@ def table(found: list[Measured]) -> Table:
     return grid
 
 
-def measure(kind: str, what: str, clients: str) -> Measured:
+def measure(kind: str, what: str, clients: str) -> EvaluationResult:
     number, what = int(clients), what.strip()
     if kind == "server":
         return measure_server(what, number)
@@ -97,7 +97,7 @@ def peak_mib(who: int = resource.RUSAGE_SELF) -> float:
     return resource.getrusage(who).ru_maxrss / 1024
 
 
-def measure_server(aggregation: str, clients: int) -> Measured:
+def measure_server(aggregation: str, clients: int) -> EvaluationResult:
     import numpy as np
     from answering_app import answering_app
     from bench_adapters import SHAPES, zero_adapter
@@ -105,7 +105,7 @@ def measure_server(aggregation: str, clients: int) -> Measured:
 
     from fedsvd.config.compose import compose
     from fedsvd.launch.in_process import InProcessGrid
-    from fedsvd.lora.initialization import initialise
+    from fedsvd.lora.initialization import initialize_factors
     from fedsvd.methods import build_method
     from fedsvd.wire import train_messages
     from server.polling_grid import PollingGrid
@@ -114,7 +114,7 @@ def measure_server(aggregation: str, clients: int) -> Measured:
     sites, rank = SHAPES["roberta-large"]
     words = [*ENOUGH, "privacy=none", "train.head=frozen", f"aggregation={aggregation}"]
     config = compose([*words, f"federation.num_clients={clients}"])
-    adapter = initialise(zero_adapter(sites, rank), init_a="orthonormal", init_b="zeros", seed=0)
+    adapter = initialize_factors(zero_adapter(sites, rank), init_a="orthonormal", init_b="zeros", seed=0)
     numbers = sum(B.numel() for B in adapter.B.values())
 
     def train(partition_id: int, task: train_messages.TrainTask, received: ArrayRecord) -> RecordDict:
@@ -134,10 +134,10 @@ def measure_server(aggregation: str, clients: int) -> Measured:
         strategy.aggregate_train(server_round, grid.send_and_receive(messages))
         seconds.append(time.perf_counter() - started)
         assert len(strategy.round.reports) == clients, strategy.round.refused
-    return Measured(f"server, {aggregation}", clients, clients, start, seconds[1:], before, peak_mib())
+    return EvaluationResult(f"server, {aggregation}", clients, clients, start, seconds[1:], before, peak_mib())
 
 
-def measure_run(federation: str, clients: int) -> Measured:
+def measure_run(federation: str, clients: int) -> EvaluationResult:
     from fedsvd.cli import main
     from fedsvd.runs.folder import read_rows
 
@@ -156,4 +156,4 @@ def measure_run(federation: str, clients: int) -> Measured:
         rows = read_rows(Path(folder) / "metrics.jsonl")
     assert all(row["clients_used"] == a_round for row in rows[1:]), rows
     spent = [sum(row[key] for key in row if key.startswith("seconds")) for row in rows]
-    return Measured(f"run, {federation}", clients, a_round, whole - sum(spent), spent[2:], 0.0, peak_mib())
+    return EvaluationResult(f"run, {federation}", clients, a_round, whole - sum(spent), spent[2:], 0.0, peak_mib())

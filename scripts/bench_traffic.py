@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsvd.lora.adapter import Adapter
-from fedsvd.lora.initialization import initialise
+from fedsvd.lora.initialization import initialize_factors
 from fedsvd.methods import State, build_method
 from fedsvd.methods.aggregate import Reply
 from fedsvd.wire import payload
@@ -88,7 +88,7 @@ def measure(name: str, sites: Sites, rank: int, clients: int) -> Traffic:
     method = build_method({"name": name.split(",")[0], **options})
     weights = {f"site{k}": torch.randn(d, generator=torch.Generator().manual_seed(k)) for k, d in enumerate(sites)}
     zeros = zero_adapter(sites, rank, core=method.traits.core)
-    start = initialise(zeros, init_a=method.init_a, init_b=method.init_b, seed=0, weights=weights)
+    start = initialize_factors(zeros, init_a=method.init_a, init_b=method.init_b, seed=0, weights=weights)
     downlink, up = Downlink(method, start, weights=weights), 0
     state: State = {}
     for server_round in range(1, ROUNDS + 1):
@@ -97,7 +97,7 @@ def measure(name: str, sites: Sites, rank: int, clients: int) -> Traffic:
         core = frozenset({"core"}) if method.traits.core else frozenset()
         sent = downlink.request(0, task, core)
         new = downlink.request(99, task, core)
-        downlink.delivered(0)
+        downlink.mark_delivered(0)
         replies = [random_reply(downlink.adapter, uplink, client) for client in range(clients)]
         up = payload.payload_bytes(payload.pack(downlink.adapter.with_parts(replies[0].parts), uplink))
         step = method.server_step(downlink.adapter, replies, server_round, state)

@@ -65,7 +65,7 @@ def main(grid, context):
         B = {f"s{k}": torch.randn(d, r) for k in range(sites)}
         rotation = {f"s{k}": torch.randn(r, r, dtype=torch.float64) for k in range(sites)}
         array = Array(np.concatenate([b.numpy().reshape(-1) for b in B.values()]))
-        sent = ArrayRecord({"B": array, "A.rotation": payload.pack_numbers(rotation, np.float64)})
+        sent = ArrayRecord({"B": array, "A.rotation": payload.pack_sites(rotation, np.float64)})
         size = ConfigRecord({"up": sites * d * r})
         messages = [Message(RecordDict({"f": sent, "size": size}), node, "train", group_id=str(number), ttl=300.0)
                     for node in nodes[: turn["nodes"]]]
@@ -95,7 +95,7 @@ plan = ""
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvaluationResult:
     shape: str
     nodes: int
     beyond_s: float
@@ -136,18 +136,18 @@ def run(arguments: argparse.Namespace) -> None:
     write_json(arguments.json, {"machine": machine, "results": [asdict(row) for row in found]})
 
 
-def summarise(rows: list[dict[str, Any]], shape: str, nodes: int) -> Measured:
+def summarise(rows: list[dict[str, Any]], shape: str, nodes: int) -> EvaluationResult:
     mine = [row for row in rows if (row["name"], row["nodes"]) == (shape, nodes)]
     beyond = [row["wall"] - row["own"] for row in mine]
     sites, d, r = SHAPES[shape]
     down, up = 4 * sites * (r * d + 2 * r * r) * nodes, 4 * sites * r * d * nodes
     own = statistics.median(row["own"] for row in mine)
-    return Measured(
+    return EvaluationResult(
         shape, nodes, statistics.median(beyond), min(beyond), max(beyond), own, mine[0]["down"], mine[0]["up"], down, up
     )
 
 
-def table(found: list[Measured]) -> Table:
+def table(found: list[EvaluationResult]) -> Table:
     grid = Table(title=f"{os.cpu_count()} CPU cores; the two fixed sleeps of the transport: {SLEEPS_S:g} s")
     heads = ["adapter", "nodes", "s beyond own work", "min … max", "x sleeps", "own work, s"]
     for head in (*heads, "bytes down", "x formula", "bytes up", "x formula"):

@@ -14,17 +14,17 @@ from fedsvd.report.diagnostics_plot import plot_diagnostics
 from fedsvd.report.plots import plot_accuracy, plot_partitions
 from fedsvd.report.progress import Reporter
 from fedsvd.runs.folder import RunFolder, run_root, write_json, write_text
-from fedsvd.runs.record import recorded
+from fedsvd.runs.record import record_run
 from fedsvd.runtime.data import class_names, partition_counts
-from fedsvd.runtime.description import partition_facts, run_facts
+from fedsvd.runtime.description import describe_partitions, describe_run
 from fedsvd.runtime.model import initial_adapter, load_model, resolve_device
 from fedsvd.tracking import tracked
 from fedsvd.wire import payload
 from server.checkpoint import load_latest
 from server.client_level import ClientLevelServer
-from server.evaluation import RoundKeeper
+from server.evaluation import RoundEndCallback
 from server.polling_grid import PollingGrid
-from server.retry_grid import ResendingGrid
+from server.retry_grid import RetryGrid
 from server.secure_grid import SecureGrid
 from server.strategy import FederatedLoRA
 
@@ -36,7 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run's overrides describe."""
     config = from_run_config(context.run_config)
     folder = RunFolder(run_root(config.run_dir, context.run_id))
-    with recorded(folder, run_facts(config), resumed=config.resume is not None):
+    with record_run(folder, describe_run(config), resumed=config.resume is not None):
         serve(grid, config, folder)
 
 
@@ -48,7 +48,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
     write_text(folder.config, to_yaml(config))
     write_json(folder.classes, class_names(config))
     if config.data.name != "node":
-        write_json(folder.partitions, partition_facts(config))
+        write_json(folder.partitions, describe_partitions(config))
         if config.plots:
             plot_partitions(partition_counts(config), folder.partitions_plot)
     device = resolve_device(config.device)
@@ -67,10 +67,10 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
         secure = SecureGrid(polling, federation.min_survivors, PollingGrid(grid)) if hidden else None
         weights = peft_model.frozen_weights(load_model(config))
         strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure, state, weights)
-        keeper = RoundKeeper(config, folder, strategy, reporter, track, earlier)
+        keeper = RoundEndCallback(config, folder, strategy, reporter, track, earlier)
         reporter.started(strategy.first_round, federation.clients_per_round or federation.num_clients)
         strategy.start(
-            secure or ResendingGrid(polling, strategy.in_full, federation.retries, federation.retry_after_s),
+            secure or RetryGrid(polling, strategy.in_full, federation.retries, federation.retry_after_s),
             payload.pack(adapter, ["A", "B"]),
             num_rounds=config.train.num_rounds - strategy.first_round,
             timeout=federation.round_timeout_s,

@@ -17,9 +17,9 @@ from torch import Tensor
 from fedsvd.errors import RunError
 from fedsvd.lora.adapter import PARTS, Adapter
 from fedsvd.methods import State
-from fedsvd.runs.folder import sync, write_json
+from fedsvd.runs.folder import fsync_path, write_json
 
-KEPT = 3
+MAX_CHECKPOINTS = 3
 _GROWING = ("base_left", "base_right")
 _KEPT = "state"
 _ADAPTER, _STATE, _TEMPORARY = "adapter.safetensors", "state.json", ".tmp"
@@ -63,7 +63,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             if not older:
                 raise
             logger.warning("round %d: %s; older checkpoints make room for this one", checkpoint.server_round, error)
-            clear(folder)
+            remove_incomplete(folder)
             for old in older:
                 _delete(old)
             _write(folder, checkpoint)
@@ -73,11 +73,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             f"the checkpoint of round {checkpoint.server_round} cannot be written ({error}), and a round that is not "
             f"kept would be paid for in vain: make room, then go on with resume={folder.parent}."
         ) from error
-    for old in _rounds(folder)[:-KEPT]:
+    for old in _rounds(folder)[:-MAX_CHECKPOINTS]:
         _delete(old)
 
 
-def clear(folder: Path) -> None:
+def remove_incomplete(folder: Path) -> None:
     """Delete what an earlier process was writing, or deleting, when it was cut off."""
     for left in folder.glob(f"{_TEMPORARY}*"):
         logger.warning("%s was being written when the run was cut off, and is dropped", left)
@@ -86,7 +86,7 @@ def clear(folder: Path) -> None:
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    clear(folder)
+    remove_incomplete(folder)
     temporary = folder / _TEMPORARY
     temporary.mkdir()
     tensors = {
@@ -97,7 +97,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     for key, named in checkpoint.state.items():
         tensors |= {f"{_KEPT}/{key}/{name}": tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     save_file(tensors, temporary / _ADAPTER)
-    sync(temporary / _ADAPTER)
+    fsync_path(temporary / _ADAPTER)
     state = {
         "server_round": checkpoint.server_round,
         "history": checkpoint.history,
@@ -108,7 +108,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     if final.exists():
         _delete(final)
     temporary.rename(final)
-    sync(folder)
+    fsync_path(folder)
 
 
 def _delete(old: Path) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fedsvd.config import Config
 from fedsvd.lora.adapter import Adapter, Part
-from fedsvd.methods.aggregate import Reply, flat, with_flat
-from fedsvd.privacy.client_level import clipped_sum, noised, whole_run
+from fedsvd.methods.aggregate import Reply, flatten_parts, unflatten_parts
+from fedsvd.privacy.client_level import add_noise, clipped_sum, run_spend
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.privacy.plan import configured_budget
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
@@ -36,7 +36,7 @@ class ClientLevelServer:
     def __init__(self, config: Config, ledger: Path, randomness: Randomness | None = None) -> None:
         self._config = config
         self._ledger = ledger
-        self._spend = whole_run(config.privacy, config.train, config.federation)
+        self._spend = run_spend(config.privacy, config.train, config.federation)
         secure = config.privacy.secure_random
         self.account = _account_name(ledger.with_name("account"))
         self._randomness = randomness or (SecureRandomness() if secure else TorchRandomness())
@@ -62,7 +62,7 @@ class ClientLevelServer:
 
     def clipped_total(self, adapter: Adapter, replies: Iterable[Reply], parts: frozenset[Part]) -> list[Tensor]:
         """Clip and sum the updates of replies as they come, or of none at all, and keep no single one."""
-        before = flat(adapter, parts)
+        before = flatten_parts(adapter, parts)
         updates = (_update(adapter, reply, parts, before) for reply in replies)
         return clipped_sum(updates, before, self._config.privacy.max_update_norm)
 
@@ -72,22 +72,22 @@ class ClientLevelServer:
 
     def aggregate_sum(self, adapter: Adapter, mean: Reply, contributors: int, parts: frozenset[Part]) -> Reply:
         """Do the same with the plain mean of a secure sum, whose single updates cannot be clipped here."""
-        update = _update(adapter, mean, parts, flat(adapter, parts))
+        update = _update(adapter, mean, parts, flatten_parts(adapter, parts))
         return self._moved(adapter, parts, [tensor * contributors for tensor in update])
 
     def _moved(self, adapter: Adapter, parts: frozenset[Part], total: Sequence[Tensor]) -> Reply:
         privacy = self._config.privacy
         if not privacy.noise_share:
-            total = noised(total, self._spend.noise_multiplier * privacy.max_update_norm, self._randomness)
+            total = add_noise(total, self._spend.noise_multiplier * privacy.max_update_norm, self._randomness)
         divisor = self._spend.sample_rate * self._config.federation.num_clients
-        before = zip(flat(adapter, parts), total, strict=True)
-        moved = with_flat(adapter, parts, [old.double() + move / divisor for old, move in before])
+        before = zip(flatten_parts(adapter, parts), total, strict=True)
+        moved = unflatten_parts(adapter, parts, [old.double() + move / divisor for old, move in before])
         noise_std = self._spend.noise_multiplier * privacy.max_update_norm / divisor
         return Reply(0, 1, {part: moved.part(part) for part in parts}, noise_std)
 
 
 def _update(adapter: Adapter, reply: Reply, parts: frozenset[Part], before: Sequence[Tensor]) -> list[Tensor]:
-    after = flat(adapter.with_parts(reply.parts), parts)
+    after = flatten_parts(adapter.with_parts(reply.parts), parts)
     return [new.double() - old.double() for new, old in zip(after, before, strict=True)]
 
 

@@ -61,7 +61,7 @@ def signal_to_noise(before: Adapter, after: Adapter, noise_std: float) -> float 
     return math.sqrt(max(0.0, energy - expected) / expected) if expected else None
 
 
-def clipping(reports: Iterable[ClientReport]) -> dict[str, float | None]:
+def mean_clipping_statistics(reports: Iterable[ClientReport]) -> dict[str, float | None]:
     """Return the clients' mean share of clipped examples and mean gradient norm; None where nobody reports them."""
     reports = list(reports)
     result: dict[str, float | None] = {}

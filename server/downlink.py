@@ -11,18 +11,18 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor
 
-from fedsvd.lora.adapter import Adapter, Part, truncated
-from fedsvd.lora.initialization import DRAWN_ALIKE, dct_indices
+from fedsvd.lora.adapter import Adapter, Part, truncate_rank
+from fedsvd.lora.initialization import SEEDED_INITIALIZATIONS, dct_indices
 from fedsvd.methods import Method, State, Step
 from fedsvd.wire import payload
-from fedsvd.wire.factor_versions import TRACKED, Track
+from fedsvd.wire.factor_versions import FACTOR_PARTS, FactorVersion
 from fedsvd.wire.train_messages import INDICES, ROTATION, VERSIONED, TrainTask
 
 _VERSIONS = "travel.versions"
 
 
 @dataclass(frozen=True)
-class Sent:
+class ClientRequest:
     """One client's request.
 
     Attributes:
@@ -50,7 +50,7 @@ class Downlink:
     adapter: Adapter
     holding: bool = True
     weights: Mapping[str, Tensor] = field(default_factory=dict)
-    _tracks: dict[Part, Track] = field(default_factory=dict)
+    _tracks: dict[Part, FactorVersion] = field(default_factory=dict)
     _held: dict[int, dict[str, int]] = field(default_factory=dict)
     _pending: dict[int, dict[str, int]] = field(default_factory=dict)
     _base_ranks: dict[int, int] = field(default_factory=dict)
@@ -58,10 +58,10 @@ class Downlink:
     _packed: dict[tuple[str, int | None], ArrayRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for part in TRACKED:
-            self._tracks.setdefault(part, Track(part, 0, dict(self.adapter.part(part))))
+        for part in FACTOR_PARTS:
+            self._tracks.setdefault(part, FactorVersion(part, 0, dict(self.adapter.part(part))))
 
-    def request(self, node: int, task: TrainTask, extra: frozenset[Part], rank: int | None = None) -> Sent:
+    def request(self, node: int, task: TrainTask, extra: frozenset[Part], rank: int | None = None) -> ClientRequest:
         """Build one client's request.
 
         Args:
@@ -71,14 +71,14 @@ class Downlink:
             rank: The client's own rank, where it is lower than the adapter's.
         """
         keep = self._keep(task) if rank is None else frozenset()
-        adapter = self.adapter if rank is None else truncated(self.adapter, rank)
+        adapter = self.adapter if rank is None else truncate_rank(self.adapter, rank)
         held = self._held.get(node, {}) if self.holding else {}
         record = ArrayRecord()
         for part in sorted(extra):
             record.update(self._once(part, rank, partial(payload.pack, adapter, [part])))
-        versions: dict[str, int] = {part: self._tracks[part].version for part in TRACKED}
+        versions: dict[str, int] = {part: self._tracks[part].version for part in FACTOR_PARTS}
         versions["base"] = self._base_version
-        for part in TRACKED:
+        for part in FACTOR_PARTS:
             if part in self.method.traits.personal:
                 continue
             if rank is None:
@@ -91,9 +91,9 @@ class Downlink:
             tail: tuple[Part, Part] = ("base_left", "base_right")
             record.update(self._once("base", start, lambda: payload.pack(_tail(self.adapter, start), tail)))
         self._pending[node] = {name: versions[name] for name in VERSIONED if name in keep}
-        return Sent(replace(task, versions=versions, keep=keep, base_start=start), record)
+        return ClientRequest(replace(task, versions=versions, keep=keep, base_start=start), record)
 
-    def delivered(self, node: int) -> None:
+    def mark_delivered(self, node: int) -> None:
         """A client has answered: it holds what it was told to."""
         self._held.setdefault(node, {}).update(self._pending.pop(node, {}))
 
@@ -103,11 +103,11 @@ class Downlink:
 
     def advance(self, step: Step, server_round: int) -> Adapter:
         """Take in a server step, and return its adapter with the factors as clients will compute them."""
-        for part in TRACKED:
+        for part in FACTOR_PARTS:
             self._tracks[part] = self._tracks[part].after(
                 step.adapter.part(part), step.rotations.get(part), server_round
             )
-        adapter = step.adapter.with_parts({part: self._tracks[part].current for part in TRACKED})
+        adapter = step.adapter.with_parts({part: self._tracks[part].current for part in FACTOR_PARTS})
         if adapter.base_rank:
             old = self.adapter.base_rank
             grown = old > 0 and _starts_with(adapter, self.adapter)
@@ -130,10 +130,10 @@ class Downlink:
 
     def restore(self, state: State) -> None:
         """Take up what `state` returned; clients are taken to hold nothing."""
-        for part in TRACKED:
+        for part in FACTOR_PARTS:
             origin = state.get(f"travel.{part}.origin", self.adapter.part(part))
             version = int(state[_VERSIONS][part])
-            self._tracks[part] = Track(part, version, origin, state.get(f"travel.{part}.rotation"))
+            self._tracks[part] = FactorVersion(part, version, origin, state.get(f"travel.{part}.rotation"))
         base = int(state[_VERSIONS]["base"])
         self._base_ranks = {base: self.adapter.base_rank} if base else {}
         self._packed.clear()
@@ -152,12 +152,12 @@ class Downlink:
         """Name what will be the same, but for a rotation, in later rounds: what nobody trains now."""
         if not self.holding:
             return frozenset()
-        still = {part for part in TRACKED if part not in task.trains and not self._drawable(part)}
+        still = {part for part in FACTOR_PARTS if part not in task.trains and not self._drawable(part)}
         return frozenset(still | ({"base"} if self._base_version else set()))
 
     def _drawable(self, part: Part) -> bool:
         init = self.method.init_a if part == "A" else self.method.init_b
-        return self._tracks[part].version == 0 and init in DRAWN_ALIKE
+        return self._tracks[part].version == 0 and init in SEEDED_INITIALIZATIONS
 
     def _factor(self, part: Part, held_version: int | None) -> ArrayRecord:
         track, record = self._tracks[part], ArrayRecord()
@@ -166,13 +166,13 @@ class Downlink:
         rotation = track.rotation
         if rotation is not None:
             key = f"{part}{ROTATION}"
-            record.update(self._once(key, None, lambda: ArrayRecord({key: payload.pack_numbers(rotation, np.float64)})))
+            record.update(self._once(key, None, lambda: ArrayRecord({key: payload.pack_sites(rotation, np.float64)})))
         return record
 
-    def _origin(self, part: Part, track: Track) -> ArrayRecord:
+    def _origin(self, part: Part, track: FactorVersion) -> ArrayRecord:
         if part == "A" and track.version == 0 and self.method.init_a == "dct":
             indices = {name: dct_indices(self.weights[name], len(A)) for name, A in track.origin.items()}
-            return ArrayRecord({f"{part}{INDICES}": payload.pack_numbers(indices, np.int32)})
+            return ArrayRecord({f"{part}{INDICES}": payload.pack_sites(indices, np.int32)})
         return payload.pack(self.adapter.with_parts({part: track.origin}), [part])
 
 

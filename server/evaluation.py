@@ -16,12 +16,12 @@ from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.progress import Reporter
 from fedsvd.runs.folder import RunFolder, read_json, write_json, write_rows
 from fedsvd.runtime.data import load_test_batches
-from fedsvd.runtime.losses import load_prefix
+from fedsvd.runtime.losses import load_prefix_cache
 from fedsvd.runtime.model import load_model, resolve_device, sample_answers
 from fedsvd.tracking import Track
 from fedsvd.training.loop import evaluate
 from server.checkpoint import Checkpoint, save_checkpoint
-from server.diagnostics import clipping
+from server.diagnostics import mean_clipping_statistics
 from server.replies import RoundRecord
 from server.strategy import FederatedLoRA
 
@@ -37,7 +37,7 @@ _MECHANISMS = {
 }
 
 
-class RoundKeeper:
+class RoundEndCallback:
     """Called by Flower after each round (and before the first) with the round's number.
 
     Args:
@@ -111,7 +111,7 @@ class RoundKeeper:
         model = load_model(self.config)
         peft_model.write(model, self.strategy.adapter)
         device = resolve_device(self.config.device)
-        result = evaluate(model, load_test_batches(self.config), device, load_prefix(self.config))
+        result = evaluate(model, load_test_batches(self.config), device, load_prefix_cache(self.config))
         if not math.isfinite(result.loss):
             raise RunError(
                 f"the held-out loss after round {this_round} is {result.loss}: the model has diverged, and more rounds "
@@ -141,7 +141,7 @@ class RoundKeeper:
             "replies_dropped": record.dropped,
             "skipped": record.skipped,
             "signal_to_noise": record.signal_to_noise,
-            **clipping(record.reports),
+            **mean_clipping_statistics(record.reports),
             "bytes_down": record.bytes_down,
             "bytes_up": record.bytes_up,
             "seconds_train": record.seconds_train,

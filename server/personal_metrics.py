@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fedsvd.wire.train_messages import ClientReport
 
 
-def mean_of(reports: Iterable[ClientReport]) -> dict[str, float]:
+def mean_personal_metrics(reports: Iterable[ClientReport]) -> dict[str, float]:
     """Return the mean accuracy and loss over clients, each counted once; empty where none measured its model."""
     found = [(r.accuracy, r.loss) for r in reports if r.accuracy is not None and r.loss is not None]
     if not found:

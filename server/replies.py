@@ -11,20 +11,20 @@ from typing import Any
 from flwr.app import Message
 
 from fedsvd.config import Config
-from fedsvd.errors import PayloadError, RunawayError
+from fedsvd.errors import DivergedUpdateError, PayloadError
 from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.methods.aggregate import Reply
-from fedsvd.privacy.clipping_statistics import GRADIENT_SHARE
+from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR
 from fedsvd.secagg import messages
 from fedsvd.training.loop import learning_rate
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport
-from server.reply_bounds import check_norm, check_report
+from server.reply_bounds import check_report, check_update_norm
 
 logger = logging.getLogger(__name__)
 
 # In the place of a client's number, where a node is none of the run's.
-UNKNOWN = -1
+UNKNOWN_CLIENT = -1
 
 
 @dataclass
@@ -52,7 +52,7 @@ class RoundRecord:
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def good_replies(
+def valid_replies(
     replies: Iterable[Message],
     record: RoundRecord,
     partitions: Mapping[int, int],
@@ -69,13 +69,13 @@ def good_replies(
     seen: set[int] = set()
     for message in replies:
         node = message.metadata.src_node_id
-        partition_id = partitions.get(node, UNKNOWN)
+        partition_id = partitions.get(node, UNKNOWN_CLIENT)
         try:
             if partition_id in seen:
                 raise PayloadError("a second reply to one request.")
             reply, report, size = _read(message, partition_id, record.server_round, read)
         except PayloadError as error:
-            record.runaways += isinstance(error, RunawayError)
+            record.runaways += isinstance(error, DivergedUpdateError)
             _refuse(record, partition_id, node, str(error))
             continue
         seen.add(partition_id)
@@ -90,7 +90,7 @@ def _read(
     server_round: int,
     read: Callable[[Message, int], tuple[Reply, ClientReport, int]],
 ) -> tuple[Reply, ClientReport, int]:
-    if partition_id == UNKNOWN:
+    if partition_id == UNKNOWN_CLIENT:
         raise PayloadError("no client of this run lives there.")
     if message.has_error():
         raise PayloadError(
@@ -111,11 +111,11 @@ def _refuse(record: RoundRecord, partition_id: int, node: int, reason: str) -> N
     record.dropped += 1
     # A good reply stays one, whatever comes after it; a stranger's takes nobody's place.
     record.refused.setdefault(partition_id, reason)
-    who = f"client {partition_id}" if partition_id != UNKNOWN else f"node {node}"
+    who = f"client {partition_id}" if partition_id != UNKNOWN_CLIENT else f"node {node}"
     logger.warning("round %d goes on without the reply of %s: %s", record.server_round, who, reason)
 
 
-def read_open(
+def read_plain_reply(
     message: Message,
     partition_id: int,
     parts: frozenset[Part],
@@ -131,13 +131,13 @@ def read_open(
         raise PayloadError("num_examples is missing beside factors that are to be weighted by it.")
     check_report(report, config, earlier_num_examples)
     tensors = payload.unpack(factors, parts, like, like.device)
-    check_norm(tensors, like, report, config, server_round)
+    check_update_norm(tensors, like, report, config, server_round)
     noise_std = report_noise_std(report, config, server_round)
     weight = 1 if uniform else report.num_examples or 0
     return Reply(partition_id, weight, tensors, noise_std), report, payload.payload_bytes(factors)
 
 
-def read_masked(message: Message, partition_id: int) -> tuple[Reply, ClientReport, int]:
+def read_masked_reply(message: Message, partition_id: int) -> tuple[Reply, ClientReport, int]:
     """Read a reply whose factors went into a secure sum; raises `PayloadError`."""
     report, _ = train_messages.read_train_reply(message.content)
     return Reply(partition_id, 1, {}), report, messages.masked_bytes(message.content)
@@ -155,5 +155,5 @@ def report_noise_std(report: ClientReport, config: Config, server_round: int) ->
         return 0.0
     step = learning_rate(config.train, server_round) * report.noise_multiplier * config.privacy.max_grad_norm
     if report.clipped_share is not None:
-        step *= GRADIENT_SHARE
+        step *= GRADIENT_NOISE_FACTOR
     return step * math.sqrt(config.train.local_steps) / (report.sample_rate * report.num_examples)

@@ -12,7 +12,9 @@ from server import robust_mean
 from server.running_mean import running_mean
 
 
-def gather(replies: Iterable[Reply], adapter: Adapter, method: Method, aggregation: AggregationConfig) -> Replies:
+def aggregate_replies(
+    replies: Iterable[Reply], adapter: Adapter, method: Method, aggregation: AggregationConfig
+) -> Replies:
     """Take replies in as they come.
 
     Args:

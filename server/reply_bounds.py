@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from fedsvd.config import Config
-from fedsvd.errors import PayloadError, PrivacyError, RunawayError
+from fedsvd.errors import DivergedUpdateError, PayloadError, PrivacyError
 from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.privacy.accounting import calibrate
-from fedsvd.privacy.clipping_statistics import GRADIENT_SHARE
+from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR
 from fedsvd.privacy.plan import poisson_rate
 from fedsvd.training.loop import learning_rate
 from fedsvd.wire.train_messages import ClientReport
 
 # A normal number lies within so many standard deviations of its mean, but for a chance of 1e-14.
-TAIL = 8.0
+TAIL_STDS = 8.0
 # Adam's largest step in one coordinate, in units of the learning rate: (1 - β₁) / √(1 - β₂) (Kingma and Ba 2015,
 # arXiv 1412.6980, Section 2.1) with torch's β.
-ADAM_STEP = 0.1 / math.sqrt(0.001)
+MAX_ADAM_STEP = 0.1 / math.sqrt(0.001)
 
 
 def check_report(report: ClientReport, config: Config, earlier: int | None) -> None:
@@ -46,12 +46,12 @@ def check_report(report: ClientReport, config: Config, earlier: int | None) -> N
         expected = poisson_rate(n, config.train.batch_size)
         if not math.isclose(report.sample_rate, expected, rel_tol=1e-6):
             raise PayloadError(f"sample_rate = {report.sample_rate}; with {n} examples it is {expected}.")
-    largest = largest_noise_multiplier(config)
+    largest = max_noise_multiplier(config)
     if report.noise_multiplier is not None and report.noise_multiplier > largest:
         raise PayloadError(f"noise_multiplier = {report.noise_multiplier}; this run needs at most {largest:.4g}.")
 
 
-def largest_noise_multiplier(config: Config) -> float:
+def max_noise_multiplier(config: Config) -> float:
     """Return the noise multiplier of a client whose every batch is its whole data, counted in the coarser way."""
     privacy, train = config.privacy, config.train
     if privacy.noise_multiplier is not None:
@@ -62,10 +62,10 @@ def largest_noise_multiplier(config: Config) -> float:
         return math.inf
 
 
-def check_norm(
+def check_update_norm(
     parts: Mapping[Part, Mapping[str, Tensor]], before: Adapter, report: ClientReport, config: Config, server_round: int
 ) -> None:
-    """Refuse an update that is longer than clipping, noise and learning rate allow; raises `RunawayError`."""
+    """Refuse an update that is longer than clipping, noise and learning rate allow; raises `DivergedUpdateError`."""
     squares = lengths = torch.zeros((), dtype=torch.float64, device=before.device)
     size = 0
     for part, named in parts.items():
@@ -76,18 +76,18 @@ def check_norm(
             size += tensor.numel()
     norm, allowed = math.sqrt(float(squares)), config.federation.max_reply_norm
     if config.privacy.name == "dp_sgd":
-        allowed = min(allowed, largest_update(report, config, server_round, size, math.sqrt(float(lengths))))
+        allowed = min(allowed, max_update_norm(report, config, server_round, size, math.sqrt(float(lengths))))
     if not norm <= allowed:
-        raise RunawayError(f"its update has norm {norm:.4g}; this round's settings allow {allowed:.4g} at most.")
+        raise DivergedUpdateError(f"its update has norm {norm:.4g}; this round's settings allow {allowed:.4g} at most.")
 
 
-def largest_update(report: ClientReport, config: Config, server_round: int, size: int, length: float) -> float:
+def max_update_norm(report: ClientReport, config: Config, server_round: int, size: int, length: float) -> float:
     """Bound the norm of a round's update under DP-SGD; an honest client exceeds it with a chance below 1e-12.
 
     A step moves the parameters by ``η (Σ clip(gᵢ) + σ C z) / L``, with at most C for each example of the batch and z a
     vector of ``size`` normal numbers, so that T steps come to ``η C (N + σ √T ‖z‖) / L`` at most: N examples in all
     batches together, L the expected batch. Momentum μ multiplies that by ``1 / (1 − μ)`` at most; AdamW moves each
-    coordinate by `ADAM_STEP` learning rates a step at most. Weight decay adds its share of the parameters.
+    coordinate by `MAX_ADAM_STEP` learning rates a step at most. Weight decay adds its share of the parameters.
 
     Args:
         report: With the client's ``num_examples``, ``sample_rate`` and ``noise_multiplier``, which `check_report` has
@@ -100,15 +100,15 @@ def largest_update(report: ClientReport, config: Config, server_round: int, size
     train, rate = config.train, learning_rate(config.train, server_round)
     steps = train.local_steps
     if train.optimizer == "adamw":
-        moved = rate * ADAM_STEP * steps * math.sqrt(size)
+        moved = rate * MAX_ADAM_STEP * steps * math.sqrt(size)
     else:
         known = report.num_examples is not None and report.sample_rate is not None
         batch = report.sample_rate * report.num_examples if known else 1.0  # type: ignore[operator]
         expected = steps * (batch if known else train.batch_size)
         # Bernstein's bound for a sum of coins.
-        examples = expected + TAIL * math.sqrt(expected) + TAIL**2
-        sigma = report.noise_multiplier if report.noise_multiplier is not None else largest_noise_multiplier(config)
-        noise = sigma * GRADIENT_SHARE * math.sqrt(steps) * (math.sqrt(size) + TAIL)
+        examples = expected + TAIL_STDS * math.sqrt(expected) + TAIL_STDS**2
+        sigma = report.noise_multiplier if report.noise_multiplier is not None else max_noise_multiplier(config)
+        noise = sigma * GRADIENT_NOISE_FACTOR * math.sqrt(steps) * (math.sqrt(size) + TAIL_STDS)
         moved = rate * config.privacy.max_grad_norm * (examples + noise) / batch / (1 - train.momentum)
     decayed = rate * train.weight_decay * steps / (1 - train.momentum)
     # Float32 rounds each parameter in each step.

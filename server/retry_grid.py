@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 # What may be over a moment later: a worker that died, a message that did not get through, a node that was gone, a
 # ClientApp that crashed. One that raises would do so again.
-PASSING = (
+TRANSIENT_ERRORS = (
     ErrorCode.UNKNOWN,
     ErrorCode.MESSAGE_UNAVAILABLE,
     ErrorCode.NODE_UNAVAILABLE,
@@ -26,7 +26,7 @@ PASSING = (
 )
 
 
-class ResendingGrid(ForwardingGrid):
+class RetryGrid(ForwardingGrid):
     """Pass everything on; send again, within the same round, to clients that ask for it, crash or are gone.
 
     Args:
@@ -59,7 +59,7 @@ class ResendingGrid(ForwardingGrid):
             again, pause = [], 0.0
             for reply in replies:
                 node = reply.metadata.src_node_id
-                if not reply.has_error() and train_messages.is_lost(reply.content) and node not in filled:
+                if not reply.has_error() and train_messages.asks_resend(reply.content) and node not in filled:
                     filled.add(node)
                 elif self._may_pass(reply, tried[node], _left(started, timeout)):
                     pause = max(pause, self._retry_after_s * 2 ** tried[node])
@@ -76,7 +76,7 @@ class ResendingGrid(ForwardingGrid):
             replies = self._grid.send_and_receive(sent.values(), timeout=_left(started, timeout)) if sent else []
 
     def _may_pass(self, reply: Message, tries: int, left: float | None) -> bool:
-        passing = reply.has_error() and reply.error.code in PASSING and tries < self._retries
+        passing = reply.has_error() and reply.error.code in TRANSIENT_ERRORS and tries < self._retries
         return passing and (left is None or left > self._retry_after_s * 2**tries)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsvd.errors import RunError
 from fedsvd.lora.adapter import PARTS, Adapter, Part
-from fedsvd.methods.aggregate import Replies, Reply, ordered, padded
+from fedsvd.methods.aggregate import Replies, Reply, pad_to_rank, sort_replies
 
 
 def median(adapter: Adapter, replies: Replies) -> Reply:
@@ -51,12 +51,12 @@ def _middle(values: Tensor, cut: int) -> Tensor:
 
 
 def _reduced(adapter: Adapter, replies: Replies, reduce: Callable[[Tensor], Tensor]) -> Reply:
-    in_order = ordered(replies)
+    in_order = sort_replies(replies)
     if not in_order or any(reply.parts.keys() != in_order[0].parts.keys() for reply in in_order):
         raise RunError(f"{len(in_order)} replies, of one round and with the same parts, are needed: at least 1.")
     parts: dict[Part, dict[str, Tensor]] = {
         part: {
-            name: reduce(torch.stack([padded(reply.parts[part][name], before) for reply in in_order]))
+            name: reduce(torch.stack([pad_to_rank(reply.parts[part][name], before) for reply in in_order]))
             for name, before in adapter.part(part).items()
         }
         for part in PARTS

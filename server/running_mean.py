@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsvd.errors import RunError
 from fedsvd.lora.adapter import Adapter, Part
-from fedsvd.methods.aggregate import Reply, padded
+from fedsvd.methods.aggregate import Reply, pad_to_rank
 
 
 class RunningMean:
@@ -43,7 +43,7 @@ class RunningMean:
         for part, named in reply.parts.items():
             sums, errors = self._sums.setdefault(part, {}), self._errors.setdefault(part, {})
             for name, before in self._adapter.part(part).items():
-                term = padded(named[name], before) * reply.num_examples
+                term = pad_to_rank(named[name], before) * reply.num_examples
                 old = sums.get(name)
                 if old is None:
                     sums[name], errors[name] = term, torch.zeros_like(term)

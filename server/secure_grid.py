@@ -91,8 +91,8 @@ class _Stages:
             PayloadError: Too few clients for one stage, or answers that do not fit.
         """
         set_up = self._ask("setup", {node: {} for node in self._sent})
-        channel = {node: wording.key_field(reply, "channel-key") for node, reply in set_up.items()}
-        mask = {node: wording.key_field(reply, "mask-key") for node, reply in set_up.items()}
+        channel = {node: wording.read_key(reply, "channel-key") for node, reply in set_up.items()}
+        mask = {node: wording.read_key(reply, "mask-key") for node, reply in set_up.items()}
         nodes = sorted(set_up)
         needed = keys.threshold(len(nodes), self._grid._min_survivors)
         self._enough(set_up, needed, "agreed on keys")
@@ -103,7 +103,7 @@ class _Stages:
         }
         shared = self._ask("share", dict.fromkeys(nodes, lists))
         self._enough(shared, needed, "shared their keys")
-        boxes = {node: wording.by_node(reply, "holders", "ciphertexts") for node, reply in shared.items()}
+        boxes = {node: wording.read_node_map(reply, "holders", "ciphertexts") for node, reply in shared.items()}
         masked = self._ask(
             "collect",
             {
@@ -117,7 +117,7 @@ class _Stages:
         opened = self._ask("unmask", {node: {"alive": alive, "dead": dead} for node in alive})
         self._enough(opened, needed, "helped to unmask")
         total = self._unmask(
-            found, dead, [wording.by_node(reply, "nodes", "shares") for reply in opened.values()], mask
+            found, dead, [wording.read_node_map(reply, "nodes", "shares") for reply in opened.values()], mask
         )
         mean, weight = vectors.decode(total)
         return SecureSum(mean, weight, len(alive))
@@ -132,9 +132,9 @@ class _Stages:
         size = self._grid.vector_size + 1
         total = vectors.add(np.zeros(size, dtype=np.uint64), list(found.values()))
         for node in found:
-            total -= vectors.mask(keys.restore([given[node] for given in shares]), size)
+            total -= vectors.mask(keys.reconstruct_secret([given[node] for given in shares]), size)
         for gone in dead:
-            private = keys.restore([given[gone] for given in shares])
+            private = keys.reconstruct_secret([given[gone] for given in shares])
             for node in found:
                 pairwise = vectors.mask(keys.shared_key(private, public[node], "mask"), size)
                 # The survivor added it where its number is the smaller one, and nobody subtracted it.

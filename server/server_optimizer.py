@@ -28,7 +28,9 @@ from fedsvd.methods.method import State, Step
 _FIRST, _SECOND = "first", "second"
 
 
-def move(adapter: Adapter, replies: Replies, moments: State, config: TrainConfig) -> tuple[Replies, State]:
+def apply_server_optimizer(
+    adapter: Adapter, replies: Replies, moments: State, config: TrainConfig
+) -> tuple[Replies, State]:
     """Turn the clients' replies into the one that the server's optimiser makes of them.
 
     Args:
@@ -56,14 +58,14 @@ def move(adapter: Adapter, replies: Replies, moments: State, config: TrainConfig
     return [Reply(0, examples, moved, mean_noise_std(replies))], {key: named for key, named in kept.items() if named}
 
 
-def follow(moments: State, step: Step, before: Adapter) -> State:
+def transform_optimizer_state(moments: State, step: Step, before: Adapter) -> State:
     """Carry the optimiser's state over to the coordinates after a server step.
 
     A factor whose partner was replaced, rather than rotated, starts from nothing: its old updates mean nothing beside
     the new partner.
 
     Args:
-        moments: As `move` returned it.
+        moments: As `apply_server_optimizer` returned it.
         step: What the method made of the round.
         before: The adapter before the step.
     """

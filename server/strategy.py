@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsvd.config import Config
 from fedsvd.errors import BudgetExceededError, RunError
-from fedsvd.lora.adapter import PARTS, Adapter, Part, truncated
+from fedsvd.lora.adapter import PARTS, Adapter, Part, truncate_rank
 from fedsvd.methods import Method, State
 from fedsvd.methods.aggregate import Replies, Reply, average, mean_noise_std
 from fedsvd.runtime.model import trained_parts
@@ -25,11 +25,11 @@ from server.client_level import ClientLevelServer
 from server.clients import Clients
 from server.diagnostics import signal_to_noise, site_diagnostics
 from server.downlink import Downlink
-from server.personal_metrics import mean_of
-from server.replies import RoundRecord, good_replies, read_masked, read_open
-from server.reply_aggregation import gather
+from server.personal_metrics import mean_personal_metrics
+from server.replies import RoundRecord, read_masked_reply, read_plain_reply, valid_replies
+from server.reply_aggregation import aggregate_replies
 from server.secure_grid import SecureGrid
-from server.server_optimizer import follow, move
+from server.server_optimizer import apply_server_optimizer, transform_optimizer_state
 
 logger = logging.getLogger(__name__)
 
@@ -132,11 +132,11 @@ class FederatedLoRA(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Drop the replies that are not what was asked for, and step with the rest."""
         # Taken in one by one, as they come: where a sum is all that is needed, none is kept.
-        usable = good_replies(replies, self.round, self._clients.partitions, self._read)
+        usable = valid_replies(replies, self.round, self._clients.partitions, self._read)
         level, uplink = self.client_level, self._uplink(self.first_round + server_round)
         clipped = level.clipped_total(self.adapter, usable, uplink) if level else []
-        good = gather(usable, self.adapter, self.method, self.config.aggregation)
-        self.round.measured = mean_of(self.round.reports)
+        good = aggregate_replies(usable, self.adapter, self.method, self.config.aggregation)
+        self.round.measured = mean_personal_metrics(self.round.reports)
         self._num_examples = {r.partition_id: r.num_examples for r in self.round.reports} | self._num_examples
         self.round.seconds_train = time.perf_counter() - self._started
         started = time.perf_counter()
@@ -180,21 +180,21 @@ class FederatedLoRA(Strategy):
 
     def _step(self, good: Replies) -> None:
         before = self.adapter
-        moved, moments = move(before, good, self._moments, self.config.train)
+        moved, moments = apply_server_optimizer(before, good, self._moments, self.config.train)
         step = self.method.server_step(before, moved, self.round.server_round, self._method_state)
-        self._moments = follow(moments, step, before)
+        self._moments = transform_optimizer_state(moments, step, before)
         self._method_state = step.state
         self.downlink.advance(step, self.round.server_round)
 
     def _read(self, message: Message, partition_id: int) -> tuple[Reply, ClientReport, int]:
-        self.downlink.delivered(message.metadata.src_node_id)
+        self.downlink.mark_delivered(message.metadata.src_node_id)
         if self.secure:
-            return read_masked(message, partition_id)
+            return read_masked_reply(message, partition_id)
         rank = self._lower_rank(message.metadata.src_node_id)
-        like = self.adapter if rank is None else truncated(self.adapter, rank)
+        like = self.adapter if rank is None else truncate_rank(self.adapter, rank)
         uplink = self._uplink(self.round.server_round)
         earlier, server_round = self._num_examples.get(partition_id), self.round.server_round
-        return read_open(message, partition_id, uplink, like, self.config, server_round, earlier)
+        return read_plain_reply(message, partition_id, uplink, like, self.config, server_round, earlier)
 
     def _lower_rank(self, node: int) -> int | None:
         ranks = self.config.federation.client_ranks

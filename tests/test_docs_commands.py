@@ -14,7 +14,7 @@ from documented import ALL, ROOT
 from transformers import AutoModel, AutoTokenizer
 
 from fedsvd.cli import main
-from fedsvd.models.embedded import model_folder
+from fedsvd.models.embedded import resolve_source
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         lines = [",".join(f'"{row[key]}"' for key in row) for row in rows]
         Path(f"{name}.csv").write_text("\n".join([",".join(rows[0]), *lines]) + "\n")
     Path("texts.txt").write_text("\n".join(texts[:3]) + "\n")
-    tiny = model_folder("embedded:tiny")
+    tiny = resolve_source("embedded:tiny")
     AutoModel.from_pretrained(tiny).save_pretrained("models/my-bert")
     AutoTokenizer.from_pretrained(tiny).save_pretrained("models/my-bert")
     assert main(["train", "experiment=smoke", "hydra.run.dir=runs/made"]) == 0

@@ -16,7 +16,7 @@ from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compose import to_yaml
 from fedsvd.errors import ConfigError
-from fedsvd.launch import check
+from fedsvd.launch import check_config
 from fedsvd.methods import build_method
 from fedsvd.privacy.membership import Roc
 from fedsvd.report.roc import plot_roc
@@ -29,9 +29,9 @@ def check_audit(config: Config, settings: AuditConfig) -> None:
     """Raise what can be known to be wrong before anything is loaded.
 
     Raises:
-        ConfigError: Privacy of another unit, a client that is not there, or what `fedsvd.launch.check` raises.
+        ConfigError: Privacy of another unit, a client that is not there, or what `fedsvd.launch.check_config` raises.
     """
-    check(config)
+    check_config(config)
     if config.privacy.name != "dp_sgd":
         raise ConfigError(
             f"privacy.name = {config.privacy.name!r} makes no claim for an example, so there is none to audit: set "
@@ -118,7 +118,7 @@ def _summary(
         "num_canaries": bound.num_canaries,
         "num_guesses": bound.num_guesses,
         "num_correct": bound.num_correct,
-        "contradicts_claim": one_run.contradicts,
+        "contradicts_claim": one_run.contradicts_claim,
         "membership_examples": membership.num_examples if membership else 0,
         "attacks": {
             name: {"auc": curve.auc, "tpr_at_1_percent_fpr": curve.tpr_at(0.01)}

@@ -16,12 +16,12 @@ CANARY_NORM = 10.0
 _NO_BOUND = 1e6
 
 
-def one_round(config: Config, run: Spend, sabotage: Sabotage = "none") -> DPSGD:
+def audited_mechanism(config: Config, run: Spend, sabotage: Sabotage = "none") -> DPSGD:
     """Return the mechanism of one round, after sabotage.
 
     Args:
         config: The run.
-        run: See `fedsvd.privacy.plan.whole_run`.
+        run: See `fedsvd.privacy.plan.calibrate_run`.
         sabotage: See `fedsvd.config.audit.AuditConfig`.
     """
     # What the run costs is counted over all its rounds; the client takes this part of the steps in each.

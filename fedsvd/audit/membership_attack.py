@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsvd.audit.mechanism import one_round
-from fedsvd.audit.simulated_rounds import Participant, federate
+from fedsvd.audit.mechanism import audited_mechanism
+from fedsvd.audit.simulated_rounds import Participant, simulate_rounds
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.errors import DataError
 from fedsvd.lora import peft_model
-from fedsvd.privacy.dp_sgd import Losses
+from fedsvd.privacy.dp_sgd import LossFunction
 from fedsvd.privacy.membership import Roc, lira_scores, logit_confidence, roc
-from fedsvd.privacy.plan import whole_run
-from fedsvd.runtime.data import load_silo
-from fedsvd.runtime.losses import silo_losses
+from fedsvd.privacy.plan import calibrate_run
+from fedsvd.runtime.data import load_client_data
+from fedsvd.runtime.losses import per_example_losses
 from fedsvd.runtime.model import load_model
 
 _LEAST_EXAMPLES = 4
@@ -58,8 +58,8 @@ def attack_membership(
     Raises:
         DataError: A client of too few examples.
     """
-    silo = load_silo(config, settings.partition_id)
-    total, losses = len(silo.examples), silo_losses(silo, config)
+    silo = load_client_data(config, settings.partition_id)
+    total, losses = len(silo.examples), per_example_losses(silo, config)
     if total < _LEAST_EXAMPLES:
         raise DataError(
             f"client {settings.partition_id} holds {total} examples; an attack on halves of them needs "
@@ -85,14 +85,14 @@ def _halves(total: int, count: int, rng: np.random.Generator) -> np.ndarray:
     return np.stack(halves[:count])
 
 
-def _losses_after_training(config: Config, settings: AuditConfig, losses: Losses, half: np.ndarray) -> np.ndarray:
+def _losses_after_training(config: Config, settings: AuditConfig, losses: LossFunction, half: np.ndarray) -> np.ndarray:
     chosen = np.flatnonzero(half).tolist()
 
     def of_chosen(model: nn.Module, positions: Sequence[int]) -> Tensor:
         return losses(model, [chosen[i] for i in positions])
 
-    mechanism = one_round(config, whole_run(config, len(chosen)), settings.sabotage)
-    adapter = federate(config, [Participant(settings.partition_id, of_chosen, len(chosen), mechanism)])
+    mechanism = audited_mechanism(config, calibrate_run(config, len(chosen)), settings.sabotage)
+    adapter = simulate_rounds(config, [Participant(settings.partition_id, of_chosen, len(chosen), mechanism)])
     model = load_model(config)
     peft_model.write(model, adapter)
     model.eval()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from fedsvd.audit.mechanism import CANARY_NORM, one_round
-from fedsvd.audit.simulated_rounds import Observer, Participant, federate
+from fedsvd.audit.mechanism import CANARY_NORM, audited_mechanism
+from fedsvd.audit.simulated_rounds import Observer, Participant, simulate_rounds
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.errors import RunError
@@ -18,9 +18,9 @@ from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.audit_bound import Bound, audit_scores, largest_bound, plan_guesses
 from fedsvd.privacy.canaries import DiracCanaries, draw_canaries
 from fedsvd.privacy.membership import Roc, roc
-from fedsvd.privacy.plan import whole_run
-from fedsvd.runtime.data import load_silo
-from fedsvd.runtime.losses import silo_losses
+from fedsvd.privacy.plan import calibrate_run
+from fedsvd.runtime.data import load_client_data
+from fedsvd.runtime.losses import per_example_losses
 from fedsvd.runtime.model import initial_adapter, trained_parts
 from fedsvd.training.loop import learning_rate
 
@@ -47,7 +47,7 @@ class OneRunAudit:
     roc: Roc
 
     @property
-    def contradicts(self) -> bool:
+    def contradicts_claim(self) -> bool:
         """Whether the claim is refuted."""
         return self.bound.epsilon > self.claimed_epsilon
 
@@ -66,7 +66,7 @@ def audit_one_run(config: Config, settings: AuditConfig, rng: np.random.Generato
     """
     privacy = config.privacy
     canaries = draw_canaries(settings.num_canaries, _num_trained(config), CANARY_NORM * privacy.max_grad_norm, rng)
-    spend = whole_run(config, len(load_silo(config, settings.partition_id).examples))
+    spend = calibrate_run(config, len(load_client_data(config, settings.partition_id).examples))
     each = 1 - (1 - settings.confidence) / len(_WORLDS)
     tests = tuple(
         plan_guesses(
@@ -96,15 +96,15 @@ def _attack(config: Config, settings: AuditConfig, canaries: DiracCanaries) -> n
     train = config.train
     # Of other optimisers an update is no plain sum of the steps' gradients, so the data's own part stays in it.
     plain = train.optimizer == "sgd" and train.momentum == 0 and train.weight_decay == 0
-    num_examples = len(load_silo(config, settings.partition_id).examples)
-    divisor = whole_run(config, num_examples).sample_rate * num_examples
+    num_examples = len(load_client_data(config, settings.partition_id).examples)
+    divisor = calibrate_run(config, num_examples).sample_rate * num_examples
 
     def observe(server_round: int, update: Sequence[Tensor]) -> None:
         per_gradient = -divisor / learning_rate(train, server_round)
         scores[:] += canaries.scores([per_gradient * moved for moved in update], subtract_known=plain)
         canaries.forget()
 
-    federate(config, _participants(config, settings, canaries, observe))
+    simulate_rounds(config, _participants(config, settings, canaries, observe))
     if not np.isfinite(scores).all():
         raise RunError("the audited updates are not finite: training has diverged. Lower train.learning_rate.")
     return scores
@@ -117,14 +117,14 @@ def _participants(
     numbers = range(config.federation.num_clients) if settings.other_clients else [attacked]
     participants = []
     for number in numbers:
-        silo = load_silo(config, number)
-        spend = whole_run(config, len(silo.examples))
+        silo = load_client_data(config, number)
+        spend = calibrate_run(config, len(silo.examples))
         participants.append(
             Participant(
                 number,
-                silo_losses(silo, config),
+                per_example_losses(silo, config),
                 len(silo.examples),
-                one_round(config, spend, settings.sabotage if number == attacked else "none"),
+                audited_mechanism(config, spend, settings.sabotage if number == attacked else "none"),
                 canaries if number == attacked else None,
                 observe if number == attacked else None,
             )

@@ -11,9 +11,9 @@ from fedsvd.config import Config
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import State, build_method
-from fedsvd.methods.aggregate import Reply, flat
+from fedsvd.methods.aggregate import Reply, flatten_parts
 from fedsvd.privacy.canaries import Canaries
-from fedsvd.privacy.dp_sgd import DPSGD, Losses
+from fedsvd.privacy.dp_sgd import DPSGD, LossFunction
 from fedsvd.runtime.model import initial_adapter, load_model, resolve_device, trained_parts
 from fedsvd.runtime.private_round import train_privately
 
@@ -35,14 +35,14 @@ class Participant:
     """
 
     partition_id: int
-    losses: Losses
+    losses: LossFunction
     num_examples: int
     mechanism: DPSGD
     canaries: Canaries | None = None
     observer: Observer | None = None
 
 
-def federate(config: Config, participants: Sequence[Participant]) -> Adapter:
+def simulate_rounds(config: Config, participants: Sequence[Participant]) -> Adapter:
     """Run all rounds and return the last adapter. No ledger is charged: nothing leaves the process.
 
     Args:
@@ -66,7 +66,7 @@ def federate(config: Config, participants: Sequence[Participant]) -> Adapter:
             )
             after = peft_model.read(model)
             if client.observer:
-                pairs = zip(flat(after, parts), flat(adapter, parts), strict=True)
+                pairs = zip(flatten_parts(after, parts), flatten_parts(adapter, parts), strict=True)
                 client.observer(server_round, [new - old for new, old in pairs])
             replies.append(Reply(client.partition_id, client.num_examples, {part: after.part(part) for part in parts}))
         step = method.server_step(adapter, replies, server_round, state)

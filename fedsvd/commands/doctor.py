@@ -97,10 +97,10 @@ def _check_ledger(path: Path) -> Finding:
 
 
 def _check_node(node_config: str, overrides: Sequence[str]) -> Iterator[Finding]:
-    from fedsvd.launch import examine_node  # Imported late: it loads torch.
+    from fedsvd.launch import check_node  # Imported late: it loads torch.
 
     try:
-        yield from (Finding("node", "ok", said) for said in examine_node(node_config, overrides))
+        yield from (Finding("node", "ok", said) for said in check_node(node_config, overrides))
     except FedSVDError as error:
         yield Finding("node", "bad", str(error), "docs/deployment.md lists the keys of a node's configuration.")
 

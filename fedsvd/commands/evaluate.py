@@ -36,15 +36,17 @@ def run(words: Sequence[str]) -> None:
     given = parser.parse_intermixed_args(list(words))
     _check_words(given.overrides)
     # Imported late: it loads torch and transformers, which a wrong word should not have to wait for.
-    from fedsvd.launch import earlier_overrides
-    from fedsvd.trained.evaluation import load_rows, measure
-    from fedsvd.trained.run import load_finished, read_run
+    from fedsvd.launch import saved_overrides
+    from fedsvd.trained.evaluation import evaluate_trained_model, load_labeled_texts
+    from fedsvd.trained.run import load_trained_model, read_run
 
     finished = read_run(Path(given.folder))
-    config = compose([*earlier_overrides(Path(given.folder)), *given.overrides]) if given.overrides else finished.config
+    config = compose([*saved_overrides(Path(given.folder)), *given.overrides]) if given.overrides else finished.config
     if given.all and config.data == finished.config.data:
         raise ConfigError("--all is for other data than the run's own, most of which it was trained on: name them.")
-    found = measure(load_finished(finished, given.device), load_rows(config, given.all), config)
+    found = evaluate_trained_model(
+        load_trained_model(finished, given.device), load_labeled_texts(config, given.all), config
+    )
     if given.json:
         print(json.dumps(dataclasses.asdict(found)))
         return

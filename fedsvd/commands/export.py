@@ -26,9 +26,9 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("--merge", action="store_true")
     given = parser.parse_args(list(words))
     # Imported late: it loads torch and transformers, which a wrong word should not have to wait for.
-    from fedsvd.trained.export import export
+    from fedsvd.trained.export import export_model
     from fedsvd.trained.run import read_run
 
-    export(read_run(Path(given.folder)), Path(given.to), merge=given.merge)
+    export_model(read_run(Path(given.folder)), Path(given.to), merge=given.merge)
     what = "the merged model" if given.merge else "the adapter"
     Console().print(f"{what}, its tokenizer and its card (README.md) are in {given.to}", soft_wrap=True)

@@ -29,11 +29,11 @@ def run(words: Sequence[str]) -> None:
     """
     given = _parsed(words)
     # Imported late: it loads torch and transformers, which a wrong word should not have to wait for.
-    from fedsvd.trained.run import load_finished, predict, read_run
+    from fedsvd.trained.run import load_trained_model, predict, read_run
 
     finished = read_run(Path(given.folder))
     texts, pairs = _texts(given, finished.config.data.text_pair_column is not None)
-    found = predict(load_finished(finished, given.device), texts, pairs, given.batch_size)
+    found = predict(load_trained_model(finished, given.device), texts, pairs, given.batch_size)
     console = Console()
     for row in found:
         if given.json:

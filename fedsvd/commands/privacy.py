@@ -74,9 +74,9 @@ def _resumable(words: Sequence[str]) -> Config:
     config = compose(list(words))
     if config.resume is None:
         return config
-    from fedsvd.launch import earlier_overrides
+    from fedsvd.launch import saved_overrides
 
-    return compose([*earlier_overrides(Path(config.resume)), *words])
+    return compose([*saved_overrides(Path(config.resume)), *words])
 
 
 def _history(config: Config, partition_id: int, fingerprint: str) -> list[Spend]:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fedsvd.config.compose import check_overrides, conf_dir, from_dictconfig
 from fedsvd.errors import ConfigError, FedSVDError, RunError
-from fedsvd.launch.sweep import plan_sweep, run_one, unfinished
+from fedsvd.launch.sweep import plan_sweep, run_or_resume, unfinished_runs
 from fedsvd.report.sweep_progress import SweepReporter
 
 
@@ -61,7 +61,7 @@ def _sweep(overrides: Sequence[str]) -> None:
     except KeyboardInterrupt:
         raise RunError(f"interrupted; {again} goes on where it stopped.") from None
     console.print(f"fedsvd report '{plan.folder}'  writes a page on all runs", soft_wrap=True, highlight=False)
-    failed = unfinished(plan.folder)
+    failed = unfinished_runs(plan.folder)
     if failed:
         name, reason = failed[0]
         raise RunError(f"{len(failed)} of {plan.total} runs did not finish ({name}: {reason}); {again} tries again.")
@@ -70,7 +70,7 @@ def _sweep(overrides: Sequence[str]) -> None:
 def sweep_job(cfg: DictConfig) -> float:
     """Run one run of a sweep; at the top of the module, where other processes find it."""
     hydra_config = HydraConfig.get()
-    return run_one(list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir))
+    return run_or_resume(list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir))
 
 
 def _hydra_main(job: Callable[[DictConfig], float]) -> None:
@@ -83,12 +83,12 @@ def _resumed(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
     if not folders or folders[-1] == "null":
         return list(words)
     # Imported late: it loads torch and transformers, which a wrong key should not have to wait for.
-    from fedsvd.launch import earlier_overrides
+    from fedsvd.launch import saved_overrides
 
     folder = Path(folders[-1])
     if (folder / "sweep.json").exists() and not (folder / "overrides.json").exists():
         raise ConfigError(f"resume = {str(folder)!r} is the folder of a sweep: fedsvd train -m resume='{folder}'.")
-    return [*earlier_overrides(folder), *words, f"hydra.run.dir='{folder}'"]
+    return [*saved_overrides(folder), *words, f"hydra.run.dir='{folder}'"]
 
 
 def _run_job(cfg: DictConfig) -> float:

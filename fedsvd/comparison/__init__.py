@@ -40,9 +40,9 @@ def run_comparison(
     _check(base, settings, tuning)
     with Workers(settings.num_workers) as workers:
         _run_missing(workers, base, settings, tuning, path, tell)
-        final = final_jobs(settings, chosen_rates(rows_of(tuning, read_rows(path))))
+        final = final_jobs(settings, chosen_learning_rates(select_rows(tuning, read_rows(path))))
         _run_missing(workers, base, settings, final, path, tell)
-    return rows_of([*tuning, *final], read_rows(path))
+    return select_rows([*tuning, *final], read_rows(path))
 
 
 def tuning_jobs(settings: CompareConfig) -> list[Job]:
@@ -65,7 +65,7 @@ def final_jobs(settings: CompareConfig, rates: Mapping[tuple[str, str, float], f
             contender,
             epsilon,
             seed,
-            rates[settings.tuning_task or task, contender, nearest(epsilon, settings)],
+            rates[settings.tuning_task or task, contender, nearest_budget(epsilon, settings)],
         )
         for task in settings.chosen_tasks
         for seed in settings.seeds
@@ -74,7 +74,7 @@ def final_jobs(settings: CompareConfig, rates: Mapping[tuple[str, str, float], f
     ]
 
 
-def chosen_rates(rows: Rows) -> dict[tuple[str, str, float], float]:
+def chosen_learning_rates(rows: Rows) -> dict[tuple[str, str, float], float]:
     """Return for each task, contender and tuning budget the rate that did best; of equals the smallest."""
     best: dict[tuple[str, str, float], tuple[float, float]] = {}
     for row in rows:
@@ -84,7 +84,7 @@ def chosen_rates(rows: Rows) -> dict[tuple[str, str, float], float]:
     return {key: -value[1] for key, value in best.items()}
 
 
-def nearest(epsilon: float, settings: CompareConfig) -> float:
+def nearest_budget(epsilon: float, settings: CompareConfig) -> float:
     """Return the tuning budget nearest to one, by ratio; no privacy goes with no privacy where that is tuned."""
 
     def distance(other: float) -> float:
@@ -120,7 +120,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def rows_of(jobs: Iterable[Job], rows: Rows) -> list[dict[str, Any]]:
+def select_rows(jobs: Iterable[Job], rows: Rows) -> list[dict[str, Any]]:
     """Return the rows of some jobs: a folder may hold other seeds, budgets and rates, of earlier comparisons."""
     wanted = set(jobs)
     return [dict(row) for row in rows if _job(row) in wanted]
@@ -131,11 +131,11 @@ def _job(row: Mapping[str, Any]) -> Job:
 
 
 def _check(base: Sequence[str], settings: CompareConfig, jobs: Iterable[Job]) -> None:
-    from fedsvd.launch import check
+    from fedsvd.launch import check_config
 
     # Rates and seeds are numbers whose range the schema has checked: one of each is enough.
     for job in {(job.task, job.contender, job.epsilon): job for job in jobs}.values():
-        check(compose(overrides(job, base, settings)))
+        check_config(compose(overrides(job, base, settings)))
 
 
 def _run_missing(
@@ -168,7 +168,7 @@ def _run_missing(
         tell(jobs[0].phase, told, len(jobs))
 
     try:
-        workers.run(shares(missing, settings.num_workers), lambda job: overrides(job, base, settings), keep)
+        workers.run(split_jobs(missing, settings.num_workers), lambda job: overrides(job, base, settings), keep)
     except BrokenProcessPool as error:
         raise RunError(
             f"a worker was killed, most often for want of memory ({error}). What is done is in {path}: run the "
@@ -176,7 +176,7 @@ def _run_missing(
         ) from error
 
 
-def shares(jobs: Sequence[Job], num_workers: int) -> list[list[Job]]:
+def split_jobs(jobs: Sequence[Job], num_workers: int) -> list[list[Job]]:
     """Split jobs so that those of one task and seed, which share what is computed once, go to one worker.
 
     Where there are fewer such groups than workers, each group is dealt out to all of them.

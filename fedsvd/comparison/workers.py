@@ -84,7 +84,7 @@ class Workers:
         def work(number: int) -> None:
             while True:
                 with lock:
-                    share = take_share(left, self._tasks[number])
+                    share = take_job_group(left, self._tasks[number])
                 for job in share:
                     self._tasks[number] = job.task
                     result = self._processes[number].submit(_run_one, words(job)).result()
@@ -105,7 +105,7 @@ class Workers:
                 worker.result()
 
 
-def take_share(left: list[Sequence[Job]], task: str | None) -> Sequence[Job]:
+def take_job_group(left: list[Sequence[Job]], task: str | None) -> Sequence[Job]:
     """Take the first share of a task out of what is left, or of any where it has none; nothing where none is left."""
     same = [index for index, share in enumerate(left) if share[0].task == task]
     return left.pop(same[0] if same else 0) if left else ()
@@ -159,10 +159,10 @@ _AT: list[tuple[Any, ...]] = []
 
 def _make_room(words: list[str]) -> None:
     """Drop what was loaded for another seed, and for another task its texts' states: they would fill the memory."""
-    from fedsvd.runtime.losses import forget
+    from fedsvd.runtime.losses import clear_caches
 
     config = compose(words)
     at = ((config.data.name, config.data.domains), config.partition, config.seed)
     if _AT and _AT[0] != at:
-        forget(keep_states=_AT[0][0] == at[0])
+        clear_caches(keep_states=_AT[0][0] == at[0])
     _AT[:] = [at]

@@ -21,7 +21,7 @@ from yaml import YAMLError
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
-from fedsvd.config.overrides import alternatives, check_keys, check_override, keys, missing_extra, parse
+from fedsvd.config.overrides import check_keys, check_override, dotted_keys, expand_choices, missing_extra, parse
 from fedsvd.config.validate import build
 from fedsvd.errors import ConfigError
 
@@ -176,17 +176,17 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool) -> None:
     if not multirun:
         compose([str(item.input_line) for item in ours])
         return
-    swept = [alternatives(item, _groups()) for item in ours]
-    first = [choices[0] for choices in swept]
+    sweep_choices = [expand_choices(item, _groups()) for item in ours]
+    first = [choices[0] for choices in sweep_choices]
     compose(first)
-    for index, choices in enumerate(swept):
+    for index, choices in enumerate(sweep_choices):
         for choice in choices[1:]:
             compose([*first[:index], choice, *first[index + 1 :]])
 
 
-def swept(overrides: Sequence[str]) -> dict[str, list[str]]:
+def sweep_choices(overrides: Sequence[str]) -> dict[str, list[str]]:
     """Return, by key, the single overrides that each of ours stands for; raises as `check_overrides` does."""
-    return {item.key_or_group: alternatives(item, _groups()) for item in parse(overrides)}
+    return {item.key_or_group: expand_choices(item, _groups()) for item in parse(overrides)}
 
 
 def hydra_settings(overrides: Sequence[str]) -> DictConfig:
@@ -215,7 +215,7 @@ def _composed(overrides: Sequence[str], root: str) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         chosen = [str(item.input_line) for item in parsed if item.key_or_group in groups]
         if chosen != lines:
-            check_keys(parsed, list(keys(_hydra_compose(chosen, root))), groups)
+            check_keys(parsed, list(dotted_keys(_hydra_compose(chosen, root))), groups)
         raise ConfigError(
             f"{shlex.join(lines)} cannot be composed: {_first_line(error)}.{missing_extra(error)}"
         ) from error

@@ -39,7 +39,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return [item for item in parsed if not item.is_hydra_override()]
 
 
-def alternatives(item: Override, groups: Groups) -> list[str]:
+def expand_choices(item: Override, groups: Groups) -> list[str]:
     """Return the single overrides that a sweep stands for; of any other, itself.
 
     Raises:
@@ -107,11 +107,11 @@ def check_keys(parsed: Sequence[Override], known: Sequence[str], groups: Groups)
             raise ConfigError(f"{item.input_line} adds a key that is already there: drop the +.")
 
 
-def keys(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+def dotted_keys(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
     """Yield the dotted keys of all values that are not groups."""
     for name, value in node.items():
         if isinstance(value, Mapping):
-            yield from keys(value, f"{prefix}{name}.")
+            yield from dotted_keys(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
 

@@ -1,19 +1,19 @@
 """Text: where it comes from, who holds what, and how it becomes batches."""
 
-from fedsvd.data.batches import by_length, collate, encode, eval_batches, tokenize
-from fedsvd.data.instructions import instructions, packed, prompt_ids, tokenize_instructions
+from fedsvd.data.batches import collate, encode, eval_batches, sort_by_length, tokenize
+from fedsvd.data.instructions import build_instructions, pack_sequences, prompt_ids, tokenize_instructions
 from fedsvd.data.loaders import load
 from fedsvd.data.partition import fingerprint, partition
 
 __all__ = [
-    "by_length",
+    "sort_by_length",
     "collate",
     "encode",
     "eval_batches",
     "fingerprint",
-    "instructions",
+    "build_instructions",
     "load",
-    "packed",
+    "pack_sequences",
     "partition",
     "prompt_ids",
     "tokenize",

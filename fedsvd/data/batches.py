@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fedsvd.config import DataConfig, ModelConfig
-from fedsvd.data.instructions import IGNORED, instructions, tokenize_instructions
+from fedsvd.data.instructions import IGNORED, build_instructions, tokenize_instructions
 
 
 def encode(dataset: Dataset, config: DataConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -28,7 +28,7 @@ def encode(dataset: Dataset, config: DataConfig, model: ModelConfig, tokenizer: 
     """
     if model.task == "sequence_classification":
         return tokenize(dataset, tokenizer, model.max_length)
-    rows = instructions(dataset, config, tokenizer, model.chat_template)
+    rows = build_instructions(dataset, config, tokenizer, model.chat_template)
     return tokenize_instructions(rows, tokenizer, model.max_length, model.chat_template)
 
 
@@ -74,7 +74,7 @@ def _padded(rows: Sequence[list[int]], fill: int | None, length: int) -> Tensor:
     return torch.tensor([row + end for row, end in zip(rows, ends, strict=True)])
 
 
-def by_length(dataset: Dataset) -> Dataset:
+def sort_by_length(dataset: Dataset) -> Dataset:
     """Return the examples from the shortest to the longest; those of one length stay in their order."""
     lengths = [len(ids) for ids in dataset["input_ids"]]
     return dataset.select(sorted(range(len(lengths)), key=lengths.__getitem__))
@@ -82,6 +82,6 @@ def by_length(dataset: Dataset) -> Dataset:
 
 def eval_batches(dataset: Dataset, batch_size: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, Tensor]]:
     """Yield all examples in batches of similar length, which wastes the least on padding."""
-    rows = list(by_length(dataset))
+    rows = list(sort_by_length(dataset))
     for start in range(0, len(rows), batch_size):
         yield collate(rows[start : start + batch_size], tokenizer)

@@ -37,7 +37,7 @@ class Instruction:
         return self.before + self.text + self.after
 
 
-def instructions(
+def build_instructions(
     dataset: Dataset, config: DataConfig, tokenizer: PreTrainedTokenizerBase, chat_template: bool
 ) -> list[Instruction]:
     """Put rows into ``data.prompt_template``; the answer is the row's ``response``, or else the name of its class.
@@ -103,7 +103,7 @@ def prompt_ids(
     return _prompt_ids(row.before + shorter + row.after, tokenizer, not chat_template)[-max_length:]
 
 
-def packed(dataset: Dataset, max_length: int) -> Dataset:
+def pack_sequences(dataset: Dataset, max_length: int) -> Dataset:
     """Put sequences one after another, as many as fit into ``max_length`` tokens, in their order.
 
     Returns:

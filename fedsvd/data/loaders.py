@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from datasets import DatasetDict
 
 from fedsvd.config import DataConfig
-from fedsvd.data.node_data import empty, load_own
+from fedsvd.data.node_data import empty_dataset, load_node_file
 from fedsvd.data.sentiment import load_movie_reviews, load_sentiment_domains
-from fedsvd.data.split import hold_out, limited
+from fedsvd.data.split import hold_out, limit_examples
 from fedsvd.data.topics import load_bbc_news, load_newsgroups, load_reuters_r8
 from fedsvd.data.user_data import FILE_FORMATS, Columns, load_files, load_hub
 from fedsvd.errors import ConfigError
@@ -29,11 +29,11 @@ def load(config: DataConfig, seed: int, keep_column: str | None = None) -> Datas
         ConfigError: A user's own data without ``data.path``.
     """
     sides = _LOADERS[config.name](config, seed, keep_column)
-    sides = limited(sides, config.max_train_examples, config.max_test_examples)
+    sides = limit_examples(sides, config.max_train_examples, config.max_test_examples)
     # Whatever is chosen by what it does on held-out texts must be chosen on others than those it is reported on.
     if config.evaluate_on == "test":
         return sides
-    return limited(hold_out(sides["train"], config.validation_fraction, seed), None, None)
+    return limit_examples(hold_out(sides["train"], config.validation_fraction, seed), None, None)
 
 
 def _movie_reviews(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
@@ -91,10 +91,13 @@ def _node(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict
             f"data.response_column = {config.response_column} and data.label_column = {config.label_column} are not "
             "possible with data=node: nodes' own texts have classes. Set the first to null and name the other."
         )
-    columns, nothing = _columns(config, None), empty(config.labels, pairs=config.text_pair_column is not None)
+    columns, nothing = _columns(config, None), empty_dataset(config.labels, pairs=config.text_pair_column is not None)
     paths = {"train": (config.path, "data-path"), "test": (config.test_path, "data.test_path")}
     return DatasetDict(
-        {side: load_own(path, columns, config.labels, key) if path else nothing for side, (path, key) in paths.items()}
+        {
+            side: load_node_file(path, columns, config.labels, key) if path else nothing
+            for side, (path, key) in paths.items()
+        }
     )
 
 

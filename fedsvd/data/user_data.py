@@ -10,7 +10,7 @@ import datasets
 import pandas
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from fedsvd.data.split import hold_out, shuffled
+from fedsvd.data.split import hold_out, shuffle_splits
 from fedsvd.errors import DataError
 
 # Not datasets.load_dataset: that would leave a copy of the silo's text in the user's cache folder.
@@ -65,7 +65,7 @@ def load_files(
         whole = _in_shape(DatasetDict({"train": train}), columns)["train"]
         return hold_out(whole, test_fraction, seed)
     sides = DatasetDict({"train": train, "test": read_file(file_format, test_path, "data.test_path")})
-    return shuffled(_in_shape(sides, columns), seed)
+    return shuffle_splits(_in_shape(sides, columns), seed)
 
 
 def load_hub(
@@ -97,7 +97,7 @@ def load_hub(
     if test_split is None:
         return hold_out(_in_shape(DatasetDict({"train": loaded["train"]}), columns)["train"], test_fraction, seed)
     sides = DatasetDict({"train": loaded["train"], "test": loaded[test_split]})
-    return shuffled(_in_shape(sides, columns), seed)
+    return shuffle_splits(_in_shape(sides, columns), seed)
 
 
 def read_file(file_format: str, path: str, key: str) -> Dataset:

@@ -30,7 +30,7 @@ from fedsvd.runtime.model import resolve_device
 from fedsvd.tracking import check_tracking
 
 
-def check(config: Config) -> None:
+def check_config(config: Config) -> None:
     """Raise what can be known to be wrong before anything is loaded.
 
     Raises:
@@ -60,10 +60,10 @@ def run(config: Config, overrides: Sequence[str], folder: Path) -> float:
         folder: The run's folder.
 
     Raises:
-        ConfigError: See `check`.
+        ConfigError: See `check_config`.
         RunError: The run ended without an evaluation.
     """
-    check(config)
+    check_config(config)
     run_folder = RunFolder(folder.resolve())
     remote = config.federation.name == "remote"
     if config.privacy.ledger_dir and not remote:
@@ -93,7 +93,7 @@ def _run_here(config: Config, overrides: Sequence[str], run_folder: RunFolder) -
             run_local(server_app, client_app, config.federation.num_clients, run_config)
 
 
-def earlier_overrides(folder: Path) -> list[str]:
+def saved_overrides(folder: Path) -> list[str]:
     """Return the overrides that a run folder was started with.
 
     Raises:
@@ -117,7 +117,7 @@ def load_apps() -> tuple[ServerApp, ClientApp]:
     return _module("server.app").app, _module("client.app").app
 
 
-def examine_node(node_config: str, overrides: Sequence[str]) -> list[str]:
+def check_node(node_config: str, overrides: Sequence[str]) -> list[str]:
     """Hold a node's configuration, and the data that it names, against a run; return what there is.
 
     Args:
@@ -127,7 +127,7 @@ def examine_node(node_config: str, overrides: Sequence[str]) -> list[str]:
     Raises:
         FedSVDError: They do not fit, and why.
     """
-    found: list[str] = _module("client.node_check").examine(node_config, compose(overrides))
+    found: list[str] = _module("client.node_check").check_node(node_config, compose(overrides))
     return found
 
 

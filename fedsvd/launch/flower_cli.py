@@ -122,11 +122,11 @@ def connect(federation: FederationConfig) -> Iterator[Connection]:
         yield Connection(_NAME, Path(home))
 
 
-def plain(text: str) -> str:
+def strip_colors(text: str) -> str:
     """Return a text without a terminal's colours."""
     return _COLOURS.sub("", text)
 
 
 def _in_one_line(text: str) -> str:
-    words = " ".join(plain(text).split()).removeprefix("Error: ").rstrip(".")
+    words = " ".join(strip_colors(text).split()).removeprefix("Error: ").rstrip(".")
     return words or "it said nothing"

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fedsvd.config import FederationConfig
 from fedsvd.errors import ConfigError, RunError
-from fedsvd.launch.flower_cli import Connection, connect, plain
+from fedsvd.launch.flower_cli import Connection, connect, strip_colors
 from fedsvd.runs.folder import RunFolder, write_json, write_text
 
 # What concerns the way to the SuperLink, and neither the server nor the nodes.
@@ -113,7 +113,7 @@ def _follow(connection: Connection, run: RemoteRun, folder: RunFolder, console: 
         for number, line in enumerate(connection.log(run.run_id)):
             # After a cut the log comes from its start again.
             if number >= len(lines):
-                lines.append(plain(line))
+                lines.append(strip_colors(line))
                 lost_since = None
                 if not _FLOWERS_OWN.match(lines[-1]):
                     console.print(lines[-1], soft_wrap=True, highlight=False, markup=False)

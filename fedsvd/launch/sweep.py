@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from fedsvd.config.compose import check_overrides, compose, hydra_settings, swept
+from fedsvd.config.compose import check_overrides, compose, hydra_settings, sweep_choices
 from fedsvd.errors import ConfigError, FedSVDError
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_json
 from fedsvd.runs.record import FAILED, FINISHED
@@ -52,13 +52,15 @@ def plan_sweep(words: Sequence[str]) -> SweepPlan:
     words = _with_earlier(list(words))
     check_overrides(words, multirun=True)
     own = [word for word in words if word.lstrip("~+").startswith("hydra")]
-    first = [choices[0] for choices in swept(words).values()]
+    first = [choices[0] for choices in sweep_choices(words).values()]
     settings = hydra_settings([*first, *own])
     sweeper: Any = OmegaConf.to_container(settings.hydra.sweeper)
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     # The command line wins over what an experiment sweeps, in Hydra as here.
-    alternatives = swept(params) | swept(words)
-    check_overrides([*(p for p in params if not swept([p]).keys() & swept(words).keys()), *words], multirun=True)
+    alternatives = sweep_choices(params) | sweep_choices(words)
+    check_overrides(
+        [*(p for p in params if not sweep_choices([p]).keys() & sweep_choices(words).keys()), *words], multirun=True
+    )
     single = {key: choices[0] for key, choices in alternatives.items() if len(choices) == 1}
     total = int(sweeper.get("n_trials") or math.prod(map(len, alternatives.values())))
     folder = Path(str(settings.hydra.sweep.dir)).resolve()
@@ -69,7 +71,7 @@ def plan_sweep(words: Sequence[str]) -> SweepPlan:
     return SweepPlan(("--multirun", *given, *ours), folder, total)
 
 
-def run_one(overrides: Sequence[str], folder: Path) -> float:
+def run_or_resume(overrides: Sequence[str], folder: Path) -> float:
     """Run one run of a sweep, go on with it, or recognise that it is finished; return its accuracy.
 
     What it prints goes into ``output.log``. A run that fails is written down as failed and counts as accuracy 0: a
@@ -118,7 +120,7 @@ def _check_same(folder: Path, single: Mapping[str, str]) -> None:
         ConfigError: One does not.
     """
     for path in sorted(folder.rglob("overrides.json")):
-        earlier = {next(iter(swept([word]))): word for word in json.loads(path.read_text(encoding="utf-8"))}
+        earlier = {next(iter(sweep_choices([word]))): word for word in json.loads(path.read_text(encoding="utf-8"))}
         # A ledger's folder is written down once more, as an absolute path.
         shared = {key: word for key, word in single.items() if key != "privacy.ledger_dir"}
         differ = [word for key, word in shared.items() if earlier.get(key) != word]
@@ -156,7 +158,7 @@ def _alone(folder: Path) -> contextlib.AbstractContextManager[object]:
     return FileLock(folder / ".running").acquire(timeout=0)
 
 
-def unfinished(folder: Path) -> list[tuple[str, str]]:
+def unfinished_runs(folder: Path) -> list[tuple[str, str]]:
     """Return name and reason of every run of a sweep that failed, or that another process is still at work in."""
     found = []
     for path in sorted(folder.rglob("run.json")):

@@ -66,7 +66,7 @@ class Adapter:
         return next(iter(self.A.values())).device
 
 
-def truncated(adapter: Adapter, rank: int) -> Adapter:
+def truncate_rank(adapter: Adapter, rank: int) -> Adapter:
     """Return what a client of a lower rank holds: the first columns of each B and rows of each A, and the rest."""
     return adapter.with_parts(
         {

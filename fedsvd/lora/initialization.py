@@ -13,18 +13,18 @@ from fedsvd.errors import ConfigError
 from fedsvd.lora.adapter import Adapter
 from fedsvd.lora.refactorize import orthonormal_rows
 
-A_INITIALISATIONS = ("kaiming", "orthonormal", "weight_svd", "dct")
-B_INITIALISATIONS = ("kaiming", "orthonormal", "weight_svd", "zeros")
+A_INITIALIZATIONS = ("kaiming", "orthonormal", "weight_svd", "dct")
+B_INITIALIZATIONS = ("kaiming", "orthonormal", "weight_svd", "zeros")
 
 # What every machine draws alike from the seed; what is computed from weights may differ in its last digits, or in the
 # order of near-equal singular values, and travels.
-DRAWN_ALIKE = ("kaiming", "orthonormal", "zeros")
+SEEDED_INITIALIZATIONS = ("kaiming", "orthonormal", "zeros")
 
 
-def initialise(
+def initialize_factors(
     shapes: Adapter, *, init_a: str, init_b: str, seed: int, weights: Mapping[str, Tensor] | None = None
 ) -> Adapter:
-    """Draw an adapter's factors; see `DRAWN_ALIKE` for what the seed alone decides.
+    """Draw an adapter's factors; see `SEEDED_INITIALIZATIONS` for what the seed alone decides.
 
     Args:
         shapes: The adapter whose shapes, scales, cores and head are kept.
@@ -98,7 +98,7 @@ def _draw(init: str, like: Tensor, generator: torch.Generator, key: str) -> Tens
 
 
 def _allowed(key: str) -> tuple[str, ...]:
-    return A_INITIALISATIONS if key.endswith("_a") else B_INITIALISATIONS
+    return A_INITIALIZATIONS if key.endswith("_a") else B_INITIALIZATIONS
 
 
 def _right_singular_vectors(weight: Tensor, like: Tensor) -> Tensor:

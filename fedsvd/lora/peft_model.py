@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from fedsvd.errors import ModelError
 from fedsvd.lora.adapter import Adapter, Part, as_plain_lora
-from fedsvd.lora.site import PEFT_NAME, CoreThenB, LoraSite, base_weight, describe_site
+from fedsvd.lora.site import PEFT_NAME, CoreAndB, LoraSite, base_weight, describe_site
 from fedsvd.lora.target_modules import head_layers, linear_names, target_names
 
 _PEFT_PREFIX = "base_model.model."
@@ -88,7 +88,7 @@ def attach(
     _train_head_in_float32(adapted)
     if core:
         for _, layer in _lora_layers(adapted):
-            layer.lora_B[PEFT_NAME] = CoreThenB(layer.get_parameter(f"lora_B.{PEFT_NAME}.weight"))
+            layer.lora_B[PEFT_NAME] = CoreAndB(layer.get_parameter(f"lora_B.{PEFT_NAME}.weight"))
     sites = _named_parts(adapted)
     for name, A in sites["A"].items():
         d_out, d_in = len(sites["B"][name]), A.shape[1]
@@ -232,7 +232,7 @@ def _named_parts(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
         "core": {
             name: layer.get_parameter(f"lora_B.{PEFT_NAME}.core.weight")
             for name, layer in layers
-            if isinstance(layer.lora_B[PEFT_NAME], CoreThenB)
+            if isinstance(layer.lora_B[PEFT_NAME], CoreAndB)
         },
         "head": dict(_head_parameters(model)),
     }

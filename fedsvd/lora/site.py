@@ -34,7 +34,7 @@ class LoraSite:
     core: nn.Parameter | None = None
 
 
-class CoreThenB(nn.Linear):
+class CoreAndB(nn.Linear):
     """PEFT's linear layer for B, with an r × r layer before it that starts at zero.
 
     Args:
@@ -62,7 +62,7 @@ def describe_site(layer: Linear) -> LoraSite:
         layer.get_parameter(f"lora_B.{PEFT_NAME}.weight"),
         float(layer.scaling[PEFT_NAME]),
         _not_plain(layer),
-        layer.get_parameter(f"lora_B.{PEFT_NAME}.core.weight") if isinstance(B, CoreThenB) else None,
+        layer.get_parameter(f"lora_B.{PEFT_NAME}.core.weight") if isinstance(B, CoreAndB) else None,
     )
 
 

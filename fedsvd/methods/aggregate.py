@@ -36,13 +36,13 @@ class Reply:
 Replies = Sequence[Reply]
 
 
-def ordered(replies: Replies) -> list[Reply]:
+def sort_replies(replies: Replies) -> list[Reply]:
     """Return the replies in the order in which they are summed."""
     return sorted(replies, key=lambda reply: reply.partition_id)
 
 
-def weights(replies: Replies) -> list[float]:
-    """Return each reply's share pₖ of all examples, in the order of `ordered`.
+def reply_weights(replies: Replies) -> list[float]:
+    """Return each reply's share pₖ of all examples, in the order of `sort_replies`.
 
     Raises:
         RunError: No replies, or no examples in all of them.
@@ -50,7 +50,7 @@ def weights(replies: Replies) -> list[float]:
     total = sum(reply.num_examples for reply in replies)
     if total <= 0:
         raise RunError(f"{len(replies)} replies with {total} examples in all cannot be averaged; at least 1 is needed.")
-    return [reply.num_examples / total for reply in ordered(replies)]
+    return [reply.num_examples / total for reply in sort_replies(replies)]
 
 
 def average(adapter: Adapter, replies: Replies, only: Collection[Part] = PARTS) -> Adapter:
@@ -63,7 +63,7 @@ def average(adapter: Adapter, replies: Replies, only: Collection[Part] = PARTS) 
     Raises:
         RunError: No replies, no examples in all of them, or replies that carry different parts.
     """
-    shares, in_order = weights(replies), ordered(replies)
+    shares, in_order = reply_weights(replies), sort_replies(replies)
     names = in_order[0].parts.keys()
     if any(reply.parts.keys() != names for reply in in_order):
         raise RunError("the replies of one round carry different parts and cannot be averaged.")
@@ -80,17 +80,17 @@ def average(adapter: Adapter, replies: Replies, only: Collection[Part] = PARTS) 
 
 def mean_noise_std(replies: Replies) -> float:
     """Return the standard deviation of the noise in each entry of the replies' mean: ``√Σ pₖ² sₖ²``."""
-    pairs = zip(weights(replies), ordered(replies), strict=True)
+    pairs = zip(reply_weights(replies), sort_replies(replies), strict=True)
     return math.sqrt(sum((share * reply.noise_std) ** 2 for share, reply in pairs))
 
 
-def flat(adapter: Adapter, parts: Collection[Part]) -> list[Tensor]:
-    """Return the tensors of some parts as one list, in the adapter's order; `with_flat` puts them back."""
+def flatten_parts(adapter: Adapter, parts: Collection[Part]) -> list[Tensor]:
+    """Return the tensors of some parts as one list, in the adapter's order; `unflatten_parts` puts them back."""
     return [tensor for part in PARTS if part in parts for tensor in adapter.part(part).values()]
 
 
-def with_flat(adapter: Adapter, parts: Collection[Part], tensors: Sequence[Tensor]) -> Adapter:
-    """Replace some parts by a list as `flat` gives it, cast to the adapter's types."""
+def unflatten_parts(adapter: Adapter, parts: Collection[Part], tensors: Sequence[Tensor]) -> Adapter:
+    """Replace some parts by a list as `flatten_parts` gives it, cast to the adapter's types."""
     left = iter(tensors)
     return adapter.with_parts(
         {
@@ -129,7 +129,7 @@ def refactorize_sites(adapter: Adapter, *, of_rows: bool = True) -> tuple[Adapte
     return adapter.with_parts({"A": {n: A[n] for n in adapter.A}, "B": {n: B[n] for n in adapter.B}}), rotations
 
 
-def padded(tensor: Tensor, before: Tensor) -> Tensor:
+def pad_to_rank(tensor: Tensor, before: Tensor) -> Tensor:
     """Return a client's tensor in float64; what a client of a lower rank does not hold is left where it was."""
     if tensor.shape == before.shape:
         return tensor.to(torch.float64)
@@ -142,5 +142,5 @@ def padded(tensor: Tensor, before: Tensor) -> Tensor:
 def _mean(tensors: Sequence[Tensor], shares: Sequence[float], before: Tensor) -> Tensor:
     total = torch.zeros_like(before, dtype=torch.float64)
     for tensor, share in zip(tensors, shares, strict=True):
-        total.add_(padded(tensor, before), alpha=share)
+        total.add_(pad_to_rank(tensor, before), alpha=share)
     return total.to(before.dtype)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from fedsvd.lora.adapter import Adapter, Factor
 from fedsvd.lora.stacked import merge, stack
-from fedsvd.methods.aggregate import Replies, average, ordered, weights
+from fedsvd.methods.aggregate import Replies, average, reply_weights, sort_replies
 from fedsvd.methods.method import State, Step, Traits
 from fedsvd.methods.options import check_initialisation
 
@@ -39,9 +39,9 @@ class FedExLoRA:
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Average A and B, and merge the residual."""
-        mean, clients = average(adapter, replies), ordered(replies)
+        mean, clients = average(adapter, replies), sort_replies(replies)
         left, right = stack(
-            weights(replies),
+            reply_weights(replies),
             [reply.parts["B"] for reply in clients],
             [{name: A - mean.A[name] for name, A in reply.parts["A"].items()} for reply in clients],
         )

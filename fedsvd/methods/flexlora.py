@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedsvd.lora.adapter import Adapter, Factor, Part
 from fedsvd.lora.stacked import stack, truncated_svd
-from fedsvd.methods.aggregate import Replies, average, ordered, weights
+from fedsvd.methods.aggregate import Replies, average, reply_weights, sort_replies
 from fedsvd.methods.method import State, Step, Traits
 from fedsvd.methods.options import check_initialisation
 
@@ -40,9 +40,9 @@ class FlexLoRA:
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Sum the products, and cut the sum back to the adapter's rank."""
-        clients = ordered(replies)
+        clients = sort_replies(replies)
         left, right = stack(
-            weights(replies), [reply.parts["B"] for reply in clients], [reply.parts["A"] for reply in clients]
+            reply_weights(replies), [reply.parts["B"] for reply in clients], [reply.parts["A"] for reply in clients]
         )
         pairs = {name: truncated_svd(left[name], right[name], len(A)) for name, A in adapter.A.items()}
         factors: dict[Part, dict[str, Tensor]] = {

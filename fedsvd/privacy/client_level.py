@@ -20,7 +20,7 @@ from fedsvd.privacy.accounting import Spend, calibrate
 from fedsvd.privacy.randomness import Randomness
 
 
-def whole_run(privacy: PrivacyConfig, train: TrainConfig, federation: FederationConfig) -> Spend:
+def run_spend(privacy: PrivacyConfig, train: TrainConfig, federation: FederationConfig) -> Spend:
     """Return what a run costs each client, whether it is drawn or not: a step a round, at the rate of being drawn."""
     sample_rate = client_sample_rate(federation)
     noise_multiplier = privacy.noise_multiplier or calibrate(
@@ -34,7 +34,7 @@ def client_sample_rate(federation: FederationConfig) -> float:
     return (federation.clients_per_round or federation.num_clients) / federation.num_clients
 
 
-def clipped(update: Sequence[Tensor], max_update_norm: float) -> list[Tensor]:
+def clip_update(update: Sequence[Tensor], max_update_norm: float) -> list[Tensor]:
     """Scale an update down to a joint L2 norm of at most ``max_update_norm``, in float64.
 
     Args:
@@ -54,11 +54,11 @@ def clipped_sum(updates: Iterable[Sequence[Tensor]], like: Sequence[Tensor], max
     """Return ``Σ clip(Δₖ)`` in float64, shaped as ``like``; each update is clipped, whatever its client did."""
     total = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in like]
     for update in updates:
-        for sum_, tensor in zip(total, clipped(update, max_update_norm), strict=True):
+        for sum_, tensor in zip(total, clip_update(update, max_update_norm), strict=True):
             sum_.add_(tensor)
     return total
 
 
-def noised(tensors: Sequence[Tensor], std: float, randomness: Randomness) -> list[Tensor]:
+def add_noise(tensors: Sequence[Tensor], std: float, randomness: Randomness) -> list[Tensor]:
     """Add ``N(0, std²)`` to every entry."""
     return [tensor + randomness.normal(tensor, std) for tensor in tensors]

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedsvd.privacy.randomness import Randomness
 
 # σ_g / σ.
-GRADIENT_SHARE = 1.005
+GRADIENT_NOISE_FACTOR = 1.005
 # Each number lies in [0, 1] and is centred, so that one example moves a sum by no more than this.
 _SENSITIVITY = 0.5
 _SUMS = 2
@@ -63,7 +63,7 @@ class ClippingMeter:
 
     def release(self) -> None:
         """End a step: draw its noise, and start the next one."""
-        noise = self.randomness.normal(self._sums, statistics_std(self.noise_multiplier))
+        noise = self.randomness.normal(self._sums, statistics_noise_std(self.noise_multiplier))
         self._released.append((self._sums + noise) / self.expected_batch_size + _SENSITIVITY)
         self._sums = torch.zeros_like(self._sums)
 
@@ -74,6 +74,6 @@ class ClippingMeter:
         return ClippingStatistics(share, short * self.max_grad_norm)
 
 
-def statistics_std(noise_multiplier: float) -> float:
+def statistics_noise_std(noise_multiplier: float) -> float:
     """Return the standard deviation s of each sum's noise: ``σ Δ √(n / (1 − (σ/σ_g)²))`` for n sums."""
-    return noise_multiplier * _SENSITIVITY * math.sqrt(_SUMS / (1 - GRADIENT_SHARE**-2))
+    return noise_multiplier * _SENSITIVITY * math.sqrt(_SUMS / (1 - GRADIENT_NOISE_FACTOR**-2))

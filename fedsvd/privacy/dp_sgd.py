@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from fedsvd.errors import PrivacyError
 from fedsvd.privacy.canaries import Canaries
-from fedsvd.privacy.clipping_statistics import GRADIENT_SHARE, ClippingMeter, ClippingStatistics
+from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR, ClippingMeter, ClippingStatistics
 from fedsvd.privacy.randomness import Randomness
 
 logger = logging.getLogger(__name__)
 
 # From a model to a context in which backward passes leave `parameter.grad_sample`, shape (batch, *parameter).
-PerExample = Callable[[nn.Module], AbstractContextManager[nn.Module]]
-Losses = Callable[[nn.Module, Sequence[int]], Tensor]
+GradSampleMode = Callable[[nn.Module], AbstractContextManager[nn.Module]]
+LossFunction = Callable[[nn.Module, Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class DPSGD:
 def train_dp_sgd(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    losses: Losses,
+    losses: LossFunction,
     num_examples: int,
     plan: DPSGD,
     randomness: Randomness,
-    per_example: PerExample | None = None,
+    per_example: GradSampleMode | None = None,
     canaries: Canaries | None = None,
 ) -> ClippingStatistics | None:
     """Take exactly ``plan.steps`` noisy steps; an empty batch takes one too, made of noise alone.
@@ -89,7 +89,7 @@ def train_dp_sgd(
             optimizer,
             randomness,
             meter,
-            noise_multiplier=plan.noise_multiplier * (GRADIENT_SHARE if meter else 1.0),
+            noise_multiplier=plan.noise_multiplier * (GRADIENT_NOISE_FACTOR if meter else 1.0),
             max_grad_norm=plan.max_grad_norm,
             expected_batch_size=divisor,
             loss_reduction="mean",
@@ -104,7 +104,7 @@ def train_dp_sgd(
 
 
 def per_example_gradients(
-    model: nn.Module, losses: Losses, positions: Sequence[int], per_example: PerExample | None = None
+    model: nn.Module, losses: LossFunction, positions: Sequence[int], per_example: GradSampleMode | None = None
 ) -> dict[str, Tensor]:
     """Return each trained parameter's gradient for each example, shape (batch, *parameter), unclipped."""
     with _forming(model, per_example or opacus_hooks) as wrapped:
@@ -154,7 +154,7 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
 class _Examples:
     """What positions stand for: the first ``num_examples`` for the data, the rest for an audit's canaries."""
 
-    losses: Losses
+    losses: LossFunction
     num_examples: int
     canaries: Canaries | None
 
@@ -175,7 +175,7 @@ def _backward(model: nn.Module, optimizer: DPOptimizer, examples: _Examples, chu
     positions = [i for i in chunk if i < examples.num_examples]
     if positions:
         examples.losses(model, positions).sum().backward()  # type: ignore[no-untyped-call]
-        _check_samples(optimizer.params, len(positions))
+        _check_per_example_gradients(optimizer.params, len(positions))
     else:
         for parameter in optimizer.params:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
@@ -190,7 +190,7 @@ def _backward(model: nn.Module, optimizer: DPOptimizer, examples: _Examples, chu
     optimizer.step()
 
 
-def _check_samples(parameters: Sequence[nn.Parameter], num_examples: int) -> None:
+def _check_per_example_gradients(parameters: Sequence[nn.Parameter], num_examples: int) -> None:
     for parameter in parameters:
         sample = getattr(parameter, "grad_sample", None)
         if sample is None or sample.shape != (num_examples, *parameter.shape):
@@ -223,7 +223,7 @@ def opacus_hooks(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def _forming(model: nn.Module, per_example: PerExample) -> Iterator[nn.Module]:
+def _forming(model: nn.Module, per_example: GradSampleMode) -> Iterator[nn.Module]:
     try:
         with per_example(model) as wrapped:
             yield wrapped

@@ -30,14 +30,14 @@ ASSUMPTIONS = (
 )
 
 
-def share_of(noise_multiplier: float, config: Config) -> float:
+def client_noise_multiplier(noise_multiplier: float, config: Config) -> float:
     """Return the part of the noise multiplier that one client adds: all of it, or 1/√n_min with ``noise_share``."""
     if not config.privacy.noise_share:
         return noise_multiplier
     return noise_multiplier / math.sqrt(config.federation.min_survivors)
 
 
-def counts_alike(config: Config) -> bool:
+def equal_weights(config: Config) -> bool:
     """Say whether every client counts alike in the mean, rather than by its number of examples."""
     alike = config.privacy.noise_share or config.privacy.name == "client_level"
     return alike or config.federation.weighting == "uniform"

@@ -32,8 +32,8 @@ class ClientPlan:
     epsilon_run: float
     epsilon_before: float
     epsilon_after: float
-    rounds_to_come: int
-    rounds_that_fit: int
+    remaining_rounds: int
+    affordable_rounds: int
 
 
 def poisson_rate(num_examples: int, batch_size: int) -> float:
@@ -47,7 +47,7 @@ def poisson_rate(num_examples: int, batch_size: int) -> float:
     return min(1.0, batch_size / num_examples)
 
 
-def whole_run(config: Config, num_examples: int) -> Spend:
+def calibrate_run(config: Config, num_examples: int) -> Spend:
     """Return the calibrated mechanism and the most steps that a client can ever take: one sampled in every round.
 
     With client-level privacy a step is a round, and what it costs is the same for every client.
@@ -57,7 +57,7 @@ def whole_run(config: Config, num_examples: int) -> Spend:
     """
     train, privacy = config.train, config.privacy
     if privacy.name == "client_level":
-        return client_level.whole_run(privacy, train, config.federation)
+        return client_level.run_spend(privacy, train, config.federation)
     sample_rate = poisson_rate(num_examples, train.batch_size)
     steps = train.num_rounds * train.local_steps
     noise = privacy.noise_multiplier or calibrate(
@@ -82,10 +82,10 @@ def plan_client(config: Config, num_examples: int, history: Sequence[Spend], rou
         rounds_done: Rounds that an earlier process did; their spends are in ``history``.
 
     Raises:
-        PrivacyError: As `whole_run`.
+        PrivacyError: As `calibrate_run`.
     """
-    run, budget = whole_run(config, num_examples), configured_budget(config.privacy)
-    rounds_to_come = config.train.num_rounds - rounds_done
+    run, budget = calibrate_run(config, num_examples), configured_budget(config.privacy)
+    remaining_rounds = config.train.num_rounds - rounds_done
 
     # The server's noise is charged for a whole run at once, and was if any round is done.
     at_once = config.privacy.name == "client_level"
@@ -95,17 +95,17 @@ def plan_client(config: Config, num_examples: int, history: Sequence[Spend], rou
         more = [Spend(run.noise_multiplier, run.sample_rate, steps)] if steps else []
         return epsilon([*history, *more], budget.max_delta, budget.accountant)
 
-    fit, too_many = 0, rounds_to_come + 1
+    fit, too_many = 0, remaining_rounds + 1
     while too_many - fit > 1:
-        middle = rounds_to_come if too_many > rounds_to_come else (fit + too_many) // 2
+        middle = remaining_rounds if too_many > remaining_rounds else (fit + too_many) // 2
         fit, too_many = (middle, too_many) if after(middle) <= budget.max_epsilon else (fit, middle)
     return ClientPlan(
         num_examples,
         run,
         epsilon([run], budget.target_delta, budget.accountant),
         after(0),
-        after(rounds_to_come),
-        rounds_to_come,
+        after(remaining_rounds),
+        remaining_rounds,
         fit,
     )
 
@@ -123,7 +123,7 @@ def plan_warnings(config: Config, plans: Sequence[ClientPlan]) -> list[str]:
         if privacy.name == "dp_sgd":
             warnings = example_warnings(plan.num_examples, privacy.target_delta, config.train.batch_size)
             said += [f"client {number}: {warning}" for warning in warnings]
-        if plan.rounds_that_fit < plan.rounds_to_come:
+        if plan.affordable_rounds < plan.remaining_rounds:
             said.append(
                 f"client {number}: its budget holds {plan.rounds_that_fit} of the {plan.rounds_to_come} rounds to "
                 "come; it will decline the others."

@@ -55,7 +55,7 @@ def plan_table(plans: Sequence[ClientPlan], target_delta: float, unit: str) -> T
             rounded_up(plan.epsilon_run, 3),
             rounded_up(plan.epsilon_before, 3),
             rounded_up(plan.epsilon_after, 3),
-            style="yellow" if plan.rounds_that_fit < plan.rounds_to_come else "",
+            style="yellow" if plan.affordable_rounds < plan.remaining_rounds else "",
         )
     return table
 

@@ -18,7 +18,7 @@ FINISHED, FAILED, RUNNING = "finished", "failed", "running"
 
 
 @contextmanager
-def recorded(folder: RunFolder, facts: Mapping[str, Any], *, resumed: bool = False) -> Iterator[None]:
+def record_run(folder: RunFolder, facts: Mapping[str, Any], *, resumed: bool = False) -> Iterator[None]:
     """Keep ``run.json`` for the time of a run; a process that is killed leaves it at ``running``.
 
     Args:

@@ -15,7 +15,7 @@ from fedsvd.training.loop import Batch
 
 
 @dataclass(frozen=True)
-class Silo:
+class ClientData:
     """One client's data, tokenised.
 
     Attributes:
@@ -33,7 +33,7 @@ def load_partition(config: Config, partition_id: int) -> Dataset:
     return _load_partition(config.data, config.partition, config.federation.num_clients, config.seed, partition_id)
 
 
-def load_silo(config: Config, partition_id: int) -> Silo:
+def load_client_data(config: Config, partition_id: int) -> ClientData:
     """Load one client's tokenised partition."""
     return _load_silo(
         config.data,
@@ -73,7 +73,7 @@ def load_test_batches(config: Config) -> list[Batch]:
     return _load_test_batches(config.data, config.model, config.train.eval_batch_size, config.seed)
 
 
-def forget_data() -> None:
+def clear_data_cache() -> None:
     """Drop the data that are loaded."""
     for loader in (_load_data, _load_partitions, _load_silo, _load_test_batches):
         loader.cache_clear()
@@ -124,12 +124,12 @@ def _load_silo(
     num_clients: int,
     seed: int,
     partition_id: int,
-) -> Silo:
+) -> ClientData:
     raw = _load_partition(config, partition, num_clients, seed, partition_id)
     examples = data.encode(raw, config, model, _load_tokenizer(model.source))
     # Poisson sampling is blind to the order, and positions come out in it: neighbours of one length need less padding.
-    ordered = data.packed(examples, model.max_length) if packing else data.by_length(examples)
-    return Silo(ordered, data.fingerprint(raw))
+    ordered = data.pack_sequences(examples, model.max_length) if packing else data.sort_by_length(examples)
+    return ClientData(ordered, data.fingerprint(raw))
 
 
 @lru_cache(maxsize=2)

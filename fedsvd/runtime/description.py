@@ -10,7 +10,7 @@ from fedsvd.methods import build_method
 from fedsvd.runtime.data import load_held_out, load_partition, partition_counts
 
 
-def run_facts(config: Config) -> dict[str, Any]:
+def describe_run(config: Config) -> dict[str, Any]:
     """Describe a run: the parts that clients train and send in any of its rounds, and the held-out examples."""
     method, held_out = build_method(config.method), load_held_out(config)
     rounds = range(1, config.train.num_rounds + 1)
@@ -22,7 +22,7 @@ def run_facts(config: Config) -> dict[str, Any]:
     }
 
 
-def partition_facts(config: Config) -> dict[str, Any]:
+def describe_partitions(config: Config) -> dict[str, Any]:
     """Describe each simulated client's examples: how many of each class, and the fingerprint of all of them."""
     counts = partition_counts(config)
     parts = [load_partition(config, number) for number in range(config.federation.num_clients)]

@@ -11,47 +11,47 @@ from torch import Tensor, nn
 
 from fedsvd import data
 from fedsvd.config import Config, ModelConfig
-from fedsvd.runtime.data import Silo, forget_data, load_tokenizer
-from fedsvd.runtime.model import forget_models, load_model, resolve_device
-from fedsvd.training.loop import example_losses, inputs, to_device
-from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, Store
+from fedsvd.runtime.data import ClientData, clear_data_cache, load_tokenizer
+from fedsvd.runtime.model import clear_model_cache, load_model, resolve_device
+from fedsvd.training.loop import example_losses, model_inputs, to_device
+from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 
 # What decides the frozen lower layers, what they read and what reads their output: source, adapted layers and modules,
 # attention, type, task, chat template.
 _Base = tuple[str, str, str | tuple[str, ...], str, str, str, bool]
 
 
-def silo_losses(silo: Silo, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
+def per_example_losses(silo: ClientData, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
     """Return the function from a model and positions in the silo to each example's loss."""
-    tokenizer, device, prefix = load_tokenizer(config), resolve_device(config.device), load_prefix(config)
+    tokenizer, device, prefix = load_tokenizer(config), resolve_device(config.device), load_prefix_cache(config)
 
     def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
         # One look-up for all: row by row, the data set takes as long as a layer.
         columns = silo.examples[list(positions)]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         batch = to_device(data.collate(rows, tokenizer), device)
-        with prefix.handing_in(model, inputs(batch)):
+        with prefix.reuse_states(model, model_inputs(batch)):
             return example_losses(model, batch)
 
     return losses
 
 
-def load_prefix(config: Config) -> PrefixCache:
+def load_prefix_cache(config: Config) -> PrefixCache:
     """Return the model's cache, whose states all models of one base share, whatever examples they come from."""
     return _load_prefix(load_model(config), _load_store(_base(config.model), config.train.prefix_cache_mib))
 
 
 @lru_cache(maxsize=4)
-def _load_prefix(model: peft.PeftModel, store: Store) -> PrefixCache:
+def _load_prefix(model: peft.PeftModel, store: StateStore) -> PrefixCache:
     return PrefixCache(model, store)
 
 
 @lru_cache(maxsize=2)
-def _load_store(base: _Base, mebibytes: int) -> Store:
-    return Store(_memory_budget(mebibytes))
+def _load_store(base: _Base, mebibytes: int) -> StateStore:
+    return StateStore(_memory_budget(mebibytes))
 
 
-def forget(keep_states: bool = False) -> None:
+def clear_caches(keep_states: bool = False) -> None:
     """Drop all that is loaded or kept once a process, to make room for another task or seed.
 
     Args:
@@ -60,8 +60,8 @@ def forget(keep_states: bool = False) -> None:
     _load_prefix.cache_clear()
     if not keep_states:
         _load_store.cache_clear()
-    forget_models()
-    forget_data()
+    clear_model_cache()
+    clear_data_cache()
     gc.collect()
 
 

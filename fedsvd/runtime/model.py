@@ -12,12 +12,12 @@ from fedsvd.config import Config, ModelConfig
 from fedsvd.errors import ConfigError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter, Part
-from fedsvd.lora.initialization import initialise
+from fedsvd.lora.initialization import initialize_factors
 from fedsvd.methods import Method, build_method
 from fedsvd.models import loading
-from fedsvd.models.first_token import read_first_token_alone
+from fedsvd.models.first_token import use_first_token_only
 from fedsvd.runtime.data import class_names, load_held_out, load_tokenizer
-from fedsvd.training.generation import samples
+from fedsvd.training.generation import generate_samples
 
 _NUM_SAMPLES = 5
 
@@ -75,10 +75,10 @@ def sample_answers(config: Config) -> list[dict[str, str]]:
     """Let the process's language model, as it is, answer the first few held-out prompts."""
     test = load_held_out(config)
     few = test.select(range(min(_NUM_SAMPLES, len(test))))
-    return samples(load_model(config), load_tokenizer(config), few, config.data, config.model)
+    return generate_samples(load_model(config), load_tokenizer(config), few, config.data, config.model)
 
 
-def forget_models() -> None:
+def clear_model_cache() -> None:
     """Drop the models that are loaded."""
     for loader in (_load_model, _initial_adapter, _shapes):
         loader.cache_clear()
@@ -101,14 +101,14 @@ def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, co
     )
     if config.gradient_checkpointing:
         loading.checkpoint_activations(loaded)
-    read_first_token_alone(adapted)
+    use_first_token_only(adapted)
     return adapted.to(device)
 
 
 @lru_cache(maxsize=4)
 def _initial_adapter(model: peft.PeftModel, config: ModelConfig, seed: int, init_a: str, init_b: str) -> Adapter:
     weights = peft_model.frozen_weights(model)
-    return initialise(_shapes(model, config, seed), init_a=init_a, init_b=init_b, seed=seed, weights=weights)
+    return initialize_factors(_shapes(model, config, seed), init_a=init_a, init_b=init_b, seed=seed, weights=weights)
 
 
 # The model is shared and written to: what it held when it was loaded (the head as drawn) is kept beside it.

@@ -10,18 +10,18 @@ from fedsvd.lora.adapter import Part
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.canaries import Canaries
 from fedsvd.privacy.clipping_statistics import ClippingStatistics
-from fedsvd.privacy.dp_sgd import DPSGD, Losses, train_dp_sgd
-from fedsvd.privacy.noise_share import share_of
+from fedsvd.privacy.dp_sgd import DPSGD, LossFunction, train_dp_sgd
+from fedsvd.privacy.noise_share import client_noise_multiplier
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
 from fedsvd.runtime.model import load_model
 from fedsvd.training.loop import make_optimizer
-from fedsvd.training.per_example_gradients import choose
+from fedsvd.training.per_example_gradients import choose_grad_sample_mode
 
 
 def round_mechanism(config: Config, spend: Spend) -> DPSGD:
     """Return the mechanism of one round that is charged as ``spend``."""
     return DPSGD(
-        share_of(spend.noise_multiplier, config),
+        client_noise_multiplier(spend.noise_multiplier, config),
         config.privacy.max_grad_norm,
         spend.sample_rate,
         spend.steps,
@@ -45,7 +45,7 @@ def train_privately(
     config: Config,
     server_round: int,
     parts: Collection[Part],
-    losses: Losses,
+    losses: LossFunction,
     num_examples: int,
     mechanism: DPSGD,
     canaries: Canaries | None = None,
@@ -76,6 +76,6 @@ def train_privately(
         num_examples,
         mechanism,
         secret_randomness(config),
-        choose(model, config.train.grad_sample_mode),
+        choose_grad_sample_mode(model, config.train.grad_sample_mode),
         canaries,
     )

@@ -58,7 +58,7 @@ def new_seed() -> bytes:
     return os.urandom(KEY_BYTES)
 
 
-def share_out(
+def distribute_shares(
     node: int, seed: bytes, mask_key: bytes, channels: Mapping[int, bytes], threshold: int
 ) -> dict[int, bytes]:
     """Split both secrets among the holders of ``channels``, each share encrypted for its holder.
@@ -83,7 +83,7 @@ def share_out(
     }
 
 
-def open_shares(ciphertext: bytes, channel: bytes, source: int, holder: int) -> Shares:
+def decrypt_shares(ciphertext: bytes, channel: bytes, source: int, holder: int) -> Shares:
     """Decrypt the shares that ``source`` sent to ``holder``.
 
     Raises:
@@ -99,7 +99,7 @@ def open_shares(ciphertext: bytes, channel: bytes, source: int, holder: int) -> 
     return Shares(self_mask, mask_key)
 
 
-def restore(shares: Sequence[bytes]) -> bytes:
+def reconstruct_secret(shares: Sequence[bytes]) -> bytes:
     """Restore a secret from at least as many shares as its threshold asks for.
 
     Raises:

@@ -36,7 +36,7 @@ def is_request(content: RecordDict) -> bool:
     return RECORD in content.config_records
 
 
-def field(content: RecordDict, name: str, kind: type) -> object:
+def read_field(content: RecordDict, name: str, kind: type) -> object:
     """Read one field.
 
     Raises:
@@ -49,33 +49,33 @@ def field(content: RecordDict, name: str, kind: type) -> object:
     return value
 
 
-def key_field(content: RecordDict, name: str) -> bytes:
-    """Read one key; raises `PayloadError` as `field` does."""
-    value = field(content, name, bytes)
-    assert isinstance(value, bytes)  # noqa: S101 - what `field` has just checked
+def read_key(content: RecordDict, name: str) -> bytes:
+    """Read one key; raises `PayloadError` as `read_field` does."""
+    value = read_field(content, name, bytes)
+    assert isinstance(value, bytes)  # noqa: S101 - what `read_field` has just checked
     return value
 
 
-def by_node(content: RecordDict, nodes: str, values: str) -> dict[int, bytes]:
+def read_node_map(content: RecordDict, nodes: str, values: str) -> dict[int, bytes]:
     """Read two lists of one length as a mapping.
 
     Raises:
         PayloadError: They are missing, of different lengths, or name a node twice.
     """
-    keys, found = field(content, nodes, list), field(content, values, list)
+    keys, found = read_field(content, nodes, list), read_field(content, values, list)
     mapping = dict(zip(keys, found, strict=False))  # type: ignore[call-overload]
     if not len(mapping) == len(keys) == len(found):  # type: ignore[arg-type]
         raise PayloadError(f"{nodes} and {values} of the secure round do not fit each other.")
     return mapping
 
 
-def node_set(content: RecordDict, name: str) -> set[int]:
+def read_node_set(content: RecordDict, name: str) -> set[int]:
     """Read a list of nodes, none twice.
 
     Raises:
         PayloadError: It is missing, or names a node twice.
     """
-    nodes: list[int] = list(field(content, name, list))  # type: ignore[call-overload]
+    nodes: list[int] = list(read_field(content, name, list))  # type: ignore[call-overload]
     if len(set(nodes)) != len(nodes):
         raise PayloadError(f"{name} of the secure round names a node twice.")
     return set(nodes)
@@ -106,7 +106,7 @@ def masked_bytes(content: RecordDict) -> int:
     return sum(len(array.data) for array in content.array_records.get(MASKED, ArrayRecord()).values())
 
 
-def split(nodes: Mapping[int, bytes], chosen: Collection[int]) -> tuple[list[int], list[bytes]]:
+def split_node_map(nodes: Mapping[int, bytes], chosen: Collection[int]) -> tuple[list[int], list[bytes]]:
     """Return a mapping's entries for some nodes as the two lists that travel."""
     kept = [node for node in sorted(nodes) if node in chosen]
     return kept, [nodes[node] for node in kept]

@@ -13,7 +13,7 @@ from torch.nn import functional
 from fedsvd import data
 from fedsvd.config import Config
 from fedsvd.errors import DataError
-from fedsvd.trained.run import FinishedModel, class_logits
+from fedsvd.trained.run import TrainedModel, class_logits
 from fedsvd.training.loop import evaluate
 
 
@@ -28,7 +28,7 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvaluationResult:
     """What was found.
 
     Attributes:
@@ -46,7 +46,7 @@ class Measured:
     classes: tuple[ClassScore, ...]
 
 
-def load_rows(config: Config, everything: bool) -> Dataset:
+def load_labeled_texts(config: Config, everything: bool) -> Dataset:
     """Load labelled texts: what ``data`` holds out, or all of it.
 
     Raises:
@@ -56,7 +56,7 @@ def load_rows(config: Config, everything: bool) -> Dataset:
     return concatenate_datasets([sides["train"], sides["test"]]) if everything else sides["test"]
 
 
-def measure(loaded: FinishedModel, rows: Dataset, config: Config) -> Measured:
+def evaluate_trained_model(loaded: TrainedModel, rows: Dataset, config: Config) -> EvaluationResult:
     """Measure a model.
 
     Args:
@@ -71,14 +71,14 @@ def measure(loaded: FinishedModel, rows: Dataset, config: Config) -> Measured:
     if loaded.run.answers:
         examples = data.encode(rows, config.data, loaded.run.config.model, loaded.tokenizer)
         found = evaluate(loaded.model, data.eval_batches(examples, size, loaded.tokenizer), loaded.device)
-        return Measured(found.num_examples, found.accuracy, found.loss, math.exp(found.loss), ())
+        return EvaluationResult(found.num_examples, found.accuracy, found.loss, math.exp(found.loss), ())
     known = _in_known_classes(rows, loaded.run.classes)
     parts = (known.select(range(start, min(start + size, len(known)))) for start in range(0, len(known), size))
     logits = torch.cat([class_logits(loaded, part) for part in parts])
     labels = torch.tensor(known["label"])
     right = (logits.argmax(-1) == labels).double().mean().item()
     scores = tuple(_score(name, i, logits.argmax(-1), labels) for i, name in enumerate(loaded.run.classes))
-    return Measured(len(known), right, functional.cross_entropy(logits, labels).item(), None, scores)
+    return EvaluationResult(len(known), right, functional.cross_entropy(logits, labels).item(), None, scores)
 
 
 def _score(name: str, number: int, guesses: torch.Tensor, labels: torch.Tensor) -> ClassScore:

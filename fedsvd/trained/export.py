@@ -12,12 +12,12 @@ from transformers import AutoConfig, PreTrainedModel
 
 from fedsvd.errors import ConfigError
 from fedsvd.models import loading
-from fedsvd.models.embedded import model_folder, quiet_transformers
+from fedsvd.models.embedded import quiet_transformers, resolve_source
 from fedsvd.trained.model_card import model_card
-from fedsvd.trained.run import FinishedRun, load_base
+from fedsvd.trained.run import TrainedRun, load_base
 
 
-def export(run: FinishedRun, to: Path, *, merge: bool) -> None:
+def export_model(run: TrainedRun, to: Path, *, merge: bool) -> None:
     """Write a folder that transformers (merged) or PEFT (an adapter) loads by itself, whole or not at all.
 
     Args:
@@ -49,7 +49,7 @@ def export(run: FinishedRun, to: Path, *, merge: bool) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _merged(run: FinishedRun) -> PreTrainedModel:
+def _merged(run: TrainedRun) -> PreTrainedModel:
     # Added up in float32, and rounded once.
     adapted = peft.PeftModel.from_pretrained(load_base(run, "float32"), str(run.folder.adapter))
     model: Any = adapted.merge_and_unload()
@@ -65,7 +65,7 @@ def _merged(run: FinishedRun) -> PreTrainedModel:
 def _restore(config: Any, source: str) -> None:
     """Undo what was set for training: whoever trains on may want the base's own dropout, and generating a cache."""
     with quiet_transformers():
-        original = AutoConfig.from_pretrained(model_folder(source))
+        original = AutoConfig.from_pretrained(resolve_source(source))
     for key, value in vars(original).items():
         if "dropout" in key or key.endswith("_pdrop") or key == "use_cache":
             setattr(config, key, value)

@@ -7,19 +7,19 @@ from typing import Any
 from fedsvd import __version__
 from fedsvd.report.privacy_statement import statement_markdown
 from fedsvd.runs.folder import read_rows
-from fedsvd.trained.run import FinishedRun
+from fedsvd.trained.run import TrainedRun
 
 _PIPELINES = {"sequence_classification": "text-classification", "causal_lm": "text-generation"}
 _AUTO = {"sequence_classification": "SequenceClassification", "causal_lm": "CausalLM"}
 
 
-def model_card(run: FinishedRun, *, merged: bool) -> str:
+def model_card(run: TrainedRun, *, merged: bool) -> str:
     """Write the card as Markdown, with the header that model hubs read."""
     sections = [_header(run, merged), _what(run, merged), _loading(run, merged), _results(run), _training(run)]
     return "\n".join([*sections, statement_markdown(run.folder.root)])
 
 
-def _header(run: FinishedRun, merged: bool) -> str:
+def _header(run: TrainedRun, merged: bool) -> str:
     source = run.config.model.source
     tags = ["federated-learning", "lora", *(["differential-privacy"] if run.config.privacy.name != "none" else [])]
     lines = ["---", f"library_name: {'transformers' if merged else 'peft'}"]
@@ -28,7 +28,7 @@ def _header(run: FinishedRun, merged: bool) -> str:
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---", ""])
 
 
-def _what(run: FinishedRun, merged: bool) -> str:
+def _what(run: TrainedRun, merged: bool) -> str:
     config = run.config
     what = "The whole model, its LoRA update merged into the weights." if merged else "A LoRA adapter of PEFT."
     task = "Answers prompts" if run.answers else f"Classifies texts as {', '.join(run.classes)}"
@@ -38,7 +38,7 @@ def _what(run: FinishedRun, merged: bool) -> str:
     )
 
 
-def _loading(run: FinishedRun, merged: bool) -> str:
+def _loading(run: TrainedRun, merged: bool) -> str:
     auto = _AUTO[run.config.model.task]
     if merged:
         code = f"from transformers import AutoModelFor{auto}, AutoTokenizer\n\n"
@@ -57,7 +57,7 @@ def _loading(run: FinishedRun, merged: bool) -> str:
     return f'## Use\n\n```python\n{code}tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```\n{prompt}{more}'
 
 
-def _results(run: FinishedRun) -> str:
+def _results(run: TrainedRun) -> str:
     last = next((row for row in reversed(read_rows(run.folder.metrics)) if row["accuracy"] is not None), None)
     if last is None:
         return "## Results\n\nNo texts were held out, so that nothing was measured.\n"
@@ -69,7 +69,7 @@ def _results(run: FinishedRun) -> str:
     )
 
 
-def _training(run: FinishedRun) -> str:
+def _training(run: TrainedRun) -> str:
     config = run.config
     rows: list[tuple[str, Any]] = [
         ("method", config.method["name"]),
@@ -85,5 +85,5 @@ def _training(run: FinishedRun) -> str:
     return "## Training\n\n| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
 
 
-def _in_a_round(run: FinishedRun) -> int:
+def _in_a_round(run: TrainedRun) -> int:
     return run.config.federation.clients_per_round or run.config.federation.num_clients

@@ -23,11 +23,11 @@ from fedsvd.models import loading
 from fedsvd.runs.folder import RunFolder
 from fedsvd.runtime.model import resolve_device
 from fedsvd.training.generation import generate
-from fedsvd.training.loop import inputs, to_device
+from fedsvd.training.loop import model_inputs, to_device
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class TrainedRun:
     """A run's folder, read.
 
     Attributes:
@@ -47,7 +47,7 @@ class FinishedRun:
 
 
 @dataclass(frozen=True)
-class FinishedModel:
+class TrainedModel:
     """A run with its model.
 
     Attributes:
@@ -57,13 +57,13 @@ class FinishedModel:
         device: Where it runs.
     """
 
-    run: FinishedRun
+    run: TrainedRun
     model: peft.PeftModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
 
 
-def read_run(folder: Path) -> FinishedRun:
+def read_run(folder: Path) -> TrainedRun:
     """Read the folder of a run that came to its end.
 
     Raises:
@@ -86,10 +86,10 @@ def read_run(folder: Path) -> FinishedRun:
         classes = json.loads(paths.classes.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{paths.classes} cannot be read ({error}): is {folder} the folder of a run?") from error
-    return FinishedRun(paths, config, tuple(classes))
+    return TrainedRun(paths, config, tuple(classes))
 
 
-def load_base(run: FinishedRun, dtype: str | None = None) -> PreTrainedModel:
+def load_base(run: TrainedRun, dtype: str | None = None) -> PreTrainedModel:
     """Load the base model of a run, its head (if it has one) still as it was drawn.
 
     Raises:
@@ -102,7 +102,7 @@ def load_base(run: FinishedRun, dtype: str | None = None) -> PreTrainedModel:
     return loading.load_classifier(run.config.model.source, num_labels=labels, seed=seed, **how).model
 
 
-def load_finished(run: FinishedRun, device: str | None = None) -> FinishedModel:
+def load_trained_model(run: TrainedRun, device: str | None = None) -> TrainedModel:
     """Load a run's final model.
 
     Args:
@@ -115,11 +115,11 @@ def load_finished(run: FinishedRun, device: str | None = None) -> FinishedModel:
     """
     where = resolve_device(device or run.config.device)
     model = peft.PeftModel.from_pretrained(load_base(run), str(run.folder.adapter))
-    return FinishedModel(run, model.to(where).eval(), loading.load_tokenizer(run.config.model.source), where)
+    return TrainedModel(run, model.to(where).eval(), loading.load_tokenizer(run.config.model.source), where)
 
 
 def predict(
-    loaded: FinishedModel, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 32
+    loaded: TrainedModel, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 32
 ) -> Iterator[dict[str, Any]]:
     """Yield for each text its class with all classes' probabilities, or the model's answer.
 
@@ -129,13 +129,13 @@ def predict(
         pairs: The second text of each, for a model of pairs.
         batch_size: Texts at once.
     """
-    rows = as_rows(texts, pairs, loaded.run.classes)
+    rows = unlabeled_dataset(texts, pairs, loaded.run.classes)
     for start in range(0, len(rows), batch_size):
         part = rows.select(range(start, min(start + batch_size, len(rows))))
         yield from _answer(loaded, part) if loaded.run.answers else _classify(loaded, part)
 
 
-def as_rows(texts: Sequence[str], pairs: Sequence[str] | None, classes: Sequence[str]) -> Dataset:
+def unlabeled_dataset(texts: Sequence[str], pairs: Sequence[str] | None, classes: Sequence[str]) -> Dataset:
     """Return texts without classes as rows of a data set; the class is filled in and means nothing."""
     columns: dict[str, list[Any]] = {"text": list(texts), **({} if pairs is None else {"text_pair": list(pairs)})}
     label = ClassLabel(names=list(classes))
@@ -143,15 +143,15 @@ def as_rows(texts: Sequence[str], pairs: Sequence[str] | None, classes: Sequence
 
 
 @torch.inference_mode()
-def class_logits(loaded: FinishedModel, rows: Dataset) -> Tensor:
+def class_logits(loaded: TrainedModel, rows: Dataset) -> Tensor:
     """Return each row's logits, shape (rows, classes), float32 on the CPU."""
     examples = data.tokenize(rows, loaded.tokenizer, loaded.run.config.model.max_length)
     batch = to_device(data.collate(list(examples), loaded.tokenizer), loaded.device)
-    logits: Tensor = loaded.model(**inputs(batch)).logits
+    logits: Tensor = loaded.model(**model_inputs(batch)).logits
     return logits.float().cpu()
 
 
-def _classify(loaded: FinishedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
+def _classify(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
     chances = class_logits(loaded, rows).softmax(-1)
     for row, chance in zip(_texts(rows), chances, strict=True):
         best = int(chance.argmax())
@@ -159,9 +159,9 @@ def _classify(loaded: FinishedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
         yield {**row, "label": loaded.run.classes[best], "probability": chance[best].item(), "probabilities": named}
 
 
-def _answer(loaded: FinishedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
+def _answer(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
     how = loaded.run.config.model
-    texts = data.instructions(rows, loaded.run.config.data, loaded.tokenizer, how.chat_template)
+    texts = data.build_instructions(rows, loaded.run.config.data, loaded.tokenizer, how.chat_template)
     prompts = [data.prompt_ids(text, loaded.tokenizer, how.max_length, how.chat_template) for text in texts]
     for row, answer in zip(_texts(rows), generate(loaded.model, loaded.tokenizer, prompts), strict=True):
         yield {**row, "answer": answer}

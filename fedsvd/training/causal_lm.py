@@ -1,8 +1,8 @@
-"""Answers of a causal language model: its logits at the tokens of the answer alone, each example's loss, and hits.
+"""Loss and exact match of a causal language model on answers, with logits at the answer tokens only.
 
-An example is one sequence: a prompt, an answer and an end token, with labels -100 where nothing is learnt, as
-transformers has it. The output layer is applied where an answer's next token is predicted and nowhere else: with a
-vocabulary of 50,000 the logits of whole prompts would take more memory than the model.
+An example is one sequence of prompt, answer and end token. As in transformers, tokens that do not contribute to the
+loss have label -100. The output layer is applied only at positions that predict an answer token: with a vocabulary of
+50,000, the logits of whole prompts would take more memory than the model.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model makes of the answers in a batch.
+class AnswerScores:
+    """The scores of a batch's answers under a model.
 
     Attributes:
-        losses: Cross-entropy of each answer's tokens, shape (batch, answer length), 0 beyond an answer's end.
-        counts: Tokens of each answer, shape (batch,).
-        exact: Whether each token is the likeliest one, so that greedy decoding gives the answer, shape (batch,).
+        losses: Cross-entropy of each answer token, shape (batch, answer length); 0 after the end of an answer.
+        counts: Number of tokens in each answer, shape (batch,).
+        exact: Whether every token of the answer is the most likely one, so that greedy decoding reproduces the answer,
+            shape (batch,).
     """
 
     losses: Tensor
@@ -36,34 +37,35 @@ class Answers:
 
     @property
     def means(self) -> Tensor:
-        """Each example's mean cross-entropy per token, shape (batch,)."""
+        """Mean cross-entropy per answer token of each example, shape (batch,)."""
         return self.losses.sum(1) / self.counts
 
 
-def read_answers(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> Answers:
-    """Run a model over a batch.
+def score_answers(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> AnswerScores:
+    """Run a model on a batch and score its answers.
 
     Args:
         model: A causal language model, or a wrapper around one.
-        inputs: What its forward pass takes.
-        labels: (batch, length), -100 where nothing is learnt; each row with one token or more to learn after its first.
+        inputs: Keyword arguments of its forward pass.
+        labels: Shape (batch, length), -100 for tokens that do not contribute to the loss. Each row needs at least one
+            other label after its first position.
     """
     targets = labels[:, 1:]
-    learnt = targets != IGNORED
-    counts = learnt.sum(1)
-    # The positions of each answer, in order, before all others.
-    positions = learnt.int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
-    with _reading_at(model, positions):
+    in_answer = targets != IGNORED
+    counts = in_answer.sum(1)
+    # A stable sort puts the positions of the answer first and preserves their order.
+    positions = in_answer.int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
+    with _output_layer_at(model, positions):
         logits = model(**inputs).logits.float()
     chosen = targets.gather(1, positions)
     losses = functional.cross_entropy(logits.transpose(1, 2), chosen, ignore_index=IGNORED, reduction="none")
     exact = ((logits.argmax(-1) == chosen) | (chosen == IGNORED)).all(1)
-    return Answers(losses, counts, exact)
+    return AnswerScores(losses, counts, exact)
 
 
 @contextmanager
-def _reading_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Within, the output layer sees the states at these positions alone, shape (batch, positions)."""
+def _output_layer_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Apply the output layer only to the hidden states at ``positions``, shape (batch, positions), inside the context."""
     output = next(m for m in model.modules() if isinstance(m, PreTrainedModel)).get_output_embeddings()  # type: ignore[no-untyped-call]
 
     def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from fedsvd.lora.peft_model import frozen_weights, lora_sites
 
 
 @dataclass(frozen=True)
-class Reader:
+class FrozenLinear:
     """A frozen linear layer that reads the kept states themselves.
 
     Attributes:
@@ -40,7 +40,7 @@ def loaded_weights(layer: nn.Module, found: Sequence[nn.Linear]) -> list[Tensor]
 
 
 @contextmanager
-def listening(layer: nn.Module, states: Tensor) -> Iterator[list[nn.Linear]]:
+def collect_linears(layer: nn.Module, states: Tensor) -> Iterator[list[nn.Linear]]:
     """Within, collect the linear layers of the base model that are called with these very states."""
     found: list[nn.Linear] = []
 
@@ -60,12 +60,12 @@ def listening(layer: nn.Module, states: Tensor) -> Iterator[list[nn.Linear]]:
 
 
 @contextmanager
-def answering(readers: Sequence[Reader], states: Tensor, products: Sequence[Tensor]) -> Iterator[None]:
+def use_products(readers: Sequence[FrozenLinear], states: Tensor, products: Sequence[Tensor]) -> Iterator[None]:
     """Within, layers that are called with these very states return what was kept."""
     pairs = zip(readers, products, strict=True)
     able = [(reader, product) for reader, product in pairs if torch.equal(reader.module.weight, reader.weight)]
 
-    def answer(reader: Reader, product: Tensor, x: Tensor) -> Tensor:
+    def answer(reader: FrozenLinear, product: Tensor, x: Tensor) -> Tensor:
         if not _same(x, states):
             return nn.functional.linear(x, reader.module.weight, reader.module.bias)
         # A copy: what is done in place to a layer's output must not reach a second call.

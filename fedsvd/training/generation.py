@@ -1,4 +1,4 @@
-"""Greedy answers of a causal language model."""
+"""Greedy decoding of a causal language model."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def generate(
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = 8,
 ) -> list[str]:
-    """Let a model answer, each token the likeliest one, until its end token or so many tokens.
+    """Generate an answer to each prompt by greedy decoding.
 
     Args:
-        model: A causal language model, or PEFT's wrapper around one.
-        tokenizer: Its tokenizer.
-        prompts: Tokens.
-        max_new_tokens: Longest answer.
-        batch_size: Prompts at once.
+        model: A causal language model, or a PEFT model around one.
+        tokenizer: The model's tokenizer.
+        prompts: Token ids of each prompt.
+        max_new_tokens: Generation stops after this many tokens, or at the end token.
+        batch_size: Number of prompts per forward pass.
 
     Returns:
-        The answers, without special tokens and the blanks around them.
+        The answers, without special tokens and surrounding whitespace.
     """
     was_training = model.training
     model.eval()
@@ -60,16 +60,25 @@ def generate(
     return answers
 
 
-def samples(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Dataset, config: DataConfig, how: ModelConfig
+def generate_samples(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Dataset, config: DataConfig, model_config: ModelConfig
 ) -> list[dict[str, str]]:
-    """Let a model answer a few rows of held-out data.
+    """Generate answers to a few rows of held-out data.
+
+    Args:
+        model: A causal language model, or a PEFT model around one.
+        tokenizer: The model's tokenizer.
+        rows: The rows to turn into prompts.
+        config: Settings that define the prompts.
+        model_config: Maximum length and chat template.
 
     Returns:
-        For each row ``prompt``, ``expected`` and ``generated``.
+        For each row, a dict with ``prompt``, ``expected`` and ``generated``.
     """
-    texts = data.instructions(rows, config, tokenizer, how.chat_template)
-    prompts = [data.prompt_ids(text, tokenizer, how.max_length, how.chat_template) for text in texts]
+    texts = data.build_instructions(rows, config, tokenizer, model_config.chat_template)
+    prompts = [
+        data.prompt_ids(text, tokenizer, model_config.max_length, model_config.chat_template) for text in texts
+    ]
     answers = generate(model, tokenizer, prompts)
     return [
         {"prompt": text.prompt, "expected": text.answer.strip(), "generated": answer}

@@ -1,4 +1,4 @@
-"""Local optimisation without privacy, the optimisers, and evaluation."""
+"""Local training without privacy, optimizers, and evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from fedsvd.config import TrainConfig
 from fedsvd.errors import RunError
-from fedsvd.training.causal_lm import read_answers
+from fedsvd.training.causal_lm import score_answers
 from fedsvd.training.prefix_cache import PrefixCache
 
 Batch = dict[str, Tensor]
@@ -22,13 +22,14 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of ``num_examples`` examples.
+    """The result of evaluating a model.
 
     Attributes:
-        loss: Mean cross-entropy; of a language model per token, so that its exponential is the perplexity.
-        accuracy: Share of right classes; of a language model of answers that greedy decoding gives token for token.
-        num_examples: How many.
-        seconds: What it took.
+        loss: Mean cross-entropy per example; for a language model per token, so that its exponential is the perplexity.
+        accuracy: Fraction of examples classified correctly; for a language model, fraction of answers that greedy
+            decoding reproduces token for token.
+        num_examples: Number of examples evaluated.
+        seconds: Wall-clock time of the evaluation.
     """
 
     loss: float
@@ -38,7 +39,7 @@ class Evaluation:
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig, server_round: int) -> torch.optim.Optimizer:
-    """Build the client's optimiser for one round (1-based) from the ``train`` group."""
+    """Build the client's optimizer for a round (1-based) from the ``train`` configuration group."""
     rate = learning_rate(config, server_round)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay)
@@ -46,18 +47,24 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig, serv
 
 
 def learning_rate(config: TrainConfig, server_round: int) -> float:
-    """Return the step size of a round (1-based): constant, or falling in a line that would reach 0 after the last."""
+    """Return the learning rate of a round (1-based).
+
+    It is constant, or it falls linearly and would reach 0 one round after the last.
+    """
     if config.lr_scheduler_type == "constant":
         return config.learning_rate
     return config.learning_rate * (1 - (server_round - 1) / config.num_rounds)
 
 
 def example_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Return each example's cross-entropy, shape (batch,), float32; of a language model its answer's mean per token."""
+    """Return the cross-entropy of each example, shape (batch,), float32.
+
+    For a language model it is the mean over the tokens of the answer.
+    """
     labels = batch["labels"]
     if labels.dim() == 2:
-        return read_answers(model, inputs(batch), labels).means
-    logits = model(**inputs(batch)).logits
+        return score_answers(model, model_inputs(batch), labels).means
+    logits = model(**model_inputs(batch)).logits
     return functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
@@ -68,20 +75,20 @@ def train_plain(
     batches: Iterable[list[int]],
     clip_grad_norm: float | None = None,
 ) -> float:
-    """Take one optimiser step a batch; a batch without examples has no gradient and takes none.
+    """Train without differential privacy: take one optimizer step per batch and skip empty batches.
 
     Args:
-        model: Its parameters with ``requires_grad`` are trained.
-        optimizer: Over these parameters.
-        losses: From the model and the examples' positions to each example's loss, shape (batch,).
-        batches: Positions of each batch's examples.
-        clip_grad_norm: Largest norm of a batch's gradient over all that is trained.
+        model: The model; its parameters with ``requires_grad`` are trained.
+        optimizer: An optimizer over these parameters.
+        losses: Function from the model and example indices to the loss of each example, shape (batch,).
+        batches: Example indices of each batch.
+        clip_grad_norm: Clip the gradient of a batch, over all trained parameters, to this norm.
 
     Returns:
-        The mean of the batches' losses (nan when every batch was empty).
+        The mean of the batch losses; NaN if every batch was empty.
 
     Raises:
-        RunError: A loss that is not finite.
+        RunError: A batch loss is not finite.
     """
     model.train()
     means: list[float] = []
@@ -98,7 +105,7 @@ def train_plain(
         if not math.isfinite(means[-1]):
             raise RunError(
                 f"the loss of a batch is {means[-1]}: training has diverged. Lower train.learning_rate, or look for "
-                "examples that the model cannot take."
+                "examples that the model cannot process."
             )
     return sum(means) / len(means) if means else float("nan")
 
@@ -107,37 +114,47 @@ def train_plain(
 def evaluate(
     model: nn.Module, batches: Iterable[Batch], device: torch.device, prefix: PrefixCache | None = None
 ) -> Evaluation:
-    """Measure loss and accuracy over batches; ``prefix`` is the model's cache."""
+    """Evaluate loss and accuracy over batches.
+
+    Args:
+        model: The model.
+        batches: Padded batches with ``labels``.
+        device: The device of the model.
+        prefix: Cache of the model's frozen lower layers, if it has one.
+    """
     started = time.perf_counter()
     model.eval()
-    total, tokens, right, count = 0.0, 0, 0, 0
+    total, num_losses, num_correct, num_examples = 0.0, 0, 0, 0
     for cpu_batch in batches:
         batch = to_device(cpu_batch, device)
-        with prefix.handing_in(model, inputs(batch)) if prefix is not None else nullcontext():
-            losses, hits = _read(model, batch)
+        with prefix.reuse_states(model, model_inputs(batch)) if prefix is not None else nullcontext():
+            losses, correct = _losses_and_correct(model, batch)
         total += losses.double().sum().item()
-        tokens += losses.numel()
-        right += int(hits.sum().item())
-        count += len(batch["labels"])
-    return Evaluation(total / tokens, right / count, count, time.perf_counter() - started)
+        num_losses += losses.numel()
+        num_correct += int(correct.sum().item())
+        num_examples += len(batch["labels"])
+    return Evaluation(total / num_losses, num_correct / num_examples, num_examples, time.perf_counter() - started)
 
 
-def _read(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the losses of all classes or tokens, flat, and which examples are right, shape (batch,)."""
+def _losses_and_correct(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the loss of each example, or of each answer token, as a flat tensor, and a mask of the correct examples.
+
+    The mask has shape (batch,).
+    """
     labels = batch["labels"]
     if labels.dim() == 2:
-        answers = read_answers(model, inputs(batch), labels)
+        answers = score_answers(model, model_inputs(batch), labels)
         within = torch.arange(answers.losses.shape[1], device=labels.device) < answers.counts.unsqueeze(1)
         return answers.losses[within], answers.exact
-    logits = model(**inputs(batch)).logits.float()
+    logits = model(**model_inputs(batch)).logits.float()
     return functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels
 
 
-def inputs(batch: Batch) -> Batch:
-    """Return what a model's forward pass takes of a batch: all but the labels."""
+def model_inputs(batch: Batch) -> Batch:
+    """Return the inputs of a model's forward pass: the batch without its labels."""
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch's tensors."""
+    """Move all tensors of a batch to a device."""
     return {key: value.to(device) for key, value in batch.items()}

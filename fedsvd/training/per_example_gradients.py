@@ -1,17 +1,17 @@
-"""Per-example gradients of LoRA factors at the price of plain training.
+"""Per-example gradients of LoRA factors at the cost of non-private training.
 
-Opacus' hooks keep every trained layer's input and output gradient and form per-example gradients after the fact. Here
-each LoRA site is one autograd function: the frozen layer and both factors in one pass forward, and backward the
-gradient of the input together with each example's gradient of B (and of A, where it is trained) by one batched
-product. With
-``u = x Aᵀ`` (T × r for each example of T positions), ``g`` the gradient of the site's output and s its scale,
+Opacus' hooks store the input and the output gradient of every trained layer and compute per-example gradients
+afterwards. Here, each LoRA site is one autograd function. Its forward pass computes the frozen layer and both factors;
+its backward pass computes the gradient of the input and, with one batched product, each example's gradient of B (and of
+A, if it is trained). With ``u = x Aᵀ`` (T × r for an example of T positions), ``g`` the gradient of the site's output
+and s its scale,
 
     ∂B = s · gᵀ u        ∂A = s · (g B)ᵀ x        ∂x = g W + s · (g B) A
 
-Only u is kept for backward (x too, where A is trained). With a core C between the factors ``u Cᵀ`` stands for u and
-``g B C`` for ``g B``, and ``∂C = s · (g B)ᵀ u``. Weights are never merged, so there is nothing to undo. Where the
-frozen layer is bfloat16 and the factors are float32, all that touches factors is done in float32. The
-gradients land in ``parameter.grad_sample``, where Opacus' optimiser looks for them (its ``grad_sample_mode="no_op"``).
+Only u is saved for the backward pass (and x, if A is trained). With a core C between the factors, ``u Cᵀ`` replaces u,
+``g B C`` replaces ``g B``, and ``∂C = s · (g B)ᵀ u``. Weights are never merged, so nothing has to be undone. If the
+frozen layer is bfloat16 and the factors are float32, all products with factors are computed in float32. The gradients
+are stored in ``parameter.grad_sample``, where Opacus' optimizer expects them (its ``grad_sample_mode="no_op"``).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from torch.nn import functional
 from fedsvd.errors import PrivacyError
 from fedsvd.lora.peft_model import lora_sites
 from fedsvd.lora.site import LoraSite, base_weight
-from fedsvd.privacy.dp_sgd import PerExample, opacus_hooks
+from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks
 
 logger = logging.getLogger(__name__)
 
 
-def why_not(model: nn.Module) -> str | None:
-    """Return why a model's trained parameters do not fit the fused path, or None where they do."""
+def unsupported_reason(model: nn.Module) -> str | None:
+    """Return why the fused path does not support a model's trained parameters, or None if it does."""
     covered: set[int] = set()
     for name, site in lora_sites(model).items():
         if site.reason is not None:
@@ -51,43 +51,45 @@ def why_not(model: nn.Module) -> str | None:
     return None
 
 
-def choose(model: nn.Module, grad_sample_mode: str) -> PerExample:
-    """Return how a model's per-example gradients are formed; says once why where ``auto`` cannot take the fused path.
+def choose_grad_sample_mode(model: nn.Module, grad_sample_mode: str) -> GradSampleMode:
+    """Return the context manager that computes a model's per-example gradients.
+
+    If ``auto`` cannot use the fused path, a warning gives the reason once.
 
     Raises:
-        PrivacyError: ``fused`` for a model that does not fit it, or hooks for one that checkpoints its activations.
+        PrivacyError: ``fused`` does not support the model, or hooks would be used with gradient checkpointing.
     """
-    reason = None if grad_sample_mode == "hooks" else why_not(model)
+    reason = None if grad_sample_mode == "hooks" else unsupported_reason(model)
     if grad_sample_mode == "fused" and reason:
         raise PrivacyError(f"train.grad_sample_mode = fused is not possible: {reason}. Set it to auto or hooks.")
     if reason:
-        _say_once(reason)
-    if (reason or grad_sample_mode == "hooks") and _checkpoints(model):
-        # They would see each layer's input twice.
+        _warn_once(reason)
+    if (reason or grad_sample_mode == "hooks") and _uses_checkpointing(model):
+        # The hooks would run twice on each layer's input.
         raise PrivacyError(
-            "model.gradient_checkpointing = true does not go with Opacus' hooks, which this run takes "
-            f"({reason or 'train.grad_sample_mode = hooks'}): set it to false, or let the fused path be taken."
+            "model.gradient_checkpointing = true is not possible with Opacus' hooks, which this run uses "
+            f"({reason or 'train.grad_sample_mode = hooks'}): set it to false, or make the fused path possible."
         )
     return opacus_hooks if reason or grad_sample_mode == "hooks" else fused_gradients
 
 
-def _checkpoints(model: nn.Module) -> bool:
+def _uses_checkpointing(model: nn.Module) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 @lru_cache(maxsize=64)
-def _say_once(reason: str) -> None:
-    logger.warning("per-example gradients come from Opacus' hooks, which are slower: %s.", reason)
+def _warn_once(reason: str) -> None:
+    logger.warning("per-example gradients are computed by Opacus' hooks, which are slower: %s.", reason)
 
 
 @contextmanager
 def fused_gradients(model: nn.Module) -> Iterator[nn.Module]:
-    """Let every backward pass through ``model`` leave per-example gradients in ``parameter.grad_sample``.
+    """Store per-example gradients in ``parameter.grad_sample`` on every backward pass inside the context.
 
-    Inside, the first dimension of what reaches a site must be that of the examples. Afterwards the model is as it was.
+    The first dimension of each site's input must be the batch of examples. On exit the model is restored.
 
     Args:
-        model: One for which `why_not` gives no reason.
+        model: A model for which `unsupported_reason` returns None.
     """
     patched: list[nn.Module] = []
     try:
@@ -104,7 +106,7 @@ def fused_gradients(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _trained_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield the linear layers of heads that are stored with the adapter and trained."""
+    """Yield name and module of each trained linear layer in heads that are stored with the adapter."""
     for name, wrapper in model.named_modules():
         if isinstance(wrapper, ModulesToSaveWrapper):
             for inner, layer in wrapper.modules_to_save.named_modules():
@@ -125,7 +127,7 @@ def _linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 class _Site(torch.autograd.Function):
-    """The frozen layer plus ``s · B C A`` (mostly C = I), with per-example gradients."""
+    """The frozen layer plus ``s · B C A`` (C = I without a core), with per-example gradients."""
 
     @staticmethod
     def forward(
@@ -156,23 +158,23 @@ class _Site(torch.autograd.Function):
         A, B, core, scale = ctx.A, ctx.B, ctx.core, ctx.scale
         g_factors = g.to(B.dtype)
         if v is not None:
-            _add_sample(B, torch.bmm(_rows(g_factors).mT, _rows(v)).mul_(scale))
+            _accumulate_sample(B, torch.bmm(_flatten_positions(g_factors).mT, _flatten_positions(v)).mul_(scale))
         if not (ctx.needs_input_grad[0] or x is not None or u is not None):
             return (None,) * 7
         h = torch.matmul(g_factors, B)
         if u is not None:
-            _add_sample(core, torch.bmm(_rows(h).mT, _rows(u)).mul_(scale))
+            _accumulate_sample(core, torch.bmm(_flatten_positions(h).mT, _flatten_positions(u)).mul_(scale))
         if core is not None:
             h = torch.matmul(h, core)
         if x is not None:
-            _add_sample(A, torch.bmm(_rows(h).mT, _rows(x.to(A.dtype))).mul_(scale))
+            _accumulate_sample(A, torch.bmm(_flatten_positions(h).mT, _flatten_positions(x.to(A.dtype))).mul_(scale))
         if not ctx.needs_input_grad[0]:
             return (None,) * 7
         return (_add_product(torch.matmul(g, ctx.weight), h, A, scale), None, None, None, None, None, None)
 
 
 class _Linear(torch.autograd.Function):
-    """A trained linear layer with per-example gradients."""
+    """A trained linear layer, with per-example gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -185,14 +187,17 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         if ctx.weight.requires_grad:
-            _add_sample(ctx.weight, torch.bmm(_rows(g).mT, _rows(x)))
+            _accumulate_sample(ctx.weight, torch.bmm(_flatten_positions(g).mT, _flatten_positions(x)))
         if ctx.bias is not None and ctx.bias.requires_grad:
-            _add_sample(ctx.bias, _rows(g).sum(dim=1))
+            _accumulate_sample(ctx.bias, _flatten_positions(g).sum(dim=1))
         return (torch.matmul(g, ctx.weight) if ctx.needs_input_grad[0] else None, None, None)
 
 
 def _add_product(result: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """Return ``result + scale · left right``, in place where all are of one type, rounded once where they are not."""
+    """Return ``result + scale · left right``.
+
+    Computed in place if all have the same dtype; otherwise the sum is rounded once to the dtype of ``result``.
+    """
     if result.dtype != left.dtype:
         return (result + scale * torch.matmul(left, right)).to(result.dtype)
     flat = result.view(-1, result.shape[-1])
@@ -200,12 +205,12 @@ def _add_product(result: Tensor, left: Tensor, right: Tensor, scale: float) -> T
     return result
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def _flatten_positions(tensor: Tensor) -> Tensor:
     """View (batch, …, d) as (batch, positions, d)."""
     return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
 
 
-def _add_sample(parameter: Tensor, sample: Tensor) -> None:
-    """Keep each example's gradient; a layer that is used twice adds up."""
-    held = getattr(parameter, "grad_sample", None)
-    parameter.grad_sample = sample if held is None else held + sample  # type: ignore[attr-defined]
+def _accumulate_sample(parameter: Tensor, sample: Tensor) -> None:
+    """Store each example's gradient; gradients of a layer that is called more than once are summed."""
+    previous = getattr(parameter, "grad_sample", None)
+    parameter.grad_sample = sample if previous is None else previous + sample  # type: ignore[attr-defined]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsvd.lora.peft_model import lora_sites
-from fedsvd.training.frozen_products import Reader, answering, listening, loaded_weights
+from fedsvd.training.frozen_products import FrozenLinear, use_products, collect_linears, loaded_weights
 
 logger = logging.getLogger(__name__)
 _TOLERANCE = 1e-3
@@ -49,7 +49,7 @@ class MemoryBudget:
         self.used_bytes -= sum(taken)
 
 
-class Store:
+class StateStore:
     """Kept states of examples, by their tokens; for all models that are the same below their lowest adapted layer.
 
     Args:
@@ -70,7 +70,7 @@ class Store:
             self._taken.append(size)
             self.states[key] = state
 
-    def made_with(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    def product_weights(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return what all products kept here are made with: copies of the weights of the first model that asks."""
         if self._weights is None:
             self._weights = [weight.clone() for weight in weights]
@@ -86,10 +86,10 @@ class PrefixCache:
             in that layer's biases; a part of that layer whose frozen weight is another computes for itself.
     """
 
-    def __init__(self, model: nn.Module, store: Store) -> None:
+    def __init__(self, model: nn.Module, store: StateStore) -> None:
         self._layers, last = _layers_below(model) if store.budget.limit_bytes else ([], False)
         self._keeps_products = last
-        self._readers: list[Reader] = []
+        self._readers: list[FrozenLinear] = []
         self._store = store
         self._returns_tuple = False
         self._tested = False
@@ -99,7 +99,7 @@ class PrefixCache:
         return len(self._store.states)
 
     @contextmanager
-    def handing_in(self, model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None]:
+    def reuse_states(self, model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None]:
         """Within, a forward pass of ``model`` over these inputs starts at the lowest adapted layer.
 
         Args:
@@ -117,7 +117,7 @@ class PrefixCache:
         states, *products = [part.contiguous() for part in parts]
         with (
             _passing(self._layers[:-1], states, self._returns_tuple),
-            answering(self._readers, states, products),
+            use_products(self._readers, states, products),
         ):
             yield
 
@@ -181,13 +181,13 @@ class PrefixCache:
         states = torch.where(mask.bool().unsqueeze(-1), states, torch.zeros_like(states))
         with (
             _passing(self._layers[:-1], states, self._returns_tuple),
-            listening(self._layers[-1], states) as readers,
+            collect_linears(self._layers[-1], states) as readers,
         ):
             found = model(**inputs).logits
         if self._keeps_products:
-            weights = self._store.made_with(loaded_weights(self._layers[-1], readers))
+            weights = self._store.product_weights(loaded_weights(self._layers[-1], readers))
             pairs = zip(readers, weights, strict=True)
-            self._readers = [Reader(module, weight.to(module.weight.device)) for module, weight in pairs]
+            self._readers = [FrozenLinear(module, weight.to(module.weight.device)) for module, weight in pairs]
         if expected.dim() == 3:
             # A language model's, at each token.
             expected, found = expected[mask.bool()], found[mask.bool()]

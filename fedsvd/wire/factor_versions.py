@@ -17,13 +17,13 @@ from torch import Tensor
 from fedsvd.lora.adapter import Part
 
 # Largest deviation, relative to a factor's largest entry, that a rotated origin may have from the factor itself.
-EXACT = 1e-6
+ROTATION_TOLERANCE = 1e-6
 
-TRACKED: tuple[Part, ...] = ("A", "B")
+FACTOR_PARTS: tuple[Part, ...] = ("A", "B")
 
 
 @dataclass(frozen=True)
-class Track:
+class FactorVersion:
     """Where a factor stands, seen from where it started.
 
     Attributes:
@@ -41,9 +41,9 @@ class Track:
     @property
     def current(self) -> dict[str, Tensor]:
         """The factor as both ends compute it."""
-        return rotated(self.part, self.origin, self.rotation)
+        return rotate_factor(self.part, self.origin, self.rotation)
 
-    def after(self, factor: Mapping[str, Tensor], rotation: Mapping[str, Tensor] | None, server_round: int) -> Track:
+    def after(self, factor: Mapping[str, Tensor], rotation: Mapping[str, Tensor] | None, server_round: int) -> FactorVersion:
         """Return where the factor stands after a round that left it as ``factor``.
 
         Args:
@@ -61,10 +61,10 @@ class Track:
                 return moved
         elif _agree(self.current, factor, exactly=True):
             return self
-        return Track(self.part, server_round, dict(factor))
+        return FactorVersion(self.part, server_round, dict(factor))
 
 
-def rotated(part: Part, origin: Mapping[str, Tensor], rotation: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def rotate_factor(part: Part, origin: Mapping[str, Tensor], rotation: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Return ``Cᵀ A₀`` for A, ``B₀ C`` for B, in the dtype of the origin."""
     if rotation is None:
         return dict(origin)
@@ -80,5 +80,5 @@ def _agree(one: Mapping[str, Tensor], other: Mapping[str, Tensor], *, exactly: b
     if exactly:
         return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     return all(
-        bool((tensor - other[name]).abs().max() <= EXACT * other[name].abs().max()) for name, tensor in one.items()
+        bool((tensor - other[name]).abs().max() <= ROTATION_TOLERANCE * other[name].abs().max()) for name, tensor in one.items()
     )

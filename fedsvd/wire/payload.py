@@ -16,7 +16,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from fedsvd.errors import PayloadError, RunawayError
+from fedsvd.errors import DivergedUpdateError, PayloadError
 from fedsvd.lora.adapter import PARTS, Adapter, Part
 
 # What NumPy writes before the numbers of one flat array. Matched, not parsed: its own reader evaluates the header as a
@@ -46,7 +46,7 @@ def unpack(
     return {part: unpack_sites(record[part], part, _layout(record[part], part, like), device) for part in expected}
 
 
-def pack_numbers(sites: Mapping[str, Tensor], dtype: type[np.generic]) -> Array:
+def pack_sites(sites: Mapping[str, Tensor], dtype: type[np.generic]) -> Array:
     """Pack one small array a site (rotations, indices) end to end, exactly."""
     return Array(np.concatenate([tensor.detach().cpu().numpy().astype(dtype).reshape(-1) for tensor in sites.values()]))
 
@@ -73,7 +73,7 @@ def unpack_sites(array: Array, part: str, like: Mapping[str, Tensor], device: to
         )
     values = decode(array, part, dtype, size)
     if not np.isfinite(values).all():
-        raise RunawayError(f"part {part} holds {int((~np.isfinite(values)).sum())} values that are not finite.")
+        raise DivergedUpdateError(f"part {part} holds {int((~np.isfinite(values)).sum())} values that are not finite.")
     flat = torch.from_numpy(values.copy()).to(device)
     chunks = torch.split(flat, [tensor.numel() for tensor in like.values()])
     return {

@@ -16,10 +16,10 @@ ROTATION, INDICES = ".rotation", ".indices"
 TASK = "task"
 METRICS = "metrics"
 DECLINED = "declined"
-LOST = "lost"
+RESEND = "lost"
 PARTITION_QUERY = "query.partition"
 MAX_NUM_EXAMPLES = 2**40
-LONGEST_REASON = 300
+MAX_REASON_LENGTH = 300
 VERSIONED = ("A", "B", "base")
 _WHOLE = ("partition_id", "num_examples", "steps", "server_round")
 _SHARES, _SIGNED = ("sample_rate", "clipped_share", "accuracy"), ("train_loss",)
@@ -150,15 +150,15 @@ def declined_reply(reason: str) -> RecordDict:
     return RecordDict({DECLINED: ConfigRecord({"reason": reason})})
 
 
-def lost_reply() -> RecordDict:
+def resend_reply() -> RecordDict:
     """Build the reply of a client that does not hold what the server takes it to hold."""
     content = declined_reply("it does not hold what the round builds on, and is sent it in full next time")
-    return RecordDict({DECLINED: content.config_records[DECLINED], LOST: ConfigRecord({"lost": True})})
+    return RecordDict({DECLINED: content.config_records[DECLINED], RESEND: ConfigRecord({"lost": True})})
 
 
-def is_lost(content: RecordDict) -> bool:
+def asks_resend(content: RecordDict) -> bool:
     """Say whether a client asks to be sent everything in full."""
-    return LOST in content.config_records
+    return RESEND in content.config_records
 
 
 def declined_reason(content: RecordDict) -> str | None:
@@ -169,9 +169,9 @@ def declined_reason(content: RecordDict) -> str | None:
 
 def one_line(text: str) -> str:
     """Return what a client says in a form that fits a log: one line, printable, and no longer than it need be."""
-    line = "".join(character if character.isprintable() else " " for character in text[: 4 * LONGEST_REASON])
+    line = "".join(character if character.isprintable() else " " for character in text[: 4 * MAX_REASON_LENGTH])
     line = " ".join(line.split())
-    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} …"
+    return line if len(line) <= MAX_REASON_LENGTH else f"{line[:MAX_REASON_LENGTH]} …"
 
 
 def read_train_reply(content: RecordDict) -> tuple[ClientReport, ArrayRecord]:
@@ -206,7 +206,7 @@ def _check_number(key: str, value: object) -> None:
         raise PayloadError(f"{key} = {value} is not possible; it is at least 0{' and at most 1' * (key in _SHARES)}.")
 
 
-def without_sizes(report: ClientReport) -> ClientReport:
+def hide_counts(report: ClientReport) -> ClientReport:
     """Return a report without what tells how many examples a client holds."""
     return replace(report, num_examples=None, noise_multiplier=None, sample_rate=None)
 

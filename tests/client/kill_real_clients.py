@@ -22,7 +22,7 @@ from fedsvd.data import fingerprint
 from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
-from fedsvd.runtime.data import load_partition, load_silo
+from fedsvd.runtime.data import load_client_data, load_partition
 from fedsvd.runtime.model import initial_adapter
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import TrainTask
@@ -71,7 +71,7 @@ def killed_after(folder: Path, names: list[str], seconds: float, event: Callable
 def main(folder: Path, trials: int) -> None:
     config = compose(OVERRIDES)
     # Loaded once, before the forks.
-    load_silo(config, 0)
+    load_client_data(config, 0)
     initial_adapter(config, build_method(config.method))
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 2
     chance, killed, names = random.Random(), 0, []

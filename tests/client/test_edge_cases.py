@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 import client.local_round
 from client.identity import ClientIdentity
 from client.local_round import run_local_round
-from client.setting_warnings import _advise
+from client.setting_warnings import _warn_once
 from fedsvd.cli import main
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
@@ -19,7 +19,7 @@ from fedsvd.errors import DataError, RunError
 from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
-from fedsvd.runtime.data import load_silo
+from fedsvd.runtime.data import load_client_data
 from fedsvd.runtime.model import initial_adapter
 from fedsvd.wire import payload, train_messages
 
@@ -43,7 +43,7 @@ def sent_b(config: Config, content: RecordDict) -> torch.Tensor:
 @pytest.mark.parametrize("privacy", ["dp_sgd", "client_level", "none"])
 def test_a_client_with_one_example_takes_part(privacy: str, tmp_path: Path) -> None:
     config = compose(["experiment=smoke", f"privacy={privacy}", "data.max_train_examples=1", *ALONE])
-    assert len(load_silo(config, 0).examples) == 1
+    assert len(load_client_data(config, 0).examples) == 1
 
     content = play(config, tmp_path)
 
@@ -53,8 +53,8 @@ def test_a_client_with_one_example_takes_part(privacy: str, tmp_path: Path) -> N
 
 def test_a_client_without_examples_says_so_unpaid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose(["experiment=smoke"])
-    silo = load_silo(config, 0)
-    monkeypatch.setattr(client.local_round, "load_silo", lambda *_: replace(silo, examples=silo.examples.select([])))
+    silo = load_client_data(config, 0)
+    monkeypatch.setattr(client.local_round, "load_client_data", lambda *_: replace(silo, examples=silo.examples.select([])))
 
     with pytest.raises(DataError, match="client 0 holds no examples"):
         play(config, tmp_path)
@@ -64,7 +64,7 @@ def test_a_client_without_examples_says_so_unpaid(tmp_path: Path, monkeypatch: p
 def test_a_batch_larger_than_the_data_takes_all_of_it_and_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _advise.cache_clear()
+    _warn_once.cache_clear()
     config = compose(["experiment=smoke", "train.batch_size=1000"])
     with caplog.at_level(logging.WARNING):
         report, _ = train_messages.read_train_reply(play(config, tmp_path / "first"))
@@ -78,7 +78,7 @@ def test_a_batch_larger_than_the_data_takes_all_of_it_and_is_said_once(
 def test_a_delta_that_lets_whole_examples_through_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _advise.cache_clear()
+    _warn_once.cache_clear()
     for delta, warned in ((1e-5, False), (0.02, True)):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
@@ -102,5 +102,7 @@ def test_a_model_that_diverges_ends_the_run_before_it_spends_more(
     assert status == 1
     assert "all 2 updates of round 1 are not finite, or longer than the settings allow" in said
     assert "train.learning_rate (1e+38)" in said
-    with Ledger.open(tmp_path / "clients" / "0" / "ledger.sqlite", load_silo(compose(words), 0).fingerprint) as ledger:
+    with Ledger.open(
+        tmp_path / "clients" / "0" / "ledger.sqlite", load_client_data(compose(words), 0).fingerprint
+    ) as ledger:
         assert len(ledger.entries()) == 1

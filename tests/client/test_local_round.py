@@ -15,8 +15,8 @@ from fedsvd.errors import BudgetExceededError, PayloadError
 from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
-from fedsvd.runtime.data import load_silo
-from fedsvd.runtime.losses import forget
+from fedsvd.runtime.data import load_client_data
+from fedsvd.runtime.losses import clear_caches
 from fedsvd.runtime.model import initial_adapter
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import TrainTask
@@ -54,9 +54,9 @@ def test_only_b_leaves_and_it_is_paid_for(config: Config, identity: ClientIdenti
     report, factors = train_messages.read_train_reply(ask(config, identity, adapter))
 
     assert list(factors) == ["B"]
-    assert report.num_examples == len(load_silo(config, 0).examples)
+    assert report.num_examples == len(load_client_data(config, 0).examples)
     assert report.train_loss is None
-    with Ledger.open(identity.ledger, load_silo(config, 0).fingerprint) as ledger:
+    with Ledger.open(identity.ledger, load_client_data(config, 0).fingerprint) as ledger:
         [entry] = ledger.entries()
     assert entry.spend.steps == config.train.local_steps
     assert report.epsilon is not None
@@ -94,7 +94,7 @@ def test_asking_again_and_again_ends_at_the_budget(config: Config, identity: Cli
 
     with pytest.raises(BudgetExceededError):
         run_local_round(config, identity, task, payload.pack(adapter, B), "another message for round 2")
-    with Ledger.open(identity.ledger, load_silo(config, 0).fingerprint) as ledger:
+    with Ledger.open(identity.ledger, load_client_data(config, 0).fingerprint) as ledger:
         assert len(ledger.entries()) == 2
 
 
@@ -106,11 +106,11 @@ def test_one_seed_gives_one_start_and_one_order_of_examples_but_never_the_same_n
     starts, orders, sent = [], [], []
     for number in range(2):
         # As a new process would find it.
-        forget()
+        clear_caches()
         start = initial_adapter(config, build_method(config.method))
         reply = ask(config, replace(identity, ledger=tmp_path / f"{number}.sqlite"), start)
         starts.append(start)
-        orders.append(load_silo(config, 0).examples["input_ids"][:])
+        orders.append(load_client_data(config, 0).examples["input_ids"][:])
         sent.append(payload.unpack(train_messages.read_train_reply(reply)[1], B, start, torch.device("cpu"))["B"])
 
     assert orders[0] == orders[1]
@@ -151,7 +151,7 @@ def test_client_level_sends_a_clipped_update_and_pays_for_the_whole_run_once(
         assert update.norm().item() == pytest.approx(1e-4, rel=1e-4)
         assert report.train_loss is None
         assert report.steps == 3
-    with Ledger.open(identity.ledger, load_silo(config, 0).fingerprint) as ledger:
+    with Ledger.open(identity.ledger, load_client_data(config, 0).fingerprint) as ledger:
         assert [spend.steps for spend in ledger.history()] == [3]
     with pytest.raises(PayloadError, match="names no account"):
         ask(config, identity, adapter)

@@ -13,10 +13,10 @@ from flwr.app import Context, Message, RecordDict
 from client.app import app
 from fedsvd.config.compose import compose
 from fedsvd.data import load
-from fedsvd.data.node_data import load_own
+from fedsvd.data.node_data import load_node_file
 from fedsvd.data.user_data import Columns
-from fedsvd.errors import ConfigError, SiloError
-from fedsvd.launch import check, load_apps
+from fedsvd.errors import ConfigError, NodeDataError
+from fedsvd.launch import check_config, load_apps
 from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.runs.folder import read_rows
 from fedsvd.wire import train_messages
@@ -62,7 +62,7 @@ def ask(node_config: dict[str, Any], *words: str) -> Message:
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_a_file_of_each_format_gives_the_same_rows(ending: str, tmp_path: Path) -> None:
-    silo = load_own(str(write(tmp_path / f"site.{ending}")), COLUMNS, ["ill", "well"])
+    silo = load_node_file(str(write(tmp_path / f"site.{ending}")), COLUMNS, ["ill", "well"])
     assert silo["text"] == [row["text"] for row in ROWS]
     assert silo["label"] == [int(row["label"] == "well") for row in ROWS]
     assert silo.features["label"].names == ["ill", "well"]
@@ -75,7 +75,7 @@ def test_labels_that_are_numbers_stay_so_beside_an_empty_cell(tmp_path: Path, ca
         {"text": "", "label": 1},
         {"text": "d", "label": 1},
     ]
-    silo = load_own(str(write(tmp_path / "site.csv", rows)), COLUMNS, ["0", "1"])
+    silo = load_node_file(str(write(tmp_path / "site.csv", rows)), COLUMNS, ["0", "1"])
     assert (silo["text"], silo["label"]) == (["a", "d"], [0, 1])
     assert "2 of 4 rows have no text or no label and are left out (rows 3, 4)" in caplog.text
 
@@ -95,19 +95,19 @@ WRONG: list[tuple[str, list[dict[str, Any]], list[str]]] = [
 def test_what_is_wrong_with_a_file_is_said(
     name: str, rows: list[dict[str, Any]], words: list[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(SiloError) as caught:
-        load_own(str(write(tmp_path / name, rows)), COLUMNS, ["ill", "well"])
+    with pytest.raises(NodeDataError) as caught:
+        load_node_file(str(write(tmp_path / name, rows)), COLUMNS, ["ill", "well"])
     assert str(tmp_path / name) in str(caught.value)
     for word in words:
         assert word in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("away.csv", "is not there"), ("site.docx", "ends like no file of csv, jsonl")]
+    ("name", "words"), [("away.csv", "is not there"), ("site.docx", "unsupported format; use csv, jsonl")]
 )
 def test_a_file_that_cannot_be_read_is_named(name: str, words: str, tmp_path: Path) -> None:
-    with pytest.raises(SiloError, match=words):
-        load_own(str(tmp_path / name), COLUMNS, ["ill", "well"])
+    with pytest.raises(NodeDataError, match=words):
+        load_node_file(str(tmp_path / name), COLUMNS, ["ill", "well"])
 
 
 def test_the_server_has_the_classes_and_its_own_held_out_texts_alone(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_an_error_that_nobody_foresaw_does_not_quote_the_data(
     def fail(*arguments: object) -> None:
         raise ValueError(f"cannot tokenize {SECRET}")
 
-    monkeypatch.setattr("client.app.check_data", fail)
+    monkeypatch.setattr("client.app.check_node_data", fail)
     reply = ask({"data-path": str(write(tmp_path / "site.csv"))})
     assert "ValueError on this node; its own log has the details" in reply.error.reason
     assert SECRET not in reply.error.reason
@@ -193,7 +193,7 @@ def test_an_error_that_nobody_foresaw_does_not_quote_the_data(
 
 def test_simulated_clients_have_no_data_of_their_own() -> None:
     with pytest.raises(ConfigError, match="data=node needs nodes"):
-        check(compose(NODE))
+        check_config(compose(NODE))
 
 
 def test_a_personal_model_is_measured_on_held_out_texts_of_the_node_or_not_at_all(tmp_path: Path) -> None:

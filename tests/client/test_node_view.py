@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from client.node_data import node_view
+from client.node_data import with_node_data
 from client.node_limits import read_limits
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
@@ -15,7 +15,7 @@ NODE = ["experiment=smoke", "data=node", "data.labels=[ill,well]", "privacy=none
 
 
 def view(node_config: dict[str, Any], *words: str) -> Config:
-    return node_view(compose([*NODE, *words]), node_config)
+    return with_node_data(compose([*NODE, *words]), node_config)
 
 
 def test_the_servers_files_are_not_read_on_a_node() -> None:

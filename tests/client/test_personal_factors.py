@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from client.identity import ClientIdentity
 from client.local_round import run_local_round
-from client.personal_factors import save_personal, with_personal
+from client.personal_factors import save_personal_factors, with_personal_factors
 from fedsvd.cli import main
 from fedsvd.config.compose import compose
 from fedsvd.errors import PayloadError, RunError
@@ -29,13 +29,13 @@ def make_adapter(rank: int = 2) -> Adapter:
 def test_a_clients_own_factors_survive_in_their_file(tmp_path: Path) -> None:
     path = tmp_path / "clients" / "0" / "personal.safetensors"
     plain = make_adapter().with_parts({"B": {"s": torch.zeros(4, 2)}})
-    assert with_personal(path, plain, {"B"}) is plain
+    assert with_personal_factors(path, plain, {"B"}) is plain
 
-    save_personal(path, make_adapter(), {"B"})
+    save_personal_factors(path, make_adapter(), {"B"})
 
-    assert torch.equal(with_personal(path, plain, {"B"}).B["s"], make_adapter().B["s"])
+    assert torch.equal(with_personal_factors(path, plain, {"B"}).B["s"], make_adapter().B["s"])
     with pytest.raises(RunError, match="another model or rank"):
-        with_personal(path, make_adapter(3), {"B"})
+        with_personal_factors(path, make_adapter(3), {"B"})
 
 
 def test_clients_with_models_of_their_own_measure_them(tmp_path: Path) -> None:

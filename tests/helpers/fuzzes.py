@@ -124,7 +124,7 @@ FUZZES: dict[str, Fuzz] = {
     "unknown numbers": lambda chance, content: with_metric(content, chance.choice(["surprise", "A", "__class__"]), 1),
     "a refusal without a reason": lambda chance, content: RecordDict({train_messages.DECLINED: ConfigRecord({})}),
     "a refusal that floods the log": lambda chance, content: train_messages.declined_reply("\n\x1b[2J\0no" * 10**5),
-    "lost, for ever": lambda chance, content: train_messages.lost_reply(),
+    "lost, for ever": lambda chance, content: train_messages.resend_reply(),
 }  # fmt: skip
 
 

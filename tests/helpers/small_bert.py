@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Part
-from fedsvd.lora.initialization import initialise
+from fedsvd.lora.initialization import initialize_factors
 from fedsvd.training.loop import example_losses
 
 NUM_EXAMPLES = 12
@@ -28,7 +28,7 @@ def make_model(parts: set[Part]) -> tuple[peft.PeftModel, list[nn.Parameter]]:
         target_modules=["query", "value"],
         head_modules=["classifier"],
     )
-    peft_model.write(model, initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    peft_model.write(model, initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
     return model, peft_model.set_trainable(model, parts)
 
 

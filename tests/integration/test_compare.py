@@ -10,8 +10,16 @@ import pytest
 from PIL import Image
 
 from fedsvd.cli import main
-from fedsvd.comparison import chosen_rates, final_jobs, nearest, overrides, read_rows, shares, tuning_jobs
-from fedsvd.comparison.workers import Job, take_share
+from fedsvd.comparison import (
+    chosen_learning_rates,
+    final_jobs,
+    nearest_budget,
+    overrides,
+    read_rows,
+    split_jobs,
+    tuning_jobs,
+)
+from fedsvd.comparison.workers import Job, take_job_group
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.compose import compose, compose_compare
 from fedsvd.errors import ConfigError
@@ -72,10 +80,10 @@ def test_a_small_comparison_ends_in_a_table_and_goes_on_where_it_was(
 def test_a_process_goes_on_with_the_task_whose_texts_it_holds() -> None:
     movies, domains, more = ([Job("final", task, "fedsvd", 3.0, 0, 1.0)] for task in ("movies", "domains", "domains"))
     left = [movies, domains, more]
-    assert take_share(left, "domains") is domains
-    assert take_share(left, "news") is movies
-    assert take_share(left, None) is more
-    assert take_share(left, "movies") == ()
+    assert take_job_group(left, "domains") is domains
+    assert take_job_group(left, "news") is movies
+    assert take_job_group(left, None) is more
+    assert take_job_group(left, "movies") == ()
 
 
 def test_every_run_composes_as_a_run_of_its_own() -> None:
@@ -111,11 +119,11 @@ def test_one_task_may_choose_the_rates_of_all() -> None:
 def test_a_worker_keeps_to_one_task_and_seed_where_there_are_enough() -> None:
     jobs = [Job("final", task, name, 3, seed, 1.0) for task in "ab" for seed in (0, 1) for name in ("x", "y", "z")]
 
-    dealt = shares(jobs, 2)
+    dealt = split_jobs(jobs, 2)
     assert sorted(map(len, dealt)) == [3, 3, 3, 3]
     assert all(len({(job.task, job.seed) for job in share}) == 1 for share in dealt)
     # One task and seed for two workers: both get a part.
-    assert sorted(len(share) for share in shares(jobs[:3], 2)) == [1, 2]
+    assert sorted(len(share) for share in split_jobs(jobs[:3], 2)) == [1, 2]
 
 
 def test_experiment_best_is_the_contender_of_that_name() -> None:
@@ -132,12 +140,12 @@ def row(contender: str, accuracy: float, rate: float = 0.5, **given: object) -> 
 
 def test_the_best_rate_is_chosen_and_of_equals_the_smallest() -> None:
     rows = [row("fedsvd", 0.6, 1.0), row("fedsvd", 0.6, 0.5), row("flora", 0.5, 0.5), row("flora", 0.7, 1.0)]
-    assert chosen_rates(rows) == {("movies", "fedsvd", 3): 0.5, ("movies", "flora", 3): 1.0}
+    assert chosen_learning_rates(rows) == {("movies", "fedsvd", 3): 0.5, ("movies", "flora", 3): 1.0}
 
 
 @pytest.mark.parametrize(("epsilon", "expected"), [(0, 0), (6, 3), (1, 3), (3, 3)])
 def test_each_budget_takes_the_choice_at_the_nearest(epsilon: float, expected: float) -> None:
-    assert nearest(epsilon, settings()) == expected
+    assert nearest_budget(epsilon, settings()) == expected
 
 
 def test_means_errors_and_paired_differences_by_hand() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from fedsvd.cli import main
 from fedsvd.errors import RunError
 from fedsvd.runs.folder import read_rows
-from fedsvd.trained.run import load_finished, predict, read_run
+from fedsvd.trained.run import load_trained_model, predict, read_run
 
 ELSEWHERE = Path(__file__).with_name("load_exports.py")
 TEXTS = ["A fine film.", "Dull, dull, dull.", "See it [twice] if you can."]
@@ -75,7 +75,7 @@ def test_classes_and_their_chances_are_predicted(classifier: Path, capsys: pytes
     for row in found:
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-6)
         assert row["probabilities"][row["label"]] == row["probability"] == max(row["probabilities"].values())
-    loaded = load_finished(read_run(classifier))
+    loaded = load_trained_model(read_run(classifier))
     assert [row["label"] for row in predict(loaded, TEXTS, batch_size=1)] == [row["label"] for row in found]
 
 
@@ -122,7 +122,7 @@ def test_other_data_are_matched_by_the_names_of_their_classes(
     assert main(["evaluate", str(classifier), *words]) == 0
     found = json.loads(capsys.readouterr().out)
 
-    loaded = load_finished(read_run(classifier))
+    loaded = load_trained_model(read_run(classifier))
     guesses = [row["label"] for row in predict(loaded, [row["text"] for row in own])]
     right = sum(guess == row["label"] for guess, row in zip(guesses, own, strict=True))
     assert found["num_examples"] == len(own)
@@ -143,7 +143,7 @@ def test_exports_load_where_there_is_no_fedsvd(exports: Path, classifier: Path, 
     # Training went without the base's own dropout; who goes on with the model gets it back.
     assert found["classifier-merged dropout"] == 0.1
     chances = torch.tensor(found["classifier-merged"]).softmax(-1)
-    own = [list(row["probabilities"].values()) for row in predict(load_finished(read_run(classifier)), TEXTS)]
+    own = [list(row["probabilities"].values()) for row in predict(load_trained_model(read_run(classifier)), TEXTS)]
     torch.testing.assert_close(chances, torch.tensor(own), atol=1e-4, rtol=1e-4)
 
 

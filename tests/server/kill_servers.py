@@ -22,7 +22,7 @@ from fedsvd.methods import build_method
 from fedsvd.methods.fedsvd import FedSVD
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.runs.folder import RunFolder, read_rows
-from fedsvd.runtime.data import load_silo, load_test_batches
+from fedsvd.runtime.data import load_client_data, load_test_batches
 from fedsvd.runtime.model import initial_adapter
 
 # The third of five rounds is the one that breaks.
@@ -123,7 +123,7 @@ def held(folder: Path, words: list[str]) -> dict[str, Any]:
     ledgers = {}
     if "privacy=none" not in words:
         for number in (0, 1):
-            with Ledger.open(found.ledger(number), load_silo(compose(words), number).fingerprint) as ledger:
+            with Ledger.open(found.ledger(number), load_client_data(compose(words), number).fingerprint) as ledger:
                 entries = ledger.entries()
             ledgers[number] = {
                 "rounds": [e.server_round for e in entries],
@@ -153,7 +153,7 @@ def one(folder: Path, words: list[str], point: str) -> dict[str, Any]:
 def main(folder: Path) -> None:
     config = compose(OPEN)
     # Loaded once, before the forks.
-    load_silo(config, 0), load_silo(config, 1)
+    load_client_data(config, 0), load_client_data(config, 1)
     load_test_batches(config)
     initial_adapter(config, build_method(config.method))
     results: dict[str, Any] = {}

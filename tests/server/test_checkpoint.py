@@ -9,7 +9,7 @@ import torch
 from fedsvd.errors import RunError
 from fedsvd.lora.adapter import Adapter
 from server import checkpoint
-from server.checkpoint import KEPT, Checkpoint, load_latest, save_checkpoint
+from server.checkpoint import MAX_CHECKPOINTS, Checkpoint, load_latest, save_checkpoint
 
 
 def make_adapter(seed: int = 0) -> Adapter:
@@ -37,11 +37,11 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_the_newest_few_are_kept_and_the_newest_is_loaded(tmp_path: Path) -> None:
-    for server_round in range(1, KEPT + 3):
+    for server_round in range(1, MAX_CHECKPOINTS + 3):
         save_checkpoint(tmp_path, Checkpoint(server_round, make_adapter(server_round), [], {}))
 
-    assert len(list(tmp_path.iterdir())) == KEPT
-    assert load_latest(tmp_path, make_adapter()).server_round == KEPT + 2
+    assert len(list(tmp_path.iterdir())) == MAX_CHECKPOINTS
+    assert load_latest(tmp_path, make_adapter()).server_round == MAX_CHECKPOINTS + 2
 
 
 def test_a_write_that_breaks_off_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend, epsilon
-from fedsvd.privacy.client_level import whole_run
+from fedsvd.privacy.client_level import run_spend
 from fedsvd.privacy.randomness import TorchRandomness
 from fedsvd.wire import train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
@@ -60,14 +60,14 @@ def test_a_client_that_does_not_clip_is_clipped_and_examples_weigh_nothing(tmp_p
     found = play(strategy(config, tmp_path, seed=0), 1)
 
     # Four updates of norm 2 each over four clients, spread evenly over 100 entries.
-    noise = 2 * whole_run(config.privacy, config.train, config.federation).noise_multiplier / CLIENTS
+    noise = 2 * run_spend(config.privacy, config.train, config.federation).noise_multiplier / CLIENTS
     assert found.adapter.B["s"].mean().item() == pytest.approx(0.2, abs=4 * noise / 10)
     assert found.round.sampled == CLIENTS
 
 
 def test_each_round_is_on_disk_and_its_noise_is_that_of_the_account(tmp_path: Path) -> None:
     config = make_config("privacy.max_update_norm=1", "train.num_rounds=2")
-    spend = whole_run(config.privacy, config.train, config.federation)
+    spend = run_spend(config.privacy, config.train, config.federation)
     found = play(strategy(config, tmp_path), 1, value=0.0)
 
     assert found.adapter.B["s"].std().item() == pytest.approx(spend.noise_multiplier / CLIENTS, rel=0.35)

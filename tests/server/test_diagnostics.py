@@ -12,7 +12,7 @@ from fedsvd.lora.adapter import Adapter
 from fedsvd.report.diagnostics_plot import plot_diagnostics
 from fedsvd.runs.folder import read_rows
 from fedsvd.wire.train_messages import ClientReport
-from server.diagnostics import clipping, signal_to_noise, site_diagnostics
+from server.diagnostics import mean_clipping_statistics, signal_to_noise, site_diagnostics
 
 
 def adapter(B: list[list[float]], A: list[list[float]]) -> Adapter:
@@ -57,8 +57,8 @@ def test_signal_to_noise_of_an_update_of_known_size() -> None:
 
 def test_clipping_is_the_mean_of_those_who_tell() -> None:
     reports = [ClientReport(0, 1, 0.0, clipped_share=0.2, mean_grad_norm=1.0), ClientReport(1, 1, 0.0)]
-    assert clipping(reports) == {"clipped_share": 0.2, "mean_grad_norm": 1.0}
-    assert clipping([]) == {"clipped_share": None, "mean_grad_norm": None}
+    assert mean_clipping_statistics(reports) == {"clipped_share": 0.2, "mean_grad_norm": 1.0}
+    assert mean_clipping_statistics([]) == {"clipped_share": None, "mean_grad_norm": None}
 
 
 @pytest.mark.parametrize("privacy", ["dp_sgd", "none"])

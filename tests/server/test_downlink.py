@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 import client.evaluation
 import server.strategy
-from client.factor_cache import receive
+from client.factor_cache import receive_factors
 from fedsvd.cli import main
 from fedsvd.config.compose import compose
-from fedsvd.errors import LostStateError, PayloadError
+from fedsvd.errors import PayloadError, StaleCacheError
 from fedsvd.lora.adapter import Adapter, Part
-from fedsvd.lora.initialization import dct_rows, initialise
+from fedsvd.lora.initialization import dct_rows, initialize_factors
 from fedsvd.lora.stacked import merge
 from fedsvd.methods import Step, build_method
 from fedsvd.methods.aggregate import Reply
@@ -82,9 +82,9 @@ def test_a_client_that_lost_what_it_held_is_sent_it_within_the_round(
             # The second client, started anew before round 4.
             for key in [key for key in state if key.startswith("held.")]:
                 del state[key]
-        return receive(task, record, state, *rest)  # type: ignore[arg-type]
+        return receive_factors(task, record, state, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(client.evaluation, "receive", forgetful)
+    monkeypatch.setattr(client.evaluation, "receive_factors", forgetful)
     found, bytes_down = train(tmp_path / "forgetful", kind)
 
     rows = read_rows(tmp_path / "forgetful" / "metrics.jsonl")
@@ -115,7 +115,7 @@ def adapter() -> Adapter:
         head={},
         scale={"one": 1.0, "two": 1.0},
     )
-    return initialise(shapes, init_a="orthonormal", init_b="zeros", seed=0)
+    return initialize_factors(shapes, init_a="orthonormal", init_b="zeros", seed=0)
 
 
 def moved(adapter: Adapter, seed: int) -> Adapter:
@@ -130,7 +130,7 @@ def test_hundreds_of_rotations_do_not_drift(adapter: Adapter) -> None:
         reply = Reply(0, 1, {"B": moved(downlink.adapter, server_round).B})
         downlink.advance(method.server_step(downlink.adapter, [reply], server_round, {}), server_round)
     sent = downlink.request(7, train_messages.TrainTask(301, B, B), frozenset())
-    received = receive(sent.task, sent.factors, state, adapter, method, torch.device("cpu"))
+    received = receive_factors(sent.task, sent.factors, state, adapter, method, torch.device("cpu"))
 
     assert set(sent.factors) == {"B", "A.rotation"}
     for name, A in downlink.adapter.A.items():
@@ -149,8 +149,8 @@ def test_a_base_travels_by_the_columns_that_a_client_lacks(adapter: Adapter) -> 
         right = {n: torch.randn(2, t.shape[1], generator=generator) for n, t in adapter.A.items()}
         downlink.advance(Step(merge(downlink.adapter, left, right)), server_round)
         sent = downlink.request(7, task, frozenset())
-        received = receive(sent.task, sent.factors, state, adapter, method, torch.device("cpu"))
-        downlink.delivered(7)
+        received = receive_factors(sent.task, sent.factors, state, adapter, method, torch.device("cpu"))
+        downlink.mark_delivered(7)
         columns.append((sent.factors["base_left"].shape[0] // 7, downlink.adapter.base_rank))
         for name, whole in downlink.adapter.base_left.items():
             torch.testing.assert_close(
@@ -165,21 +165,21 @@ def test_a_client_that_holds_nothing_says_so(adapter: Adapter) -> None:
     downlink = Downlink(method, adapter)
     task = train_messages.TrainTask(1, B, B)
     first = downlink.request(7, task, frozenset())
-    downlink.delivered(7)
+    downlink.mark_delivered(7)
     second = downlink.request(7, task, frozenset())
 
     assert (set(first.factors), set(second.factors)) == ({"A"}, set())
-    with pytest.raises(LostStateError):
-        receive(second.task, second.factors, RecordDict(), adapter, method, torch.device("cpu"))
+    with pytest.raises(StaleCacheError):
+        receive_factors(second.task, second.factors, RecordDict(), adapter, method, torch.device("cpu"))
 
 
 def test_indices_are_enough_for_rows_of_a_dct(adapter: Adapter) -> None:
     method = build_method({"name": "ffa_lora", "init_a": "dct"})
     weights = {"one": torch.randn(4, 6), "two": torch.randn(3, 5)}
-    start = initialise(adapter, init_a="dct", init_b="zeros", seed=0, weights=weights)
+    start = initialize_factors(adapter, init_a="dct", init_b="zeros", seed=0, weights=weights)
     sent = Downlink(method, start, weights=weights).request(7, train_messages.TrainTask(1, B, B), frozenset())
 
-    received = receive(sent.task, sent.factors, RecordDict(), adapter, method, torch.device("cpu"))
+    received = receive_factors(sent.task, sent.factors, RecordDict(), adapter, method, torch.device("cpu"))
 
     assert payload.payload_bytes(sent.factors) < 200
     assert all(torch.equal(received.A[name], start.A[name]) for name in start.A)
@@ -191,12 +191,14 @@ def test_indices_and_arrays_that_do_not_exist_are_refused(adapter: Adapter) -> N
     method = build_method({"name": "ffa_lora", "init_a": "dct"})
     wrong = {"one": torch.tensor([0, 6]), "two": torch.tensor([0, 1])}
     for record in (
-        ArrayRecord({"A.indices": payload.pack_numbers(wrong, np.int32)}),
-        ArrayRecord({"C": payload.pack_numbers(wrong, np.int32)}),
-        ArrayRecord({"A.rotation": payload.pack_numbers(wrong, np.float64)}),
+        ArrayRecord({"A.indices": payload.pack_sites(wrong, np.int32)}),
+        ArrayRecord({"C": payload.pack_sites(wrong, np.int32)}),
+        ArrayRecord({"A.rotation": payload.pack_sites(wrong, np.float64)}),
     ):
         with pytest.raises(PayloadError):
-            receive(train_messages.TrainTask(1, B, B), record, RecordDict(), adapter, method, torch.device("cpu"))
+            receive_factors(
+                train_messages.TrainTask(1, B, B), record, RecordDict(), adapter, method, torch.device("cpu")
+            )
 
 
 def test_checkpoints_hold_what_the_downlink_needs(tmp_path: Path) -> None:

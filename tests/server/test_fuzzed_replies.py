@@ -20,7 +20,7 @@ from fedsvd.methods import build_method
 from fedsvd.wire import train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
 from server.polling_grid import PollingGrid
-from server.retry_grid import ResendingGrid
+from server.retry_grid import RetryGrid
 from server.strategy import FederatedLoRA
 
 BAD_CLIENTS = 10
@@ -99,7 +99,7 @@ def test_a_thousand_fuzzed_replies_leave_model_and_server_unharmed(caplog: pytes
     adapter = Adapter(A={"s": torch.eye(RANK, 3)}, B={"s": torch.zeros(ROWS, RANK)}, head={}, scale={"s": 1.0})
     strategy = FederatedLoRA(build_method(config.method), config, adapter)
     fuzzed = FuzzedGrid()
-    grid = ResendingGrid(PollingGrid(fuzzed), strategy.in_full)
+    grid = RetryGrid(PollingGrid(fuzzed), strategy.in_full)
     # What the two honest clients come to alone: (20 · 0.10 + 21 · 0.11) / 41.
     expected = torch.full((ROWS, RANK), (20 * 0.10 + 21 * 0.11) / 41)
     for server_round in range(1, ROUNDS + 2):

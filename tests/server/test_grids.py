@@ -15,7 +15,7 @@ from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.wire import train_messages
 from server.clients import Clients
 from server.polling_grid import PollingGrid
-from server.retry_grid import ResendingGrid
+from server.retry_grid import RetryGrid
 
 Said = ConfigRecord | Error | None
 
@@ -109,7 +109,7 @@ def test_what_passes_is_tried_again_and_what_stays_is_not(caplog: pytest.LogCapt
         asked.append(message.metadata.dst_node_id)
         return ask([message.metadata.dst_node_id])[0]
 
-    resending = ResendingGrid(PollingGrid(grid), in_full, retries=1, retry_after_s=0.01)
+    resending = RetryGrid(PollingGrid(grid), in_full, retries=1, retry_after_s=0.01)
     with caplog.at_level(logging.WARNING):
         replies = {r.metadata.src_node_id: r for r in resending.send_and_receive(ask([2, 3, 4]), timeout=30)}
 
@@ -121,7 +121,7 @@ def test_what_passes_is_tried_again_and_what_stays_is_not(caplog: pytest.LogCapt
 
 def test_tries_end_with_the_round() -> None:
     grid = ScriptedGrid({2: [Error(ErrorCode.CLIENT_APP_CRASHED, "killed")] * 99})
-    resending = ResendingGrid(PollingGrid(grid), lambda m: ask([2])[0], retries=50, retry_after_s=0.05)
+    resending = RetryGrid(PollingGrid(grid), lambda m: ask([2])[0], retries=50, retry_after_s=0.05)
     started = time.monotonic()
 
     replies = list(resending.send_and_receive(ask([2]), timeout=0.5))

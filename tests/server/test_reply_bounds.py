@@ -12,7 +12,7 @@ from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
 from fedsvd.privacy.randomness import TorchRandomness
 from fedsvd.training.loop import make_optimizer
 from fedsvd.wire.train_messages import ClientReport
-from server.reply_bounds import check_norm, check_report, largest_noise_multiplier, largest_update
+from server.reply_bounds import check_report, check_update_norm, max_noise_multiplier, max_update_norm
 
 N, BATCH, SIGMA, STEPS, CLIP = 400, 100, 0.8, 3, 2.0
 WORDS = [
@@ -44,7 +44,7 @@ def test_an_honest_update_is_within_the_bound_and_the_bound_is_no_idle_one(words
         optimizer = make_optimizer([model.weight], config.train, 1)
         train_dp_sgd(model, optimizer, lambda m, at: m(data[at].abs()).sum(1), N, plan, TorchRandomness(seed))
         norm = float((model.weight.detach() - start).norm())
-        ratios.append(norm / largest_update(report(), config, 1, start.numel(), float(start.norm())))
+        ratios.append(norm / max_update_norm(report(), config, 1, start.numel(), float(start.norm())))
     assert max(ratios) < 1
     assert min(ratios) > 0.05
 
@@ -52,12 +52,12 @@ def test_an_honest_update_is_within_the_bound_and_the_bound_is_no_idle_one(words
 def test_what_is_longer_is_named_with_what_is_allowed() -> None:
     config = compose(WORDS)
     before = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(4, 2)}, head={}, scale={"s": 1.0})
-    allowed = largest_update(report(), config, 1, 8, 0.0)
+    allowed = max_update_norm(report(), config, 1, 8, 0.0)
     within, beyond = allowed / math.sqrt(8) * 0.999, allowed / math.sqrt(8) * 1.001
 
-    check_norm({"B": {"s": torch.full((4, 2), within)}}, before, report(), config, 1)
+    check_update_norm({"B": {"s": torch.full((4, 2), within)}}, before, report(), config, 1)
     with pytest.raises(PayloadError, match=r"its update has norm .*; this round's settings allow"):
-        check_norm({"B": {"s": torch.full((4, 2), beyond)}}, before, report(), config, 1)
+        check_update_norm({"B": {"s": torch.full((4, 2), beyond)}}, before, report(), config, 1)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,6 @@ def test_numbers_that_do_not_fit_the_run_are_refused(changes: dict[str, float], 
 
 def test_no_client_needs_more_noise_than_one_whose_batches_are_its_data() -> None:
     config = compose(["experiment=smoke", "privacy.accountant=rdp"])
-    largest = largest_noise_multiplier(config)
+    largest = max_noise_multiplier(config)
     assert 0.5 < largest < 100
-    assert largest_noise_multiplier(compose([*WORDS])) == pytest.approx(SIGMA, rel=1e-5)
+    assert max_noise_multiplier(compose([*WORDS])) == pytest.approx(SIGMA, rel=1e-5)

@@ -13,7 +13,7 @@ from fedsvd.errors import ConfigError, RunError
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method, check_method
 from fedsvd.methods.aggregate import Reply, average, mean_noise_std
-from server.reply_aggregation import gather
+from server.reply_aggregation import aggregate_replies
 from server.robust_mean import median, trimmed_mean
 from server.running_mean import running_mean
 
@@ -110,7 +110,7 @@ def test_a_mean_keeps_no_reply_while_the_next_one_comes() -> None:
             assert len(alive) <= 1
 
     config = compose(["method=ffa_lora"])
-    found = gather(coming(), make_adapter(), build_method(config.method), config.aggregation)  # type: ignore[arg-type]
+    found = aggregate_replies(coming(), make_adapter(), build_method(config.method), config.aggregation)  # type: ignore[arg-type]
 
     assert [r.num_examples for r in found] == [50]
     assert found[0].parts["B"]["s"].tolist() == [[24.5, 24.5]]
@@ -126,7 +126,7 @@ def test_poisoned_clients_carry_a_mean_away_and_no_robust_one(name: str) -> None
     poisoned = [reply(k, 10_000, [-5e3, 5e3]) for k in range(7, 10)]
     adapter = make_adapter()
 
-    found = gather([*honest, *poisoned], adapter, build_method(config.method), config.aggregation)
+    found = aggregate_replies([*honest, *poisoned], adapter, build_method(config.method), config.aggregation)
     distance = float((average(adapter, found).B["s"] - torch.tensor([[1.0, -1.0]])).norm())
 
     assert (distance > 1000) if name == "mean" else (distance < 0.1)

@@ -8,11 +8,11 @@ import torch
 from fedsvd.config import TrainConfig
 from fedsvd.config.compose import compose
 from fedsvd.lora.adapter import Adapter
-from fedsvd.lora.initialization import initialise
+from fedsvd.lora.initialization import initialize_factors
 from fedsvd.lora.refactorize import orthonormal_rows
 from fedsvd.methods import State, build_method
 from fedsvd.methods.aggregate import Reply
-from server.server_optimizer import follow, move
+from server.server_optimizer import apply_server_optimizer, transform_optimizer_state
 
 SHAPES = Adapter(
     A={"one": torch.zeros(3, 7), "two": torch.zeros(3, 5)},
@@ -39,7 +39,7 @@ def product(adapter: Adapter) -> dict[str, torch.Tensor]:
 def federate(options: dict[str, object], config: TrainConfig, rounds: int, carry: bool = True) -> Adapter:
     """Rounds in which each client moves B along a gradient of the product, whatever its coordinates."""
     method = build_method(options)
-    adapter = double(initialise(SHAPES, init_a=method.init_a, init_b="zeros", seed=1))
+    adapter = double(initialize_factors(SHAPES, init_a=method.init_a, init_b="zeros", seed=1))
     adapter = adapter.with_parts({"A": {name: orthonormal_rows(A) for name, A in adapter.A.items()}})
     moments: State = {}
     for server_round in range(1, rounds + 1):
@@ -52,9 +52,9 @@ def federate(options: dict[str, object], config: TrainConfig, rounds: int, carry
                 # A gradient that hangs on the product alone: target minus B A.
                 moved[name] = B + 0.1 * (slope - B @ adapter.A[name]) @ adapter.A[name].mT
             replies.append(Reply(client, client + 1, {"B": moved}))
-        good, moments = move(adapter, replies, moments, config)
+        good, moments = apply_server_optimizer(adapter, replies, moments, config)
         step = method.server_step(adapter, good, server_round, {})
-        moments = follow(moments, step, adapter) if carry else moments
+        moments = transform_optimizer_state(moments, step, adapter) if carry else moments
         adapter = step.adapter
     return adapter
 
@@ -81,11 +81,11 @@ def test_momentum_that_is_not_carried_along_is_another_optimiser() -> None:
 def test_a_start_that_is_not_orthonormal_keeps_what_momentum_has_moved() -> None:
     config = settings(server_optimizer="momentum", server_momentum=0.9)
     method = build_method({"name": "fedsvd", "init_a": "kaiming"})
-    adapter = double(initialise(SHAPES, init_a="kaiming", init_b="zeros", seed=1))
+    adapter = double(initialize_factors(SHAPES, init_a="kaiming", init_b="zeros", seed=1))
     sent = {name: torch.randn(B.shape, dtype=torch.float64) for name, B in adapter.B.items()}
-    good, moments = move(adapter, [Reply(0, 1, {"B": sent})], {}, config)
+    good, moments = apply_server_optimizer(adapter, [Reply(0, 1, {"B": sent})], {}, config)
     step = method.server_step(adapter, good, 1, {})
-    after = follow(moments, step, adapter)
+    after = transform_optimizer_state(moments, step, adapter)
 
     for name in adapter.A:
         torch.testing.assert_close(
@@ -105,8 +105,8 @@ def reply(value: float) -> list[Reply]:
 
 def test_momentum_by_hand() -> None:
     config = settings(server_optimizer="momentum", server_momentum=0.5, server_learning_rate=2.0)
-    first, moments = move(one(1.0), reply(2.0), {}, config)
-    second, _ = move(one(3.0), reply(4.0), moments, config)
+    first, moments = apply_server_optimizer(one(1.0), reply(2.0), {}, config)
+    second, _ = apply_server_optimizer(one(3.0), reply(4.0), moments, config)
 
     # Δ = 1: m = 1, then Δ = 1 again: m = 0.5 + 1.
     assert first[0].parts["B"]["s"].item() == 1.0 + 2.0 * 1.0
@@ -118,8 +118,8 @@ def test_adam_by_hand() -> None:
     config = settings(
         server_optimizer="adam", server_momentum=0.5, server_beta2=0.75, server_tau=0.5, server_learning_rate=1.0
     )
-    first, moments = move(one(0.0), reply(2.0), {}, config)
-    second, _ = move(one(0.0), reply(2.0), moments, config)
+    first, moments = apply_server_optimizer(one(0.0), reply(2.0), {}, config)
+    second, _ = apply_server_optimizer(one(0.0), reply(2.0), moments, config)
 
     # m = 0.5·2 = 1, v = 0.25·4 = 1; then m = 0.5 + 1 = 1.5, v = 0.75 + 1 = 1.75.
     assert first[0].parts["B"]["s"].item() == pytest.approx(1 / 1.5)
@@ -128,14 +128,14 @@ def test_adam_by_hand() -> None:
 
 def test_no_optimiser_hands_replies_on() -> None:
     replies = reply(2.0)
-    assert move(one(0.0), replies, {}, settings()) == (replies, {})
+    assert apply_server_optimizer(one(0.0), replies, {}, settings()) == (replies, {})
 
 
 def test_a_pivot_forgets_what_was_trained_against_another_partner() -> None:
     config = settings(server_optimizer="momentum")
     method = build_method({"name": "fedsvd", "pivot": "BA"})
-    adapter = double(initialise(SHAPES, init_a="orthonormal", init_b="zeros", seed=1))
+    adapter = double(initialize_factors(SHAPES, init_a="orthonormal", init_b="zeros", seed=1))
     sent = {name: torch.randn(B.shape, dtype=torch.float64) for name, B in adapter.B.items()}
-    good, moments = move(adapter, [Reply(0, 1, {"B": sent})], {}, config)
+    good, moments = apply_server_optimizer(adapter, [Reply(0, 1, {"B": sent})], {}, config)
 
-    assert follow(moments, method.server_step(adapter, good, 1, {}), adapter) == {}
+    assert transform_optimizer_state(moments, method.server_step(adapter, good, 1, {}), adapter) == {}

@@ -92,7 +92,7 @@ def test_a_client_that_tells_no_count_is_used_where_all_count_alike(weighting: s
     def train(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
         reply = good_reply(partition_id, task, factors)
         report, sent = train_messages.read_train_reply(reply)
-        return train_messages.train_reply(train_messages.without_sizes(report), sent) if partition_id else reply
+        return train_messages.train_reply(train_messages.hide_counts(report), sent) if partition_id else reply
 
     strategy = one_round(make_config("federation.num_clients=3", f"federation.weighting={weighting}"), train)
 

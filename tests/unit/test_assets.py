@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsvd.assets import MINILM, VADER, Asset, cache_folder, fetch, make_once
+from fedsvd.assets import MINILM, VADER, Asset, build_once, cache_folder, fetch
 from fedsvd.errors import AssetError
 
 
@@ -117,7 +117,7 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
         (folder / "file").write_text("whole")
 
     for _ in range(2):
-        assert make_once(tmp_path / "folder", build) == tmp_path / "folder"
+        assert build_once(tmp_path / "folder", build) == tmp_path / "folder"
     assert len(calls) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
 
@@ -129,7 +129,7 @@ def test_a_folder_whose_making_fails_is_not_there(tmp_path: Path, error: BaseExc
         raise error
 
     with pytest.raises(type(error)):
-        make_once(tmp_path / "folder", build)
+        build_once(tmp_path / "folder", build)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -138,7 +138,7 @@ def _build_together(folder: Path, barrier: "multiprocessing.synchronize.Barrier"
         (temporary / "file").write_text("whole")
         barrier.wait(timeout=60)  # all have built before any renames
 
-    make_once(folder, build)
+    build_once(folder, build)
 
 
 def test_processes_that_make_one_folder_at_once_all_get_it(tmp_path: Path) -> None:

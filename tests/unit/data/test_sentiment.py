@@ -7,7 +7,7 @@ import pytest
 from datasets import DatasetDict
 
 from fedsvd.data.sentiment import load_movie_reviews
-from fedsvd.data.split import limited
+from fedsvd.data.split import limit_examples
 from fedsvd.errors import DataError
 
 
@@ -65,13 +65,13 @@ def test_both_classes_come_mixed(reviews: DatasetDict) -> None:
 
 
 def test_limits_keep_the_first_of_the_shuffle(reviews: DatasetDict) -> None:
-    few = limited(reviews, 100, 50)
+    few = limit_examples(reviews, 100, 50)
     assert list(few["train"]["text"]) == list(reviews["train"]["text"])[:100]
     assert list(few["test"]["text"]) == list(reviews["test"]["text"])[:50]
-    assert [len(side) for side in limited(reviews, None, 10**9).values()] == [8033, 2008]
+    assert [len(side) for side in limit_examples(reviews, None, 10**9).values()] == [8033, 2008]
     for key, limits in (("max_train_examples", (0, None)), ("max_test_examples", (None, -5))):
         with pytest.raises(DataError, match=rf"data\.{key} = "):
-            limited(reviews, *limits)
+            limit_examples(reviews, *limits)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from rich.console import Console
 from fedsvd.config.compose import compose, to_yaml
 from fedsvd.errors import ConfigError
 from fedsvd.launch import sweep
-from fedsvd.launch.sweep import plan_sweep, run_one
+from fedsvd.launch.sweep import plan_sweep, run_or_resume
 from fedsvd.report.sweep_progress import RunStatus, SweepReporter, duration, seconds_left, statuses
 from fedsvd.runs.folder import read_json, write_json, write_rows
 
@@ -83,7 +83,7 @@ def test_a_finished_run_is_recognised_and_not_repeated(tmp_path: Path, monkeypat
     monkeypatch.setattr(sweep, "_run", lambda words, folder: pytest.fail("it ran again"))
     folder = write_run(tmp_path / "run", ["experiment=smoke"])
 
-    assert run_one(["experiment=smoke"], folder) == 0.7
+    assert run_or_resume(["experiment=smoke"], folder) == 0.7
 
 
 @pytest.mark.parametrize("checkpoint", [True, False])
@@ -96,17 +96,17 @@ def test_an_unfinished_run_goes_on_or_starts_anew(
     if checkpoint:
         (folder / "checkpoints" / "round-000001").mkdir(parents=True)
 
-    assert run_one(["experiment=smoke"], folder) == 0.25
+    assert run_or_resume(["experiment=smoke"], folder) == 0.25
     assert ran == [["experiment=smoke", *([f"resume='{folder}'"] if checkpoint else [])]]
 
 
 def test_a_run_that_fails_is_written_down_and_the_sweep_goes_on(tmp_path: Path) -> None:
     # A method that cannot serve clients of unlike ranks: found before anything is loaded.
     words = ["experiment=smoke", "method=fedavg_lora", "federation.client_ranks=[2,4]"]
-    assert run_one(words, tmp_path / "run") == 0.0
+    assert run_or_resume(words, tmp_path / "run") == 0.0
 
     assert read_json(tmp_path / "run" / "run.json")["state"] == "failed"
-    [(name, reason)] = sweep.unfinished(tmp_path)
+    [(name, reason)] = sweep.unfinished_runs(tmp_path)
     assert name == "run"
     assert "ConfigError" in reason
 
@@ -114,7 +114,7 @@ def test_a_run_that_fails_is_written_down_and_the_sweep_goes_on(tmp_path: Path) 
 def test_a_folder_that_is_at_work_elsewhere_is_left_alone(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", ["experiment=smoke"], state="running")
     with sweep._alone(folder):
-        assert run_one(["experiment=smoke"], folder) == 0.0
+        assert run_or_resume(["experiment=smoke"], folder) == 0.0
     assert read_json(folder / "run.json")["state"] == "running"
 
 

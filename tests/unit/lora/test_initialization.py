@@ -7,7 +7,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from fedsvd.errors import ConfigError
 from fedsvd.lora import peft_model
-from fedsvd.lora.initialization import initialise
+from fedsvd.lora.initialization import initialize_factors
 
 
 def make_model() -> peft.PeftModel:
@@ -20,7 +20,9 @@ def make_model() -> peft.PeftModel:
 
 def test_initialisation_is_a_function_of_the_seed() -> None:
     shapes = peft_model.read(make_model())
-    first, again, other = (initialise(shapes, init_a="orthonormal", init_b="zeros", seed=seed) for seed in (1, 1, 2))
+    first, again, other = (
+        initialize_factors(shapes, init_a="orthonormal", init_b="zeros", seed=seed) for seed in (1, 1, 2)
+    )
 
     for name in shapes.A:
         assert torch.equal(first.A[name], again.A[name])
@@ -32,7 +34,7 @@ def test_initialisation_is_a_function_of_the_seed() -> None:
 
 def test_kaiming_stays_within_its_bound() -> None:
     shapes = peft_model.read(make_model())
-    adapter = initialise(shapes, init_a="kaiming", init_b="orthonormal", seed=0)
+    adapter = initialize_factors(shapes, init_a="kaiming", init_b="orthonormal", seed=0)
 
     for name in shapes.A:
         assert 0.15 < adapter.A[name].abs().max() <= 1 / 4
@@ -41,13 +43,13 @@ def test_kaiming_stays_within_its_bound() -> None:
 
 def test_unknown_initialisation() -> None:
     with pytest.raises(ConfigError, match="kaiming, orthonormal"):
-        initialise(peft_model.read(make_model()), init_a="xavier", init_b="zeros", seed=0)
+        initialize_factors(peft_model.read(make_model()), init_a="xavier", init_b="zeros", seed=0)
 
 
 def test_weight_svd_takes_the_directions_that_the_frozen_weight_amplifies_most() -> None:
     model = make_model()
     weights = peft_model.frozen_weights(model)
-    adapter = initialise(peft_model.read(model), init_a="weight_svd", init_b="zeros", seed=0, weights=weights)
+    adapter = initialize_factors(peft_model.read(model), init_a="weight_svd", init_b="zeros", seed=0, weights=weights)
 
     for name, A in adapter.A.items():
         torch.testing.assert_close(A @ A.mT, torch.eye(4))

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from fedsvd.errors import ModelError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter, Part
-from fedsvd.lora.initialization import initialise
+from fedsvd.lora.initialization import initialize_factors
 
 
 def make_model(rank: int = 4, lora_layers: str = "all", core: bool = False) -> peft.PeftModel:
@@ -44,7 +44,7 @@ def test_what_is_written_decides_the_predictions() -> None:
     model = make_model().eval()
     tokens = torch.arange(6).reshape(1, 6)
     before = model(input_ids=tokens).logits
-    adapter = initialise(peft_model.read(model), init_a="orthonormal", init_b="orthonormal", seed=1)
+    adapter = initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="orthonormal", seed=1)
 
     peft_model.write(model, adapter)
 
@@ -55,7 +55,7 @@ def test_what_is_written_decides_the_predictions() -> None:
 
 def test_a_site_adds_scale_times_b_a() -> None:
     model = make_model().eval()
-    peft_model.write(model, initialise(peft_model.read(model), init_a="kaiming", init_b="kaiming", seed=1))
+    peft_model.write(model, initialize_factors(peft_model.read(model), init_a="kaiming", init_b="kaiming", seed=1))
     adapter = peft_model.read(model)
     name = next(iter(adapter.A))
     layer = model.get_submodule("base_model.model." + name)
@@ -116,7 +116,7 @@ def test_an_adapter_of_another_shape_is_refused(part: Part) -> None:
 
 def test_saved_adapters_load_with_peft_alone_and_predict_the_same(tmp_path: Path) -> None:
     model = make_model()
-    adapter: Adapter = initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=3)
+    adapter: Adapter = initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=3)
     adapter = adapter.with_parts({"head": {name: torch.randn_like(t) for name, t in adapter.head.items()}})
     tokens = torch.arange(12).reshape(2, 6)
 
@@ -137,7 +137,7 @@ def random_base(adapter: Adapter, rank: int) -> Adapter:
 
 def test_a_core_stands_between_the_factors() -> None:
     model = make_model(core=True).eval()
-    adapter = initialise(peft_model.read(model), init_a="orthonormal", init_b="orthonormal", seed=1)
+    adapter = initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="orthonormal", seed=1)
     name = next(iter(adapter.A))
     layer = model.get_submodule("base_model.model." + name)
     x = torch.randn(5, 16)
@@ -171,7 +171,7 @@ def test_a_base_is_merged_once_however_often_it_is_written_and_can_be_taken_back
 @pytest.mark.parametrize("core", [False, True])
 def test_a_core_and_a_base_are_saved_as_plain_lora_of_a_higher_rank(tmp_path: Path, core: bool) -> None:
     model = make_model(core=core)
-    adapter = initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=3)
+    adapter = initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=3)
     adapter = random_base(adapter.with_parts({"core": {n: torch.randn(4, 4) for n in adapter.core}}), 3)
     tokens = torch.arange(12).reshape(2, 6)
 

@@ -27,12 +27,12 @@ from transformers import (
 from fedsvd.errors import ModelError, PrivacyError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Part
-from fedsvd.lora.initialization import initialise
+from fedsvd.lora.initialization import initialize_factors
 from fedsvd.models.loading import checkpoint_activations
-from fedsvd.privacy.dp_sgd import PerExample, opacus_hooks, per_example_gradients
-from fedsvd.training.loop import example_losses, inputs
-from fedsvd.training.per_example_gradients import choose, fused_gradients, why_not
-from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, Store
+from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks, per_example_gradients
+from fedsvd.training.loop import example_losses, model_inputs
+from fedsvd.training.per_example_gradients import choose_grad_sample_mode, fused_gradients, unsupported_reason
+from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 
 ENCODER = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
            "intermediate_size": 24, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
@@ -79,7 +79,7 @@ def adapted(
         lora_layers=layers,
         head_modules=head,
     )
-    peft_model.write(model, initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    peft_model.write(model, initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
     peft_model.set_trainable(model, parts or {"B"})
     return model
 
@@ -95,13 +95,13 @@ def batch(task: str, positions: Sequence[int]) -> dict[str, Tensor]:
 
 
 def check_against_loop(
-    model: peft.PeftModel, task: str, per_example: PerExample, cache: PrefixCache | None = None, tolerance: float = 1e-5
+    model: peft.PeftModel, task: str, per_example: GradSampleMode, cache: PrefixCache | None = None, tolerance: float = 1e-5
 ) -> None:
     def losses(module: nn.Module, positions: Sequence[int]) -> Tensor:
         drawn = batch(task, positions)
         if cache is None:
             return example_losses(module, drawn)
-        with cache.handing_in(module, inputs(drawn)):
+        with cache.reuse_states(module, model_inputs(drawn)):
             return example_losses(module, drawn)
 
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -119,11 +119,11 @@ def check_against_loop(
 @pytest.mark.parametrize("per_example", [fused_gradients, opacus_hooks])
 @pytest.mark.parametrize("targets", ["auto", "all-linear"])
 @pytest.mark.parametrize(("family", "task"), ALL)
-def test_per_example_gradients_equal_a_loop(family: str, task: str, targets: str, per_example: PerExample) -> None:
+def test_per_example_gradients_equal_a_loop(family: str, task: str, targets: str, per_example: GradSampleMode) -> None:
     parts: set[Part] = {"B", "head"} if targets == "auto" else {"A", "B", "head"}
     model = adapted(family, task, targets, parts)
 
-    assert why_not(model) is None
+    assert unsupported_reason(model) is None
     check_against_loop(model, task, per_example)
 
 
@@ -132,7 +132,7 @@ def test_checkpointing_and_kept_states_give_the_same_gradients(
     family: str, task: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = adapted(family, task, "all-linear", {"A", "B"}, layers="top_1")
-    cache = PrefixCache(model, Store(MemoryBudget(2**20)))
+    cache = PrefixCache(model, StateStore(MemoryBudget(2**20)))
     checkpoint_activations(model.get_base_model())
 
     for _ in range(2):
@@ -146,16 +146,16 @@ def test_hooks_and_checkpointing_do_not_go_together() -> None:
     model = adapted("llama", "causal_lm")
     checkpoint_activations(model.get_base_model())
 
-    assert choose(model, "auto") is fused_gradients
+    assert choose_grad_sample_mode(model, "auto") is fused_gradients
     with pytest.raises(PrivacyError, match="gradient_checkpointing = true"):
-        choose(model, "hooks")
+        choose_grad_sample_mode(model, "hooks")
 
 
 @pytest.mark.parametrize(("family", "task"), ALL)
 def test_a_bfloat16_model_trains_float32_factors(family: str, task: str) -> None:
     model = adapted(family, task, "auto", {"A", "B", "head"}, bf16=True)
 
-    assert why_not(model) is None
+    assert unsupported_reason(model) is None
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert model.get_base_model().dtype == torch.bfloat16
     # A batch and a single text are rounded differently at each of bfloat16's 8 bits.

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from fedsvd.lora import peft_model
-from fedsvd.lora.initialization import initialise
-from fedsvd.models.first_token import read_first_token_alone
-from fedsvd.privacy.dp_sgd import PerExample, opacus_hooks, per_example_gradients
+from fedsvd.lora.initialization import initialize_factors
+from fedsvd.models.first_token import use_first_token_only
+from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks, per_example_gradients
 from fedsvd.training.per_example_gradients import fused_gradients
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -54,7 +54,7 @@ def base(kind: str) -> PreTrainedModel:
 
 def adapted(kind: str, targets: list[str]) -> peft.PeftModel:
     model = peft_model.attach(base(kind), rank=4, lora_alpha=16, target_modules=targets, head_modules=["classifier"])
-    peft_model.write(model, initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    peft_model.write(model, initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
     peft_model.set_trainable(model, {"B", "head"})
     return model.eval()
 
@@ -67,14 +67,14 @@ def losses(model: nn.Module, positions: object) -> Tensor:
 @pytest.mark.parametrize("targets", [["query", "value"], ["dense"]], ids=["attention", "what follows"])
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @pytest.mark.parametrize("per_example", [fused_gradients, opacus_hooks])
-def test_outputs_and_each_example_gradient_are_the_same(kind: str, targets: list[str], per_example: PerExample) -> None:
+def test_outputs_and_each_example_gradient_are_the_same(kind: str, targets: list[str], per_example: GradSampleMode) -> None:
     plain = adapted(kind, targets)
     short = copy.deepcopy(plain)
     positions: list[int] = []
     inner = next(module for name, module in short.named_modules() if name.endswith("layer.1.intermediate"))
     inner.register_forward_hook(lambda module, args, output: positions.append(output.shape[1]))
 
-    assert read_first_token_alone(short)
+    assert use_first_token_only(short)
 
     positions.clear()
     torch.testing.assert_close(short(**INPUTS).logits, plain(**INPUTS).logits)
@@ -90,7 +90,7 @@ def test_a_model_that_it_does_not_fit_is_left_as_it_was(kind: str) -> None:
     model = base(kind).eval()
     before = model(**INPUTS).logits
 
-    assert not read_first_token_alone(model)
+    assert not use_first_token_only(model)
 
     assert torch.equal(model(**INPUTS).logits, before)
     assert not any(module._forward_pre_hooks for module in model.modules())

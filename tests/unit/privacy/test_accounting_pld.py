@@ -8,7 +8,7 @@ import pytest
 from absl import logging as absl_logging
 from dp_accounting.pld import privacy_loss_distribution as pld
 
-from fedsvd.privacy.accounting import LEAST_PRV_DELTA, Spend, calibrate, epsilon
+from fedsvd.privacy.accounting import MIN_PRV_DELTA, Spend, calibrate, epsilon
 
 # absl's handler takes the stream that pytest captures with, and closes it when Hydra sets up logging anew.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
@@ -81,7 +81,7 @@ def test_rdp_is_above_and_of_the_same_size(rows: list[tuple[float, float, int]])
     assert exact <= epsilon(history, DELTA, "rdp") <= 1.2 * exact
 
 
-@pytest.mark.parametrize("delta", [1e-3, 1e-8, LEAST_PRV_DELTA])
+@pytest.mark.parametrize("delta", [1e-3, 1e-8, MIN_PRV_DELTA])
 def test_prv_agrees_at_other_deltas(delta: float) -> None:
     for row in ((0.8, 0.3, 20), (2.0, 1.0, 4)):
         ours = epsilon(spends([row]), delta)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
 from fedsvd.privacy.accounting import epsilon
-from fedsvd.privacy.client_level import clipped, clipped_sum, noised, whole_run
+from fedsvd.privacy.client_level import add_noise, clip_update, clipped_sum, run_spend
 from fedsvd.privacy.randomness import TorchRandomness
 
 
@@ -30,7 +30,7 @@ def test_an_update_is_clipped_as_a_whole(length: float, bound: float, seed: int)
     update = [torch.randn(shape, generator=generator) for shape in [(3, 2), (5,), ()]]
     update = [tensor * (length / norm(update)) for tensor in update]
 
-    found = clipped(update, bound)
+    found = clip_update(update, bound)
 
     assert norm(found) <= bound * (1 + 1e-12)
     factor = min(1.0, bound / norm(update))
@@ -39,13 +39,13 @@ def test_an_update_is_clipped_as_a_whole(length: float, bound: float, seed: int)
 
 
 def test_an_update_of_zeros_stays_one() -> None:
-    assert norm(clipped([torch.zeros(3), torch.zeros(2, 2)], 0.1)) == 0
+    assert norm(clip_update([torch.zeros(3), torch.zeros(2, 2)], 0.1)) == 0
 
 
 def test_clipping_b_is_clipping_the_product_where_a_is_orthonormal() -> None:
     B, A = random_factors(seed=1, condition=30.0)
-    assert norm(clipped([B], 0.3)) == pytest.approx(0.3)
-    assert norm([clipped([B], 0.3)[0] @ A]) == pytest.approx(0.3)
+    assert norm(clip_update([B], 0.3)) == pytest.approx(0.3)
+    assert norm([clip_update([B], 0.3)[0] @ A]) == pytest.approx(0.3)
 
 
 def test_each_update_of_a_sum_is_clipped_by_itself() -> None:
@@ -60,14 +60,14 @@ def test_each_update_of_a_sum_is_clipped_by_itself() -> None:
 
 def test_noise_has_its_size_in_every_tensor() -> None:
     zeros = [torch.zeros(100, 100), torch.zeros(5000)]
-    for tensor in noised(zeros, 0.5, TorchRandomness(1)):
+    for tensor in add_noise(zeros, 0.5, TorchRandomness(1)):
         assert tensor.std().item() == pytest.approx(0.5, rel=0.03)
 
 
 @pytest.mark.parametrize("drawn", [1, 3, 6])
 def test_a_whole_run_is_within_the_budget(drawn: int) -> None:
     config = make_config("federation.num_clients=6", f"federation.clients_per_round={drawn}", "train.num_rounds=7")
-    spend = whole_run(config.privacy, config.train, config.federation)
+    spend = run_spend(config.privacy, config.train, config.federation)
 
     assert (spend.sample_rate, spend.steps) == (drawn / 6, 7)
     assert 0.9 * 6 < epsilon([spend], 1e-5) <= 6

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsvd.privacy.clipping_statistics import GRADIENT_SHARE, ClippingMeter, statistics_std
+from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR, ClippingMeter, statistics_noise_std
 from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
 from fedsvd.privacy.randomness import TorchRandomness
 
@@ -24,7 +24,7 @@ class Exact(TorchRandomness):
 def test_gradients_and_both_sums_cost_together_what_gradients_alone_would() -> None:
     sigma = 1.7
     # Precisions of Gaussian mechanisms add up: (sensitivity / std)².
-    together = (1 / (sigma * GRADIENT_SHARE)) ** 2 + 2 * (0.5 / statistics_std(sigma)) ** 2
+    together = (1 / (sigma * GRADIENT_NOISE_FACTOR)) ** 2 + 2 * (0.5 / statistics_noise_std(sigma)) ** 2
     assert together == pytest.approx((1 / sigma) ** 2, rel=1e-12)
 
 
@@ -52,7 +52,7 @@ def test_an_empty_batch_is_released_too() -> None:
     randomness = Exact()
     meter = ClippingMeter(1.0, 2.0, 4.0, randomness)
     meter.release()
-    assert randomness.stds == [statistics_std(1.0)]
+    assert randomness.stds == [statistics_noise_std(1.0)]
     assert meter.statistics.clipped_share == 0.5
 
 
@@ -78,7 +78,7 @@ def test_gradients_get_half_a_percent_more_noise_and_only_where_it_is_needed() -
 
     assert nothing is None
     assert set(without.stds) == {2.0 * 0.5}
-    assert set(with_them.stds) == {2.0 * 0.5 * GRADIENT_SHARE, statistics_std(2.0)}
-    assert with_them.stds.count(statistics_std(2.0)) == 3
+    assert set(with_them.stds) == {2.0 * 0.5 * GRADIENT_NOISE_FACTOR, statistics_noise_std(2.0)}
+    assert with_them.stds.count(statistics_noise_std(2.0)) == 3
     assert 0 <= seen.clipped_share <= 1  # type: ignore[attr-defined]
     assert 0 <= seen.mean_grad_norm <= 0.5  # type: ignore[attr-defined]

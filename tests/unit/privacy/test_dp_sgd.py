@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedsvd.errors import PrivacyError
 from fedsvd.lora.adapter import Part
-from fedsvd.privacy.dp_sgd import DPSGD, PerExample, opacus_hooks, per_example_gradients, train_dp_sgd
+from fedsvd.privacy.dp_sgd import DPSGD, GradSampleMode, opacus_hooks, per_example_gradients, train_dp_sgd
 from fedsvd.privacy.randomness import TorchRandomness, poisson_batches
 from fedsvd.training.per_example_gradients import fused_gradients
 
@@ -50,7 +50,7 @@ PATHS = pytest.mark.parametrize("per_example", [opacus_hooks, fused_gradients], 
 
 @PATHS
 @pytest.mark.parametrize("parts", PARTS, ids=lambda parts: "+".join(sorted(parts)))
-def test_per_example_gradients_equal_a_loop(parts: set[Part], per_example: PerExample) -> None:
+def test_per_example_gradients_equal_a_loop(parts: set[Part], per_example: GradSampleMode) -> None:
     model, trained = make_model(parts)
 
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -66,7 +66,7 @@ def test_per_example_gradients_equal_a_loop(parts: set[Part], per_example: PerEx
 
 @PATHS
 @pytest.mark.parametrize("parts", PARTS, ids=lambda parts: "+".join(sorted(parts)))
-def test_a_step_clips_each_example_over_everything_trained(parts: set[Part], per_example: PerExample) -> None:
+def test_a_step_clips_each_example_over_everything_trained(parts: set[Part], per_example: GradSampleMode) -> None:
     model, trained = make_model(parts)
     before = values(trained)
     gradients = [torch.cat([g.reshape(-1) for g in one_by_one(model, trained, i)]) for i in range(NUM_EXAMPLES)]
@@ -112,7 +112,7 @@ def test_the_divisor_is_the_expected_batch_size() -> None:
 
 
 @PATHS
-def test_an_empty_batch_takes_a_noisy_step_of_the_right_size(per_example: PerExample) -> None:
+def test_an_empty_batch_takes_a_noisy_step_of_the_right_size(per_example: GradSampleMode) -> None:
     model, trained = make_model({"A", "B", "head"})
     before = values(trained)
     assert next(poisson_batches(NUM_EXAMPLES, 1e-6, 1, torch.Generator().manual_seed(0))) == []
@@ -157,7 +157,7 @@ def test_steps_are_counted_whatever_the_batches() -> None:
 
 @PATHS
 @pytest.mark.parametrize("size", [1, 5, 12])
-def test_neither_physical_batches_nor_the_path_change_anything(size: int, per_example: PerExample) -> None:
+def test_neither_physical_batches_nor_the_path_change_anything(size: int, per_example: GradSampleMode) -> None:
     whole, parts = make_model({"B", "head"}), make_model({"B", "head"})
 
     run(*whole, plan(noise_multiplier=1.0, steps=3))
@@ -178,7 +178,7 @@ def test_the_global_seed_has_no_part_in_noise() -> None:
 
 
 @PATHS
-def test_the_model_is_left_as_plain_as_it_was(per_example: PerExample) -> None:
+def test_the_model_is_left_as_plain_as_it_was(per_example: GradSampleMode) -> None:
     model, trained = make_model({"B"})
     hooks = sum(len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules())
 

@@ -13,8 +13,8 @@ from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError
 from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
-from fedsvd.privacy.client_level import whole_run
-from fedsvd.privacy.noise_share import counts_alike, share_of
+from fedsvd.privacy.client_level import run_spend
+from fedsvd.privacy.noise_share import equal_weights, client_noise_multiplier
 from fedsvd.runtime.model import initial_adapter
 from fedsvd.wire import payload, train_messages
 
@@ -49,7 +49,7 @@ def test_client_level_shares_add_up_to_the_whole_noise(tmp_path: Path) -> None:
     words = [*SECURE, "privacy=client_level", "federation.num_clients=4", "federation.min_survivors=3",
              "privacy.max_update_norm=1e-6"]  # fmt: skip
     config = compose(words)
-    sigma = whole_run(config.privacy, config.train, config.federation).noise_multiplier
+    sigma = run_spend(config.privacy, config.train, config.federation).noise_multiplier
 
     alone = sent(config, tmp_path)
 
@@ -66,10 +66,10 @@ def test_a_small_client_divides_by_the_same_number_as_all(tmp_path: Path) -> Non
 
 def test_without_shares_each_client_adds_all() -> None:
     config = compose(["experiment=smoke"])
-    assert share_of(2.0, config) == 2.0
-    assert not counts_alike(config)
-    assert counts_alike(compose(["experiment=smoke", "privacy=client_level"]))
-    assert counts_alike(compose([*SECURE, *EXAMPLE]))
+    assert client_noise_multiplier(2.0, config) == 2.0
+    assert not equal_weights(config)
+    assert equal_weights(compose(["experiment=smoke", "privacy=client_level"]))
+    assert equal_weights(compose([*SECURE, *EXAMPLE]))
 
 
 @pytest.mark.parametrize(

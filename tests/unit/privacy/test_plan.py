@@ -6,14 +6,14 @@ from fedsvd.config.compose import compose
 from fedsvd.errors import PrivacyError
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger import Budget
-from fedsvd.privacy.plan import configured_budget, plan_client, plan_warnings, poisson_rate, whole_run
+from fedsvd.privacy.plan import calibrate_run, configured_budget, plan_client, plan_warnings, poisson_rate
 
 SMOKE = ["experiment=smoke", "privacy.accountant=rdp", "train.num_rounds=6", "privacy.target_epsilon=3"]
 
 
 def test_the_noise_is_for_every_step_that_a_client_can_ever_take() -> None:
     config = compose([*SMOKE, "federation.num_clients=4", "federation.clients_per_round=1"])
-    run = whole_run(config, 100)
+    run = calibrate_run(config, 100)
 
     assert (run.sample_rate, run.steps) == (0.16, 12)
     assert 0.97 * 3 < epsilon([run], 1e-5, "rdp") <= 3
@@ -24,7 +24,7 @@ def test_a_fresh_client_can_take_part_in_every_round() -> None:
 
     assert plan.epsilon_before == 0
     assert plan.epsilon_run == plan.epsilon_after <= 3
-    assert (plan.rounds_to_come, plan.rounds_that_fit) == (6, 6)
+    assert (plan.remaining_rounds, plan.affordable_rounds) == (6, 6)
 
 
 def test_what_a_ledger_holds_leaves_fewer_rounds() -> None:
@@ -34,8 +34,8 @@ def test_what_a_ledger_holds_leaves_fewer_rounds() -> None:
     per_round = Spend(plan.run.noise_multiplier, plan.run.sample_rate, config.train.local_steps)
     after = [epsilon([*history, *[per_round] * rounds], 1e-5, "rdp") for rounds in range(7)]
 
-    assert 0 < plan.rounds_that_fit < 6
-    assert after[plan.rounds_that_fit] <= 3.5 < after[plan.rounds_that_fit + 1]
+    assert 0 < plan.affordable_rounds < 6
+    assert after[plan.affordable_rounds] <= 3.5 < after[plan.affordable_rounds + 1]
     assert (plan.epsilon_before, plan.epsilon_after) == (after[0], after[6])
 
 
@@ -43,19 +43,19 @@ def test_what_a_ledger_holds_leaves_fewer_rounds() -> None:
 def test_no_round_fits_or_all_do(noise: float, fit: int) -> None:
     config = compose([*SMOKE, "privacy.max_epsilon=3.2"])
 
-    assert plan_client(config, 100, [Spend(noise, 0.16, 6)]).rounds_that_fit == fit
+    assert plan_client(config, 100, [Spend(noise, 0.16, 6)]).affordable_rounds == fit
 
 
 def test_a_resumed_run_has_fewer_rounds_to_come() -> None:
     config = compose(SMOKE)
-    run = whole_run(config, 100)
+    run = calibrate_run(config, 100)
     done = [Spend(run.noise_multiplier, run.sample_rate, 2)] * 4
     plan = plan_client(config, 100, done, rounds_done=4)
     finished = plan_client(config, 100, [run], rounds_done=6)
 
-    assert (plan.rounds_to_come, plan.rounds_that_fit) == (2, 2)
+    assert (plan.remaining_rounds, plan.affordable_rounds) == (2, 2)
     assert plan.epsilon_after == plan.epsilon_run
-    assert (finished.rounds_to_come, finished.rounds_that_fit) == (0, 0)
+    assert (finished.remaining_rounds, finished.affordable_rounds) == (0, 0)
     assert finished.epsilon_after == finished.epsilon_before
 
 

@@ -69,24 +69,24 @@ def test_as_many_shares_as_are_needed_restore_a_secret_and_fewer_do_not(num_clie
     assert keys.threshold(num_clients, 2) == needed
     channels = {node: bytes([node]) * 32 for node in range(1, num_clients + 1)}
     seed, mask_key = keys.new_seed(), keys.new_private_key()
-    sent = keys.share_out(1, seed, mask_key, channels, needed)
-    opened = [keys.open_shares(sent[node], channels[node], 1, node) for node in channels]
+    sent = keys.distribute_shares(1, seed, mask_key, channels, needed)
+    opened = [keys.decrypt_shares(sent[node], channels[node], 1, node) for node in channels]
 
-    assert keys.restore([shares.self_mask for shares in opened[-needed:]]) == seed
-    assert keys.restore([shares.mask_key for shares in opened]) == mask_key
+    assert keys.reconstruct_secret([shares.self_mask for shares in opened[-needed:]]) == seed
+    assert keys.reconstruct_secret([shares.mask_key for shares in opened]) == mask_key
     with contextlib.suppress(PayloadError, IndexError):
-        assert keys.restore([shares.self_mask for shares in opened[: needed - 1]]) != seed
+        assert keys.reconstruct_secret([shares.self_mask for shares in opened[: needed - 1]]) != seed
 
 
 def test_shares_that_were_swapped_or_changed_are_refused() -> None:
     channels = {1: b"a" * 32, 2: b"b" * 32, 3: b"c" * 32}
-    sent = keys.share_out(1, keys.new_seed(), keys.new_private_key(), channels, 2)
+    sent = keys.distribute_shares(1, keys.new_seed(), keys.new_private_key(), channels, 2)
     with pytest.raises(PayloadError, match="cannot be decrypted"):
-        keys.open_shares(sent[2], channels[3], 1, 2)
+        keys.decrypt_shares(sent[2], channels[3], 1, 2)
     with pytest.raises(PayloadError, match="cannot be decrypted"):
-        keys.open_shares(sent[2][:-3] + b"xyz", channels[2], 1, 2)
+        keys.decrypt_shares(sent[2][:-3] + b"xyz", channels[2], 1, 2)
     with pytest.raises(PayloadError, match="not what they are said to be"):
-        keys.open_shares(sent[2], channels[2], 3, 2)
+        keys.decrypt_shares(sent[2], channels[2], 3, 2)
 
 
 def test_more_must_survive_where_the_client_asks_for_more() -> None:

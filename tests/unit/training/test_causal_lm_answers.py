@@ -13,9 +13,9 @@ from fedsvd.config import DataConfig
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError, DataError
 from fedsvd.models.loading import load_causal_lm, load_classifier, load_tokenizer
-from fedsvd.training.causal_lm import read_answers
+from fedsvd.training.causal_lm import score_answers
 from fedsvd.training.generation import generate
-from fedsvd.training.loop import evaluate, example_losses, inputs
+from fedsvd.training.loop import evaluate, example_losses, model_inputs
 
 TEMPLATE = "Review: {text}\nIs it {choices}?"
 TEXTS = ["a fine film", "dull", "the worst of the three, by a mile", "see it twice"]
@@ -39,7 +39,9 @@ def rows(texts: list[str] = TEXTS, **more: list[str]) -> Dataset:
 
 def encoded(tokenizer: PreTrainedTokenizerBase, max_length: int = 64, **more: list[str]) -> Dataset:
     config = DataConfig("movie_reviews", prompt_template=TEMPLATE)
-    return data.tokenize_instructions(data.instructions(rows(**more), config, tokenizer, False), tokenizer, max_length)
+    return data.tokenize_instructions(
+        data.build_instructions(rows(**more), config, tokenizer, False), tokenizer, max_length
+    )
 
 
 def learnt(example: dict[str, list[int]]) -> list[int]:
@@ -82,7 +84,7 @@ def test_an_answer_as_long_as_all_leaves_half_to_the_prompt(tokenizer: PreTraine
 
 def test_losses_are_means_over_the_answers_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     batch = data.collate(list(encoded(tokenizer, response=["go see it", "no", "stay at home", "yes"])), tokenizer)
-    logits = model(**inputs(batch)).logits
+    logits = model(**model_inputs(batch)).logits
     expected = [
         functional.cross_entropy(row[:-1], labels[1:], ignore_index=-100)
         for row, labels in zip(logits, batch["labels"], strict=True)
@@ -94,7 +96,7 @@ def test_losses_are_means_over_the_answers_tokens(model: PreTrainedModel, tokeni
 def test_perplexity_weighs_every_token_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     examples = encoded(tokenizer, response=["go see it", "no", "stay at home", "yes"])
     whole = data.collate(list(examples), tokenizer)
-    logits = model(**inputs(whole)).logits
+    logits = model(**model_inputs(whole)).logits
     expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), whole["labels"][:, 1:].flatten())
 
     found = evaluate(model, data.eval_batches(examples, 3, tokenizer), torch.device("cpu"))
@@ -120,17 +122,17 @@ def test_exact_match_is_what_greedy_decoding_gives(model: PreTrainedModel, token
     ]
     batch = data.collate(examples, tokenizer)
 
-    assert read_answers(model, inputs(batch), batch["labels"]).exact.tolist() == [True, True, True, False]
+    assert score_answers(model, model_inputs(batch), batch["labels"]).exact.tolist() == [True, True, True, False]
 
 
 def test_packed_sequences_do_not_see_each_other(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     examples = encoded(tokenizer)
     alone = data.collate(list(examples), tokenizer)
-    separate = read_answers(model, inputs(alone), alone["labels"])
+    separate = score_answers(model, model_inputs(alone), alone["labels"])
 
-    packs = data.packed(examples, max_length=40)
+    packs = data.pack_sequences(examples, max_length=40)
     batch = data.collate(list(packs), tokenizer)
-    together = read_answers(model, inputs(batch), batch["labels"])
+    together = score_answers(model, model_inputs(batch), batch["labels"])
 
     assert 1 < len(packs) < len(examples)
     assert "attention_mask" not in batch
@@ -151,11 +153,11 @@ def test_batches_of_prompts_give_the_answers_of_single_ones(
 def test_a_chat_template_goes_around_prompts(tokenizer: PreTrainedTokenizerBase) -> None:
     config = DataConfig("movie_reviews", prompt_template=TEMPLATE)
     with pytest.raises(DataError, match="no chat template"):
-        data.instructions(rows(), config, tokenizer, True)
+        data.build_instructions(rows(), config, tokenizer, True)
 
     own = load_tokenizer("embedded:tiny-llama")
     own.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}<assistant> "
-    [first, *_] = data.instructions(rows(), config, own, True)
+    [first, *_] = data.build_instructions(rows(), config, own, True)
 
     assert first.prompt == "<user> Review: a fine film\nIs it bad, good? <assistant> "
     assert first.answer == "bad"

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedsvd.config import TrainConfig
 from fedsvd.training.loop import evaluate, learning_rate, make_optimizer, train_plain
-from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, Store
+from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 
 
 def config(**changes: object) -> TrainConfig:
@@ -81,11 +81,11 @@ class Noting(PrefixCache):
     """An empty cache that notes what it is asked for."""
 
     def __init__(self) -> None:
-        super().__init__(Fixed(), Store(MemoryBudget(0)))
+        super().__init__(Fixed(), StateStore(MemoryBudget(0)))
         self.asked: list[int] = []
 
     @contextmanager
-    def handing_in(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Iterator[None]:
+    def reuse_states(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Iterator[None]:
         self.asked.append(len(inputs["input_ids"]))
         yield
 

@@ -17,9 +17,14 @@ from transformers import (
 from fedsvd.errors import PrivacyError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Part
-from fedsvd.lora.initialization import initialise
-from fedsvd.privacy.dp_sgd import PerExample, _check_samples, opacus_hooks, per_example_gradients
-from fedsvd.training.per_example_gradients import _say_once, choose, fused_gradients, why_not
+from fedsvd.lora.initialization import initialize_factors
+from fedsvd.privacy.dp_sgd import GradSampleMode, _check_per_example_gradients, opacus_hooks, per_example_gradients
+from fedsvd.training.per_example_gradients import (
+    _warn_once,
+    choose_grad_sample_mode,
+    fused_gradients,
+    unsupported_reason,
+)
 
 LENGTHS = [3, 7, 4, 7]
 
@@ -49,7 +54,7 @@ def adapted(kind: str, parts: set[Part], dropout: float = 0.0) -> tuple[peft.Pef
         lora_dropout=dropout,
         core="core" in parts,
     )
-    drawn = initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0)
+    drawn = initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0)
     peft_model.write(model, drawn.with_parts({"core": {name: torch.randn(4, 4) for name in drawn.core}}))
     return model, peft_model.set_trainable(model, parts)
 
@@ -69,7 +74,7 @@ def losses(model: nn.Module, positions: object) -> Tensor:
 )
 @pytest.mark.parametrize("kind", ["gpt2", "roberta"])
 @pytest.mark.parametrize("per_example", [fused_gradients, opacus_hooks])
-def test_per_example_gradients_equal_a_loop(kind: str, parts: set[Part], per_example: PerExample) -> None:
+def test_per_example_gradients_equal_a_loop(kind: str, parts: set[Part], per_example: GradSampleMode) -> None:
     model, trained = adapted(kind, parts)
     names = {parameter: name for name, parameter in model.named_parameters()}
 
@@ -104,30 +109,30 @@ def test_weights_of_gpt2_are_seen_as_those_of_a_linear_layer() -> None:
 
 def test_the_fused_path_is_taken_where_it_can_be() -> None:
     model, _ = adapted("gpt2", {"B", "head"})
-    assert why_not(model) is None
-    assert choose(model, "auto") is choose(model, "fused") is fused_gradients
-    assert choose(model, "hooks") is opacus_hooks
+    assert unsupported_reason(model) is None
+    assert choose_grad_sample_mode(model, "auto") is choose_grad_sample_mode(model, "fused") is fused_gradients
+    assert choose_grad_sample_mode(model, "hooks") is opacus_hooks
 
 
 def test_what_does_not_fit_takes_the_hooks_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    _say_once.cache_clear()
+    _warn_once.cache_clear()
     model, _ = adapted("roberta", {"B"}, dropout=0.1)
     with caplog.at_level(logging.WARNING):
-        assert [choose(model, "auto"), choose(model, "auto")] == [opacus_hooks] * 2
+        assert [choose_grad_sample_mode(model, "auto"), choose_grad_sample_mode(model, "auto")] == [opacus_hooks] * 2
     [record] = caplog.records
     assert "query has dropout before A" in record.getMessage()
     with pytest.raises(PrivacyError, match=r"grad_sample_mode = fused is not possible: .* has dropout before A"):
-        choose(model, "fused")
+        choose_grad_sample_mode(model, "fused")
 
 
 def test_anything_else_that_is_trained_is_a_reason() -> None:
     model, _ = adapted("roberta", {"B"})
     norm = next(module for module in model.modules() if isinstance(module, nn.LayerNorm))
     norm.weight.requires_grad_(True)
-    assert "LayerNorm.weight is trained" in str(why_not(model))
+    assert "LayerNorm.weight is trained" in str(unsupported_reason(model))
     model, _ = adapted("gpt2", {"B"})
     next(iter(peft_model.lora_sites(model).values())).layer.get_base_layer().weight.requires_grad_(True)
-    assert "has a trained base layer" in str(why_not(model))
+    assert "has a trained base layer" in str(unsupported_reason(model))
 
 
 def test_a_model_that_mixes_examples_is_refused() -> None:
@@ -141,4 +146,4 @@ def test_a_model_that_mixes_examples_is_refused() -> None:
         flattened(model, range(4)).sum().backward()
         assert trained[0].grad_sample.shape[0] == 1
     with pytest.raises(PrivacyError, match="does not keep examples apart"):
-        _check_samples(trained, 4)
+        _check_per_example_gradients(trained, 4)

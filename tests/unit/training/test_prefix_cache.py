@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from fedsvd.lora import peft_model
-from fedsvd.lora.initialization import initialise
-from fedsvd.privacy.dp_sgd import PerExample, opacus_hooks, per_example_gradients
+from fedsvd.lora.initialization import initialize_factors
+from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks, per_example_gradients
 from fedsvd.training.per_example_gradients import fused_gradients
-from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, Store
+from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 
 LENGTHS = [3, 7, 4, 7, 2, 5]
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -46,7 +46,7 @@ def adapted(kind: str = "bert", lora_layers: str = "top_1") -> peft.PeftModel:
     model = peft_model.attach(
         model, rank=4, lora_alpha=16, target_modules=targets, head_modules=head, lora_layers=lora_layers
     )
-    peft_model.write(model, initialise(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
+    peft_model.write(model, initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
     peft_model.set_trainable(model, {"B", "head"})
     return model.eval()
 
@@ -65,7 +65,7 @@ def losses(model: nn.Module, positions: Sequence[int], cache: PrefixCache | None
     labels = torch.tensor([i % 2 for i in positions])
     if cache is None:
         return nn.functional.cross_entropy(model(**inputs).logits, labels, reduction="none")
-    with cache.handing_in(model, inputs):
+    with cache.reuse_states(model, inputs):
         return nn.functional.cross_entropy(model(**inputs).logits, labels, reduction="none")
 
 
@@ -84,7 +84,7 @@ def test_losses_are_those_of_the_whole_model_and_lower_layers_see_an_example_onc
     model = adapted(kind)
     draws = ([0, 1, 2], [2, 1, 3], [5, 0], [4, 3, 5, 2, 1, 0], [2])
     expected = [losses(model, positions) for positions in draws]
-    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
+    cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
     rows = lowest_layer_rows(model)
 
     for positions, loss in zip(draws, expected, strict=True):
@@ -98,10 +98,10 @@ def test_losses_are_those_of_the_whole_model_and_lower_layers_see_an_example_onc
 
 
 @pytest.mark.parametrize("per_example", [opacus_hooks, fused_gradients], ids=["hooks", "fused"])
-def test_per_example_gradients_equal_a_loop(per_example: PerExample) -> None:
+def test_per_example_gradients_equal_a_loop(per_example: GradSampleMode) -> None:
     model = adapted()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
+    cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
     for _ in range(2):
         found = per_example_gradients(
             model, lambda module, positions: losses(module, positions, cache), range(6), per_example
@@ -134,7 +134,7 @@ def products_made(model: peft.PeftModel, cache: PrefixCache) -> set[str]:
 
 def test_products_are_made_once_for_each_example_and_anew_while_a_weight_is_changed() -> None:
     model = adapted()
-    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
+    cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
     losses(model, range(6), cache)
     assert products_made(model, cache) == set()
     # As methods do that merge factors into the frozen weight, and take them out again.
@@ -154,7 +154,7 @@ def test_models_that_share_a_store_keep_products_of_the_weights_as_loaded(merged
     peft_model.write(merged, before.with_parts({"base_left": left, "base_right": right}))
     expected = {model: losses(model, range(6)) for model in (plain, merged)}
     assert not torch.allclose(*expected.values(), atol=1e-4)
-    store = Store(MemoryBudget(LARGE))
+    store = StateStore(MemoryBudget(LARGE))
     caches = {model: PrefixCache(model, store) for model in expected}
 
     for model in (merged, plain) if merged_first else (plain, merged):
@@ -166,7 +166,7 @@ def test_models_that_share_a_store_keep_products_of_the_weights_as_loaded(merged
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_model_of_other_frozen_weights_takes_no_others_products(first: int) -> None:
-    models, store = [adapted(), adapted()], Store(MemoryBudget(LARGE))
+    models, store = [adapted(), adapted()], StateStore(MemoryBudget(LARGE))
     with torch.no_grad():
         models[1].base_model.model.bert.encoder.layer[2].attention.self.key.weight.mul_(-2)
     for model in (models[first], models[1 - first]):
@@ -178,14 +178,14 @@ def test_a_model_of_other_frozen_weights_takes_no_others_products(first: int) ->
 
 def test_a_text_that_comes_twice_is_computed_once_and_types_of_tokens_tell_texts_apart() -> None:
     model = adapted()
-    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
+    cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
     torch.testing.assert_close(losses(model, [3, 0, 3], cache), losses(model, [3, 0, 3]), atol=1e-6, rtol=1e-5)
     assert len(cache) == 2
 
     plain = batch([0, 3])
     typed = plain | {"token_type_ids": (plain["input_ids"] > 25).long()}
     for inputs in (typed, plain):
-        with cache.handing_in(model, inputs):
+        with cache.reuse_states(model, inputs):
             found = model(**inputs).logits
         torch.testing.assert_close(found, model(**inputs).logits, atol=1e-6, rtol=1e-5)
     assert len(cache) == 4
@@ -193,7 +193,7 @@ def test_a_text_that_comes_twice_is_computed_once_and_types_of_tokens_tell_texts
 
 def test_what_is_kept_does_not_hang_on_what_is_trained() -> None:
     model = adapted()
-    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
+    cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
     before = losses(model, [0, 1], cache)
     with torch.no_grad():
         for site in peft_model.lora_sites(model).values():
@@ -208,7 +208,7 @@ def test_memory_is_bounded_and_given_back(lora_layers: str, numbers: int) -> Non
     # Of two adapted layers the states alone are kept; of the last layer its three products, too.
     model, wide = adapted(lora_layers=lora_layers), numbers * WIDTH
     budget = MemoryBudget(4 * wide * (LENGTHS[0] + LENGTHS[1]) + 3)
-    cache = PrefixCache(model, Store(budget))
+    cache = PrefixCache(model, StateStore(budget))
     for _ in range(2):
         torch.testing.assert_close(losses(model, range(6), cache), losses(model, range(6)), atol=1e-6, rtol=1e-5)
 
@@ -223,17 +223,17 @@ def test_memory_is_bounded_and_given_back(lora_layers: str, numbers: int) -> Non
 @pytest.mark.parametrize(("lora_layers", "limit"), [("all", LARGE), ("top_3", LARGE), ("top_1", 0)])
 def test_nothing_is_kept_where_nothing_lies_below_or_none_is_wanted(lora_layers: str, limit: int) -> None:
     model = adapted(lora_layers=lora_layers)
-    cache = PrefixCache(model, Store(MemoryBudget(limit)))
+    cache = PrefixCache(model, StateStore(MemoryBudget(limit)))
     torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=0, rtol=0)
     assert len(cache) == 0
 
 
 def test_texts_padded_on_the_left_go_without_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     model = adapted("gpt2")
-    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
+    cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            with cache.handing_in(model, batch([0, 1], left=True)):
+            with cache.reuse_states(model, batch([0, 1], left=True)):
                 model(**batch([0, 1], left=True))
     assert ["padded on the left" in record.getMessage() for record in caplog.records] == [True]
     assert len(cache) == 0
@@ -245,7 +245,7 @@ def test_a_model_whose_top_reads_its_bottom_is_found_out(caplog: pytest.LogCaptu
     kept: list[Tensor] = []
     layers[0].register_forward_hook(lambda module, args, output: kept.append(output))
     layers[2].register_forward_hook(lambda module, args, output: output + kept[-1])
-    cache = PrefixCache(model, Store(MemoryBudget(LARGE)))
+    cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
 
     torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=0, rtol=0)
     assert "handing states in changes its output" in caplog.text
