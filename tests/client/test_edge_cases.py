@@ -54,7 +54,9 @@ def test_a_client_with_one_example_takes_part(privacy: str, tmp_path: Path) -> N
 def test_a_client_without_examples_says_so_unpaid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose(["experiment=smoke"])
     silo = load_client_data(config, 0)
-    monkeypatch.setattr(client.local_round, "load_client_data", lambda *_: replace(silo, examples=silo.examples.select([])))
+    monkeypatch.setattr(
+        client.local_round, "load_client_data", lambda *_: replace(silo, examples=silo.examples.select([]))
+    )
 
     with pytest.raises(DataError, match="client 0 holds no examples"):
         play(config, tmp_path)
