@@ -65,7 +65,7 @@ def score_answers(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -
 
 @contextmanager
 def _output_layer_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Apply the output layer only to the hidden states at ``positions``, shape (batch, positions), inside the context."""
+    """Apply the output layer only to the states at ``positions``, shape (batch, positions), inside the context."""
     output = next(m for m in model.modules() if isinstance(m, PreTrainedModel)).get_output_embeddings()  # type: ignore[no-untyped-call]
 
     def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

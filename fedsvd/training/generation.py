@@ -76,9 +76,7 @@ def generate_samples(
         For each row, a dict with ``prompt``, ``expected`` and ``generated``.
     """
     texts = data.build_instructions(rows, config, tokenizer, model_config.chat_template)
-    prompts = [
-        data.prompt_ids(text, tokenizer, model_config.max_length, model_config.chat_template) for text in texts
-    ]
+    prompts = [data.prompt_ids(text, tokenizer, model_config.max_length, model_config.chat_template) for text in texts]
     answers = generate(model, tokenizer, prompts)
     return [
         {"prompt": text.prompt, "expected": text.answer.strip(), "generated": answer}

@@ -68,7 +68,7 @@ def choose_grad_sample_mode(model: nn.Module, grad_sample_mode: str) -> GradSamp
         # The hooks would run twice on each layer's input.
         raise PrivacyError(
             "model.gradient_checkpointing = true is not possible with Opacus' hooks, which this run uses "
-            f"({reason or 'train.grad_sample_mode = hooks'}): set it to false, or make the fused path possible."
+            f"({reason or 'train.grad_sample_mode = hooks'}): set it to false, or let the run use the fused path."
         )
     return opacus_hooks if reason or grad_sample_mode == "hooks" else fused_gradients
 
@@ -79,7 +79,7 @@ def _uses_checkpointing(model: nn.Module) -> bool:
 
 @lru_cache(maxsize=64)
 def _warn_once(reason: str) -> None:
-    logger.warning("per-example gradients are computed by Opacus' hooks, which are slower: %s.", reason)
+    logger.warning("per-example gradients come from Opacus' hooks, which are slower: %s.", reason)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Language models: prompts and answers as tokens, their losses, exact match, packing and greedy answers."""
+"""Causal language models: tokenized prompts and answers, losses, exact match, packing and generation."""
 
 import math
 
@@ -44,45 +44,45 @@ def encoded(tokenizer: PreTrainedTokenizerBase, max_length: int = 64, **more: li
     )
 
 
-def learnt(example: dict[str, list[int]]) -> list[int]:
+def answer_tokens(example: dict[str, list[int]]) -> list[int]:
     return [token for token in example["labels"] if token != -100]
 
 
-def test_prompts_are_read_and_answers_with_their_end_are_learnt(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_labels_are_the_answer_and_its_end_token(tokenizer: PreTrainedTokenizerBase) -> None:
     first = encoded(tokenizer)[0]
 
     assert tokenizer.decode(first["input_ids"]) == "[CLS] review : a fine film is it bad, good? bad [SEP]"
-    assert tokenizer.decode(learnt(first)) == "bad [SEP]"
+    assert tokenizer.decode(answer_tokens(first)) == "bad [SEP]"
     assert len(first["labels"]) == len(first["input_ids"])
 
 
-def test_free_answers_take_the_place_of_classes(tokenizer: PreTrainedTokenizerBase) -> None:
-    found = encoded(tokenizer, response=["go see it", "stay home", "no", "yes"])
+def test_free_answers_replace_class_names(tokenizer: PreTrainedTokenizerBase) -> None:
+    examples = encoded(tokenizer, response=["go see it", "stay home", "no", "yes"])
 
-    assert [tokenizer.decode(learnt(row)) for row in found][:2] == ["go see it [SEP]", "stay home [SEP]"]
+    assert [tokenizer.decode(answer_tokens(row)) for row in examples][:2] == ["go see it [SEP]", "stay home [SEP]"]
 
 
 @pytest.mark.parametrize("max_length", [8, 12, 16])
-def test_what_is_too_long_loses_the_end_of_its_text_first(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    found = encoded(tokenizer, max_length)
+def test_long_texts_are_truncated_at_their_end(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    examples = encoded(tokenizer, max_length)
 
-    assert max(len(row["input_ids"]) for row in found) <= max_length
-    assert all(tokenizer.decode(learnt(row)) in ("bad [SEP]", "good [SEP]") for row in found)
+    assert max(len(row["input_ids"]) for row in examples) <= max_length
+    assert all(tokenizer.decode(answer_tokens(row)) in ("bad [SEP]", "good [SEP]") for row in examples)
     if max_length == 16:
-        # The question stays whole.
-        assert tokenizer.decode(found[2]["input_ids"]) == (
+        # The question is not truncated.
+        assert tokenizer.decode(examples[2]["input_ids"]) == (
             "[CLS] review : the worst of the three is it bad, good? bad [SEP]"
         )
 
 
-def test_an_answer_as_long_as_all_leaves_half_to_the_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_long_answer_is_truncated_to_half_of_the_length(tokenizer: PreTrainedTokenizerBase) -> None:
     row = encoded(tokenizer, 20, response=["so " * 100] * 4)[2]
 
     assert len(row["input_ids"]) == 20
-    assert 10 <= len(learnt(row)) < 20
+    assert 10 <= len(answer_tokens(row)) < 20
 
 
-def test_losses_are_means_over_the_answers_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_losses_are_means_over_answer_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     batch = data.collate(list(encoded(tokenizer, response=["go see it", "no", "stay at home", "yes"])), tokenizer)
     logits = model(**model_inputs(batch)).logits
     expected = [
@@ -93,29 +93,29 @@ def test_losses_are_means_over_the_answers_tokens(model: PreTrainedModel, tokeni
     torch.testing.assert_close(example_losses(model, batch), torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
-def test_perplexity_weighs_every_token_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_perplexity_weighs_tokens_equally(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     examples = encoded(tokenizer, response=["go see it", "no", "stay at home", "yes"])
-    whole = data.collate(list(examples), tokenizer)
-    logits = model(**model_inputs(whole)).logits
-    expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), whole["labels"][:, 1:].flatten())
+    batch = data.collate(list(examples), tokenizer)
+    logits = model(**model_inputs(batch)).logits
+    expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
 
-    found = evaluate(model, data.eval_batches(examples, 3, tokenizer), torch.device("cpu"))
+    result = evaluate(model, data.eval_batches(examples, 3, tokenizer), torch.device("cpu"))
 
-    assert found.loss == pytest.approx(expected.item(), rel=1e-5)
-    assert found.num_examples == 4
+    assert result.loss == pytest.approx(expected.item(), rel=1e-5)
+    assert result.num_examples == 4
 
 
-def test_exact_match_is_what_greedy_decoding_gives(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_exact_match_agrees_with_greedy_decoding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     prompts = [row["input_ids"][: row["labels"].index(next(t for t in row["labels"] if t != -100))]
                for row in encoded(tokenizer)]  # fmt: skip
     with torch.no_grad():
-        own = [
+        generated = [
             model.generate(torch.tensor([prompt]), max_new_tokens=3, do_sample=False, use_cache=True)[0, len(prompt) :]
             for prompt in prompts
         ]
-    wrong = own[3].clone()
+    wrong = generated[3].clone()
     wrong[-1] += 1
-    answers = [*own[:3], wrong]
+    answers = [*generated[:3], wrong]
     examples = [
         {"input_ids": [*prompt, *answer.tolist()], "labels": [-100] * len(prompt) + answer.tolist()}
         for prompt, answer in zip(prompts, answers, strict=True)
@@ -125,52 +125,50 @@ def test_exact_match_is_what_greedy_decoding_gives(model: PreTrainedModel, token
     assert score_answers(model, model_inputs(batch), batch["labels"]).exact.tolist() == [True, True, True, False]
 
 
-def test_packed_sequences_do_not_see_each_other(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_packed_sequences_are_independent(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     examples = encoded(tokenizer)
-    alone = data.collate(list(examples), tokenizer)
-    separate = score_answers(model, model_inputs(alone), alone["labels"])
+    unpacked = data.collate(list(examples), tokenizer)
+    separate = score_answers(model, model_inputs(unpacked), unpacked["labels"])
 
     packs = data.pack_sequences(examples, max_length=40)
     batch = data.collate(list(packs), tokenizer)
-    together = score_answers(model, model_inputs(batch), batch["labels"])
+    packed = score_answers(model, model_inputs(batch), batch["labels"])
 
     assert 1 < len(packs) < len(examples)
     assert "attention_mask" not in batch
-    torch.testing.assert_close(together.losses.sum(), separate.losses.sum(), atol=1e-4, rtol=1e-5)
-    assert together.counts.sum() == separate.counts.sum()
+    torch.testing.assert_close(packed.losses.sum(), separate.losses.sum(), atol=1e-4, rtol=1e-5)
+    assert packed.counts.sum() == separate.counts.sum()
 
 
-def test_batches_of_prompts_give_the_answers_of_single_ones(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_batched_generation_matches_single_prompts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     prompts = [tokenizer(text)["input_ids"][:-1] for text in TEXTS]
 
-    together = generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=3)
+    batched = generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=3)
 
-    assert together == [generate(model, tokenizer, [prompt], max_new_tokens=6)[0] for prompt in prompts]
+    assert batched == [generate(model, tokenizer, [prompt], max_new_tokens=6)[0] for prompt in prompts]
 
 
-def test_a_chat_template_goes_around_prompts(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_chat_templates_wrap_prompts(tokenizer: PreTrainedTokenizerBase) -> None:
     config = DataConfig("movie_reviews", prompt_template=TEMPLATE)
     with pytest.raises(DataError, match="no chat template"):
         data.build_instructions(rows(), config, tokenizer, True)
 
-    own = load_tokenizer("embedded:tiny-llama")
-    own.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}<assistant> "
-    [first, *_] = data.build_instructions(rows(), config, own, True)
+    with_template = load_tokenizer("embedded:tiny-llama")
+    with_template.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}<assistant> "
+    [first, *_] = data.build_instructions(rows(), config, with_template, True)
 
     assert first.prompt == "<user> Review: a fine film\nIs it bad, good? <assistant> "
     assert first.answer == "bad"
 
 
 @pytest.mark.parametrize("template", ["no place", "{text} {text}", "{text} {label}", "{text", "{text!r}"])
-def test_a_template_that_cannot_be_filled_is_refused(template: str) -> None:
+def test_invalid_prompt_templates_are_rejected(template: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.prompt_template"):
         DataConfig("movie_reviews", prompt_template=template)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "message"),
     [
         (["train.packing=true"], r"train\.packing = True is not possible"),
         (["train.packing=true", "model=tiny_llama"], "share a sequence"),
@@ -179,12 +177,12 @@ def test_a_template_that_cannot_be_filled_is_refused(template: str) -> None:
         (["model=tiny_llama", "model.max_length=4"], "no room for a prompt"),
     ],
 )
-def test_what_does_not_go_together_is_refused(words: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        compose(words)
+def test_incompatible_settings_are_rejected(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose(overrides)
 
 
-def test_a_checkpoint_without_an_output_layer_of_words_is_no_language_model(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_checkpoint_without_a_language_model_head_is_rejected(tmp_path) -> None:  # type: ignore[no-untyped-def]
     load_classifier("embedded:tiny-llama", num_labels=2, seed=0).model.model.save_pretrained(tmp_path)
     load_tokenizer("embedded:tiny-llama").save_pretrained(tmp_path)
     from fedsvd.errors import ModelError
@@ -193,12 +191,12 @@ def test_a_checkpoint_without_an_output_layer_of_words_is_no_language_model(tmp_
         load_causal_lm(str(tmp_path))
 
 
-def test_an_even_guess_has_the_perplexity_of_the_vocabulary(
+def test_uniform_predictions_have_the_perplexity_of_the_vocabulary(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    blank = load_causal_lm("embedded:tiny-llama").model
-    torch.nn.init.zeros_(blank.get_output_embeddings().weight)
+    uniform = load_causal_lm("embedded:tiny-llama").model
+    torch.nn.init.zeros_(uniform.get_output_embeddings().weight)
 
-    found = evaluate(blank, data.eval_batches(encoded(tokenizer), 4, tokenizer), torch.device("cpu"))
+    result = evaluate(uniform, data.eval_batches(encoded(tokenizer), 4, tokenizer), torch.device("cpu"))
 
-    assert math.exp(found.loss) == pytest.approx(len(tokenizer), rel=1e-3)
+    assert math.exp(result.loss) == pytest.approx(len(tokenizer), rel=1e-3)

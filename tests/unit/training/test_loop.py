@@ -1,4 +1,4 @@
-"""Local training without privacy, the optimisers' step size, and evaluation."""
+"""Local training without privacy, learning rates, and evaluation."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def config(**changes: object) -> TrainConfig:
     return TrainConfig(**values)
 
 
-def test_the_linear_schedule_falls_in_equal_steps_and_never_to_nothing() -> None:
+def test_the_linear_schedule_falls_in_equal_steps_and_stays_positive() -> None:
     linear = config(lr_scheduler_type="linear")
 
     assert [learning_rate(linear, server_round) for server_round in (1, 2, 3, 4)] == [0.5, 0.375, 0.25, 0.125]
@@ -26,13 +26,13 @@ def test_the_linear_schedule_falls_in_equal_steps_and_never_to_nothing() -> None
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_optimiser_has_the_rounds_step_size(optimizer: str) -> None:
-    made = make_optimizer(
+def test_the_optimizer_has_the_learning_rate_of_the_round(optimizer: str) -> None:
+    built = make_optimizer(
         [nn.Parameter(torch.ones(1))], config(optimizer=optimizer, lr_scheduler_type="linear", weight_decay=0.1), 3
     )
 
-    assert made.param_groups[0]["lr"] == 0.25
-    assert made.param_groups[0]["weight_decay"] == 0.1
+    assert built.param_groups[0]["lr"] == 0.25
+    assert built.param_groups[0]["weight_decay"] == 0.1
 
 
 class Line(nn.Module):
@@ -42,11 +42,11 @@ class Line(nn.Module):
 
 
 def squares(model: nn.Module, positions: list[int]) -> torch.Tensor:
-    """Losses (w − i)², whose gradient is 2 (w − i)."""
+    """Return the losses (w − i)², whose gradient is 2 (w − i)."""
     return (model.weight - torch.tensor(positions, dtype=torch.float32)) ** 2
 
 
-def test_one_step_a_batch_and_none_for_an_empty_one() -> None:
+def test_one_step_is_taken_per_batch_and_none_for_an_empty_batch() -> None:
     model = Line()
     loss = train_plain(model, make_optimizer([model.weight], config(), 1), squares, [[1, 3], [], [5]])
 
@@ -56,12 +56,12 @@ def test_one_step_a_batch_and_none_for_an_empty_one() -> None:
     assert math.isnan(train_plain(model, make_optimizer([model.weight], config(), 1), squares, [[], []]))
 
 
-class Fixed(nn.Module):
+class IdentityModel(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> object:
         return type("Output", (), {"logits": input_ids})()
 
 
-def test_evaluation_weighs_examples_and_not_batches() -> None:
+def test_evaluation_weighs_examples_equally_across_batches() -> None:
     right, wrong = [[0.0, 50.0]], [[50.0, 0.0]]
     batches = [
         {
@@ -71,31 +71,31 @@ def test_evaluation_weighs_examples_and_not_batches() -> None:
         }
         for rows in (right * 3, wrong)
     ]
-    result = evaluate(Fixed(), batches, torch.device("cpu"))
+    result = evaluate(IdentityModel(), batches, torch.device("cpu"))
 
     assert (result.accuracy, result.num_examples) == (0.75, 4)
     assert result.loss == pytest.approx(12.5)
 
 
-class Noting(PrefixCache):
-    """An empty cache that notes what it is asked for."""
+class RecordingCache(PrefixCache):
+    """A disabled cache that records the batch sizes it is called with."""
 
     def __init__(self) -> None:
-        super().__init__(Fixed(), StateStore(MemoryBudget(0)))
-        self.asked: list[int] = []
+        super().__init__(IdentityModel(), StateStore(MemoryBudget(0)))
+        self.batch_sizes: list[int] = []
 
     @contextmanager
     def reuse_states(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Iterator[None]:
-        self.asked.append(len(inputs["input_ids"]))
+        self.batch_sizes.append(len(inputs["input_ids"]))
         yield
 
 
-def test_evaluation_asks_a_cache_from_its_first_batch_on() -> None:
+def test_evaluation_uses_the_cache_from_the_first_batch() -> None:
     batch = {
         "input_ids": torch.tensor([[0.0, 50.0]] * 2),
         "attention_mask": torch.ones(2),
         "labels": torch.ones(2).long(),
     }
-    prefix = Noting()
-    evaluate(Fixed(), [batch, batch], torch.device("cpu"), prefix)
-    assert prefix.asked == [2, 2]
+    prefix = RecordingCache()
+    evaluate(IdentityModel(), [batch, batch], torch.device("cpu"), prefix)
+    assert prefix.batch_sizes == [2, 2]

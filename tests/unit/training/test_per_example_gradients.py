@@ -1,4 +1,4 @@
-"""The fused path beyond BERT: other layer types, when it is taken, and that it leaves nothing behind."""
+"""The fused path beyond BERT: other layer types, when it is chosen, and that it restores the model."""
 
 import logging
 
@@ -42,7 +42,7 @@ def roberta() -> tuple[PreTrainedModel, list[str], list[str]]:
 
 
 def adapted(kind: str, parts: set[Part], dropout: float = 0.0) -> tuple[peft.PeftModel, list[nn.Parameter]]:
-    """Build a model, with a core where one is trained."""
+    """Build an adapted model, with a core if it is trained."""
     torch.manual_seed(0)
     base, targets, head = {"gpt2": gpt2, "roberta": roberta}[kind]()
     model = peft_model.attach(
@@ -78,17 +78,17 @@ def test_per_example_gradients_equal_a_loop(kind: str, parts: set[Part], per_exa
     model, trained = adapted(kind, parts)
     names = {parameter: name for name, parameter in model.named_parameters()}
 
-    found = per_example_gradients(model, losses, range(4), per_example)
+    gradients = per_example_gradients(model, losses, range(4), per_example)
 
-    assert len(found) == len(trained)
+    assert len(gradients) == len(trained)
     for position in range(4):
         expected = torch.autograd.grad(losses(model, [position]).sum(), trained)
         for parameter, gradient in zip(trained, expected, strict=True):
-            torch.testing.assert_close(found[names[parameter]][position], gradient, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(gradients[names[parameter]][position], gradient, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "roberta"])
-def test_the_forward_pass_is_that_of_peft(kind: str) -> None:
+def test_the_forward_pass_matches_peft(kind: str) -> None:
     model, _ = adapted(kind, {"B"})
     plain = losses(model, range(4))
     with fused_gradients(model):
@@ -97,7 +97,7 @@ def test_the_forward_pass_is_that_of_peft(kind: str) -> None:
     assert torch.equal(losses(model, range(4)), plain)
 
 
-def test_weights_of_gpt2_are_seen_as_those_of_a_linear_layer() -> None:
+def test_gpt2_weights_have_the_shape_of_a_linear_layer() -> None:
     model, _ = adapted("gpt2", {"B"})
     for name, weight in peft_model.frozen_weights(model).items():
         assert (
@@ -107,14 +107,14 @@ def test_weights_of_gpt2_are_seen_as_those_of_a_linear_layer() -> None:
         )
 
 
-def test_the_fused_path_is_taken_where_it_can_be() -> None:
+def test_auto_chooses_the_fused_path_if_supported() -> None:
     model, _ = adapted("gpt2", {"B", "head"})
     assert unsupported_reason(model) is None
     assert choose_grad_sample_mode(model, "auto") is choose_grad_sample_mode(model, "fused") is fused_gradients
     assert choose_grad_sample_mode(model, "hooks") is opacus_hooks
 
 
-def test_what_does_not_fit_takes_the_hooks_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_unsupported_models_use_hooks_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     _warn_once.cache_clear()
     model, _ = adapted("roberta", {"B"}, dropout=0.1)
     with caplog.at_level(logging.WARNING):
@@ -125,7 +125,7 @@ def test_what_does_not_fit_takes_the_hooks_and_says_so_once(caplog: pytest.LogCa
         choose_grad_sample_mode(model, "fused")
 
 
-def test_anything_else_that_is_trained_is_a_reason() -> None:
+def test_other_trained_parameters_are_unsupported() -> None:
     model, _ = adapted("roberta", {"B"})
     norm = next(module for module in model.modules() if isinstance(module, nn.LayerNorm))
     norm.weight.requires_grad_(True)
@@ -135,7 +135,7 @@ def test_anything_else_that_is_trained_is_a_reason() -> None:
     assert "has a trained base layer" in str(unsupported_reason(model))
 
 
-def test_a_model_that_mixes_examples_is_refused() -> None:
+def test_a_model_that_mixes_examples_is_rejected() -> None:
     model, trained = adapted("gpt2", {"B"})
 
     def flattened(model: nn.Module, positions: object) -> Tensor:

@@ -1,4 +1,4 @@
-"""Kept states of frozen lower layers: the same losses and gradients, less work, bounded memory."""
+"""Cached states of frozen lower layers: same losses and gradients, less computation, bounded memory."""
 
 import gc
 import logging
@@ -70,7 +70,7 @@ def losses(model: nn.Module, positions: Sequence[int], cache: PrefixCache | None
 
 
 def lowest_layer_rows(model: nn.Module) -> list[int]:
-    """Collect how many examples reach the lowest layer's own computation from now on."""
+    """Return a list that collects the batch size of each further forward pass of the lowest layer."""
     rows: list[int] = []
     inner = next(module for name, module in model.named_modules() if name.endswith(("layer.0.attention", "h.0.attn")))
     inner.register_forward_pre_hook(lambda module, args, kwargs: rows.append(len(args[0])), with_kwargs=True)
@@ -78,7 +78,7 @@ def lowest_layer_rows(model: nn.Module) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "mpnet"])
-def test_losses_are_those_of_the_whole_model_and_lower_layers_see_an_example_once(
+def test_losses_match_the_full_model_and_lower_layers_compute_each_example_once(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = adapted(kind)
@@ -90,7 +90,7 @@ def test_losses_are_those_of_the_whole_model_and_lower_layers_see_an_example_onc
     for positions, loss in zip(draws, expected, strict=True):
         torch.testing.assert_close(losses(model, positions, cache), loss, atol=1e-6, rtol=1e-5)
 
-    # The comparison at the start runs two examples twice through it; then each comes once, when it is first drawn.
+    # The initial check runs two examples twice; afterwards each example is computed once, when it is first drawn.
     assert rows == [2, 2, 3, 1, 1, 1]
     assert len(cache) == 6
     assert not [record for record in caplog.records if record.name.startswith("fedsvd")]
@@ -103,51 +103,51 @@ def test_per_example_gradients_equal_a_loop(per_example: GradSampleMode) -> None
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
     for _ in range(2):
-        found = per_example_gradients(
+        gradients = per_example_gradients(
             model, lambda module, positions: losses(module, positions, cache), range(6), per_example
         )
         for position in range(6):
-            gradients = torch.autograd.grad(losses(model, [position]).sum(), list(trained.values()))
-            for name, gradient in zip(trained, gradients, strict=True):
-                torch.testing.assert_close(found[name][position], gradient, atol=1e-5, rtol=1e-5)
+            expected = torch.autograd.grad(losses(model, [position]).sum(), list(trained.values()))
+            for name, gradient in zip(trained, expected, strict=True):
+                torch.testing.assert_close(gradients[name][position], gradient, atol=1e-5, rtol=1e-5)
 
 
-def products_made(model: peft.PeftModel, cache: PrefixCache) -> set[str]:
-    """Name the frozen layers of the last attention that compute for themselves."""
+def computed_products(model: peft.PeftModel, cache: PrefixCache) -> set[str]:
+    """Return the names of the frozen layers of the last attention that compute their product."""
     attention = model.base_model.model.bert.encoder.layer[2].attention.self
     frozen = {
         "query": attention.query.get_base_layer(),
         "key": attention.key,
         "value": attention.value.get_base_layer(),
     }
-    made, weights = nn.functional.linear, list[int]()
+    original, weights = nn.functional.linear, list[int]()
 
-    def counted(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def record(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weights.append(weight.data_ptr())
-        return made(x, weight, bias)
+        return original(x, weight, bias)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.functional, "linear", counted)
+        patch.setattr(nn.functional, "linear", record)
         losses(model, range(6), cache)
     return {name for name, layer in frozen.items() if layer.weight.data_ptr() in weights}
 
 
-def test_products_are_made_once_for_each_example_and_anew_while_a_weight_is_changed() -> None:
+def test_products_are_cached_and_recomputed_while_a_weight_is_changed() -> None:
     model = adapted()
     cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
     losses(model, range(6), cache)
-    assert products_made(model, cache) == set()
-    # As methods do that merge factors into the frozen weight, and take them out again.
+    assert computed_products(model, cache) == set()
+    # Some methods merge factors into the frozen weight and remove them again.
     with torch.no_grad():
         model.base_model.model.bert.encoder.layer[2].attention.self.value.get_base_layer().weight.add_(0.1)
-    assert products_made(model, cache) == {"value"}
+    assert computed_products(model, cache) == {"value"}
     torch.testing.assert_close(losses(model, range(6), cache), losses(model, range(6)), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("merged_first", [True, False])
-def test_models_that_share_a_store_keep_products_of_the_weights_as_loaded(merged_first: bool) -> None:
+def test_models_that_share_a_store_cache_products_of_the_weights_as_loaded(merged_first: bool) -> None:
     plain, merged = adapted(), adapted()
-    # As in a run of FLoRA that goes on after a pause: something is merged before anything is kept.
+    # As in a resumed run of FLoRA: factors are merged before anything is cached.
     before = peft_model.read(merged)
     left = {name: torch.randn(len(B), 2) for name, B in before.B.items()}
     right = {name: torch.randn(2, A.shape[1]) for name, A in before.A.items()}
@@ -160,23 +160,23 @@ def test_models_that_share_a_store_keep_products_of_the_weights_as_loaded(merged
     for model in (merged, plain) if merged_first else (plain, merged):
         for _ in range(2):
             torch.testing.assert_close(losses(model, range(6), caches[model]), expected[model], atol=1e-6, rtol=1e-5)
-    assert products_made(plain, caches[plain]) == set()
-    assert products_made(merged, caches[merged]) == {"query", "value"}
+    assert computed_products(plain, caches[plain]) == set()
+    assert computed_products(merged, caches[merged]) == {"query", "value"}
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_model_of_other_frozen_weights_takes_no_others_products(first: int) -> None:
+def test_a_model_with_other_frozen_weights_computes_its_own_products(first: int) -> None:
     models, store = [adapted(), adapted()], StateStore(MemoryBudget(LARGE))
     with torch.no_grad():
         models[1].base_model.model.bert.encoder.layer[2].attention.self.key.weight.mul_(-2)
     for model in (models[first], models[1 - first]):
         cache = PrefixCache(model, store)
         for _ in range(2):
-            found = losses(model, range(6), cache)
-            torch.testing.assert_close(found, losses(model, range(6)), atol=1e-6, rtol=1e-5)
+            cached = losses(model, range(6), cache)
+            torch.testing.assert_close(cached, losses(model, range(6)), atol=1e-6, rtol=1e-5)
 
 
-def test_a_text_that_comes_twice_is_computed_once_and_types_of_tokens_tell_texts_apart() -> None:
+def test_repeated_texts_are_computed_once_and_token_types_distinguish_texts() -> None:
     model = adapted()
     cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
     torch.testing.assert_close(losses(model, [3, 0, 3], cache), losses(model, [3, 0, 3]), atol=1e-6, rtol=1e-5)
@@ -186,12 +186,12 @@ def test_a_text_that_comes_twice_is_computed_once_and_types_of_tokens_tell_texts
     typed = plain | {"token_type_ids": (plain["input_ids"] > 25).long()}
     for inputs in (typed, plain):
         with cache.reuse_states(model, inputs):
-            found = model(**inputs).logits
-        torch.testing.assert_close(found, model(**inputs).logits, atol=1e-6, rtol=1e-5)
+            logits = model(**inputs).logits
+        torch.testing.assert_close(logits, model(**inputs).logits, atol=1e-6, rtol=1e-5)
     assert len(cache) == 4
 
 
-def test_what_is_kept_does_not_hang_on_what_is_trained() -> None:
+def test_cached_states_do_not_depend_on_trained_parameters() -> None:
     model = adapted()
     cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
     before = losses(model, [0, 1], cache)
@@ -203,32 +203,32 @@ def test_what_is_kept_does_not_hang_on_what_is_trained() -> None:
     torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("lora_layers", "numbers"), [("top_2", 1), ("top_1", 4)])
-def test_memory_is_bounded_and_given_back(lora_layers: str, numbers: int) -> None:
-    # Of two adapted layers the states alone are kept; of the last layer its three products, too.
-    model, wide = adapted(lora_layers=lora_layers), numbers * WIDTH
-    budget = MemoryBudget(4 * wide * (LENGTHS[0] + LENGTHS[1]) + 3)
+@pytest.mark.parametrize(("lora_layers", "vectors_per_token"), [("top_2", 1), ("top_1", 4)])
+def test_memory_is_bounded_and_released(lora_layers: str, vectors_per_token: int) -> None:
+    # With two adapted layers only the states are cached; with the last layer alone, its three products, too.
+    model, width = adapted(lora_layers=lora_layers), vectors_per_token * WIDTH
+    budget = MemoryBudget(4 * width * (LENGTHS[0] + LENGTHS[1]) + 3)
     cache = PrefixCache(model, StateStore(budget))
     for _ in range(2):
         torch.testing.assert_close(losses(model, range(6), cache), losses(model, range(6)), atol=1e-6, rtol=1e-5)
 
-    # Examples 0 and 1 (3 and 7 tokens) fill it; none of the others fits in what is left.
+    # Examples 0 and 1 (3 and 7 tokens) fill the budget; no other example fits.
     assert len(cache) == 2
-    assert budget.used_bytes == 4 * wide * 10
+    assert budget.used_bytes == 4 * width * 10
     del cache
     gc.collect()
     assert budget.used_bytes == 0
 
 
 @pytest.mark.parametrize(("lora_layers", "limit"), [("all", LARGE), ("top_3", LARGE), ("top_1", 0)])
-def test_nothing_is_kept_where_nothing_lies_below_or_none_is_wanted(lora_layers: str, limit: int) -> None:
+def test_nothing_is_cached_without_frozen_lower_layers_or_memory(lora_layers: str, limit: int) -> None:
     model = adapted(lora_layers=lora_layers)
     cache = PrefixCache(model, StateStore(MemoryBudget(limit)))
     torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=0, rtol=0)
     assert len(cache) == 0
 
 
-def test_texts_padded_on_the_left_go_without_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_left_padding_disables_the_cache_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     model = adapted("gpt2")
     cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
     with caplog.at_level(logging.WARNING):
@@ -239,13 +239,13 @@ def test_texts_padded_on_the_left_go_without_and_it_is_said_once(caplog: pytest.
     assert len(cache) == 0
 
 
-def test_a_model_whose_top_reads_its_bottom_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_with_a_skip_connection_over_the_prefix_is_detected(caplog: pytest.LogCaptureFixture) -> None:
     model = adapted()
     layers = model.base_model.model.bert.encoder.layer
-    kept: list[Tensor] = []
-    layers[0].register_forward_hook(lambda module, args, output: kept.append(output))
-    layers[2].register_forward_hook(lambda module, args, output: output + kept[-1])
+    lowest: list[Tensor] = []
+    layers[0].register_forward_hook(lambda module, args, output: lowest.append(output))
+    layers[2].register_forward_hook(lambda module, args, output: output + lowest[-1])
     cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
 
     torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=0, rtol=0)
-    assert "handing states in changes its output" in caplog.text
+    assert "cached states change the model's output" in caplog.text
