@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fedsvd.commands.arguments import Arguments
+from fedsvd.commands.arguments import CommandParser
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError
 
@@ -27,7 +27,7 @@ def run(words: Sequence[str]) -> None:
         RunError: A run that has no final model.
         DataError: Data that cannot be had, or whose classes are not the model's.
     """
-    parser = Arguments("evaluate", _USAGE)
+    parser = CommandParser("evaluate", _USAGE)
     parser.add_argument("folder")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--all", action="store_true")
@@ -52,7 +52,7 @@ def run(words: Sequence[str]) -> None:
         return
     console = Console()
     measured = f"loss {found.loss:.3f}" + ("" if found.perplexity is None else f"  perplexity {found.perplexity:.2f}")
-    kind = "exact match" if finished.answers else "accuracy"
+    kind = "exact match" if finished.generates_text else "accuracy"
     console.print(f"{kind} {found.accuracy:.1%}  {measured}  ({found.num_examples:,} texts)", highlight=False)
     if found.classes:
         table = Table(title="by class")

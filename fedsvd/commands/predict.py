@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fedsvd.commands.arguments import Arguments
+from fedsvd.commands.arguments import CommandParser
 from fedsvd.errors import ConfigError
 
 _USAGE = (
@@ -39,13 +39,13 @@ def run(words: Sequence[str]) -> None:
         if given.json:
             print(json.dumps(row, ensure_ascii=False), flush=True)
         else:
-            said = row["answer"] if finished.answers else f"{row['label']}  {row['probability']:.1%}"
+            said = row["answer"] if finished.generates_text else f"{row['label']}  {row['probability']:.1%}"
             # Not as markup: texts may hold brackets of their own.
             console.print(Text.assemble((said, "bold"), (f"  ← {_short(row['text'])}", "dim")), soft_wrap=True)
 
 
 def _parsed(words: Sequence[str]) -> Any:
-    parser = Arguments("predict", _USAGE)
+    parser = CommandParser("predict", _USAGE)
     parser.add_argument("folder")
     parser.add_argument("--text", action="append", default=[])
     parser.add_argument("--text-pair", action="append", default=[])

@@ -1,4 +1,4 @@
-"""A run's folder: where everything that a run leaves behind lies, written so that a crash tears nothing."""
+"""The run directory: paths of all files that a run writes, and functions that write them atomically."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run.
+    """Paths in the directory of one run.
 
     Attributes:
-        root: Hydra's output directory, or the folder that ``run_dir`` names.
+        root: Hydra's output directory, or the directory given by ``run_dir``.
     """
 
     root: Path
@@ -27,7 +27,7 @@ class RunFolder:
 
     @property
     def overrides(self) -> Path:
-        """The overrides that it was composed from (JSON list); resuming starts from them."""
+        """The overrides that the configuration was composed from (JSON list); resuming starts from them."""
         return self.root / "overrides.json"
 
     @property
@@ -37,32 +37,32 @@ class RunFolder:
 
     @property
     def samples(self) -> Path:
-        """What a language model answers to a few held-out prompts, before and after training."""
+        """A language model's answers to a few held-out prompts, before and after training."""
         return self.root / "samples.json"
 
     @property
     def record(self) -> Path:
-        """When it ran, with which versions, on which held-out data, and whether it came to its end."""
+        """Start and end time, package versions, held-out data and final state; see `fedsvd.runs.record`."""
         return self.root / "run.json"
 
     @property
     def tracking(self) -> Path:
-        """The run's name at the service that is told of it."""
+        """The run's identifier at its experiment tracking service."""
         return self.root / "tracking.json"
 
     @property
     def partitions(self) -> Path:
-        """Who holds what, where the clients are simulated: examples by class, and fingerprints."""
+        """Simulated clients only: number of examples per class and data fingerprint of each client."""
         return self.root / "partitions.json"
 
     @property
     def metrics(self) -> Path:
-        """One JSON row a round."""
+        """One JSON row per round."""
         return self.root / "metrics.jsonl"
 
     @property
     def privacy(self) -> Path:
-        """What each client has spent."""
+        """The privacy budget that each client has spent."""
         return self.root / "privacy.json"
 
     @property
@@ -72,7 +72,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """One folder a kept round."""
+        """One directory per stored round."""
         return self.root / "checkpoints"
 
     @property
@@ -87,45 +87,45 @@ class RunFolder:
 
     @property
     def partitions_plot(self) -> Path:
-        """Who holds what, where the clients are simulated."""
+        """Simulated clients only: number of examples per class of each client."""
         return self.root / "plots" / "partitions.png"
 
     @property
     def remote(self) -> Path:
-        """Flower's number of a run on real nodes, and its folder on the server (JSON)."""
+        """Flower's run ID of a run on real nodes, and its directory on the server (JSON)."""
         return self.root / "remote.json"
 
     @property
     def remote_log(self) -> Path:
-        """What the ServerApp of a run on real nodes printed."""
+        """Output of the ServerApp of a run on real nodes."""
         return self.root / "server.log"
 
     @property
     def audit(self) -> Path:
-        """What an audit found."""
+        """Results of an audit."""
         return self.root / "audit.json"
 
     @property
     def roc_plot(self) -> Path:
-        """An audit's attacks: true against false positives."""
+        """ROC curves of an audit's attacks."""
         return self.root / "plots" / "roc.png"
 
     @property
     def server_ledger(self) -> Path:
-        """The server's account of rounds under client-level privacy."""
+        """The server's privacy ledger under client-level privacy."""
         return self.root / "server" / "ledger.sqlite"
 
     def ledger(self, partition_id: int) -> Path:
-        """A simulated client's private ledger; a real client keeps its own elsewhere."""
+        """A simulated client's privacy ledger; a real client stores its ledger on its own machine."""
         return self.root / "clients" / str(partition_id) / "ledger.sqlite"
 
     def personal(self, partition_id: int) -> Path:
-        """A client's factors that it never sends."""
+        """Factors that a client keeps and never sends."""
         return self.root / "clients" / str(partition_id) / "personal.safetensors"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, and make it durable."""
+    """Write a file atomically and durably."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -141,7 +141,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Make a file's content, or a folder's entries, durable."""
+    """Flush a file's content, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -150,34 +150,34 @@ def fsync_path(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON document whole or not at all."""
+    """Write a JSON document atomically."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one where there is no file, or none that can be read."""
+    """Read a JSON object; return an empty dict if the file is missing or is not a readable JSON object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write JSON rows whole or not at all."""
+    """Write rows as JSON lines, atomically."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read JSON rows."""
+    """Read rows from a file of JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def run_root(run_dir: str | None, run_id: int) -> Path:
-    """Return a run's folder: the configured one, or one named after Flower's run below the working directory."""
+    """Return ``run_dir`` if given, else ``runs/flower-RUN_ID`` in the working directory."""
     return Path(run_dir) if run_dir else Path.cwd() / "runs" / f"flower-{run_id}"
 
 
 def ledger_path(ledger_dir: str | None, root: Path, partition_id: int) -> Path:
-    """Return a simulated client's ledger: in the folder that is kept from run to run, or else in the run's own."""
+    """Return the path of a simulated client's ledger: in ``ledger_dir`` if given, else in the run directory."""
     return Path(ledger_dir) / f"{partition_id}.sqlite" if ledger_dir else RunFolder(root).ledger(partition_id)

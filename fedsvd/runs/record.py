@@ -1,4 +1,4 @@
-"""What a run was: when, with which versions, on which machine and data; and whether it came to its end."""
+"""The record of a run: start and end time, package versions, machine, data, and final state."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FINISHED, FAILED, RUNNING = "finished", "failed", "running"
 
 @contextmanager
 def record_run(folder: RunFolder, facts: Mapping[str, Any], *, resumed: bool = False) -> Iterator[None]:
-    """Keep ``run.json`` for the time of a run; a process that is killed leaves it at ``running``.
+    """Maintain ``run.json`` while a run is in progress; if the process is killed, its state remains ``running``.
 
     Args:
-        folder: The run's.
-        facts: What else to write down.
-        resumed: Whether the run goes on with an earlier one; then it keeps the time of that one's start.
+        folder: The run directory.
+        facts: Further fields to record.
+        resumed: Whether the run resumes an earlier one; if so, the recorded start time is that of the earlier run.
     """
     earlier = read_json(folder.record) if resumed else {}
     record = {
@@ -46,13 +46,13 @@ def record_run(folder: RunFolder, facts: Mapping[str, Any], *, resumed: bool = F
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "fedsvd": __version__}
+    versions = {"python": platform.python_version(), "fedsvd": __version__}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def _now() -> str:

@@ -1,1 +1,1 @@
-"""What both apps load of one configuration, once a process: `data`, and the `model` over it."""
+"""Data, model and losses of a configuration, shared by both apps and cached per process."""

@@ -1,4 +1,4 @@
-"""What both apps make of one configuration's data: texts, partitions and tokens, loaded once a process."""
+"""Texts, partitions and tokenized examples of a configuration, shared by both apps and cached per process."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fedsvd.training.loop import Batch
 
 @dataclass(frozen=True)
 class ClientData:
-    """One client's data, tokenised.
+    """One client's tokenized data.
 
     Attributes:
-        examples: Columns ``input_ids`` and ``labels``; of pairs perhaps ``token_type_ids``, of packed sequences
-            ``position_ids``.
-        fingerprint: Identifies the raw text and labels; the ledger is bound to it.
+        examples: Columns ``input_ids`` and ``labels``; for text pairs possibly ``token_type_ids``, and for packed
+            sequences ``position_ids``.
+        fingerprint: Identifies the raw texts and labels; the client's ledger is bound to it.
     """
 
     examples: Dataset
@@ -29,13 +29,16 @@ class ClientData:
 
 
 def load_partition(config: Config, partition_id: int) -> Dataset:
-    """Load one client's partition as text: columns ``text`` and ``label``. Of a node's own data, all of it."""
+    """Load one client's partition as text, with columns ``text`` and ``label``.
+
+    With a node's own data, this is all of it.
+    """
     return _load_partition(config.data, config.partition, config.federation.num_clients, config.seed, partition_id)
 
 
 def load_client_data(config: Config, partition_id: int) -> ClientData:
     """Load one client's tokenised partition."""
-    return _load_silo(
+    return _load_client_data(
         config.data,
         config.partition,
         config.model,
@@ -47,7 +50,10 @@ def load_client_data(config: Config, partition_id: int) -> ClientData:
 
 
 def partition_counts(config: Config) -> list[dict[str, int]]:
-    """Count each simulated client's examples by class; real clients' data are not here to be counted."""
+    """Count each simulated client's examples by class.
+
+    The data of real nodes is not available on this machine.
+    """
     parts = _load_partitions(config.data, config.partition, config.federation.num_clients, config.seed)
     names = parts[0].features["label"].names
     return [{name: list(part["label"]).count(number) for number, name in enumerate(names)} for part in parts]
@@ -59,23 +65,23 @@ def class_names(config: Config) -> list[str]:
 
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """Load the model's."""
+    """Load the model's tokenizer."""
     return _load_tokenizer(config.model.source)
 
 
 def load_held_out(config: Config) -> Dataset:
-    """Load the held-out examples as text: columns ``text`` and ``label``."""
+    """Load the held-out set as text, with columns ``text`` and ``label``."""
     return _load_data(config.data, config.seed)["test"]
 
 
 def load_test_batches(config: Config) -> list[Batch]:
-    """Load the held-out examples as padded batches: none where nothing is held out, as with nodes' own data."""
+    """Load the held-out set as padded batches; an empty list if nothing is held out, as with nodes' own data."""
     return _load_test_batches(config.data, config.model, config.train.eval_batch_size, config.seed)
 
 
 def clear_data_cache() -> None:
-    """Drop the data that are loaded."""
-    for loader in (_load_data, _load_partitions, _load_silo, _load_test_batches):
+    """Clear the caches of this module, except the tokenizer's."""
+    for loader in (_load_data, _load_partitions, _load_client_data, _load_test_batches):
         loader.cache_clear()
 
 
@@ -116,7 +122,7 @@ def _load_partition(
 
 
 @lru_cache(maxsize=1024)
-def _load_silo(
+def _load_client_data(
     config: DataConfig,
     partition: PartitionConfig,
     model: ModelConfig,
@@ -127,7 +133,8 @@ def _load_silo(
 ) -> ClientData:
     raw = _load_partition(config, partition, num_clients, seed, partition_id)
     examples = data.encode(raw, config, model, _load_tokenizer(model.source))
-    # Poisson sampling is blind to the order, and positions come out in it: neighbours of one length need less padding.
+    # Poisson sampling does not depend on the order and yields sorted indices; neighbors of similar length need less
+    # padding.
     ordered = data.pack_sequences(examples, model.max_length) if packing else data.sort_by_length(examples)
     return ClientData(ordered, data.fingerprint(raw))
 

@@ -1,4 +1,4 @@
-"""What a run's record holds of its method and data."""
+"""The description of a run's method and data that its record stores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedsvd.runtime.data import load_held_out, load_partition, partition_counts
 
 
 def describe_run(config: Config) -> dict[str, Any]:
-    """Describe a run: the parts that clients train and send in any of its rounds, and the held-out examples."""
+    """Describe a run: the parts that clients train and send in any of its rounds, and the held-out set."""
     method, held_out = build_method(config.method), load_held_out(config)
     rounds = range(1, config.train.num_rounds + 1)
     head = {"head"} if config.train.head == "private" else set()
@@ -23,7 +23,7 @@ def describe_run(config: Config) -> dict[str, Any]:
 
 
 def describe_partitions(config: Config) -> dict[str, Any]:
-    """Describe each simulated client's examples: how many of each class, and the fingerprint of all of them."""
+    """Describe each simulated client's data: its number of examples per class and its fingerprint."""
     counts = partition_counts(config)
     parts = [load_partition(config, number) for number in range(config.federation.num_clients)]
     return {

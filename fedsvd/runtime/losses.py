@@ -1,4 +1,4 @@
-"""What is computed once for each example and kept from run to run of a process: ways to losses and held-out states."""
+"""Per-example losses of a client's data, and the caches that successive runs in one process share."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from fedsvd.runtime.model import clear_model_cache, load_model, resolve_device
 from fedsvd.training.loop import example_losses, model_inputs, to_device
 from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 
-# What decides the frozen lower layers, what they read and what reads their output: source, adapted layers and modules,
-# attention, type, task, chat template.
-_Base = tuple[str, str, str | tuple[str, ...], str, str, str, bool]
+# Settings that determine the frozen lower layers, their inputs and the layers that read their output: source, adapted
+# layers and modules, attention implementation, dtype, task, chat template.
+_PrefixKey = tuple[str, str, str | tuple[str, ...], str, str, str, bool]
 
 
-def per_example_losses(silo: ClientData, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
-    """Return the function from a model and positions in the silo to each example's loss."""
+def per_example_losses(client_data: ClientData, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
+    """Return a function from a model and example indices of a client to the loss of each example."""
     tokenizer, device, prefix = load_tokenizer(config), resolve_device(config.device), load_prefix_cache(config)
 
     def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
-        # One look-up for all: row by row, the data set takes as long as a layer.
-        columns = silo.examples[list(positions)]
+        # Read all rows at once: reading the data set row by row takes as long as a layer.
+        columns = client_data.examples[list(positions)]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         batch = to_device(data.collate(rows, tokenizer), device)
         with prefix.reuse_states(model, model_inputs(batch)):
@@ -37,8 +37,8 @@ def per_example_losses(silo: ClientData, config: Config) -> Callable[[nn.Module,
 
 
 def load_prefix_cache(config: Config) -> PrefixCache:
-    """Return the model's cache, whose states all models of one base share, whatever examples they come from."""
-    return _load_prefix(load_model(config), _load_store(_base(config.model), config.train.prefix_cache_mib))
+    """Return the model's prefix cache; all models with the same frozen lower layers share its states."""
+    return _load_prefix(load_model(config), _load_store(_prefix_key(config.model), config.train.prefix_cache_mib))
 
 
 @lru_cache(maxsize=4)
@@ -47,15 +47,16 @@ def _load_prefix(model: peft.PeftModel, store: StateStore) -> PrefixCache:
 
 
 @lru_cache(maxsize=2)
-def _load_store(base: _Base, mebibytes: int) -> StateStore:
+def _load_store(prefix_key: _PrefixKey, mebibytes: int) -> StateStore:
     return StateStore(_memory_budget(mebibytes))
 
 
 def clear_caches(keep_states: bool = False) -> None:
-    """Drop all that is loaded or kept once a process, to make room for another task or seed.
+    """Clear everything cached in this process, to free memory for another task or seed.
 
     Args:
-        keep_states: Of frozen layers: texts that come again, in other clients' hands, are not computed again.
+        keep_states: Keep the cached states of frozen layers, so that they are not recomputed if the same texts are
+            partitioned differently.
     """
     _load_prefix.cache_clear()
     if not keep_states:
@@ -65,7 +66,7 @@ def clear_caches(keep_states: bool = False) -> None:
     gc.collect()
 
 
-def _base(model: ModelConfig) -> _Base:
+def _prefix_key(model: ModelConfig) -> _PrefixKey:
     adapted = (model.source, model.lora_layers, model.target_modules, model.attn_implementation)
     return (*adapted, model.dtype, model.task, model.chat_template)
 

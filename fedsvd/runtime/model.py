@@ -1,4 +1,4 @@
-"""What both apps make of one configuration's model: adapted, on its device, loaded once a process."""
+"""The adapted model of a configuration on its device, shared by both apps and cached per process."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _NUM_SAMPLES = 5
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn ``device`` into a torch device; ``auto`` is CUDA where there is one, else the CPU.
+    """Return the torch device for ``device``; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        ConfigError: A device that this machine does not have.
+        ConfigError: The machine does not have the device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"device = {name!r}, but this machine has no CUDA device that torch can use; set device=auto."
+            f"device = {name!r} is not available: torch finds no CUDA device on this machine. Set device=auto."
         )
     return device
 
 
 def client_config(config: Config, partition_id: int) -> Config:
-    """Return the configuration as one client sees it: with its own rank, and the same ``lora_alpha / rank``."""
+    """Return the configuration of one client, with its own rank and the same ``lora_alpha / rank``."""
     ranks = config.federation.client_ranks
     if ranks is None or ranks[partition_id] == config.model.rank:
         return config
@@ -49,16 +49,16 @@ def client_config(config: Config, partition_id: int) -> Config:
 
 
 def trained_parts(method: Method, config: Config, server_round: int) -> frozenset[Part]:
-    """Return what a client trains in this round: the method's factors, and the head where it is not frozen."""
+    """Return the parts a client trains in a round: the method's factors, and the head unless it is frozen."""
     has_head = config.model.task == "sequence_classification"
     head: frozenset[Part] = frozenset({"head"}) if has_head and config.train.head == "private" else frozenset()
     return method.trains(server_round) | head
 
 
 def load_model(config: Config) -> peft.PeftModel:
-    """Load the base model with its LoRA sites; one per process, shared by all that run in it.
+    """Load the base model with its LoRA sites; one instance per process, shared by all clients in it.
 
-    Sets the process's precision of matrix products, too: a model is loaded to be run.
+    Also sets the process-wide precision of float32 matrix products.
     """
     torch.set_float32_matmul_precision(config.float32_matmul_precision)
     num_labels = len(class_names(config))
@@ -67,24 +67,24 @@ def load_model(config: Config) -> peft.PeftModel:
 
 
 def initial_adapter(config: Config, method: Method) -> Adapter:
-    """Draw the adapter that a run starts from; server and clients draw the same one from the seed."""
+    """Return the initial adapter of a run; server and clients draw the same one from the seed."""
     return _initial_adapter(load_model(config), config.model, config.seed, method.init_a, method.init_b)
 
 
 def sample_answers(config: Config) -> list[dict[str, str]]:
-    """Let the process's language model, as it is, answer the first few held-out prompts."""
-    test = load_held_out(config)
-    few = test.select(range(min(_NUM_SAMPLES, len(test))))
-    return generate_samples(load_model(config), load_tokenizer(config), few, config.data, config.model)
+    """Generate answers to the first held-out prompts with the process's language model in its current state."""
+    held_out = load_held_out(config)
+    first = held_out.select(range(min(_NUM_SAMPLES, len(held_out))))
+    return generate_samples(load_model(config), load_tokenizer(config), first, config.data, config.model)
 
 
 def clear_model_cache() -> None:
-    """Drop the models that are loaded."""
-    for loader in (_load_model, _initial_adapter, _shapes):
+    """Clear the caches of this module."""
+    for loader in (_load_model, _initial_adapter, _loaded_adapter):
         loader.cache_clear()
 
 
-# Clients of different ranks have a model each, where they share a process.
+# Clients of different ranks that share a process need one model each.
 @lru_cache(maxsize=4)
 def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, core: bool) -> peft.PeftModel:
     loaded, head_modules = loading.load_base(config, num_labels, seed)
@@ -108,10 +108,12 @@ def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, co
 @lru_cache(maxsize=4)
 def _initial_adapter(model: peft.PeftModel, config: ModelConfig, seed: int, init_a: str, init_b: str) -> Adapter:
     weights = peft_model.frozen_weights(model)
-    return initialize_factors(_shapes(model, config, seed), init_a=init_a, init_b=init_b, seed=seed, weights=weights)
+    return initialize_factors(
+        _loaded_adapter(model, config, seed), init_a=init_a, init_b=init_b, seed=seed, weights=weights
+    )
 
 
-# The model is shared and written to: what it held when it was loaded (the head as drawn) is kept beside it.
+# The model is shared and modified, so this stores the adapter as it was loaded, with the head as drawn.
 @lru_cache(maxsize=4)
-def _shapes(model: peft.PeftModel, config: ModelConfig, seed: int) -> Adapter:
+def _loaded_adapter(model: peft.PeftModel, config: ModelConfig, seed: int) -> Adapter:
     return peft_model.read(model)

@@ -1,4 +1,4 @@
-"""The private part of a client's round: one code for the client and for the audit of it."""
+"""The differentially private part of a client's round, shared by the client and its audit."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from fedsvd.training.per_example_gradients import choose_grad_sample_mode
 
 
 def round_mechanism(config: Config, spend: Spend) -> DPSGD:
-    """Return the mechanism of one round that is charged as ``spend``."""
+    """Return the DP-SGD mechanism of one round that is charged as ``spend``."""
     return DPSGD(
         client_noise_multiplier(spend.noise_multiplier, config),
         config.privacy.max_grad_norm,
         spend.sample_rate,
         spend.steps,
         config.train.physical_batch_size,
-        # One divisor for all, so that one example moves the secure sum by as much wherever it is.
+        # All clients use the same divisor, so that one example has the same effect on the secure sum at each of them.
         float(config.train.batch_size) if config.privacy.noise_share else None,
-        # A share of the noise protects nothing that leaves outside of the sum.
+        # With shared noise, only the sum is protected: no statistic may be sent outside of it.
         config.privacy.clipping_statistics and not config.privacy.noise_share,
     )
 
 
 def secret_randomness(config: Config) -> Randomness:
-    """Return what batches and noise are drawn from; the seed has no part in it.
+    """Return the source of randomness for batches and noise, independent of the seed.
 
-    Amplification by sampling counts on a sample that nobody else can know.
+    Privacy amplification by sampling assumes that nobody else knows the sample.
     """
     return SecureRandomness() if config.privacy.secure_random else TorchRandomness()
 
@@ -50,22 +50,22 @@ def train_privately(
     mechanism: DPSGD,
     canaries: Canaries | None = None,
 ) -> ClippingStatistics | None:
-    """Train parts of the process's model by DP-SGD, from what it holds.
+    """Train parts of the process's model with DP-SGD, starting from its current parameters.
 
     Args:
-        config: The run.
-        server_round: 1-based.
-        parts: What to train; all of it is clipped together.
-        losses: As `fedsvd.privacy.dp_sgd.train_dp_sgd` has it.
-        num_examples: Size of the client's data.
+        config: The configuration of the run.
+        server_round: Round number, 1-based.
+        parts: The parts to train; their gradients are clipped together.
+        losses: See `fedsvd.privacy.dp_sgd.train_dp_sgd`.
+        num_examples: Number of the client's examples.
         mechanism: Noise, clipping, sampling and steps of this round.
-        canaries: Only an audit has some.
+        canaries: Canaries of an audit; None in training.
 
     Returns:
-        How much was clipped, where the mechanism measures it.
+        Clipping statistics, if the mechanism measures them.
 
     Raises:
-        PrivacyError: As `fedsvd.privacy.dp_sgd.train_dp_sgd`.
+        PrivacyError: See `fedsvd.privacy.dp_sgd.train_dp_sgd`.
     """
     model = load_model(config)
     trained = peft_model.set_trainable(model, parts)

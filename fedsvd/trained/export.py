@@ -1,4 +1,4 @@
-"""A finished run's model for those who do not have fedsvd: a PEFT adapter, or a merged model, with a card."""
+"""Export of a finished run as a PEFT adapter or a merged model, with a model card, for use without fedsvd."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from fedsvd.trained.run import TrainedRun, load_base
 
 
 def export_model(run: TrainedRun, to: Path, *, merge: bool) -> None:
-    """Write a folder that transformers (merged) or PEFT (an adapter) loads by itself, whole or not at all.
+    """Write a directory that transformers (merged model) or PEFT (adapter) can load without fedsvd.
+
+    The directory appears atomically, once it is complete.
 
     Args:
         run: The run.
-        to: A folder that is not there yet, or is empty.
-        merge: Write the whole model, the adapter's update added to its weights, rather than the adapter.
+        to: The directory to write; it must be empty or not exist.
+        merge: Write the full model, with the adapter's update merged into its weights, instead of the adapter.
 
     Raises:
-        ConfigError: A folder with something in it.
+        ConfigError: The directory is not empty.
         ModelError: The base model cannot be loaded.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"--to {to} is there already and not empty: name another folder; nothing is overwritten.")
+        raise ConfigError(f"--to {to} already exists and is not empty; nothing is overwritten. Choose another folder.")
     to.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}-"))
     try:
@@ -50,20 +52,20 @@ def export_model(run: TrainedRun, to: Path, *, merge: bool) -> None:
 
 
 def _merged(run: TrainedRun) -> PreTrainedModel:
-    # Added up in float32, and rounded once.
+    # Merge in float32, so that the weights are rounded only once.
     adapted = peft.PeftModel.from_pretrained(load_base(run, "float32"), str(run.folder.adapter))
     model: Any = adapted.merge_and_unload()
     model.to(loading.DTYPES[run.config.model.dtype])
-    if not run.answers:
+    if not run.generates_text:
         model.config.id2label = dict(enumerate(run.classes))
         model.config.label2id = {name: number for number, name in enumerate(run.classes)}
-    _restore(model.config, run.config.model.source)
+    _restore_config(model.config, run.config.model.source)
     merged: PreTrainedModel = model
     return merged
 
 
-def _restore(config: Any, source: str) -> None:
-    """Undo what was set for training: whoever trains on may want the base's own dropout, and generating a cache."""
+def _restore_config(config: Any, source: str) -> None:
+    """Restore the base model's dropout and ``use_cache`` settings, which training had changed."""
     with quiet_transformers():
         original = AutoConfig.from_pretrained(resolve_source(source))
     for key, value in vars(original).items():

@@ -1,4 +1,4 @@
-"""The card that goes with an exported model: what it is, how to load it, how good it is, and what it promises."""
+"""The model card of an exported model: description, usage, results, training settings and privacy statement."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _AUTO = {"sequence_classification": "SequenceClassification", "causal_lm": "Caus
 
 
 def model_card(run: TrainedRun, *, merged: bool) -> str:
-    """Write the card as Markdown, with the header that model hubs read."""
-    sections = [_header(run, merged), _what(run, merged), _loading(run, merged), _results(run), _training(run)]
+    """Return the model card as Markdown, with the YAML header that model hubs read."""
+    sections = [_header(run, merged), _description(run, merged), _usage(run, merged), _results(run), _training(run)]
     return "\n".join([*sections, statement_markdown(run.folder.root)])
 
 
@@ -28,44 +28,47 @@ def _header(run: TrainedRun, merged: bool) -> str:
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---", ""])
 
 
-def _what(run: TrainedRun, merged: bool) -> str:
+def _description(run: TrainedRun, merged: bool) -> str:
     config = run.config
-    what = "The whole model, its LoRA update merged into the weights." if merged else "A LoRA adapter of PEFT."
-    task = "Answers prompts" if run.answers else f"Classifies texts as {', '.join(run.classes)}"
+    kind = "A full model, with its LoRA update merged into the weights." if merged else "A LoRA adapter for PEFT."
+    task = "It answers prompts." if run.generates_text else f"It classifies texts as one of: {', '.join(run.classes)}."
     return (
-        f"# {config.model.source.removeprefix('embedded:')}, fine-tuned by {config.method['name']}\n\n{what} {task}. "
-        f"Trained by fedsvd {__version__} on data that stayed with {config.federation.num_clients} clients.\n"
+        f"# {config.model.source.removeprefix('embedded:')}, fine-tuned with {config.method['name']}\n\n{kind} {task} "
+        f"It was trained with fedsvd {__version__}, by federated learning over {config.federation.num_clients} clients "
+        "whose data stayed with them.\n"
     )
 
 
-def _loading(run: TrainedRun, merged: bool) -> str:
+def _usage(run: TrainedRun, merged: bool) -> str:
     auto = _AUTO[run.config.model.task]
     if merged:
         code = f"from transformers import AutoModelFor{auto}, AutoTokenizer\n\n"
         code += f'model = AutoModelFor{auto}.from_pretrained("FOLDER")\n'
     else:
-        labels = "" if run.answers else f", num_labels={len(run.classes)}"
+        labels = "" if run.generates_text else f", num_labels={len(run.classes)}"
         code = f"from peft import AutoPeftModelFor{auto}\nfrom transformers import AutoTokenizer\n\n"
         code += f'model = AutoPeftModelFor{auto}.from_pretrained("FOLDER"{labels})\n'
-    more = ""
+    base_note = ""
     if not merged and run.config.model.source.startswith("embedded:"):
-        more = (
-            "\nThe base model lies in a folder of the machine that trained (`base_model_name_or_path` in "
-            "`adapter_config.json`). To carry the model elsewhere, export it merged.\n"
+        base_note = (
+            "\nThe base model is in a folder of the machine on which the adapter was trained "
+            "(`base_model_name_or_path` in `adapter_config.json`). To use the model on another machine, export it with "
+            "`--merge`.\n"
         )
-    prompt = f"\nIt was trained on prompts of the form `{run.config.data.prompt_template!r}`.\n" if run.answers else ""
-    return f'## Use\n\n```python\n{code}tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```\n{prompt}{more}'
+    template = run.config.data.prompt_template
+    prompt = f"\nThe model was trained on prompts of the form `{template!r}`.\n" if run.generates_text else ""
+    return f'## Use\n\n```python\n{code}tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```\n{prompt}{base_note}'
 
 
 def _results(run: TrainedRun) -> str:
     last = next((row for row in reversed(read_rows(run.folder.metrics)) if row["accuracy"] is not None), None)
     if last is None:
-        return "## Results\n\nNo texts were held out, so that nothing was measured.\n"
-    kind = "answers that are right token for token" if run.answers else "right classes"
+        return "## Results\n\nThe run had no held-out set, so the model was not evaluated.\n"
+    metric = "exact match (answers correct token for token)" if run.generates_text else "accuracy"
     perplexity = f", perplexity {last['perplexity']:.2f}" if last.get("perplexity") is not None else ""
     return (
-        f"## Results\n\nOn held-out texts, after round {last['server_round']}: {last['accuracy']:.1%} {kind}, loss "
-        f"{last['loss']:.3f}{perplexity}.\n"
+        f"## Results\n\nOn the held-out set after round {last['server_round']}: {metric} {last['accuracy']:.1%}, "
+        f"loss {last['loss']:.3f}{perplexity}.\n"
     )
 
 
@@ -77,13 +80,15 @@ def _training(run: TrainedRun) -> str:
         ("rank, lora_alpha", f"{config.model.rank}, {config.model.lora_alpha:g}"),
         ("rounds, local steps", f"{config.train.num_rounds}, {config.train.local_steps}"),
         ("optimizer, learning rate", f"{config.train.optimizer}, {config.train.learning_rate:g}"),
-        ("expected batch", config.train.batch_size),
-        ("clients, of which in a round", f"{config.federation.num_clients}, {_in_a_round(run)}"),
-        ("data, partition", f"{config.data.path or config.data.name}, {config.partition.name}"),
+        ("expected batch size", config.train.batch_size),
+        ("clients, clients per round", f"{config.federation.num_clients}, {_clients_per_round(run)}"),
+        ("data set, partition", f"{config.data.path or config.data.name}, {config.partition.name}"),
         ("seed", config.seed),
     ]
-    return "## Training\n\n| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+    return "## Training\n\n| setting | value |\n|---|---|\n" + "".join(
+        f"| {name} | {value} |\n" for name, value in rows
+    )
 
 
-def _in_a_round(run: TrainedRun) -> int:
+def _clients_per_round(run: TrainedRun) -> int:
     return run.config.federation.clients_per_round or run.config.federation.num_clients

@@ -1,4 +1,4 @@
-"""A run that is over: its model, and what it says of texts."""
+"""A finished run: load its model and predict with it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from fedsvd.training.loop import model_inputs, to_device
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run's folder, read.
+    """A finished run, read from its directory.
 
     Attributes:
-        folder: Where it lies.
-        config: What ran.
+        folder: The run directory.
+        config: The configuration of the run.
         classes: Names of the classes, in the order of the model's outputs.
     """
 
@@ -41,20 +41,20 @@ class TrainedRun:
     classes: tuple[str, ...]
 
     @property
-    def answers(self) -> bool:
-        """Whether the model answers in words of its own, rather than by a class."""
+    def generates_text(self) -> bool:
+        """Whether the model generates text instead of predicting a class."""
         return self.config.model.task == "causal_lm"
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A run with its model.
+    """A finished run and its model.
 
     Attributes:
         run: The run.
         model: The base model with the run's final adapter, on the device, in eval mode.
-        tokenizer: Its tokenizer.
-        device: Where it runs.
+        tokenizer: The model's tokenizer.
+        device: The device of the model.
     """
 
     run: TrainedRun
@@ -64,23 +64,23 @@ class TrainedModel:
 
 
 def read_run(folder: Path) -> TrainedRun:
-    """Read the folder of a run that came to its end.
+    """Read the directory of a finished run.
 
     Raises:
-        ConfigError: It is no run's folder.
-        RunError: The run has left no final adapter, or there is no one model.
+        ConfigError: It is not a run directory.
+        RunError: The run has no final adapter, or no single model.
     """
     paths = RunFolder(folder)
     config = read_config(paths.config)
     if not (paths.adapter / "adapter_config.json").is_file():
         raise RunError(
-            f"{folder} holds no final adapter: its run has not come to its end. Let it: fedsvd train resume={folder}."
+            f"{folder} holds no final adapter: the run has not finished. Resume it: fedsvd train resume={folder}."
         )
     personal = build_method(config.method).traits.personal
     if personal:
         raise RunError(
-            f"the run in {folder} has no one model: with method={config.method['name']} each client keeps its own "
-            f"{', '.join(sorted(personal))}. Take another method, or use the clients' own files."
+            f"the run in {folder} has no single model: with method={config.method['name']} each client keeps its own "
+            f"{', '.join(sorted(personal))}. Use another method, or the clients' personal factors."
         )
     try:
         classes = json.loads(paths.classes.read_text(encoding="utf-8"))
@@ -90,16 +90,20 @@ def read_run(folder: Path) -> TrainedRun:
 
 
 def load_base(run: TrainedRun, dtype: str | None = None) -> PreTrainedModel:
-    """Load the base model of a run, its head (if it has one) still as it was drawn.
+    """Load the base model of a run, without its adapter and with its head, if any, as initialized.
+
+    Args:
+        run: The run.
+        dtype: Data type of the weights. Default: that of the run.
 
     Raises:
-        ModelError: It cannot be loaded.
+        ModelError: The model cannot be loaded.
     """
-    how = {"attn_implementation": "sdpa", "dtype": dtype or run.config.model.dtype}
-    if run.answers:
-        return loading.load_causal_lm(run.config.model.source, **how).model
-    seed, labels = run.config.seed, len(run.classes)
-    return loading.load_classifier(run.config.model.source, num_labels=labels, seed=seed, **how).model
+    options = {"attn_implementation": "sdpa", "dtype": dtype or run.config.model.dtype}
+    if run.generates_text:
+        return loading.load_causal_lm(run.config.model.source, **options).model
+    seed, num_labels = run.config.seed, len(run.classes)
+    return loading.load_classifier(run.config.model.source, num_labels=num_labels, seed=seed, **options).model
 
 
 def load_trained_model(run: TrainedRun, device: str | None = None) -> TrainedModel:
@@ -107,36 +111,36 @@ def load_trained_model(run: TrainedRun, device: str | None = None) -> TrainedMod
 
     Args:
         run: The run.
-        device: Where to; by default where it ran.
+        device: The device to load it on. Default: that of the run's configuration.
 
     Raises:
         ModelError: The base model cannot be loaded.
-        ConfigError: A device that this machine does not have.
+        ConfigError: The machine does not have the device.
     """
-    where = resolve_device(device or run.config.device)
+    target = resolve_device(device or run.config.device)
     model = peft.PeftModel.from_pretrained(load_base(run), str(run.folder.adapter))
-    return TrainedModel(run, model.to(where).eval(), loading.load_tokenizer(run.config.model.source), where)
+    return TrainedModel(run, model.to(target).eval(), loading.load_tokenizer(run.config.model.source), target)
 
 
 def predict(
     loaded: TrainedModel, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 32
 ) -> Iterator[dict[str, Any]]:
-    """Yield for each text its class with all classes' probabilities, or the model's answer.
+    """Yield for each text its class and the probabilities of all classes, or the generated answer.
 
     Args:
         loaded: The model.
         texts: The texts.
-        pairs: The second text of each, for a model of pairs.
-        batch_size: Texts at once.
+        pairs: The second text of each pair, for a model trained on text pairs.
+        batch_size: Number of texts per forward pass.
     """
     rows = unlabeled_dataset(texts, pairs, loaded.run.classes)
     for start in range(0, len(rows), batch_size):
-        part = rows.select(range(start, min(start + batch_size, len(rows))))
-        yield from _answer(loaded, part) if loaded.run.answers else _classify(loaded, part)
+        batch = rows.select(range(start, min(start + batch_size, len(rows))))
+        yield from _generate(loaded, batch) if loaded.run.generates_text else _classify(loaded, batch)
 
 
 def unlabeled_dataset(texts: Sequence[str], pairs: Sequence[str] | None, classes: Sequence[str]) -> Dataset:
-    """Return texts without classes as rows of a data set; the class is filled in and means nothing."""
+    """Return unlabeled texts as a data set; all labels are 0 and have no meaning."""
     columns: dict[str, list[Any]] = {"text": list(texts), **({} if pairs is None else {"text_pair": list(pairs)})}
     label = ClassLabel(names=list(classes))
     return Dataset.from_dict(columns).add_column("label", [0] * len(texts), feature=label)
@@ -144,7 +148,7 @@ def unlabeled_dataset(texts: Sequence[str], pairs: Sequence[str] | None, classes
 
 @torch.inference_mode()
 def class_logits(loaded: TrainedModel, rows: Dataset) -> Tensor:
-    """Return each row's logits, shape (rows, classes), float32 on the CPU."""
+    """Return the class logits of each row, shape (rows, classes), float32 on the CPU."""
     examples = data.tokenize(rows, loaded.tokenizer, loaded.run.config.model.max_length)
     batch = to_device(data.collate(list(examples), loaded.tokenizer), loaded.device)
     logits: Tensor = loaded.model(**model_inputs(batch)).logits
@@ -152,22 +156,27 @@ def class_logits(loaded: TrainedModel, rows: Dataset) -> Tensor:
 
 
 def _classify(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
-    chances = class_logits(loaded, rows).softmax(-1)
-    for row, chance in zip(_texts(rows), chances, strict=True):
-        best = int(chance.argmax())
-        named = dict(zip(loaded.run.classes, chance.tolist(), strict=True))
-        yield {**row, "label": loaded.run.classes[best], "probability": chance[best].item(), "probabilities": named}
+    for row, probabilities in zip(_texts(rows), class_logits(loaded, rows).softmax(-1), strict=True):
+        best = int(probabilities.argmax())
+        yield {
+            **row,
+            "label": loaded.run.classes[best],
+            "probability": probabilities[best].item(),
+            "probabilities": dict(zip(loaded.run.classes, probabilities.tolist(), strict=True)),
+        }
 
 
-def _answer(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
-    how = loaded.run.config.model
-    texts = data.build_instructions(rows, loaded.run.config.data, loaded.tokenizer, how.chat_template)
-    prompts = [data.prompt_ids(text, loaded.tokenizer, how.max_length, how.chat_template) for text in texts]
+def _generate(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
+    model_config = loaded.run.config.model
+    max_length, chat_template = model_config.max_length, model_config.chat_template
+    texts = data.build_instructions(rows, loaded.run.config.data, loaded.tokenizer, chat_template)
+    prompts = [data.prompt_ids(text, loaded.tokenizer, max_length, chat_template) for text in texts]
     for row, answer in zip(_texts(rows), generate(loaded.model, loaded.tokenizer, prompts), strict=True):
         yield {**row, "answer": answer}
 
 
 def _texts(rows: Dataset) -> Iterator[Mapping[str, Any]]:
+    """Yield the text columns of each row."""
     names = [name for name in ("text", "text_pair") if name in rows.column_names]
     for row in rows:
         yield {name: row[name] for name in names}

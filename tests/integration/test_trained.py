@@ -205,7 +205,7 @@ def test_wrong_words_end_in_one_readable_line(
 
 def test_a_run_without_a_final_adapter_is_told_to_go_on(classifier: Path, tmp_path: Path) -> None:
     shutil.copytree(classifier, tmp_path / "cut", ignore=shutil.ignore_patterns("adapter"))
-    with pytest.raises(RunError, match="has not come to its end"):
+    with pytest.raises(RunError, match="has not finished"):
         read_run(tmp_path / "cut")
 
 
