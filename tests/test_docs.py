@@ -38,7 +38,7 @@ CHECKS: dict[str, Callable[[Sequence[str]], object]] = {
 
 def test_commands_are_found() -> None:
     assert sum(name == "README.md" for name, _ in ALL) >= 2
-    assert {"how-to.md", "models.md", "tour.md"} <= {name for name, _ in ALL}
+    assert {"how-to.md", "models.md", "architecture.md"} <= {name for name, _ in ALL}
 
 
 @pytest.mark.parametrize(("page", "words"), ALL, ids=[f"{page}: {' '.join(words)[:70]}" for page, words in ALL])
@@ -107,12 +107,32 @@ def test_the_configuration_reference_is_up_to_date(monkeypatch: pytest.MonkeyPat
     assert "| `train.learning_rate` |" in config_reference.reference()
 
 
-def test_the_tour_can_be_followed(
+def test_the_architecture_picture_is_up_to_date() -> None:
+    import architecture
+
+    assert architecture.PATH.read_text(encoding="utf-8") == architecture.drawing(), "run scripts/architecture"
+
+
+def test_the_architecture_page_covers_every_package_and_names_existing_files() -> None:
+    import architecture
+
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    packages = {f"fedsvd.{path.parent.name}" for path in (ROOT / "fedsvd").glob("*/__init__.py")}
+    modules = {f"fedsvd.{path.stem}" for path in (ROOT / "fedsvd").glob("*.py")} - {"fedsvd.__init__"}
+    in_contract = {name for layer in architecture.layers() for name in layer}
+    assert in_contract == packages | modules | {"server", "client"}
+    assert [name for name in sorted(in_contract) if f"`{name}`" not in page] == []
+    files = re.findall(r"`((?:fedsvd|server|client)/[\w/]+\.py)`", page)
+    assert len(files) > 20
+    assert [name for name in files if not (ROOT / name).is_file()] == []
+
+
+def test_the_commands_of_the_architecture_page_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fedsvd"])
-    followed = [words for words in commands(ROOT / "docs" / "tour.md") if words[0] == "fedsvd"]
+    followed = [words for words in commands(ROOT / "docs" / "architecture.md") if words[0] == "fedsvd"]
     for words in followed:
         assert main(words[1:]) == 0
 
