@@ -1,4 +1,4 @@
-"""The Flower ClientApp: factors in, one local round, factors out."""
+"""The Flower ClientApp: it answers the partition query and runs local rounds of training."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.identity import client_identity, read_partition_id
-from client.local_round import run_local_round
 from client.node_data import check_node_data, hide_private_details, with_node_data
-from client.secure_aggregation import answer_stage
 from fedsvd.config.compose import from_run_config
 from fedsvd.errors import FedSVDError, StaleCacheError
 from fedsvd.wire import train_messages
@@ -18,12 +16,13 @@ app = ClientApp()
 
 @app.query("partition")
 def partition(message: Message, context: Context) -> Message:
-    """Tell the server which partition this node holds, so that it can name and order its clients.
+    """Report this node's partition number, by which the server names and orders its clients.
 
-    Asked once a run, before all else: where the node's own data do not fit the run, it says so here.
+    The server queries each node once per run, before training. A node with its own data checks that the data fits the
+    run.
 
     Raises:
-        DataError: They do not; what is wrong with them is in the node's own log.
+        DataError: If the node's data does not fit the run; the details are only in the node's log.
     """
     config = from_run_config(context.run_config)
     with hide_private_details(context):
@@ -33,20 +32,25 @@ def partition(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the factors asked for on this node's data, within its own budget."""
+    """Train the requested parts on this node's data, within its privacy budget."""
     try:
         config = from_run_config(context.run_config)
         identity = client_identity(context, config)
-        # Before anything is agreed on with others; the round itself looks again.
+        # Checked before any stage of secure aggregation; `run_local_round` checks again.
         identity.limits.check(config)
 
         def local_round() -> RecordDict:
+            # A process serves one message, and few of them train: torch and transformers are loaded for those alone.
+            from client.local_round import run_local_round
+
             task, factors = train_messages.read_train_request(message.content)
             with hide_private_details(context):
-                own = with_node_data(config, context.node_config)
-                return run_local_round(own, identity, task, factors, message.metadata.message_id, context.state)
+                node_run = with_node_data(config, context.node_config)
+                return run_local_round(node_run, identity, task, factors, message.metadata.message_id, context.state)
 
         if config.federation.secure_aggregation:
+            from client.secure_aggregation import answer_stage
+
             content = answer_stage(message.content, context.state, context.node_id, config, local_round)
         else:
             content = local_round()

@@ -1,4 +1,4 @@
-"""One client's round: factors into the model, steps on the client's own data, factors out."""
+"""A client's local round: load the received factors, train on the client's data, return the trained parts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from fedsvd.privacy.randomness import poisson_batches
 from fedsvd.runtime.data import ClientData, load_client_data
 from fedsvd.runtime.losses import per_example_losses
 from fedsvd.runtime.model import client_config, load_model, trained_parts
-from fedsvd.runtime.private_round import round_mechanism, secret_randomness, train_privately
 from fedsvd.training.loop import make_optimizer, train_plain
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
@@ -40,74 +39,86 @@ def run_local_round(
     message_id: str,
     state: RecordDict | None = None,
 ) -> RecordDict:
-    """Run one round and return the reply's content; ``state`` is what Flower keeps for this node in between.
+    """Run one local round and return the content of the reply.
 
-    What leaves the client: the trained parts (under DP-SGD noised, and paid for in the ledger before training starts),
-    and the public numbers of `fedsvd.wire.train_messages.ClientReport`.
+    The reply contains the trained parts (under DP-SGD, with noise, and charged to the ledger before training starts)
+    and the public numbers of `fedsvd.wire.train_messages.ClientReport`, nothing else.
+
+    Args:
+        config: The run's configuration, as this node sees it.
+        identity: The client's identity, limits and private files.
+        task: The round's task.
+        factors: The received arrays.
+        message_id: Flower's ID of the message, for the ledger.
+        state: The state that Flower stores for this node between messages.
 
     Raises:
-        PayloadError: The server's factors do not fit this client's model, or it asks for parts that the method does
-            not train, or does not send.
-        LostStateError: The server takes this client to hold what it does not; nothing was spent.
-        LimitError: The run asks for more than this client's own limits allow; nothing was spent.
-        ReplayedMessageError: The message was charged before; nothing was spent.
-        BudgetExceededError: The round's steps would exceed this client's ε; nothing was spent.
+        PayloadError: If the received factors do not fit this client's model, or the server requests parts that the
+            method does not train or does not send.
+        StaleCacheError: If the client's cache does not contain what the server assumes; nothing was spent.
+        LimitError: If the run exceeds this client's limits; nothing was spent.
+        ReplayedMessageError: If the message was charged before; nothing was spent.
+        BudgetExceededError: If the round's steps would exceed this client's budget; nothing was spent.
+        DataError: If the client has no examples; nothing was spent.
     """
     started = time.perf_counter()
     identity.limits.check(config)
     config = client_config(config, identity.partition_id)
     if not 1 <= task.server_round <= config.train.num_rounds:
-        raise PayloadError(f"there is no round {task.server_round}; this run has {config.train.num_rounds}.")
+        raise PayloadError(f"server_round = {task.server_round} is invalid: expected 1 to {config.train.num_rounds}.")
     method = build_method(config.method)
     allowed = trained_parts(method, config, task.server_round)
     if not task.trains <= allowed:
         raise PayloadError(
-            f"the server asks to train {sorted(task.trains)}; this client's method and train.head allow "
-            f"{sorted(allowed)}. Do both ends run one configuration?"
+            f"server requests training of {sorted(task.trains)}: method and train.head allow {sorted(allowed)}; check "
+            "that server and clients run the same configuration."
         )
-    allowed_up = method.uplink(task.server_round) | (allowed & {"head"})
-    if not task.uplink <= allowed_up:
+    allowed_uplink = method.uplink(task.server_round) | (allowed & {"head"})
+    if not task.uplink <= allowed_uplink:
         raise PayloadError(
-            f"the server asks for {sorted(task.uplink)}; with this method no more than {sorted(allowed_up)} leave a "
-            "client. Do both ends run one configuration?"
+            f"server requests {sorted(task.uplink)} from this client: with this method a client sends at most "
+            f"{sorted(allowed_uplink)}; check that server and clients run the same configuration."
         )
     received = received_adapter(config, identity, task, factors, RecordDict() if state is None else state)
-    silo = load_client_data(config, identity.partition_id)
-    if not len(silo.examples):
-        raise DataError(f"client {identity.partition_id} holds no examples; it can take no part.")
-    warn_unusual_settings(config, identity.partition_id, len(silo.examples))
+    data = load_client_data(config, identity.partition_id)
+    if not len(data.examples):
+        raise DataError(f"client {identity.partition_id} has no examples: at least 1 is needed to take part.")
+    warn_unusual_settings(config, identity.partition_id, len(data.examples))
     if config.privacy.name == "dp_sgd":
-        report = _train_private(config, identity, task, received, silo, message_id)
+        report = _train_dp_sgd(config, identity, task, received, data, message_id)
         trained = peft_model.read(load_model(config))
     elif config.privacy.name == "client_level":
-        report = _train_for_client_level(config, identity, task, received, silo)
+        report = _train_for_client_level(config, identity, task, received, data)
         trained = _clipped_update(received, peft_model.read(load_model(config)), task, config)
     else:
-        report = _train_open(config, identity, task, received, silo)
+        report = _train_without_noise(config, identity, task, received, data)
         trained = peft_model.read(load_model(config))
     if method.traits.personal:
         save_personal_factors(identity.personal, trained, method.traits.personal)
-        own = evaluate_personal_model(config) if task.evaluate else None
-        if own is not None:
-            report = replace(report, accuracy=own.accuracy, loss=own.loss)
+        evaluation = evaluate_personal_model(config) if task.evaluate else None
+        if evaluation is not None:
+            report = replace(report, accuracy=evaluation.accuracy, loss=evaluation.loss)
     report = replace(report, seconds=time.perf_counter() - started, server_round=task.server_round)
     if config.federation.weighting == "uniform":
         report = train_messages.hide_counts(report)
     return train_messages.train_reply(report, payload.pack(trained, task.uplink))
 
 
-def _train_private(
-    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, silo: ClientData, message_id: str
+def _train_dp_sgd(
+    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, data: ClientData, message_id: str
 ) -> ClientReport:
-    num_examples = len(silo.examples)
-    charge = charge_round(config, identity, silo.fingerprint, num_examples, task.server_round, message_id)
+    num_examples = len(data.examples)
+    charge = charge_round(config, identity, data.fingerprint, num_examples, task.server_round, message_id)
     spend = charge.spend
     peft_model.write(load_model(config), adapter)
+    # Loads Opacus, which rounds without DP-SGD do not need.
+    from fedsvd.runtime.private_round import round_mechanism, train_privately
+
     mechanism = round_mechanism(config, spend)
-    seen = train_privately(
-        config, task.server_round, task.trains, per_example_losses(silo, config), num_examples, mechanism
+    statistics = train_privately(
+        config, task.server_round, task.trains, per_example_losses(data, config), num_examples, mechanism
     )
-    mark_released(identity, silo.fingerprint, message_id)
+    mark_released(identity, data.fingerprint, message_id)
     return ClientReport(
         identity.partition_id,
         num_examples,
@@ -116,21 +127,21 @@ def _train_private(
         spend.noise_multiplier,
         spend.sample_rate,
         charge.steps,
-        clipped_share=seen.clipped_share if seen else None,
-        mean_grad_norm=seen.mean_grad_norm if seen else None,
+        clipped_share=statistics.clipped_share if statistics else None,
+        mean_grad_norm=statistics.mean_grad_norm if statistics else None,
     )
 
 
-def _train_open(
-    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, silo: ClientData
+def _train_without_noise(
+    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, data: ClientData
 ) -> ClientReport:
-    num_examples = len(silo.examples)
+    num_examples = len(data.examples)
     model = load_model(config)
     peft_model.write(model, adapter)
     loss = train_plain(
         model,
         make_optimizer(peft_model.set_trainable(model, task.trains), config.train, task.server_round),
-        per_example_losses(silo, config),
+        per_example_losses(data, config),
         poisson_batches(
             num_examples,
             poisson_rate(num_examples, config.train.batch_size),
@@ -143,16 +154,18 @@ def _train_open(
 
 
 def _train_for_client_level(
-    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, silo: ClientData
+    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, data: ClientData
 ) -> ClientReport:
-    """Train without noise (the server adds it), after the whole run has been charged once.
+    """Train without noise, after charging the whole run once.
 
-    The whole run, because its later rounds cost every client, whether they are drawn again or not.
+    The server adds the noise, or `_clipped_update` does (``privacy.noise_share``).
+
+    The whole run is charged because later rounds cost every client, whether it is drawn again or not.
     """
     if not task.account:
-        raise PayloadError("the server names no account for this run; with privacy=client_level it must.")
-    charge = charge_whole_run(config, identity, silo.fingerprint, task.account)
-    report = _train_open(config, identity, task, adapter, silo)
+        raise PayloadError("train message has no account: privacy=client_level requires one.")
+    charge = charge_whole_run(config, identity, data.fingerprint, task.account)
+    report = _train_without_noise(config, identity, task, adapter, data)
     return replace(
         report,
         train_loss=None,
@@ -164,21 +177,23 @@ def _train_for_client_level(
 
 
 def _clipped_update(before: Adapter, after: Adapter, task: TrainTask, config: Config) -> Adapter:
-    """Move back along the update of all parts that are sent, until its joint norm is within the bound.
+    """Clip the joint norm of the update of all uplink parts to ``privacy.max_update_norm``.
 
-    With ``noise_share`` this client's share of the noise is added, for a secure sum to carry the whole.
+    With ``privacy.noise_share``, this client's share of the noise is added, so that the secure sum has all of it.
     """
     old = [tensor.double() for tensor in flatten_parts(before, task.uplink)]
     update = [new.double() - start for new, start in zip(flatten_parts(after, task.uplink), old, strict=True)]
-    moves = clip_update(update, config.privacy.max_update_norm)
+    clipped = clip_update(update, config.privacy.max_update_norm)
     if config.privacy.noise_share:
+        from fedsvd.runtime.private_round import secret_randomness
+
         sigma = run_spend(config.privacy, config.train, config.federation).noise_multiplier
-        moves = add_noise(
-            moves, client_noise_multiplier(sigma, config) * config.privacy.max_update_norm, secret_randomness(config)
+        clipped = add_noise(
+            clipped, client_noise_multiplier(sigma, config) * config.privacy.max_update_norm, secret_randomness(config)
         )
-    return unflatten_parts(after, task.uplink, [start + move for start, move in zip(old, moves, strict=True)])
+    return unflatten_parts(after, task.uplink, [start + delta for start, delta in zip(old, clipped, strict=True)])
 
 
 def _round_generator(seed: int, server_round: int, partition_id: int) -> torch.Generator:
-    """One stream a client and round: a resumed run draws what an uninterrupted one would have drawn."""
+    """Return one random stream per client and round, so that a resumed run draws the same batches."""
     return torch.Generator().manual_seed((seed * 1_000_003 + server_round) * 1_000_003 + partition_id)

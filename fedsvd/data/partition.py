@@ -1,29 +1,24 @@
-"""Who holds what: partitions by flwr-datasets, and the fingerprint that binds a ledger to its data."""
+"""Partitioning of datasets among clients with flwr-datasets, and dataset fingerprints.
+
+A privacy ledger records the fingerprint of the data that it accounts for.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
-from flwr_datasets.partitioner import (
-    DirichletPartitioner,
-    ExponentialPartitioner,
-    IidPartitioner,
-    LinearPartitioner,
-    Partitioner,
-    SquarePartitioner,
-)
 
 from fedsvd.errors import DataError
 
-_SKEWS: Mapping[str, Callable[[int], Partitioner]] = {
-    "linear": LinearPartitioner,
-    "square": SquarePartitioner,
-    "exponential": ExponentialPartitioner,
-}
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+# flwr_datasets imports its plotting modules (seaborn, SciPy, matplotlib), so functions import it when they need it.
+_SKEWS = ("linear", "square", "exponential")
 NAMES = ("iid", "dirichlet", "by_column", "quantity_skew")
 
 
@@ -39,65 +34,69 @@ def partition(
     column: str = "domain",
     skew: str = "linear",
 ) -> list[Dataset]:
-    """Split a data set among clients; each example goes to exactly one.
+    """Split a dataset among clients; each example is assigned to exactly one client.
 
     Args:
-        dataset: In any order, also sorted by class.
+        dataset: The examples, in any order (they may be sorted by class).
         name: ``iid``, ``dirichlet``, ``by_column`` or ``quantity_skew``.
-        num_partitions: How many clients.
-        dirichlet_alpha: Concentration of each label's shares among clients.
-        min_partition_size: Fewest examples of a client, at least 1. ``dirichlet`` draws again, eleven times at most,
-            until each client holds so many.
-        seed: The same seed gives the same split.
-        label_column: The column whose classes ``dirichlet`` deals out.
-        column: The column of which ``by_column`` makes a client for each value.
-        skew: Sizes of ``quantity_skew``: proportional to k, k² or eᵏ for client k = 1, 2, …
+        num_partitions: Number of clients.
+        dirichlet_alpha: Concentration of the Dirichlet distribution of each label's shares among clients.
+        min_partition_size: Minimum number of examples per client, at least 1. ``dirichlet`` redraws, up to eleven
+            times, until each client has that many.
+        seed: Seed of the split; equal seeds give equal splits.
+        label_column: The column whose classes ``dirichlet`` distributes.
+        column: The column for ``by_column``, which creates one client for each of its values.
+        skew: Sizes for ``quantity_skew``: proportional to k (``linear``), k² (``square``) or eᵏ (``exponential``) for
+            client k = 1, 2, …
 
     Raises:
-        DataError: No partition asked for, fewer examples than the clients need, an unknown name or column, a
-            concentration that is not positive, or no draw that gives each client its fewest.
+        DataError: ``num_partitions`` is below 1, there are fewer examples than the clients need, the name or the
+            column is unknown, the concentration is not positive, or no draw gives each client the minimum.
     """
     if num_partitions < 1:
-        raise DataError(f"federation.num_clients = {num_partitions} leaves nobody to hold the data; give 1 or more.")
+        raise DataError(f"federation.num_clients = {num_partitions} is invalid; set it to 1 or more.")
     # A client without examples can neither train nor be accounted for.
-    fewest = max(1, min_partition_size)
-    if num_partitions * fewest > len(dataset):
+    min_size = max(1, min_partition_size)
+    if num_partitions * min_size > len(dataset):
         raise DataError(
-            f"{len(dataset)} examples cannot give {num_partitions} clients {fewest} each; lower "
+            f"{len(dataset)} examples cannot give {num_partitions} clients {min_size} each; lower "
             "federation.num_clients or partition.min_partition_size, or raise data.max_train_examples."
         )
     if name == "dirichlet":
-        return _dirichlet(dataset, num_partitions, label_column, dirichlet_alpha, fewest, seed)
+        return _dirichlet(dataset, num_partitions, label_column, dirichlet_alpha, min_size, seed)
     if name == "by_column":
         parts = _by_column(dataset, num_partitions, column)
     elif name == "iid":
-        parts = _shuffled(IidPartitioner(num_partitions=num_partitions), dataset, num_partitions, seed)
+        shuffled = _shuffle(dataset, seed)
+        parts = [shuffled.shard(num_partitions, index, contiguous=True) for index in range(num_partitions)]
     elif name == "quantity_skew" and skew in _SKEWS:
-        parts = _shuffled(_SKEWS[skew](num_partitions), dataset, num_partitions, seed)
+        parts = _quantity_skew(dataset, num_partitions, skew, seed)
     else:
         raise DataError(
-            f"partition.name = {name!r} (partition.skew = {skew!r}) is not known; allowed: {', '.join(NAMES)}, with "
+            f"partition.name = {name!r} (partition.skew = {skew!r}) is unknown; allowed: {', '.join(NAMES)}, with "
             f"partition.skew one of {', '.join(_SKEWS)}."
         )
     smallest = min(map(len, parts))
-    if smallest < fewest:
+    if smallest < min_size:
         raise DataError(
-            f"partition={name} gives a client {smallest} examples, fewer than partition.min_partition_size = {fewest}; "
-            "lower that or federation.num_clients, or bring more data."
+            f"partition={name} gives a client {smallest} examples, fewer than partition.min_partition_size = "
+            f"{min_size}; lower partition.min_partition_size or federation.num_clients, or add data."
         )
     return parts
 
 
 def _dirichlet(
-    dataset: Dataset, num_partitions: int, label_column: str, dirichlet_alpha: float, fewest: int, seed: int
+    dataset: Dataset, num_partitions: int, label_column: str, dirichlet_alpha: float, min_size: int, seed: int
 ) -> list[Dataset]:
     if not dirichlet_alpha > 0:
-        raise DataError(f"partition.dirichlet_alpha = {dirichlet_alpha} is no concentration; give a number above 0.")
+        raise DataError(f"partition.dirichlet_alpha = {dirichlet_alpha} is invalid; set it to a number above 0.")
+    from flwr_datasets.partitioner import DirichletPartitioner
+
     partitioner = DirichletPartitioner(
         num_partitions=num_partitions,
         partition_by=label_column,
         alpha=float(dirichlet_alpha),
-        min_partition_size=fewest,
+        min_partition_size=min_size,
         self_balancing=False,
         shuffle=True,
         seed=seed,
@@ -107,45 +106,52 @@ def _dirichlet(
     except ValueError as error:
         raise DataError(
             f"no split at partition.dirichlet_alpha = {dirichlet_alpha} gives each of {num_partitions} clients "
-            f"{fewest} examples ({error}); raise it, or lower partition.min_partition_size."
+            f"{min_size} examples ({error}); raise partition.dirichlet_alpha or lower partition.min_partition_size."
         ) from error
 
 
 def _by_column(dataset: Dataset, num_partitions: int, column: str) -> list[Dataset]:
     if column not in dataset.column_names:
         raise DataError(
-            f"partition.column = {column!r} is not a column of the data, which have {', '.join(dataset.column_names)}."
+            f"partition.column = {column!r} is not a column of the dataset; set it to one of "
+            f"{', '.join(dataset.column_names)}."
         )
-    silos = sorted(set(dataset[column]))
-    if len(silos) != num_partitions:
+    values = sorted(set(dataset[column]))
+    if len(values) != num_partitions:
         raise DataError(
-            f"partition.column = {column!r} has {len(silos)} values ({', '.join(map(str, silos[:10]))}), and "
-            f"federation.num_clients is {num_partitions}: set federation.num_clients={len(silos)}."
+            f"federation.num_clients = {num_partitions} is invalid with partition.column = {column!r}, which has "
+            f"{len(values)} values ({', '.join(map(str, values[:10]))}): set federation.num_clients={len(values)}."
         )
-    # Not flwr-datasets' NaturalIdPartitioner: it numbers silos by first appearance, which hangs on the shuffle, and
-    # draws progress bars of its own.
-    values = np.asarray(dataset[column])
-    return [dataset.select(np.flatnonzero(values == silo)) for silo in silos]
+    # flwr-datasets' NaturalIdPartitioner is unsuitable: it numbers clients by first appearance, which depends on the
+    # shuffle, and prints progress bars.
+    value_by_row = np.asarray(dataset[column])
+    return [dataset.select(np.flatnonzero(value_by_row == value)) for value in values]
 
 
-def _shuffled(partitioner: Partitioner, dataset: Dataset, num_partitions: int, seed: int) -> list[Dataset]:
-    # flwr-datasets cuts contiguous shards and takes no seed: of data sorted by class they would hold one class each.
-    shuffled = dataset.select(np.random.default_rng(seed).permutation(len(dataset)))
-    return _load_all(partitioner, shuffled, num_partitions)
+def _quantity_skew(dataset: Dataset, num_partitions: int, skew: str, seed: int) -> list[Dataset]:
+    from flwr_datasets.partitioner import ExponentialPartitioner, LinearPartitioner, SquarePartitioner
+
+    partitioners = {"linear": LinearPartitioner, "square": SquarePartitioner, "exponential": ExponentialPartitioner}
+    return _load_all(partitioners[skew](num_partitions), _shuffle(dataset, seed), num_partitions)
+
+
+def _shuffle(dataset: Dataset, seed: int) -> Dataset:
+    # Shards are contiguous and flwr-datasets takes no seed. If the data is sorted by class, so would the shards be.
+    return dataset.select(np.random.default_rng(seed).permutation(len(dataset)))
 
 
 def _load_all(partitioner: Partitioner, dataset: Dataset, num_partitions: int) -> list[Dataset]:
     partitioner.dataset = dataset
     with warnings.catch_warnings():
-        # Drawing again is what was asked for; draws that run out end in an error.
+        # Redrawing is expected, and running out of draws raises an error.
         warnings.filterwarnings("ignore", message="The specified min_partition_size", category=UserWarning)
         return [partitioner.load_partition(index) for index in range(num_partitions)]
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Return a SHA-256, in hexadecimal, over all texts, pairs, labels and answers: the same for them in any order.
+    """Return the SHA-256 (hexadecimal) of all texts, text pairs, labels and responses, independent of their order.
 
-    It is no secret: who can guess a small data set whole can confirm the guess.
+    The fingerprint does not hide the data: anybody who guesses all of a small dataset can confirm the guess.
     """
     columns = [dataset[name] for name in ("label", "text", "text_pair", "response") if name in dataset.column_names]
     digests = sorted(hashlib.sha256("\x1f".join(map(str, row)).encode()).digest() for row in zip(*columns, strict=True))

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Factor = Literal["A", "B", "core"]
 Part = Literal["A", "B", "core", "head", "base_left", "base_right"]
@@ -78,6 +79,9 @@ def truncate_rank(adapter: Adapter, rank: int) -> Adapter:
 
 def as_plain_lora(adapter: Adapter) -> Adapter:
     """Return the same weight updates as one pair of factors a site, of rank r + R, without a core or a base."""
+    # The names of the parts are also needed by messages that carry no tensors and must not load torch.
+    import torch
+
     B, A = dict(adapter.B), dict(adapter.A)
     for name, core in adapter.core.items():
         B[name] = B[name] @ core

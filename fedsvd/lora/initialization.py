@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import scipy.fft
 import torch
 from torch import Tensor
 
@@ -59,6 +58,9 @@ def dct_indices(weight: Tensor, rank: int) -> Tensor:
     Returns:
         int64 of shape (rank,).
     """
+    # SciPy's transforms take a quarter of a second to import and only this initialization needs them.
+    import scipy.fft
+
     coefficients = torch.from_numpy(scipy.fft.dct(weight.detach().double().cpu().numpy(), axis=1, norm="ortho"))
     return torch.topk(torch.linalg.vector_norm(coefficients, dim=0), rank).indices.sort().values
 
