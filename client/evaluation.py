@@ -1,4 +1,4 @@
-"""The model that a client makes of a request, and how good it is."""
+"""A client's starting adapter, and evaluation of its personalized model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from fedsvd.wire.train_messages import TrainTask
 def received_adapter(
     config: Config, identity: ClientIdentity, task: TrainTask, factors: ArrayRecord, state: RecordDict
 ) -> Adapter:
-    """Return the adapter that this client is to start from: what was sent, what it holds, and what is its own.
+    """Return the adapter that a local round starts from: received, cached and personal factors combined.
 
     Raises:
-        LostStateError: See `client.factor_cache.receive_factors`; `PayloadError`, too.
+        StaleCacheError: See `client.factor_cache.receive_factors`.
+        PayloadError: See `client.factor_cache.receive_factors`.
+        RunError: See `client.personal_factors.with_personal_factors`.
     """
     method = build_method(config.method)
     device = resolve_device(config.device)
@@ -32,6 +34,6 @@ def received_adapter(
 
 
 def evaluate_personal_model(config: Config) -> Evaluation | None:
-    """Measure the model as it stands on the held-out data, which are nobody's private data; None without any."""
+    """Evaluate the process's model on the held-out data, which is nobody's private data; None if there is none."""
     batches, device = load_test_batches(config), resolve_device(config.device)
     return evaluate(load_model(config), batches, device, load_prefix_cache(config)) if batches else None

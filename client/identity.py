@@ -1,4 +1,4 @@
-"""Who this client is, and where it keeps what must outlive the process."""
+"""A client's identity, its limits, and the paths of its private files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fedsvd.runs.folder import RunFolder, ledger_path, run_root
 
 @dataclass(frozen=True)
 class ClientIdentity:
-    """One client's number, run, private files and limits.
+    """A client's number, run, private files and limits.
 
     Attributes:
-        partition_id: From 0 to the number of clients less one.
-        run_id: Flower's number of the run.
-        ledger: SQLite file with every spend of this client's data.
-        limits: What this client allows any run.
-        personal: File of the factors that never leave this client, with methods that have such.
+        partition_id: Number of the client, from 0 to the number of clients minus 1.
+        run_id: Flower's run ID.
+        ledger: SQLite file that records all privacy spent on this client's data.
+        limits: What this client allows any run to do.
+        personal: File with the personal factors, which never leave this client; used by methods that have them.
     """
 
     partition_id: int
@@ -32,20 +32,21 @@ class ClientIdentity:
 
 
 def read_partition_id(context: Context) -> int:
-    """Read which partition this node holds."""
+    """Return the number of this node's partition."""
     return int(context.node_config["partition-id"])
 
 
 def client_identity(context: Context, config: Config) -> ClientIdentity:
-    """Read the node's identity and limits; a ``ledger`` in the node's own configuration wins over the run's.
+    """Read the node's identity and limits; ``ledger`` in the node configuration overrides the run's ledger path.
 
     Raises:
-        LimitError: Limits that are not understood.
+        LimitError: If the node configuration has invalid limits.
     """
     partition_id = read_partition_id(context)
-    given = context.node_config.get("ledger")
+    ledger = context.node_config.get("ledger")
     root = run_root(config.run_dir, context.run_id)
-    default = ledger_path(config.privacy.ledger_dir, root, partition_id)
+    default_ledger = ledger_path(config.privacy.ledger_dir, root, partition_id)
     limits = read_limits(context.node_config)
     personal = RunFolder(root).personal(partition_id)
-    return ClientIdentity(partition_id, context.run_id, Path(str(given)) if given else default, limits, personal)
+    path = Path(str(ledger)) if ledger else default_ledger
+    return ClientIdentity(partition_id, context.run_id, path, limits, personal)

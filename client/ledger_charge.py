@@ -1,4 +1,4 @@
-"""One round's charge to the client's ledger: on disk before training, and closed before the result leaves."""
+"""Charges to the client's ledger: on disk before training, and marked as released before the result is sent."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fedsvd.privacy.plan import calibrate_run
 
 @dataclass(frozen=True)
 class Charge:
-    """What was charged, and what the ledger holds with it.
+    """A charge, and the state of the ledger after it.
 
     Attributes:
-        spend: The charge: a round's steps, or a whole run's.
-        epsilon: ε of the whole ledger at the run's δ.
-        steps: Noisy steps of the whole ledger.
+        spend: What was charged: the steps of one round or of the whole run.
+        epsilon: ε of all entries of the ledger at the run's δ.
+        steps: Noisy steps of all entries of the ledger.
     """
 
     spend: Spend
@@ -29,13 +29,13 @@ class Charge:
 def charge_round(
     config: Config, identity: ClientIdentity, fingerprint: str, num_examples: int, server_round: int, message_id: str
 ) -> Charge:
-    """Charge one round of DP-SGD; when this returns, it is on disk.
+    """Charge one round of DP-SGD; the charge is on disk when this returns.
 
     Raises:
-        LimitError: The noise is below this client's least.
-        ReplayedMessageError: The message was charged before.
-        BudgetExceededError: The budget does not hold the round.
-        LedgerError: The ledger cannot be trusted or written.
+        LimitError: If the noise multiplier is below this client's minimum.
+        ReplayedMessageError: If the message was charged before.
+        BudgetExceededError: If the round would exceed the budget.
+        LedgerError: If the ledger is invalid or cannot be written.
     """
     run = calibrate_run(config, num_examples)
     identity.limits.check_noise(run)
@@ -47,17 +47,21 @@ def charge_round(
 
 
 def mark_released(identity: ClientIdentity, fingerprint: str, message_id: str) -> None:
-    """Note that a charged round's result is about to leave; raises `LedgerError` where it may not."""
+    """Record that the result of a charged round is about to be sent.
+
+    Raises:
+        LedgerError: If it must not be sent.
+    """
     with Ledger.open(identity.ledger, fingerprint) as ledger:
         ledger.mark_released(message_id)
 
 
 def charge_whole_run(config: Config, identity: ClientIdentity, fingerprint: str, account: str) -> Charge:
-    """Charge all rounds of client-level privacy at once, the first time that ``account`` is named.
+    """Charge all rounds of a client-level private run at once, when ``account`` is first used.
 
     Raises:
-        BudgetExceededError: The budget does not hold the run.
-        LedgerError: The ledger cannot be trusted or written, or the account was opened for another mechanism.
+        BudgetExceededError: If the run would exceed the budget.
+        LedgerError: If the ledger is invalid or cannot be written, or the account was opened for another mechanism.
     """
     with Ledger.open(identity.ledger, fingerprint) as ledger:
         run = calibrate_run(config, 1)

@@ -1,4 +1,4 @@
-"""A node's configuration and data, looked over by its owner before it joins."""
+"""A check of a node's configuration and data, for its owner to run before the node joins."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from fedsvd.runtime.data import load_partition
 
 
 def check_node(node_config: str, config: Config) -> list[str]:
-    """Hold a node's configuration and its data against a run.
+    """Check a node's configuration and data against a run.
 
     Args:
-        node_config: As ``flower-supernode --node-config`` takes it.
+        node_config: The node configuration, in the format of ``flower-supernode --node-config``.
         config: The run's configuration.
 
     Returns:
-        What this node is, holds and allows, a line each; for its owner's eyes.
+        One line each on the node's identity, data and limits. They are for the node's owner only.
 
     Raises:
-        LimitError: Limits that are not understood, or that the run exceeds.
-        DataError: Data that cannot be used, or are not what the run is about.
+        LimitError: If a limit is invalid, or the run exceeds one.
+        DataError: If the node configuration cannot be parsed, or the data cannot be read or does not fit the run.
     """
     try:
-        given = parse_config_args([node_config], flatten=False)
-        partition_id = int(given["partition-id"])
+        parsed = parse_config_args([node_config], flatten=False)
+        partition_id = int(parsed["partition-id"])
     except (ValueError, KeyError, SystemExit, TypeError) as error:
         raise DataError(
-            f"the node's configuration {node_config!r} is not understood, or has no partition-id ({error}): write "
-            "KEY=VALUE with blanks between, texts in double quotes, as in 'partition-id=0 data-path=\"/data/a.csv\"'."
+            f"node configuration {node_config!r} is invalid or has no partition-id ({error}): expected KEY=VALUE pairs "
+            "separated by spaces, with strings in double quotes, as in 'partition-id=0 data-path=\"/data/a.csv\"'."
         ) from error
-    limits = read_limits(given)
+    limits = read_limits(parsed)
     limits.check(config)
-    counts = count_labels(load_partition(with_node_data(config, given), partition_id))
-    told = {key: value for key, value in vars(limits).items() if value is not None}
-    allowed = ", ".join(f"{key.replace('_', '-')} = {value}" for key, value in told.items())
+    counts = count_labels(load_partition(with_node_data(config, parsed), partition_id))
+    set_limits = {key: value for key, value in vars(limits).items() if value is not None}
+    allowed = ", ".join(f"{key.replace('_', '-')} = {value}" for key, value in set_limits.items())
     return [
-        f"client {partition_id}; ledger {given.get('ledger', 'in the folder of each run, so that runs do not add up')}",
-        f"holds {', '.join(f'{count} of {name}' for name, count in counts.items())}",
-        f"allows {allowed or 'anything: no limit is set'}",
+        f"client {partition_id}; ledger: {parsed.get('ledger', 'one per run directory, not summed over runs')}",
+        f"label counts: {', '.join(f'{name} = {count}' for name, count in counts.items())}",
+        f"limits: {allowed or 'none'}",
     ]

@@ -1,4 +1,4 @@
-"""What a client trains and never sends: kept in a file of its own, through all processes of a run."""
+"""Personal factors: trained by a client, never sent, and stored in a file for the later processes of the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedsvd.lora.adapter import Adapter, Factor
 
 
 def save_personal_factors(path: Path, adapter: Adapter, factors: Collection[Factor]) -> None:
-    """Write some factors whole or not at all."""
+    """Write personal factors to a file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {
@@ -24,19 +24,19 @@ def save_personal_factors(path: Path, adapter: Adapter, factors: Collection[Fact
 
 
 def with_personal_factors(path: Path, adapter: Adapter, factors: Collection[Factor]) -> Adapter:
-    """Return an adapter with this client's own factors in it, where it has trained some.
+    """Return an adapter with this client's personal factors, if it has trained any.
 
     Raises:
-        RunError: A file of another model or rank.
+        RunError: If the file belongs to another model or rank.
     """
     if not path.exists():
         return adapter
-    held = load_file(path, device=str(adapter.device))
+    stored = load_file(path, device=str(adapter.device))
     parts = {}
     for part in factors:
-        wanted = adapter.part(part)
-        found = {name: held[f"{part}/{name}"] for name in wanted if f"{part}/{name}" in held}
-        if any(name not in found or found[name].shape != tensor.shape for name, tensor in wanted.items()):
-            raise RunError(f"{path} belongs to another model or rank; move it away to start anew.")
-        parts[part] = found
+        expected = adapter.part(part)
+        tensors = {name: stored[f"{part}/{name}"] for name in expected if f"{part}/{name}" in stored}
+        if any(name not in tensors or tensors[name].shape != tensor.shape for name, tensor in expected.items()):
+            raise RunError(f"{path} contains factors of another model or rank; move the file away to start afresh.")
+        parts[part] = tensors
     return adapter.with_parts({part: parts[part] for part in factors})

@@ -1,4 +1,4 @@
-"""What a client says once, in its own log, of settings that are allowed and rarely meant."""
+"""Warnings about settings that are valid but rarely intended, logged once by the client."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def warn_unusual_settings(config: Config, partition_id: int, num_examples: int) -> None:
-    """Warn of a δ that lets whole examples through, and of batches that are the whole data."""
+    """Warn if δ is so large that whole examples may be disclosed, or if each batch is the whole data set."""
     if config.privacy.name == "dp_sgd":
         _warn_once(partition_id, num_examples, config.privacy.target_delta, config.train.batch_size)
 

@@ -1,1 +1,1 @@
-"""Messages between server and clients: their keys, the layout of their arrays, and versions of factors."""
+"""Messages between server and clients: record keys, array layout, and factor versions."""

@@ -1,9 +1,11 @@
-"""How a factor travels to a client: in full, as a rotation of what the client holds, as indices, or not at all.
+"""Versions of factors: what determines how a factor is sent to a client.
 
-Refactorizing moves A within its own span: after any number of rounds it is ``Cᵀ A₀`` with one r × r matrix C, the
-product of all rounds' rotations. A client that holds the origin A₀, be it that it drew it from the seed, computed it
-from indices, or was sent it in an earlier round, needs C alone. Both ends compute ``Cᵀ A₀`` in float64 from the same
-numbers, so that rounding does not add up over rounds.
+A factor is sent in full, as a rotation of the factor that the client has cached, as indices, or not at all.
+
+Refactorization moves A within its own row space: after any number of rounds, A is ``Cᵀ A₀`` for one r × r matrix C, the
+product of the rotations of all rounds. A client that has the origin A₀ (drawn from the seed, computed from indices, or
+received in an earlier round) needs only C. Server and client compute ``Cᵀ A₀`` in float64 from the same numbers, so
+rounding errors do not accumulate over rounds.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from fedsvd.lora.adapter import Part
 
-# Largest deviation, relative to a factor's largest entry, that a rotated origin may have from the factor itself.
+# Largest deviation of a rotated origin from the factor itself, relative to the factor's largest entry.
 ROTATION_TOLERANCE = 1e-6
 
 FACTOR_PARTS: tuple[Part, ...] = ("A", "B")
@@ -24,13 +26,13 @@ FACTOR_PARTS: tuple[Part, ...] = ("A", "B")
 
 @dataclass(frozen=True)
 class FactorVersion:
-    """Where a factor stands, seen from where it started.
+    """A factor, stored as its last replacement (the origin) and the rotation since then.
 
     Attributes:
         part: A or B.
-        version: The round after which the factor was last replaced rather than rotated; 0 for the start.
-        origin: What it was then, by site.
-        rotation: C by site, shape (r, r), float64; None where it has not moved since.
+        version: Round after which the factor was last replaced rather than rotated; 0 for the initial factor.
+        origin: The factor at that version, by site.
+        rotation: C by site, shape (r, r), float64; None if the factor has not been rotated since.
     """
 
     part: Part
@@ -40,45 +42,51 @@ class FactorVersion:
 
     @property
     def current(self) -> dict[str, Tensor]:
-        """The factor as both ends compute it."""
+        """The current factor, as server and clients compute it."""
         return rotate_factor(self.part, self.origin, self.rotation)
 
-    def after(self, factor: Mapping[str, Tensor], rotation: Mapping[str, Tensor] | None, server_round: int) -> FactorVersion:
-        """Return where the factor stands after a round that left it as ``factor``.
+    def after(
+        self, factor: Mapping[str, Tensor], rotation: Mapping[str, Tensor] | None, server_round: int
+    ) -> FactorVersion:
+        """Return the factor's version after a round.
 
         Args:
-            factor: Its new value.
-            rotation: How it was rotated, as `fedsvd.methods.Step` has it; None where it was not, or was replaced.
+            factor: The factor's value after the round.
+            rotation: The round's rotation, as in `fedsvd.methods.Step`; None if the factor was unchanged or replaced.
             server_round: The round.
+
+        Returns:
+            This version, with the rotation added, if that reproduces ``factor``; else a new version.
         """
         if rotation is not None:
             total = {
                 name: R.double() if self.rotation is None else self.rotation[name] @ R.double()
                 for name, R in rotation.items()
             }
-            moved = replace(self, rotation=total)
-            if _agree(moved.current, factor):
-                return moved
+            rotated = replace(self, rotation=total)
+            if _agree(rotated.current, factor):
+                return rotated
         elif _agree(self.current, factor, exactly=True):
             return self
         return FactorVersion(self.part, server_round, dict(factor))
 
 
 def rotate_factor(part: Part, origin: Mapping[str, Tensor], rotation: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Return ``Cᵀ A₀`` for A, ``B₀ C`` for B, in the dtype of the origin."""
+    """Return ``Cᵀ A₀`` for A or ``B₀ C`` for B, in the dtype of the origin."""
     if rotation is None:
         return dict(origin)
     result = {}
     for name, start in origin.items():
         C = rotation[name].to(start.device, torch.float64)
-        turned = C.mT @ start.double() if part == "A" else start.double() @ C
-        result[name] = turned.to(start.dtype)
+        product = C.mT @ start.double() if part == "A" else start.double() @ C
+        result[name] = product.to(start.dtype)
     return result
 
 
-def _agree(one: Mapping[str, Tensor], other: Mapping[str, Tensor], *, exactly: bool = False) -> bool:
+def _agree(computed: Mapping[str, Tensor], factor: Mapping[str, Tensor], *, exactly: bool = False) -> bool:
     if exactly:
-        return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+        return all(torch.equal(tensor, factor[name]) for name, tensor in computed.items())
     return all(
-        bool((tensor - other[name]).abs().max() <= ROTATION_TOLERANCE * other[name].abs().max()) for name, tensor in one.items()
+        bool((tensor - factor[name]).abs().max() <= ROTATION_TOLERANCE * factor[name].abs().max())
+        for name, tensor in computed.items()
     )

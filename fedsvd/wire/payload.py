@@ -1,8 +1,8 @@
-"""Adapters as arrays: the layout of what travels.
+"""Conversion between adapters and the arrays of messages.
 
-A part of an adapter travels as one flat float32 array, its tensors end to end in the adapter's order: few large arrays
-cross a network several times faster than many small ones. Both ends know the layout from the model and the
-configuration, so that a payload carries no shapes that could disagree with them.
+Each part of an adapter is sent as one flat float32 array: its tensors, concatenated in the adapter's order. A few large
+arrays are transferred several times faster than many small ones. Server and clients know the layout from the model and
+the configuration, so a payload contains no shapes that could contradict them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 from fedsvd.errors import DivergedUpdateError, PayloadError
 from fedsvd.lora.adapter import PARTS, Adapter, Part
 
-# What NumPy writes before the numbers of one flat array. Matched, not parsed: its own reader evaluates the header as a
-# Python literal, and fails in many ways on a hostile one.
+# The header that NumPy writes before the numbers of a flat array. It is matched, not parsed: NumPy's reader evaluates
+# the header as a Python literal, and fails in many ways on a malicious one.
 _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..(\{'descr': '([<|][a-z]\d)', 'fortran_order': False, 'shape': \((\d{1,18}),\), \} *\n)",
     re.DOTALL,
@@ -28,52 +28,60 @@ _NPY_HEADER = re.compile(
 
 
 def pack(adapter: Adapter, parts: Collection[Part]) -> ArrayRecord:
-    """Pack the given parts of an adapter: one flat float32 array each."""
+    """Pack the given parts of an adapter into one flat float32 array each."""
     return ArrayRecord({part: Array(_flatten(adapter.part(part))) for part in PARTS if part in parts})
 
 
 def unpack(
     record: ArrayRecord, parts: Collection[Part], like: Adapter, device: torch.device
 ) -> dict[Part, dict[str, Tensor]]:
-    """Validate and unpack a payload against the adapter that it must fit.
+    """Validate and unpack a payload.
+
+    Args:
+        record: The payload.
+        parts: The parts that it must contain.
+        like: Adapter with the expected sites and shapes.
+        device: Device of the result.
 
     Raises:
-        PayloadError: Missing or extra parts, wrong dtype or size, or a value that is not finite.
+        PayloadError: If parts are missing or unexpected, or a part has the wrong dtype or size, or a value that is not
+            finite.
     """
     expected = [part for part in PARTS if part in parts]
     if set(record.keys()) != set(expected):
-        raise PayloadError(f"the payload holds {sorted(record.keys())}; exactly {sorted(expected)} are allowed.")
+        raise PayloadError(f"payload contains parts {sorted(record.keys())}: expected exactly {sorted(expected)}.")
     return {part: unpack_sites(record[part], part, _layout(record[part], part, like), device) for part in expected}
 
 
 def pack_sites(sites: Mapping[str, Tensor], dtype: type[np.generic]) -> Array:
-    """Pack one small array a site (rotations, indices) end to end, exactly."""
+    """Pack one small tensor per site (a rotation, indices) into one flat array, without loss."""
     return Array(np.concatenate([tensor.detach().cpu().numpy().astype(dtype).reshape(-1) for tensor in sites.values()]))
 
 
 def unpack_sites(array: Array, part: str, like: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Unpack one tensor a site.
+    """Unpack one tensor per site.
 
     Args:
-        array: The tensors end to end.
-        part: Its name, for messages.
-        like: By site a tensor of the shape to expect; of float64 or int32 where the array is, else it is float32.
-        device: Where to put them.
+        array: The concatenated tensors.
+        part: Name of the part, for error messages.
+        like: By site, a tensor of the expected shape. If it is float64 or int32, so must be the array; for any other
+            dtype the array must be float32.
+        device: Device of the result.
 
     Raises:
-        PayloadError: Another dtype or size, or a number that is not finite.
+        PayloadError: If the dtype or size is wrong, or a value is not finite.
     """
     size = sum(tensor.numel() for tensor in like.values())
-    exact = {torch.float64: "float64", torch.int32: "int32"}
-    dtype = next((exact[tensor.dtype] for tensor in like.values() if tensor.dtype in exact), "float32")
+    lossless = {torch.float64: "float64", torch.int32: "int32"}
+    dtype = next((lossless[tensor.dtype] for tensor in like.values() if tensor.dtype in lossless), "float32")
     if array.dtype != dtype or list(array.shape) != [size]:
         raise PayloadError(
-            f"part {part} is {array.dtype} of shape {tuple(array.shape)}; {dtype} of shape ({size},) is expected. "
-            "Do both ends use one model and one rank?"
+            f"part {part} has dtype {array.dtype} and shape {tuple(array.shape)}: expected {dtype} and ({size},); "
+            "check that server and clients use the same model and rank."
         )
     values = decode(array, part, dtype, size)
     if not np.isfinite(values).all():
-        raise DivergedUpdateError(f"part {part} holds {int((~np.isfinite(values)).sum())} values that are not finite.")
+        raise DivergedUpdateError(f"part {part} contains {int((~np.isfinite(values)).sum())} non-finite values.")
     flat = torch.from_numpy(values.copy()).to(device)
     chunks = torch.split(flat, [tensor.numel() for tensor in like.values()])
     return {
@@ -83,22 +91,22 @@ def unpack_sites(array: Array, part: str, like: Mapping[str, Tensor], device: to
 
 
 def decode(array: Array, part: str, dtype: str, size: int) -> np.ndarray:
-    """Read one flat array out of its bytes, none of which is trusted, and without a copy.
+    """Read one flat array from untrusted bytes, without a copy.
 
     Raises:
-        PayloadError: Bytes that are not a plain NumPy array (``.npy``) of this type and size.
+        PayloadError: If the bytes are not a plain NumPy array (``.npy``) of this dtype and size.
     """
-    wanted = np.dtype(dtype).newbyteorder("<")
-    found = _NPY_HEADER.match(array.data) if array.stype == "numpy.ndarray" else None
-    if found is None or len(found[1]) != int.from_bytes(array.data[8:10], "little"):
-        raise PayloadError(f"part {part} cannot be decoded: its bytes are no plain one-dimensional NumPy array.")
-    body = memoryview(array.data)[found.end() :]
-    if (found[2].decode(), int(found[3])) != (wanted.str, size) or len(body) != size * wanted.itemsize:
+    expected = np.dtype(dtype).newbyteorder("<")
+    header = _NPY_HEADER.match(array.data) if array.stype == "numpy.ndarray" else None
+    if header is None or len(header[1]) != int.from_bytes(array.data[8:10], "little"):
+        raise PayloadError(f"part {part} cannot be decoded: expected a plain one-dimensional NumPy array.")
+    body = memoryview(array.data)[header.end() :]
+    if (header[2].decode(), int(header[3])) != (expected.str, size) or len(body) != size * expected.itemsize:
         raise PayloadError(
-            f"part {part} holds {found[2].decode()} of shape ({int(found[3])},) in {len(body)} bytes, not what its "
-            f"header says: {dtype} of shape ({size},)."
+            f"part {part} has a NumPy header with dtype {header[2].decode()} and shape ({int(header[3])},), followed "
+            f"by {len(body)} bytes: expected {dtype} and ({size},)."
         )
-    return np.frombuffer(body, dtype=wanted)
+    return np.frombuffer(body, dtype=expected)
 
 
 def payload_bytes(record: ArrayRecord) -> int:
@@ -107,14 +115,14 @@ def payload_bytes(record: ArrayRecord) -> int:
 
 
 def vector_size(adapter: Adapter, parts: Collection[Part]) -> int:
-    """Return the number of values that the given parts have together."""
+    """Return the total number of values in the given parts."""
     return sum(tensor.numel() for part in parts for tensor in adapter.part(part).values())
 
 
 def split_vector(
     vector: np.ndarray, parts: Collection[Part], like: Adapter, device: torch.device
 ) -> dict[Part, dict[str, Tensor]]:
-    """Cut one vector of all parts, in the order in which they travel, into float64 tensors."""
+    """Split the concatenation of all parts, in payload order, into float64 tensors."""
     flat, start = torch.from_numpy(vector).to(device, torch.float64), 0
     result: dict[Part, dict[str, Tensor]] = {}
     for part in (part for part in PARTS if part in parts):
@@ -126,7 +134,7 @@ def split_vector(
 
 
 def _layout(array: Array, part: Part, like: Adapter) -> Mapping[str, Tensor]:
-    """Return tensors of the shapes that a part has; the base's rank is the one number that only its size tells."""
+    """Return tensors of a part's shapes; the rank of the base is the only number that must be read from its size."""
     if part not in ("base_left", "base_right"):
         return like.part(part)
     sides = (
@@ -136,7 +144,7 @@ def _layout(array: Array, part: Part, like: Adapter) -> Mapping[str, Tensor]:
     )
     size, widths = math.prod(array.shape), sum(sides.values())
     if size % widths:
-        raise PayloadError(f"part {part} has {size} numbers; a multiple of {widths} is expected.")
+        raise PayloadError(f"part {part} has {size} values: expected a multiple of {widths}.")
     rank = size // widths
     one = next(iter(like.A.values()))
     return {n: one.new_empty((d, rank) if part == "base_left" else (rank, d), device="meta") for n, d in sides.items()}

@@ -1,4 +1,4 @@
-"""Runs the real ClientApp in processes that are killed with SIGKILL, and prints as JSON what was charged and what left.
+"""Run the real ClientApp in processes that are killed with SIGKILL, and print charges and replies as JSON.
 
 usage: kill_real_clients.py FOLDER TRIALS
 """
@@ -31,13 +31,13 @@ OVERRIDES = ["experiment=smoke", "train.num_rounds=8", "train.local_steps=3", "p
 B: frozenset[Part] = frozenset({"B"})
 
 
-def client(folder: Path, names: list[str]) -> None:
-    """Answer messages as Flower would hand them over, and write down each result that leaves."""
+def answer_messages(folder: Path, names: list[str]) -> None:
+    """Answer messages as Flower would deliver them, and record each reply."""
     config = compose(OVERRIDES)
     factors = payload.pack(initial_adapter(config, build_method(config.method)), B)
     node_config = {"partition-id": 0, "num-partitions": 2, "ledger": str(folder / "ledger")}
     node_config |= {"max-epsilon": 6.0, "max-delta": 1e-5}
-    # Until it is killed: what was answered comes again and again.
+    # Replay the messages in a loop until the process is killed.
     for name in itertools.cycle(names):
         task = TrainTask(1 + int(name.partition("-")[2]), B, B)
         message = Message(train_messages.train_request(task, factors), 2, MessageType.TRAIN)
@@ -51,12 +51,12 @@ def client(folder: Path, names: list[str]) -> None:
         os.close(descriptor)
 
 
-def killed_after(folder: Path, names: list[str], seconds: float, event: Callable[[], bool]) -> bool:
+def kill_after(folder: Path, names: list[str], seconds: float, event: Callable[[], bool]) -> bool:
     process = os.fork()
     if not process:
         status = 1
         try:
-            client(folder, names)
+            answer_messages(folder, names)
             status = 0
         finally:
             os._exit(status)
@@ -70,27 +70,27 @@ def killed_after(folder: Path, names: list[str], seconds: float, event: Callable
 
 def main(folder: Path, trials: int) -> None:
     config = compose(OVERRIDES)
-    # Loaded once, before the forks.
+    # Fill the caches before forking.
     load_client_data(config, 0)
     initial_adapter(config, build_method(config.method))
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 2
-    chance, killed, names = random.Random(), 0, []
+    rng, killed, names = random.Random(), 0, []
     ledger, replies = folder / "ledger", folder / "replies"
     for trial in range(trials):
-        # One message that is new, and then all that came before.
+        # One new message first, then all earlier ones.
         names.insert(0, f"message-{trial}")
-        # More answers than there are messages: at least one of them is to a replay.
-        events = [ledger.exists, _more_lines(replies, len(names) + 1)]
-        killed += killed_after(folder, names, chance.random() * 0.25, events[trial % 2])
-    with Ledger.open(ledger, fingerprint(load_partition(config, 0))) as opened:
-        charged = [[entry.message_id, entry.released_at is not None] for entry in opened.entries()]
+        # Wait for more replies than messages, so that at least one is to a replay.
+        events = [ledger.exists, _has_more_lines(replies, len(names) + 1)]
+        killed += kill_after(folder, names, rng.random() * 0.25, events[trial % 2])
+    with Ledger.open(ledger, fingerprint(load_partition(config, 0))) as opened_ledger:
+        charged = [[entry.message_id, entry.released_at is not None] for entry in opened_ledger.entries()]
     answers = [json.loads(line) for line in _lines(replies)]
     print(json.dumps({"killed": killed, "charged": charged, "replies": answers}))
 
 
-def _more_lines(path: Path, count: int) -> Callable[[], bool]:
-    wanted = len(_lines(path)) + count
-    return lambda: len(_lines(path)) >= wanted
+def _has_more_lines(path: Path, count: int) -> Callable[[], bool]:
+    target = len(_lines(path)) + count
+    return lambda: len(_lines(path)) >= target
 
 
 def _lines(path: Path) -> list[str]:

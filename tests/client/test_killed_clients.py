@@ -1,4 +1,4 @@
-"""The real ClientApp, killed in mid-round and asked again: each result that left is in its ledger, once."""
+"""The real ClientApp, killed mid-round and restarted: the ledger has each released result exactly once."""
 
 import json
 import os
@@ -13,23 +13,23 @@ ROOT = DRIVER.parents[2]
 
 
 @pytest.mark.slow
-def test_a_real_client_killed_in_mid_round_has_paid_for_all_that_left_it(tmp_path: Path) -> None:
-    # A process of its own, with one thread: only such a one may fork.
+def test_real_client_killed_mid_round_has_charged_every_released_result(tmp_path: Path) -> None:
+    # A separate single-threaded process, because forking with several threads is unsafe.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, str(DRIVER), str(tmp_path), "5"],
         capture_output=True, text=True, timeout=300, check=False, env=environment,
     )  # fmt: skip
 
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout)
-    charged = dict(told["charged"])
-    left = [name for name, reason in told["replies"] if reason is None]
-    assert told["killed"] == 5
-    assert len(charged) == len(told["charged"])
-    assert left
-    assert len(set(left)) == len(left)
-    assert all(charged[name] for name in left)
-    refused = [reason for _, reason in told["replies"] if reason is not None]
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    result = json.loads(completed.stdout)
+    charged = dict(result["charged"])
+    released = [name for name, reason in result["replies"] if reason is None]
+    assert result["killed"] == 5
+    assert len(charged) == len(result["charged"])
+    assert released
+    assert len(set(released)) == len(released)
+    assert all(charged[name] for name in released)
+    refused = [reason for _, reason in result["replies"] if reason is not None]
     assert refused
     assert all("ReplayedMessageError" in reason for reason in refused)

@@ -1,4 +1,4 @@
-"""Nodes that bring their own data: what they check, what they say, and to whom."""
+"""Nodes with their own data: what they check, log, and disclose to the server."""
 
 import json
 import logging
@@ -39,20 +39,20 @@ def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
     return path
 
 
-def run_nodes(folder: Path, node_configs: list[Mapping[str, Any]], *words: str) -> list[dict[str, Any]]:
-    """Run the two apps in this process, each node with a configuration of its own."""
-    line = " ".join([*NODE, f"federation.num_clients={len(node_configs)}", f"run_dir={folder}", *words])
+def run_nodes(folder: Path, node_configs: list[Mapping[str, Any]], *overrides: str) -> list[dict[str, Any]]:
+    """Run both apps in this process, with the given node configurations."""
+    run_overrides = " ".join([*NODE, f"federation.num_clients={len(node_configs)}", f"run_dir={folder}", *overrides])
     server_app, client_app = load_apps()
-    grid = InProcessGrid(client_app, len(node_configs), {"overrides": line})
+    grid = InProcessGrid(client_app, len(node_configs), {"overrides": run_overrides})
     for context, node_config in zip(grid._contexts.values(), node_configs, strict=True):
         context.node_config.update(node_config)
-    server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {"overrides": line}))
+    server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {"overrides": run_overrides}))
     return read_rows(folder / "metrics.jsonl")
 
 
-def ask(node_config: dict[str, Any], *words: str) -> Message:
-    """Ask one node for its partition, as the server does before a run."""
-    grid = InProcessGrid(app, 1, {"overrides": " ".join([*NODE, "federation.num_clients=1", *words])})
+def query_partition(node_config: dict[str, Any], *overrides: str) -> Message:
+    """Send one node the partition query, as the server does before a run."""
+    grid = InProcessGrid(app, 1, {"overrides": " ".join([*NODE, "federation.num_clients=1", *overrides])})
     [context] = grid._contexts.values()
     context.node_config.update(node_config)
     query = Message(RecordDict(), context.node_id, train_messages.PARTITION_QUERY, group_id="0")
@@ -60,27 +60,27 @@ def ask(node_config: dict[str, Any], *words: str) -> Message:
     return reply
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_a_file_of_each_format_gives_the_same_rows(ending: str, tmp_path: Path) -> None:
-    silo = load_node_file(str(write(tmp_path / f"site.{ending}")), COLUMNS, ["ill", "well"])
-    assert silo["text"] == [row["text"] for row in ROWS]
-    assert silo["label"] == [int(row["label"] == "well") for row in ROWS]
-    assert silo.features["label"].names == ["ill", "well"]
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_all_file_formats_give_the_same_rows(suffix: str, tmp_path: Path) -> None:
+    dataset = load_node_file(str(write(tmp_path / f"site.{suffix}")), COLUMNS, ["ill", "well"])
+    assert dataset["text"] == [row["text"] for row in ROWS]
+    assert dataset["label"] == [int(row["label"] == "well") for row in ROWS]
+    assert dataset.features["label"].names == ["ill", "well"]
 
 
-def test_labels_that_are_numbers_stay_so_beside_an_empty_cell(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_numeric_labels_stay_integers_next_to_an_empty_cell(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [
         {"text": "a", "label": 0},
         {"text": "b", "label": None},
         {"text": "", "label": 1},
         {"text": "d", "label": 1},
     ]
-    silo = load_node_file(str(write(tmp_path / "site.csv", rows)), COLUMNS, ["0", "1"])
-    assert (silo["text"], silo["label"]) == (["a", "d"], [0, 1])
-    assert "2 of 4 rows have no text or no label and are left out (rows 3, 4)" in caplog.text
+    dataset = load_node_file(str(write(tmp_path / "site.csv", rows)), COLUMNS, ["0", "1"])
+    assert (dataset["text"], dataset["label"]) == (["a", "d"], [0, 1])
+    assert "2 of 4 rows have no text or no label and are skipped (rows 3, 4)" in caplog.text
 
 
-WRONG: list[tuple[str, list[dict[str, Any]], list[str]]] = [
+INVALID_FILES: list[tuple[str, list[dict[str, Any]], list[str]]] = [
     ("site.csv", [{"note": "a", "label": "ill"}], ["no column 'text'", "it has note, label", "text-column"]),
     (
         "site.jsonl",
@@ -91,33 +91,33 @@ WRONG: list[tuple[str, list[dict[str, Any]], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "rows", "words"), WRONG)
-def test_what_is_wrong_with_a_file_is_said(
-    name: str, rows: list[dict[str, Any]], words: list[str], tmp_path: Path
+@pytest.mark.parametrize(("name", "rows", "phrases"), INVALID_FILES)
+def test_error_describes_what_is_wrong_with_a_file(
+    name: str, rows: list[dict[str, Any]], phrases: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(NodeDataError) as caught:
         load_node_file(str(write(tmp_path / name, rows)), COLUMNS, ["ill", "well"])
     assert str(tmp_path / name) in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
+    for phrase in phrases:
+        assert phrase in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("away.csv", "is not there"), ("site.docx", "unsupported format; use csv, jsonl")]
+    ("name", "message"), [("away.csv", "does not exist"), ("site.docx", "unsupported format; use csv, jsonl")]
 )
-def test_a_file_that_cannot_be_read_is_named(name: str, words: str, tmp_path: Path) -> None:
-    with pytest.raises(NodeDataError, match=words):
+def test_unreadable_file_raises(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(NodeDataError, match=message):
         load_node_file(str(tmp_path / name), COLUMNS, ["ill", "well"])
 
 
-def test_the_server_has_the_classes_and_its_own_held_out_texts_alone(tmp_path: Path) -> None:
+def test_server_has_only_the_classes_and_its_held_out_texts(tmp_path: Path) -> None:
     config = compose([*NODE, f"data.test_path={write(tmp_path / 'held_out.csv')}"])
-    sides = load(config.data, 0)
-    assert (len(sides["train"]), len(sides["test"])) == (0, len(ROWS))
-    assert sides["train"].features["label"].names == ["ill", "well"]
+    splits = load(config.data, 0)
+    assert (len(splits["train"]), len(splits["test"])) == (0, len(ROWS))
+    assert splits["train"].features["label"].names == ["ill", "well"]
 
 
-def test_nodes_train_on_their_own_files_whatever_their_columns_are_called(tmp_path: Path) -> None:
+def test_nodes_train_on_their_own_files_with_any_column_names(tmp_path: Path) -> None:
     renamed = [{"note": row["text"], "outcome": row["label"]} for row in ROWS[:10]]
     nodes = [
         {"data-path": str(write(tmp_path / "a.csv")), "share-counts": True},
@@ -129,22 +129,22 @@ def test_nodes_train_on_their_own_files_whatever_their_columns_are_called(tmp_pa
     assert all(row["accuracy"] is not None for row in rows)
 
 
-def test_counts_stay_at_home_where_nobody_said_that_they_may_be_told(tmp_path: Path) -> None:
+def test_counts_are_not_disclosed_by_default(tmp_path: Path) -> None:
     private = {"ledger": str(tmp_path / "ledger"), "max-epsilon": 9.0, "max-delta": 1e-5}
     nodes = [{"data-path": str(write(tmp_path / "a.csv")), **private}]
-    words = ["privacy=dp_sgd", "train.num_rounds=1"]
-    refused = run_nodes(tmp_path / "refused", nodes, *words)[1]
+    overrides = ["privacy=dp_sgd", "train.num_rounds=1"]
+    refused = run_nodes(tmp_path / "refused", nodes, *overrides)[1]
     assert "share-counts = false" in refused["clients_refused"]["0"]
     assert not (tmp_path / "ledger").exists()
 
-    taken = run_nodes(tmp_path / "taken", nodes, "federation.weighting=uniform", *words)[1]
-    assert taken["clients_used"] == 1
-    [told] = json.loads((tmp_path / "taken" / "privacy.json").read_text())["clients"].values()
-    assert told["num_examples"] is told["sample_rate"] is told["noise_multiplier"] is None
-    assert told["epsilon"] > 0
+    accepted = run_nodes(tmp_path / "accepted", nodes, "federation.weighting=uniform", *overrides)[1]
+    assert accepted["clients_used"] == 1
+    [spent] = json.loads((tmp_path / "accepted" / "privacy.json").read_text())["clients"].values()
+    assert spent["num_examples"] is spent["sample_rate"] is spent["noise_multiplier"] is None
+    assert spent["epsilon"] > 0
 
 
-def test_a_run_without_held_out_texts_trains_and_tells_no_accuracy(tmp_path: Path) -> None:
+def test_run_without_held_out_texts_trains_and_records_no_accuracy(tmp_path: Path) -> None:
     nodes = [{"data-path": str(write(tmp_path / "a.csv")), "share-counts": True}]
     rows = run_nodes(tmp_path / "run", nodes, "train.num_rounds=1")
     assert [row["accuracy"] for row in rows] == [None, None]
@@ -152,7 +152,7 @@ def test_a_run_without_held_out_texts_trains_and_tells_no_accuracy(tmp_path: Pat
     assert (tmp_path / "run" / "plots" / "accuracy.png").exists()
 
 
-def test_uniform_weighting_counts_a_small_client_like_a_large_one(tmp_path: Path) -> None:
+def test_uniform_weighting_does_not_use_counts(tmp_path: Path) -> None:
     sizes = {"a": ROWS, "b": ROWS[:4]}
     nodes = [{"data-path": str(write(tmp_path / f"{name}.csv", rows))} for name, rows in sizes.items()]
     row = run_nodes(tmp_path / "run", nodes, "federation.weighting=uniform", "train.num_rounds=1")[1]
@@ -160,45 +160,45 @@ def test_uniform_weighting_counts_a_small_client_like_a_large_one(tmp_path: Path
     assert "num_examples" not in json.dumps(row)
 
 
-def test_a_node_says_before_the_run_that_its_data_do_not_fit_and_tells_details_at_home(
+def test_node_rejects_invalid_data_before_the_run_and_logs_details_locally(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     site = write(tmp_path / "site.csv", [{"text": SECRET, "label": "deceased"}, *ROWS])
     with caplog.at_level(logging.INFO):
-        reply = ask({"data-path": str(site)})
+        reply = query_partition({"data-path": str(site)})
     assert reply.has_error()
-    assert "this node's own data cannot be used; its own log says why" in reply.error.reason
+    assert "this node's own data cannot be used: see the node's log for the reason" in reply.error.reason
     for private in (SECRET, "deceased", str(site)):
         assert private not in reply.error.reason
     assert "does not know: deceased" in caplog.text
 
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        assert not ask({"data-path": str(write(site))}).has_error()
-    assert "own data: 12 of ill, 12 of well" in caplog.text
+        assert not query_partition({"data-path": str(write(site))}).has_error()
+    assert "label counts of own data: ill = 12, well = 12" in caplog.text
 
 
-def test_an_error_that_nobody_foresaw_does_not_quote_the_data(
+def test_unexpected_error_does_not_disclose_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*arguments: object) -> None:
         raise ValueError(f"cannot tokenize {SECRET}")
 
     monkeypatch.setattr("client.app.check_node_data", fail)
-    reply = ask({"data-path": str(write(tmp_path / "site.csv"))})
-    assert "ValueError on this node; its own log has the details" in reply.error.reason
+    reply = query_partition({"data-path": str(write(tmp_path / "site.csv"))})
+    assert "ValueError on this node: see the node's log for the details" in reply.error.reason
     assert SECRET not in reply.error.reason
     assert SECRET in caplog.text
 
 
-def test_simulated_clients_have_no_data_of_their_own() -> None:
+def test_simulated_clients_cannot_have_their_own_data() -> None:
     with pytest.raises(ConfigError, match="data=node needs nodes"):
         check_config(compose(NODE))
 
 
-def test_a_personal_model_is_measured_on_held_out_texts_of_the_node_or_not_at_all(tmp_path: Path) -> None:
+def test_personal_model_is_evaluated_only_on_held_out_texts_of_the_node(tmp_path: Path) -> None:
     site = {"data-path": str(write(tmp_path / "a.csv")), "share-counts": True}
     held_out = {"test-path": str(write(tmp_path / "t.csv"))}
-    words = ["method=fedsa_lora", "train.num_rounds=1"]
-    assert run_nodes(tmp_path / "without", [site], *words)[1]["accuracy"] is None
-    assert run_nodes(tmp_path / "with", [site | held_out], *words)[1]["accuracy"] is not None
+    overrides = ["method=fedsa_lora", "train.num_rounds=1"]
+    assert run_nodes(tmp_path / "without", [site], *overrides)[1]["accuracy"] is None
+    assert run_nodes(tmp_path / "with", [site | held_out], *overrides)[1]["accuracy"] is not None

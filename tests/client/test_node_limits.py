@@ -1,4 +1,4 @@
-"""What a client's own configuration forbids is refused with a reason, whatever the run's says, and costs nothing."""
+"""Limits of the node configuration: a run that exceeds them is refused with a reason, and nothing is spent."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,65 +22,65 @@ from fedsvd.wire.train_messages import TrainTask
 
 B: frozenset[Part] = frozenset({"B"})
 SMOKE = ["experiment=smoke"]
-OWN = {"max-epsilon": 6, "max-delta": 1e-5, "ledger": "ledger.sqlite"}
+LIMITS = {"max-epsilon": 6, "max-delta": 1e-5, "ledger": "ledger.sqlite"}
 
 
-def declined(
+def decline_reason(
     node_config: Mapping[str, Any],
     overrides: list[str],
     message_id: str = "message",
     server_round: int = 1,
     run_id: int = 7,
 ) -> str | None:
-    """Ask the real ClientApp for one round; return why it declined, or None."""
-    words = [*SMOKE, *overrides]
-    config = compose(words)
+    """Request one round of the real ClientApp; return why it declined, or None."""
+    run_overrides = [*SMOKE, *overrides]
+    config = compose(run_overrides)
     factors = payload.pack(initial_adapter(config, build_method(config.method)), B)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 2
     message = Message(train_messages.train_request(TrainTask(server_round, B, B), factors), 2, MessageType.TRAIN)
     message.metadata.__dict__["_message_id"] = message_id
     node = {"partition-id": 0, "num-partitions": 2, **node_config}
-    context = Context(run_id, 2, node, RecordDict(), {"overrides": " ".join(words)})
+    context = Context(run_id, 2, node, RecordDict(), {"overrides": " ".join(run_overrides)})
     return train_messages.declined_reason(app(message, context).content)
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> dict[str, Any]:
-    return OWN | {"ledger": str(tmp_path / "private" / "ledger.sqlite")}
+def node_config(tmp_path: Path) -> dict[str, Any]:
+    return LIMITS | {"ledger": str(tmp_path / "private" / "ledger.sqlite")}
 
 
 @pytest.mark.parametrize(
-    ("limit", "overrides", "said"),
+    ("limit", "overrides", "message"),
     [
         ({}, ["privacy.target_epsilon=6.5"], "privacy.target_epsilon = 6.5, but this client allows at most 6"),
         ({}, ["privacy.target_delta=1e-3"], "privacy.target_delta = 0.001, but this client allows at most 1e-05"),
-        ({}, ["privacy=none"], "privacy = none, but this client trains with privacy = dp_sgd alone"),
+        ({}, ["privacy=none"], "privacy = none, but this client allows only dp_sgd"),
         ({"max-grad-norm": 0.5}, [], "privacy.max_grad_norm = 1.0, but this client allows at most 0.5"),
         ({"max-steps": 1}, [], "train.local_steps = 2, but this client allows at most 1"),
         ({"min-noise-multiplier": 2}, [], "noise multiplier = 0.61"),
     ],
 )
-def test_a_run_that_asks_for_more_is_refused_unpaid(
-    own: dict[str, Any], limit: dict[str, Any], overrides: list[str], said: str
+def test_run_beyond_the_limits_is_refused_before_spending(
+    node_config: dict[str, Any], limit: dict[str, Any], overrides: list[str], message: str
 ) -> None:
-    reason = declined(own | limit, overrides)
+    reason = decline_reason(node_config | limit, overrides)
 
     assert reason is not None
     assert reason.startswith("LimitError: ")
-    assert said in reason
-    assert not Path(own["ledger"]).exists()
+    assert message in reason
+    assert not Path(node_config["ledger"]).exists()
 
 
-def test_a_run_within_the_limits_is_served(own: dict[str, Any]) -> None:
+def test_run_within_the_limits_is_accepted(node_config: dict[str, Any]) -> None:
     generous = {"max-grad-norm": 1.0, "max-steps": 2, "min-noise-multiplier": 0.5, "require-privacy": True}
 
-    assert declined(own | generous, []) is None
+    assert decline_reason(node_config | generous, []) is None
 
 
 @pytest.mark.parametrize("limit", [{"require-privacy": True}, {"max-grad-norm": 1}, {"min-noise-multiplier": 0.1}])
-def test_a_node_that_demands_privacy_gets_it(limit: dict[str, Any]) -> None:
+def test_privacy_limits_require_dp_sgd(limit: dict[str, Any]) -> None:
     read_limits(limit).check(compose(SMOKE))
-    with pytest.raises(LimitError, match="dp_sgd alone"):
+    with pytest.raises(LimitError, match="allows only dp_sgd"):
         read_limits(limit).check(compose([*SMOKE, "privacy=none"]))
 
 
@@ -89,97 +89,97 @@ SHARED = [*SECURE, "privacy.noise_share=true", "privacy.noise_multiplier=3", "tr
 
 
 @pytest.mark.parametrize(
-    ("node", "overrides", "said"),
+    ("limit", "overrides", "message"),
     [
-        ({"min-survivors": 2}, [], "sends nothing but into secure sums"),
+        ({"min-survivors": 2}, [], "this client requires secure aggregation"),
         ({"min-survivors": 3}, SECURE, "federation.min_survivors = 2, but this client allows at least 3"),
-        ({"max-grad-norm": 4}, SHARED, "it adds all of its noise itself"),
+        ({"max-grad-norm": 4}, SHARED, "it must add all of its noise itself"),
         ({"min-survivors": 2}, SECURE, None),
         ({"min-survivors": 2, "max-grad-norm": 4}, SHARED, None),
         ({}, SHARED, None),
     ],
 )
-def test_a_node_hides_among_as_many_as_it_says(node: dict[str, Any], overrides: list[str], said: str | None) -> None:
-    limits, config = read_limits(node), compose([*SMOKE, *overrides])
-    if said is None:
+def test_min_survivors_of_a_node(limit: dict[str, Any], overrides: list[str], message: str | None) -> None:
+    limits, config = read_limits(limit), compose([*SMOKE, *overrides])
+    if message is None:
         limits.check(config)
     else:
-        with pytest.raises(LimitError, match=said):
+        with pytest.raises(LimitError, match=message):
             limits.check(config)
 
 
-def test_a_node_that_hides_agrees_on_no_key_for_an_open_run() -> None:
-    assert "sends nothing but into secure sums" in str(declined({"min-survivors": 2}, []))
+def test_node_with_min_survivors_declines_a_run_without_secure_aggregation() -> None:
+    assert "this client requires secure aggregation" in str(decline_reason({"min-survivors": 2}, []))
 
 
-@pytest.mark.parametrize("node", [{}, {"require-privacy": False}, {"max-steps": 2}])
-def test_a_node_that_does_not_demand_it_trains_without(node: dict[str, Any]) -> None:
-    read_limits(node).check(compose([*SMOKE, "privacy=none"]))
+@pytest.mark.parametrize("limit", [{}, {"require-privacy": False}, {"max-steps": 2}])
+def test_node_without_privacy_limits_accepts_runs_without_privacy(limit: dict[str, Any]) -> None:
+    read_limits(limit).check(compose([*SMOKE, "privacy=none"]))
 
 
-def test_many_runs_on_one_node_never_pass_its_own_budget(own: dict[str, Any]) -> None:
+def test_many_runs_on_one_node_never_exceed_its_budget(node_config: dict[str, Any]) -> None:
     reasons = []
     for run in range(8):
-        # Each run names a place of its own for ledgers, and an ε in all that the node never granted.
+        # Each run sets its own ledger directory, and a total ε that the node does not allow.
         overrides = ["privacy.target_epsilon=4", "privacy.max_epsilon=1000", f"privacy.ledger_dir=/nowhere/{run}"]
-        reasons += [declined(own, overrides, f"{run}/{n}", n, run_id=run) for n in (1, 2)]
+        reasons += [decline_reason(node_config, overrides, f"{run}/{n}", n, run_id=run) for n in (1, 2)]
 
     assert reasons[:2] == [None, None]
     assert "this client allows 6" in str(reasons[-1])
-    with Ledger.read(Path(own["ledger"])) as ledger:
+    with Ledger.read(Path(node_config["ledger"])) as ledger:
         assert len(ledger.entries()) == reasons.count(None) < 16
         assert {entry.budget.max_epsilon for entry in ledger.entries()} == {6.0}
 
 
-def test_a_replayed_message_is_declined(own: dict[str, Any]) -> None:
-    assert declined(own, []) is None
-    assert "ReplayedMessageError: message message was charged" in str(declined(own, []))
+def test_replayed_message_is_declined(node_config: dict[str, Any]) -> None:
+    assert decline_reason(node_config, []) is None
+    assert "ReplayedMessageError: message message was charged" in str(decline_reason(node_config, []))
 
 
-def test_other_data_under_one_ledger_are_refused(own: dict[str, Any]) -> None:
-    assert declined(own, []) is None
-    assert "other data" in str(declined(own, ["seed=1"], "another message"))
+def test_ledger_of_other_data_is_refused(node_config: dict[str, Any]) -> None:
+    assert decline_reason(node_config, []) is None
+    assert "other data" in str(decline_reason(node_config, ["seed=1"], "another message"))
 
 
-def test_a_damaged_ledger_stops_the_client_with_a_reason(own: dict[str, Any]) -> None:
-    Path(own["ledger"]).parent.mkdir()
-    Path(own["ledger"]).write_bytes(b"")
+def test_damaged_ledger_is_refused_with_a_reason(node_config: dict[str, Any]) -> None:
+    Path(node_config["ledger"]).parent.mkdir()
+    Path(node_config["ledger"]).write_bytes(b"")
 
-    assert "LedgerError" in str(declined(own, []))
+    assert "LedgerError" in str(decline_reason(node_config, []))
 
 
 @pytest.mark.parametrize(
-    ("node", "said"),
+    ("limit", "message"),
     [
-        ({"max-epsilon": 6, "ledger": "x"}, "max-epsilon and max-delta together"),
-        ({"max-delta": 1e-5, "ledger": "x"}, "max-epsilon and max-delta together"),
-        ({"max-epsilon": 6, "max-delta": 1e-5}, "no ledger"),
-        (OWN | {"max-epsilon": "6"}, "max-epsilon = '6'"),
-        (OWN | {"max-epsilon": 0}, "number above 0"),
-        (OWN | {"max-epsilon": float("inf")}, "number above 0"),
-        (OWN | {"max-epsilon": float("nan")}, "number above 0"),
-        (OWN | {"max-delta": 1.0}, "between 0 and 1"),
-        ({"max-steps": 1.5}, "whole number above 0"),
-        ({"max-steps": True}, "whole number above 0"),
-        ({"require-privacy": 1}, "true or false"),
-        ({"max-epsilo": 6}, "no limit; there are: max-epsilon"),
-        ({"max_epsilon": 6}, "no limit"),
-        ({"noise-multiplier": 1}, "no limit"),
-        ({"legder": "x"}, "no limit"),
+        ({"max-epsilon": 6, "ledger": "x"}, "set both or neither"),
+        ({"max-delta": 1e-5, "ledger": "x"}, "set both or neither"),
+        ({"max-epsilon": 6, "max-delta": 1e-5}, "no effect without a ledger"),
+        (LIMITS | {"max-epsilon": "6"}, "max-epsilon = '6'"),
+        (LIMITS | {"max-epsilon": 0}, "expected a number > 0"),
+        (LIMITS | {"max-epsilon": float("inf")}, "expected a number > 0"),
+        (LIMITS | {"max-epsilon": float("nan")}, "expected a number > 0"),
+        (LIMITS | {"max-delta": 1.0}, "expected a number between 0 and 1"),
+        ({"max-steps": 1.5}, "expected an integer > 0"),
+        ({"max-steps": True}, "expected an integer > 0"),
+        ({"require-privacy": 1}, "expected true or false"),
+        ({"max-epsilo": 6}, "not a known limit: expected one of max-epsilon"),
+        ({"max_epsilon": 6}, "not a known limit"),
+        ({"noise-multiplier": 1}, "not a known limit"),
+        ({"legder": "x"}, "not a known limit"),
     ],
 )
-def test_limits_that_would_not_hold_stop_the_client(node: dict[str, Any], said: str) -> None:
-    with pytest.raises(LimitError, match=said):
-        read_limits(node)
-    assert said in str(declined(node, []))
+def test_limits_without_effect_are_errors(limit: dict[str, Any], message: str) -> None:
+    with pytest.raises(LimitError, match=message):
+        read_limits(limit)
+    assert message in str(decline_reason(limit, []))
 
 
-def test_other_keys_of_a_node_are_none_of_our_business() -> None:
+def test_unrelated_keys_of_a_node_configuration_are_ignored() -> None:
     assert read_limits({"partition-id": 1, "num-partitions": 2, "ledger": "x", "site": "north"}) == NodeLimits()
 
 
-def test_the_nodes_delta_is_what_its_epsilon_is_held_to() -> None:
-    limits = read_limits(OWN | {"max-delta": 1e-4})
+def test_max_epsilon_applies_at_the_nodes_max_delta() -> None:
+    limits = read_limits(LIMITS | {"max-delta": 1e-4})
     privacy = compose([*SMOKE, "privacy.target_epsilon=2"]).privacy
 
     assert limits.budget(privacy) == Budget(2.0, 1e-5, 6.0, 1e-4, "prv")

@@ -1,4 +1,4 @@
-"""Payloads there and back, and payloads that must not get in."""
+"""Round trips of messages and payloads, and rejection of invalid ones."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def make_adapter() -> Adapter:
     )
 
 
-def test_pack_and_unpack_give_the_same_tensors_in_one_array_a_part() -> None:
+def test_pack_and_unpack_preserve_tensors_in_one_array_per_part() -> None:
     adapter = make_adapter()
 
     record = payload.pack(adapter, ["B", "head"])
@@ -41,31 +41,31 @@ def flat(*values: float, size: int = 22, dtype: type = np.float32) -> Array:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
         ({}, "exactly"),
         ({"B": flat(), "A": flat()}, "exactly"),
         ({"B": flat(size=21)}, "shape"),
         ({"B": flat(dtype=np.float64)}, "float64"),
-        ({"B": flat(float("nan"))}, "1 values that are not finite"),
-        ({"B": flat(float("inf"), float("-inf"))}, "2 values"),
-        ({"B": Array("float32", (22,), "numpy.ndarray", b"torn")}, "decoded"),
-        ({"B": Array("float32", (22,), "numpy.ndarray", flat(size=3).data)}, "not what its header says"),
+        ({"B": flat(float("nan"))}, "1 non-finite values"),
+        ({"B": flat(float("inf"), float("-inf"))}, "2 non-finite values"),
+        ({"B": Array("float32", (22,), "numpy.ndarray", b"truncated")}, "decoded"),
+        ({"B": Array("float32", (22,), "numpy.ndarray", flat(size=3).data)}, r"shape \(3,\), followed by"),
     ],
 )
-def test_bad_payloads_are_refused(arrays: dict[str, Array], said: str) -> None:
-    with pytest.raises(PayloadError, match=said):
+def test_invalid_payloads_are_rejected(arrays: dict[str, Array], message: str) -> None:
+    with pytest.raises(PayloadError, match=message):
         payload.unpack(ArrayRecord(arrays), ["B"], make_adapter(), CPU)
 
 
-def test_train_request_there_and_back() -> None:
+def test_train_request_round_trip() -> None:
     task = train_messages.TrainTask(3, frozenset({"A", "B"}), frozenset({"B"}))
 
-    found, factors = train_messages.read_train_request(
+    decoded, factors = train_messages.read_train_request(
         train_messages.train_request(task, payload.pack(make_adapter(), ["B"]))
     )
 
-    assert found == task
+    assert decoded == task
     assert set(factors) == {"B"}
 
 
@@ -80,18 +80,18 @@ def test_train_request_there_and_back() -> None:
         {"server-round": 1, "uplink": ["B"]},
     ],
 )
-def test_bad_requests_are_refused(config: dict[str, object]) -> None:
+def test_invalid_requests_are_rejected(config: dict[str, object]) -> None:
     content = RecordDict({train_messages.TASK: ConfigRecord(config), train_messages.FACTORS: ArrayRecord()})
     with pytest.raises(PayloadError):
         train_messages.read_train_request(content)
 
 
-def test_train_reply_there_and_back() -> None:
+def test_train_reply_round_trip() -> None:
     report = train_messages.ClientReport(2, 100, 1.5, epsilon=3.0, noise_multiplier=0.9, sample_rate=0.1, steps=4)
 
-    found, _ = train_messages.read_train_reply(train_messages.train_reply(report, ArrayRecord()))
+    decoded, _ = train_messages.read_train_reply(train_messages.train_reply(report, ArrayRecord()))
 
-    assert found == report
+    assert decoded == report
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_train_reply_there_and_back() -> None:
         {"partition-id": 0, "num-examples": 1.5, "seconds": 1.0},
         {"partition-id": 0, "num-examples": 3, "seconds": float("nan")},
         {"partition-id": 0, "num-examples": [3], "seconds": 1.0},
-        {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "surprise": 1},
+        {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "unknown": 1},
     ],
 )
-def test_bad_replies_are_refused(metrics: dict[str, object]) -> None:
+def test_invalid_replies_are_rejected(metrics: dict[str, object]) -> None:
     content = RecordDict({train_messages.METRICS: MetricRecord(metrics), train_messages.FACTORS: ArrayRecord()})
     with pytest.raises(PayloadError):
         train_messages.read_train_reply(content)
