@@ -1,4 +1,4 @@
-"""Text: where it comes from, who holds what, and how it becomes batches."""
+"""Datasets: loading, partitioning among clients, tokenization and batching."""
 
 from fedsvd.data.batches import collate, encode, eval_batches, sort_by_length, tokenize
 from fedsvd.data.instructions import build_instructions, pack_sequences, prompt_ids, tokenize_instructions

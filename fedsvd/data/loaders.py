@@ -1,4 +1,4 @@
-"""The data sets by the name that ``data=`` gives them."""
+"""Dataset loaders, selected by ``data.name``."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ from fedsvd.errors import ConfigError
 
 
 def load(config: DataConfig, seed: int, keep_column: str | None = None) -> DatasetDict:
-    """Load a data set as ``train`` and ``test``, shuffled: ``text``, ``label``, perhaps ``text_pair``, ``response``.
+    """Load a dataset, shuffled and split into ``train`` and ``test``.
 
     Args:
-        config: The group ``data``.
-        seed: Of the split and the shuffle.
-        keep_column: One more column of a user's own data to carry along.
+        config: The ``data`` configuration group.
+        seed: Seed of the split and the shuffle.
+        keep_column: Additional column of user data to retain.
+
+    Returns:
+        The two splits, with columns ``text`` and ``label`` and, depending on the dataset, ``text_pair`` and
+        ``response``.
 
     Raises:
-        DataError: It cannot be had, or a value does not fit it.
-        AssetError: An embedded package cannot be had.
-        ConfigError: A user's own data without ``data.path``.
+        DataError: The dataset is unavailable, or a configuration value does not match it.
+        AssetError: A package with embedded data is unavailable.
+        ConfigError: ``data.path`` is missing for user data, or ``data=node`` is combined with an invalid setting.
     """
-    sides = _LOADERS[config.name](config, seed, keep_column)
-    sides = limit_examples(sides, config.max_train_examples, config.max_test_examples)
-    # Whatever is chosen by what it does on held-out texts must be chosen on others than those it is reported on.
+    splits = _LOADERS[config.name](config, seed, keep_column)
+    splits = limit_examples(splits, config.max_train_examples, config.max_test_examples)
     if config.evaluate_on == "test":
-        return sides
-    return limit_examples(hold_out(sides["train"], config.validation_fraction, seed), None, None)
+        return splits
+    # Choices such as hyperparameters must not be made on the test examples that results are reported on.
+    return limit_examples(hold_out(splits["train"], config.validation_fraction, seed), None, None)
 
 
 def _movie_reviews(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
@@ -81,22 +85,26 @@ def _hub(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
 
 
 def _node(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
-    """What is here of nodes' own data: at a node, its own file; elsewhere none but the held-out texts, if any."""
+    """Load node data: on a node, its own file; elsewhere, only the held-out texts, if there are any."""
     if not config.labels or len(config.labels) < 2:
-        raise ConfigError("data=node needs data.labels: give all classes, in order, as in data.labels=[no,yes].")
+        raise ConfigError(
+            f"data.labels = {config.labels} is invalid with data=node: list at least two classes, in order, as in "
+            "data.labels=[no,yes]."
+        )
     if config.evaluate_on != "test":
-        raise ConfigError(f"data.evaluate_on = {config.evaluate_on} is not possible with data=node: set it to test.")
+        raise ConfigError(f"data.evaluate_on = {config.evaluate_on} is unsupported with data=node: set it to test.")
     if config.response_column is not None or config.label_column is None:
         raise ConfigError(
-            f"data.response_column = {config.response_column} and data.label_column = {config.label_column} are not "
-            "possible with data=node: nodes' own texts have classes. Set the first to null and name the other."
+            f"data.response_column = {config.response_column} with data.label_column = {config.label_column} is "
+            "unsupported with data=node, which supports classification only: set data.response_column to null and "
+            "data.label_column to the column with the labels."
         )
-    columns, nothing = _columns(config, None), empty_dataset(config.labels, pairs=config.text_pair_column is not None)
+    columns, empty = _columns(config, None), empty_dataset(config.labels, pairs=config.text_pair_column is not None)
     paths = {"train": (config.path, "data-path"), "test": (config.test_path, "data.test_path")}
     return DatasetDict(
         {
-            side: load_node_file(path, columns, config.labels, key) if path else nothing
-            for side, (path, key) in paths.items()
+            split: load_node_file(path, columns, config.labels, key) if path else empty
+            for split, (path, key) in paths.items()
         }
     )
 
@@ -109,7 +117,7 @@ def _columns(config: DataConfig, keep_column: str | None) -> Columns:
 
 def _path(config: DataConfig) -> str:
     if config.path is None:
-        raise ConfigError(f"data={config.name} needs data.path: give the path or the id of the data.")
+        raise ConfigError(f"data={config.name} needs data.path: set it to the path or the hub id of the dataset.")
     return config.path
 
 

@@ -1,4 +1,7 @@
-"""A node's own data: one file, held against what the run asks for. What is wrong with it is told to its owner alone."""
+"""A node's local data: one file, checked against the run's configuration.
+
+Error messages contain details of the data, such as labels and row numbers. They are written to the node's own log only.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +18,26 @@ from fedsvd.errors import DataError, NodeDataError
 logger = logging.getLogger(__name__)
 
 NODE_FILE_FORMATS = ("csv", "jsonl", "parquet")
-_SHOWN = 5
+_MAX_SHOWN = 5
 
 
 def load_node_file(path: str, columns: Columns, labels: Sequence[str], key: str = "data-path") -> Dataset:
-    """Load a node's own file, and check that the run can be trained on it.
+    """Load a node's local file and check that it fits the run.
 
-    Rows without a text or a label are left out, and counted in the node's log.
+    Rows without a text or a label are skipped. Their number is written to the node's log.
 
     Args:
-        path: The file; its ending is its format, one of `NODE_FILE_FORMATS`.
+        path: The file; its suffix determines its format, one of `NODE_FILE_FORMATS`.
         columns: Names of its columns.
-        labels: The run's classes, in the order of their numbers.
-        key: Where the path was given, for the message.
+        labels: The run's classes, in order of their class indices.
+        key: The configuration key of the path, for error messages.
 
     Returns:
-        Columns ``text``, ``label`` (a ClassLabel) and, of pairs, ``text_pair``.
+        A dataset with columns ``text``, ``label`` (a ClassLabel) and, for text pairs, ``text_pair``.
 
     Raises:
-        SiloError: A file that is not there or cannot be read, a column that it lacks, labels that the run does not
-            know, or no row that could be used.
+        NodeDataError: The file is missing or unreadable, lacks a column, contains labels that the run does not know,
+            or has no usable row.
     """
     file_format = Path(path).suffix.lstrip(".").lower()
     if file_format not in NODE_FILE_FORMATS:
@@ -46,35 +49,39 @@ def load_node_file(path: str, columns: Columns, labels: Sequence[str], key: str 
     names = {"text": columns.text, "label": str(columns.label)}
     if columns.text_pair is not None:
         names["text_pair"] = columns.text_pair
-    lacking = [name for name in names.values() if name not in table.column_names]
-    if lacking:
+    missing = [name for name in names.values() if name not in table.column_names]
+    if missing:
         raise NodeDataError(
-            f"{path} has no column {', '.join(map(repr, lacking))}; it has {', '.join(table.column_names)}. Name its "
-            "own columns in the node's configuration: text-column, text-pair-column, label-column."
+            f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(table.column_names)}. Set its "
+            "column names in the node's configuration: text-column, text-pair-column, label-column."
         )
     rows = list(zip(*(table[name] for name in names.values()), strict=True))
-    # The number of a row as an editor shows it: a CSV file has its header in the first.
+    # Row numbers as an editor shows them: the first line of a CSV file is its header.
     first = 2 if file_format == "csv" else 1
-    kept = {first + i: row for i, row in enumerate(rows) if _is_text(row[0]) and _label(row[1]) is not None}
-    if len(kept) < len(rows):
-        lost = [number for number in range(first, first + len(rows)) if number not in kept]
+    usable = {first + i: row for i, row in enumerate(rows) if _is_text(row[0]) and _label_text(row[1]) is not None}
+    if len(usable) < len(rows):
+        skipped = [number for number in range(first, first + len(rows)) if number not in usable]
         logger.warning(
-            "%s: %d of %d rows have no text or no label and are left out (rows %s)",
+            "%s: %d of %d rows have no text or no label and are skipped (rows %s)",
             path,
-            len(lost),
+            len(skipped),
             len(rows),
-            _few(lost),
+            _abbreviate(skipped),
         )
-    _check_labels(path, {number: str(_label(row[1])) for number, row in kept.items()}, labels)
-    numbers = {label: number for number, label in enumerate(labels)}
-    data = {"text": [row[0] for row in kept.values()], "label": [numbers[str(_label(row[1]))] for row in kept.values()]}
+    row_labels = {number: str(_label_text(row[1])) for number, row in usable.items()}
+    _check_labels(path, row_labels, labels)
+    class_indices = {label: index for index, label in enumerate(labels)}
+    data = {
+        "text": [row[0] for row in usable.values()],
+        "label": [class_indices[label] for label in row_labels.values()],
+    }
     if columns.text_pair is not None:
-        data["text_pair"] = [str(row[2]) for row in kept.values()]
+        data["text_pair"] = [str(row[2]) for row in usable.values()]
     return Dataset.from_dict(data, features=_features(labels, pairs=columns.text_pair is not None))
 
 
 def empty_dataset(labels: Sequence[str], *, pairs: bool) -> Dataset:
-    """Return a data set of no rows that knows its classes."""
+    """Return a dataset without rows that has the run's columns and classes."""
     features = _features(labels, pairs=pairs)
     return Dataset.from_dict({name: [] for name in features}, features=features)
 
@@ -85,31 +92,34 @@ def _features(labels: Sequence[str], *, pairs: bool) -> Features:
 
 
 def count_labels(dataset: Dataset) -> dict[str, int]:
-    """Count a data set's rows by class."""
+    """Count a dataset's rows by class."""
     names = dataset.features["label"].names
-    found = Counter(dataset["label"])
-    return {name: found[number] for number, name in enumerate(names)}
+    counts = Counter(dataset["label"])
+    return {name: counts[index] for index, name in enumerate(names)}
 
 
-def _check_labels(path: str, found: dict[int, str], labels: Sequence[str]) -> None:
-    if not found:
+def _check_labels(path: str, row_labels: dict[int, str], labels: Sequence[str]) -> None:
+    """Check the labels, given by row number, against the run's classes; raise `NodeDataError` if one is unknown."""
+    if not row_labels:
         raise NodeDataError(f"{path} has no row with both a text and a label; check its columns.")
-    strange = {number: label for number, label in found.items() if label not in labels}
-    if strange:
+    unknown = {number: label for number, label in row_labels.items() if label not in labels}
+    if unknown:
         raise NodeDataError(
-            f"{path} has labels that the run does not know: {_few(sorted(set(strange.values())))} in {len(strange)} of "
-            f"{len(found)} rows (rows {_few(list(strange))}). The run's classes (data.labels) are {', '.join(labels)}: "
-            "write them so, or name another label-column."
+            f"{path} has labels that the run does not know: {_abbreviate(sorted(set(unknown.values())))} in "
+            f"{len(unknown)} of {len(row_labels)} rows (rows {_abbreviate(list(unknown))}). The run's classes "
+            f"(data.labels) are {', '.join(labels)}: use these labels, or set label-column to another column."
         )
-    missing = sorted(set(labels) - set(found.values()))
-    if missing:
-        logger.warning("%s has no example of %s; the other nodes' must do", path, _few(missing))
+    absent = sorted(set(labels) - set(row_labels.values()))
+    if absent:
+        logger.warning("%s has no example of %s; only other nodes can provide them", path, _abbreviate(absent))
 
 
-def _label(value: object) -> str | None:
-    """Return a label as the run writes it; numbers beside empty cells come out of pandas with a point."""
+def _label_text(value: object) -> str | None:
+    """Return a label as text, or None for an empty cell."""
+    # NaN is the only value that differs from itself.
     if value is None or value != value:
         return None
+    # pandas reads an integer column with empty cells as floats.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip() or None
@@ -119,5 +129,5 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _few(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values[:_SHOWN])) + (", …" if len(values) > _SHOWN else "")
+def _abbreviate(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values[:_MAX_SHOWN])) + (", …" if len(values) > _MAX_SHOWN else "")

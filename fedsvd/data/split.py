@@ -1,4 +1,4 @@
-"""Which texts are trained on and which are held out, and how many of each are kept."""
+"""Train/test splits, and limits on their sizes."""
 
 from __future__ import annotations
 
@@ -11,77 +11,77 @@ from fedsvd.errors import DataError
 
 
 def hold_out(dataset: Dataset, test_fraction: float, seed: int) -> DatasetDict:
-    """Split a data set into ``train`` and ``test``, both shuffled, with each class in its share of the whole.
+    """Split a dataset into ``train`` and ``test``, both shuffled and stratified by class.
 
     Args:
-        dataset: With a column ``label``.
-        test_fraction: Share held out, between 0 and 1.
-        seed: Of the shuffle.
+        dataset: Dataset with a column ``label``.
+        test_fraction: Fraction of rows to hold out, between 0 and 1.
+        seed: Seed of the shuffle.
 
     Raises:
-        DataError: A share out of range, or one that leaves a side empty.
+        DataError: The fraction is out of range or leaves a split empty.
     """
     labels = np.asarray(dataset["label"])
     generator = np.random.default_rng(seed)
-    sides: dict[str, list[int]] = {"train": [], "test": []}
+    indices: dict[str, list[int]] = {"train": [], "test": []}
     for label in np.unique(labels):
         order = generator.permutation(np.flatnonzero(labels == label))
-        cut = round(len(order) * test_fraction)
-        sides["test"] += order[:cut].tolist()
-        sides["train"] += order[cut:].tolist()
-    return _select(dataset, sides, test_fraction, generator)
+        num_test = round(len(order) * test_fraction)
+        indices["test"] += order[:num_test].tolist()
+        indices["train"] += order[num_test:].tolist()
+    return _select(dataset, indices, test_fraction, generator)
 
 
 def hold_out_documents(dataset: Dataset, documents: Sequence[str], test_fraction: float, seed: int) -> DatasetDict:
-    """Split as `hold_out`, but by documents: all parts of one land on one side.
+    """Split a dataset like `hold_out`, but by document: all rows of a document are in the same split.
 
     Args:
-        dataset: Any rows.
-        documents: The document that each row is a part of.
-        test_fraction: Share of the documents held out.
-        seed: Of the shuffle.
+        dataset: The rows to split.
+        documents: The document of each row.
+        test_fraction: Fraction of the documents to hold out, between 0 and 1.
+        seed: Seed of the shuffle.
 
     Raises:
-        DataError: As `hold_out`.
+        DataError: The fraction is out of range or leaves a split empty.
     """
     generator = np.random.default_rng(seed)
-    names, numbers = np.unique(np.asarray(documents), return_inverse=True)
-    held = generator.permutation(len(names))[: round(len(names) * test_fraction)]
-    is_held = np.isin(numbers, held)
-    sides = {"train": np.flatnonzero(~is_held).tolist(), "test": np.flatnonzero(is_held).tolist()}
-    return _select(dataset, sides, test_fraction, generator)
+    names, document_ids = np.unique(np.asarray(documents), return_inverse=True)
+    test_ids = generator.permutation(len(names))[: round(len(names) * test_fraction)]
+    is_test = np.isin(document_ids, test_ids)
+    indices = {"train": np.flatnonzero(~is_test).tolist(), "test": np.flatnonzero(is_test).tolist()}
+    return _select(dataset, indices, test_fraction, generator)
 
 
 def _select(
-    dataset: Dataset, sides: Mapping[str, Sequence[int]], test_fraction: float, generator: np.random.Generator
+    dataset: Dataset, indices: Mapping[str, Sequence[int]], test_fraction: float, generator: np.random.Generator
 ) -> DatasetDict:
     if not 0 < test_fraction < 1:
-        raise DataError(f"data.test_fraction = {test_fraction} is no share; give a number between 0 and 1.")
-    if not all(sides.values()):
+        raise DataError(f"data.test_fraction = {test_fraction} is invalid; set it to a number between 0 and 1.")
+    if not all(indices.values()):
         raise DataError(
-            f"data.test_fraction = {test_fraction} of {len(dataset)} texts leaves one side empty; choose a share that "
-            "leaves texts for both, or get more texts."
+            f"data.test_fraction = {test_fraction} leaves a split of {len(dataset)} texts empty; choose a fraction "
+            "that leaves texts for training and testing, or provide more texts."
         )
-    return DatasetDict({name: dataset.select(generator.permutation(side)) for name, side in sides.items()})
+    return DatasetDict({name: dataset.select(generator.permutation(rows)) for name, rows in indices.items()})
 
 
-def shuffle_splits(sides: DatasetDict, seed: int) -> DatasetDict:
-    """Shuffle both sides of a data set that comes split."""
+def shuffle_splits(splits: DatasetDict, seed: int) -> DatasetDict:
+    """Shuffle the splits of a dataset that is already divided into ``train`` and ``test``."""
     generator = np.random.default_rng(seed)
-    return DatasetDict({name: side.select(generator.permutation(len(side))) for name, side in sides.items()})
+    return DatasetDict({name: split.select(generator.permutation(len(split))) for name, split in splits.items()})
 
 
-def limit_examples(sides: DatasetDict, max_train_examples: int | None, max_test_examples: int | None) -> DatasetDict:
-    """Keep the first so many rows of each side, in memory; None keeps all.
+def limit_examples(splits: DatasetDict, max_train_examples: int | None, max_test_examples: int | None) -> DatasetDict:
+    """Return the first rows of each split, up to the given number, in memory; None means no limit.
 
     Raises:
-        DataError: A limit below 1.
+        DataError: A limit is below 1.
     """
     limits = {"train": max_train_examples, "test": max_test_examples}
-    for side, limit in limits.items():
+    for name, limit in limits.items():
         if limit is not None and limit < 1:
-            raise DataError(f"data.max_{side}_examples = {limit} leaves nothing; give 1 or more, or null for all.")
-    # Rows in memory, in their order: what is cut and dealt out later would else flatten selections of selections.
+            raise DataError(f"data.max_{name}_examples = {limit} is invalid; set it to 1 or more, or null for all.")
+    # Copy the rows: partitioning would otherwise have to flatten nested index mappings.
     return DatasetDict(
-        {name: Dataset.from_dict(side[: limits[name]], features=side.features) for name, side in sides.items()}
+        {name: Dataset.from_dict(split[: limits[name]], features=split.features) for name, split in splits.items()}
     )

@@ -1,7 +1,8 @@
-"""Federated LoRA methods: what a client trains and sends, and what the server makes of it.
+"""Federated LoRA methods: which factors clients train and send, and how the server aggregates them.
 
-A method is one frozen dataclass that satisfies `Method`, one YAML under ``conf/method/`` and one row in `METHODS`.
-Its fields are the keys of its YAML (beside ``name``); it checks their values in ``__post_init__``.
+A method consists of a frozen dataclass that implements `Method`, a YAML file in ``conf/method/`` and an entry in
+`METHODS`. The dataclass fields are the keys of the YAML file (besides ``name``). Their values are validated in
+``__post_init__``.
 """
 
 from __future__ import annotations
@@ -41,66 +42,71 @@ METHODS: Mapping[str, Callable[..., Method]] = {
 
 
 def build_method(options: Mapping[str, Any]) -> Method:
-    """Build the method that a ``method`` configuration group names.
+    """Build a method from the ``method`` configuration group.
 
     Args:
-        options: ``name`` and the fields of that method's class.
+        options: The group: ``name`` and fields of that method's class.
 
     Raises:
-        ConfigError: An unknown method, an option that it does not have, or a value that it does not allow.
+        ConfigError: The method or an option is unknown, or a value is invalid.
     """
-    given = dict(options)
-    name = given.pop("name", None)
+    arguments = dict(options)
+    name = arguments.pop("name", None)
     if name not in METHODS:
-        raise ConfigError(f"method.name = {name!r} is not known{_nearest(str(name), METHODS)}.")
+        raise ConfigError(f"method.name = {name!r} is unknown{_suggest(str(name), METHODS)}.")
     method = METHODS[name]
     fields = [field.name for field in dataclasses.fields(method)]  # type: ignore[arg-type]
-    for key in given:
+    for key in arguments:
         if key not in fields:
-            raise ConfigError(f"method.{key} is not an option of method={name}{_nearest(key, fields)}.")
-    return method(**given)
+            raise ConfigError(f"method.{key} is not an option of method={name}{_suggest(key, fields)}.")
+    return method(**arguments)
 
 
 def check_method(method: Method, config: Config) -> None:
-    """Refuse what a method cannot do, before anything is loaded.
+    """Check that a method supports the configured settings, before anything is loaded.
 
     Raises:
-        ConfigError: Secure aggregation, client-level privacy or a server optimiser with a method that needs each
-            client's factors; clients of lower ranks, or a federation that hides them, where the method has no place
-            for that; shrinkage where the noise is not known.
+        ConfigError: One of these combinations is configured: secure aggregation, client-level privacy, a server
+            optimizer or robust aggregation with a method that needs each client's factors; client ranks with a method
+            that requires equal ranks; client-level privacy with a method that has personal factors; shrinkage with
+            settings under which the noise in the mean is unknown.
     """
     name, federation = config.method["name"], config.federation
-    sums_only = {
+    mean_only = {
         "federation.secure_aggregation = True": federation.secure_aggregation,
         "privacy.name = client_level": config.privacy.name == "client_level",
         f"train.server_optimizer = {config.train.server_optimizer}": config.train.server_optimizer != "none",
         f"aggregation.name = {config.aggregation.name}": config.aggregation.name != "mean",
     }
-    for setting, chosen in sums_only.items():
-        if chosen and not method.traits.linear:
+    for setting, is_set in mean_only.items():
+        if is_set and not method.traits.linear:
             raise ConfigError(
-                f"{setting} is not possible with method.name = {name}: its server step needs each client's factors, "
-                "and there is only their mean. Take another method, or leave that setting out."
+                f"{setting} is unsupported with method.name = {name}: the method's server step needs each client's "
+                "factors, and this setting provides only their mean. Choose another method, or remove the setting."
             )
     if federation.client_ranks is not None and not method.traits.heterogeneous:
-        able = ", ".join(key for key, each in METHODS.items() if each().traits.heterogeneous)
+        supported = ", ".join(key for key, build in METHODS.items() if build().traits.heterogeneous)
         raise ConfigError(
-            f"federation.client_ranks = {list(federation.client_ranks)} is not possible with method.name = {name} and "
-            f"its options: means of its factors exist for equal ranks only. Methods that allow it: {able}."
+            f"federation.client_ranks = {list(federation.client_ranks)} is unsupported with method.name = {name} and "
+            f"its options: its factors can be averaged for equal ranks only. Methods that support it: {supported}."
         )
     if method.traits.personal and config.privacy.name == "client_level":
         raise ConfigError(
-            f"privacy.name = client_level is not possible with method.name = {name}: each client's own factors take "
-            "part in what it reports, and no noise protects them. Take privacy=dp_sgd."
+            f"privacy.name = client_level is unsupported with method.name = {name}: a client's personal factors "
+            "influence what it reports, and no noise protects them. Set privacy=dp_sgd."
         )
     if config.method.get("shrinkage", "none") != "none":
         check_known_noise(config)
 
 
 def check_known_noise(config: Config) -> None:
-    """Refuse shrinkage where the noise in the mean is not known; raises `ConfigError`."""
+    """Check that the standard deviation of the noise in the mean is known, as shrinkage requires.
+
+    Raises:
+        ConfigError: A setting makes the noise in the mean unknown.
+    """
     train = config.train
-    reasons = {
+    unknown_noise = {
         f"train.optimizer = {train.optimizer}": train.optimizer != "sgd",
         f"train.momentum = {train.momentum}": train.momentum > 0,
         f"federation.weighting = {config.federation.weighting}": config.federation.weighting == "uniform",
@@ -109,15 +115,17 @@ def check_known_noise(config: Config) -> None:
         f"aggregation.name = {config.aggregation.name}": config.aggregation.name != "mean",
         "federation.secure_aggregation = True": config.federation.secure_aggregation,
     }
-    for setting, chosen in reasons.items():
-        if chosen:
+    for setting, is_set in unknown_noise.items():
+        if is_set:
             raise ConfigError(
-                f"method.shrinkage = {config.method['shrinkage']!r} is not possible with {setting}: it must know how "
-                "large the noise in the mean is. Plain SGD, open replies and no server optimiser tell it."
+                f"method.shrinkage = {config.method['shrinkage']!r} is unsupported with {setting}: shrinkage requires "
+                "a known standard deviation of the noise in the mean. Use plain SGD without momentum or weight decay, "
+                "weighting by examples, the plain mean without secure aggregation, and no server optimizer."
             )
 
 
-def _nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ";"
-    return f"{hint} Allowed: {', '.join(known)}"
+def _suggest(value: str, allowed: Mapping[str, Any] | list[str]) -> str:
+    """Return the end of an error message: the closest allowed value, if there is one, and all allowed values."""
+    closest = difflib.get_close_matches(value, list(allowed), n=1)
+    hint = f"; did you mean {closest[0]}?" if closest else ";"
+    return f"{hint} Allowed: {', '.join(allowed)}"

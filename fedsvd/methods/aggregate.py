@@ -1,4 +1,4 @@
-"""From the clients' replies to one adapter: weighted means, and one refactorization for all sites of a shape."""
+"""Aggregation of client replies into one adapter: weighted means, and refactorization batched by site shape."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fedsvd.lora.refactorize import refactorize
 
 @dataclass(frozen=True)
 class Reply:
-    """What one client sent back in one round, already validated.
+    """One client's validated reply in one round.
 
     Attributes:
-        partition_id: The client's number; replies are summed in this order, so that a sum has one value.
-        num_examples: Size of the client's data set: its weight in a mean.
-        parts: The trained parts, each from name to tensor. A client of a lower rank sends fewer columns of B and fewer
-            rows of A.
-        noise_std: Standard deviation of the noise that differential privacy put into each entry; 0 without.
+        partition_id: The client's index. Replies are summed in this order, which makes sums deterministic.
+        num_examples: Size of the client's dataset, its weight in a mean.
+        parts: The trained parts, each a mapping from name to tensor. A client of a lower rank sends fewer columns of B
+            and fewer rows of A.
+        noise_std: Standard deviation of the differential privacy noise in each entry; 0 without noise.
     """
 
     partition_id: int
@@ -37,40 +37,42 @@ Replies = Sequence[Reply]
 
 
 def sort_replies(replies: Replies) -> list[Reply]:
-    """Return the replies in the order in which they are summed."""
+    """Return the replies sorted by ``partition_id``, the order in which they are summed."""
     return sorted(replies, key=lambda reply: reply.partition_id)
 
 
 def reply_weights(replies: Replies) -> list[float]:
-    """Return each reply's share pₖ of all examples, in the order of `sort_replies`.
+    """Return each reply's share pₖ of the total number of examples, in the order of `sort_replies`.
 
     Raises:
-        RunError: No replies, or no examples in all of them.
+        RunError: There are no replies, or their total number of examples is 0.
     """
     total = sum(reply.num_examples for reply in replies)
     if total <= 0:
-        raise RunError(f"{len(replies)} replies with {total} examples in all cannot be averaged; at least 1 is needed.")
+        raise RunError(
+            f"{len(replies)} replies with {total} examples in total cannot be averaged; at least 1 example is required."
+        )
     return [reply.num_examples / total for reply in sort_replies(replies)]
 
 
 def average(adapter: Adapter, replies: Replies, only: Collection[Part] = PARTS) -> Adapter:
-    """Replace every part that the replies carry (and ``only`` names) by its mean, weighted by ``num_examples``.
+    """Replace each part that the replies contain (and that is in ``only``) by its mean weighted by ``num_examples``.
 
-    The mean Σ nₖ Xₖ / Σ nₖ (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1) is summed in float64 in the order
-    of ``partition_id`` and cast back to each tensor's own type. What a client of a lower rank does not hold counts as
-    left where it was.
+    The mean Σ nₖ Xₖ / Σ nₖ (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1) is summed in float64, in order of
+    ``partition_id``, and cast back to each tensor's dtype. Entries that a client of a lower rank does not have count
+    as unchanged.
 
     Raises:
-        RunError: No replies, no examples in all of them, or replies that carry different parts.
+        RunError: There are no replies, their total number of examples is 0, or they contain different parts.
     """
-    shares, in_order = reply_weights(replies), sort_replies(replies)
-    names = in_order[0].parts.keys()
-    if any(reply.parts.keys() != names for reply in in_order):
-        raise RunError("the replies of one round carry different parts and cannot be averaged.")
+    weights, ordered = reply_weights(replies), sort_replies(replies)
+    names = ordered[0].parts.keys()
+    if any(reply.parts.keys() != names for reply in ordered):
+        raise RunError("the replies of one round contain different parts and cannot be averaged.")
     means: dict[Part, dict[str, Tensor]] = {
         part: {
-            key: _mean([reply.parts[part][key] for reply in in_order], shares, adapter.part(part)[key])
-            for key in in_order[0].parts[part]
+            key: _mean([reply.parts[part][key] for reply in ordered], weights, adapter.part(part)[key])
+            for key in ordered[0].parts[part]
         }
         for part in names
         if part in only
@@ -79,22 +81,22 @@ def average(adapter: Adapter, replies: Replies, only: Collection[Part] = PARTS) 
 
 
 def mean_noise_std(replies: Replies) -> float:
-    """Return the standard deviation of the noise in each entry of the replies' mean: ``√Σ pₖ² sₖ²``."""
+    """Return the standard deviation of the noise in each entry of the replies' mean, ``√Σ pₖ² sₖ²``."""
     pairs = zip(reply_weights(replies), sort_replies(replies), strict=True)
-    return math.sqrt(sum((share * reply.noise_std) ** 2 for share, reply in pairs))
+    return math.sqrt(sum((weight * reply.noise_std) ** 2 for weight, reply in pairs))
 
 
 def flatten_parts(adapter: Adapter, parts: Collection[Part]) -> list[Tensor]:
-    """Return the tensors of some parts as one list, in the adapter's order; `unflatten_parts` puts them back."""
+    """Return the tensors of the given parts as one list, in the adapter's order; `unflatten_parts` is the inverse."""
     return [tensor for part in PARTS if part in parts for tensor in adapter.part(part).values()]
 
 
 def unflatten_parts(adapter: Adapter, parts: Collection[Part], tensors: Sequence[Tensor]) -> Adapter:
-    """Replace some parts by a list as `flatten_parts` gives it, cast to the adapter's types."""
-    left = iter(tensors)
+    """Return the adapter with the given parts replaced by a list as returned by `flatten_parts`, cast to its dtypes."""
+    remaining = iter(tensors)
     return adapter.with_parts(
         {
-            part: {name: next(left).to(old.dtype) for name, old in adapter.part(part).items()}
+            part: {name: next(remaining).to(old.dtype) for name, old in adapter.part(part).items()}
             for part in PARTS
             if part in parts
         }
@@ -102,16 +104,16 @@ def unflatten_parts(adapter: Adapter, parts: Collection[Part], tensors: Sequence
 
 
 def refactorize_sites(adapter: Adapter, *, of_rows: bool = True) -> tuple[Adapter, dict[str, Tensor]]:
-    """Refactorize every site's B A, in one batched call for all sites of one shape.
+    """Refactorize B A at every site, in one batched call per site shape.
 
     Args:
-        adapter: The products to keep.
-        of_rows: Make the rows of A orthonormal, and let B carry the singular values; False makes the columns of B
-            orthonormal, and lets A carry them.
+        adapter: The adapter to refactorize; its products B A are preserved.
+        of_rows: If True, make the rows of A orthonormal and put the singular values into B. If False, make the columns
+            of B orthonormal and put the singular values into A.
 
     Returns:
-        The adapter with the same products, and each site's rotation R (float64): of A to ``Rᵀ A``, or, with
-        ``of_rows=False``, of B to ``B R``.
+        The refactorized adapter, and each site's rotation R (float64): the new A is ``Rᵀ A``, or, with
+        ``of_rows=False``, the new B is ``B R``.
     """
     groups: dict[tuple[torch.Size, torch.Size], list[str]] = defaultdict(list)
     for name in adapter.A:
@@ -130,17 +132,17 @@ def refactorize_sites(adapter: Adapter, *, of_rows: bool = True) -> tuple[Adapte
 
 
 def pad_to_rank(tensor: Tensor, before: Tensor) -> Tensor:
-    """Return a client's tensor in float64; what a client of a lower rank does not hold is left where it was."""
+    """Return a client's tensor in float64, padded to the shape of ``before`` with the entries of ``before``."""
     if tensor.shape == before.shape:
         return tensor.to(torch.float64)
-    whole = before.to(torch.float64)
-    whole = whole.clone() if whole is before else whole
-    whole[tuple(slice(size) for size in tensor.shape)] = tensor.to(torch.float64)
-    return whole
+    padded = before.to(torch.float64)
+    padded = padded.clone() if padded is before else padded
+    padded[tuple(slice(size) for size in tensor.shape)] = tensor.to(torch.float64)
+    return padded
 
 
-def _mean(tensors: Sequence[Tensor], shares: Sequence[float], before: Tensor) -> Tensor:
+def _mean(tensors: Sequence[Tensor], weights: Sequence[float], before: Tensor) -> Tensor:
     total = torch.zeros_like(before, dtype=torch.float64)
-    for tensor, share in zip(tensors, shares, strict=True):
-        total.add_(pad_to_rank(tensor, before), alpha=share)
+    for tensor, weight in zip(tensors, weights, strict=True):
+        total.add_(pad_to_rank(tensor, before), alpha=weight)
     return total.to(before.dtype)

@@ -1,4 +1,4 @@
-"""FedAvg on LoRA: A and B trained and averaged, each by itself."""
+"""FedAvg with LoRA: A and B are trained, and averaged separately."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import ClassVar
 from fedsvd.lora.adapter import Adapter, Factor
 from fedsvd.methods.aggregate import Replies, average
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_initialisation
+from fedsvd.methods.options import check_initialization
 
 
 @dataclass(frozen=True)
 class FedAvgLoRA:
     """FedAvg of both factors (McMahan et al. 2017, arXiv 1602.05629; with LoRA: FedIT, arXiv 2305.05644).
 
-    ``A ← Σ pₖ Aₖ`` and ``B ← Σ pₖ Bₖ``. The product of these means is not the mean of the products BₖAₖ: that gap, and
-    under differential privacy the product of two noises, is what the other methods avoid.
+    ``A ← Σ pₖ Aₖ`` and ``B ← Σ pₖ Bₖ``. The product of these means is not the mean of the products BₖAₖ. The other
+    methods avoid this error and, under differential privacy, the product of two noise terms.
     """
 
     init_a: str = "kaiming"
@@ -24,14 +24,14 @@ class FedAvgLoRA:
     traits: ClassVar[Traits] = Traits()
 
     def __post_init__(self) -> None:
-        check_initialisation(self.init_a, self.init_b)
+        check_initialization(self.init_a, self.init_b)
 
     def trains(self, server_round: int) -> frozenset[Factor]:
-        """Both factors."""
+        """Return both factors."""
         return frozenset({"A", "B"})
 
     def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Both factors."""
+        """Return both factors."""
         return frozenset({"A", "B"})
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:

@@ -1,4 +1,4 @@
-"""FedEx-LoRA: both factors averaged, and what that misses merged into the frozen weight."""
+"""FedEx-LoRA: both factors are averaged, and the residual is merged into the frozen weight."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from fedsvd.lora.adapter import Adapter, Factor
 from fedsvd.lora.stacked import merge, stack
 from fedsvd.methods.aggregate import Replies, average, reply_weights, sort_replies
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_initialisation
+from fedsvd.methods.options import check_initialization
 
 
 @dataclass(frozen=True)
 class FedExLoRA:
     """FedEx-LoRA (Singhal, Ponkshe, Vepakomma, ACL 2025, arXiv 2410.09432, Section 4).
 
-    ``Ā = Σ pₖ Aₖ`` and ``B̄ = Σ pₖ Bₖ`` as FedAvg has them, and the residual ``Σ pₖ BₖAₖ − B̄Ā`` is added to the frozen
-    weight, so that the global model is the exact mean of the clients'. The residual is kept and sent as stacked factors
-    ``[p₁B₁ … pₙBₙ] [A₁ − Ā; …; Aₙ − Ā]``, the same sum with the fewest columns. (The paper's clients have equal
-    weights.)
+    ``Ā = Σ pₖ Aₖ`` and ``B̄ = Σ pₖ Bₖ`` as in FedAvg, and the residual ``Σ pₖ BₖAₖ − B̄Ā`` is added to the frozen
+    weight, so that the global model is the exact mean of the clients' models. The residual is stored and sent as the
+    stacked factors ``[p₁B₁ … pₙBₙ] [A₁ − Ā; …; Aₙ − Ā]``, the form with the fewest columns. (In the paper all clients
+    have equal weights.)
     """
 
     init_a: str = "kaiming"
@@ -27,18 +27,18 @@ class FedExLoRA:
     traits: ClassVar[Traits] = Traits(linear=False)
 
     def __post_init__(self) -> None:
-        check_initialisation(self.init_a, self.init_b)
+        check_initialization(self.init_a, self.init_b)
 
     def trains(self, server_round: int) -> frozenset[Factor]:
-        """Both factors."""
+        """Return both factors."""
         return frozenset({"A", "B"})
 
     def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Both factors."""
+        """Return both factors."""
         return frozenset({"A", "B"})
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
-        """Average A and B, and merge the residual."""
+        """Average A and B, and merge the residual into the frozen weight."""
         mean, clients = average(adapter, replies), sort_replies(replies)
         left, right = stack(
             reply_weights(replies),

@@ -1,4 +1,4 @@
-"""FedSA-LoRA: A shared, B kept at home."""
+"""FedSA-LoRA: A is averaged, B stays with each client."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import ClassVar
 from fedsvd.lora.adapter import Adapter, Factor
 from fedsvd.methods.aggregate import Replies, average
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_initialisation
+from fedsvd.methods.options import check_initialization
 
 
 @dataclass(frozen=True)
 class FedSALoRA:
     """FedSA-LoRA (Guo et al., ICLR 2025, arXiv 2410.01463, Section 3).
 
-    Clients train both factors; ``A ← Σ pₖ Aₖ``, and each Bₖ stays where it was trained. There are as many models as
-    clients: what is reported is the mean over the clients' own, and the adapter that is saved has a B of zeros.
+    Clients train both factors. The server computes ``A ← Σ pₖ Aₖ``, and each Bₖ stays with its client. There are as
+    many models as clients: reported metrics are means over the clients' models, and the saved adapter has B = 0.
     """
 
     init_a: str = "kaiming"
@@ -24,14 +24,14 @@ class FedSALoRA:
     traits: ClassVar[Traits] = Traits(personal=frozenset({"B"}))
 
     def __post_init__(self) -> None:
-        check_initialisation(self.init_a, self.init_b)
+        check_initialization(self.init_a, self.init_b)
 
     def trains(self, server_round: int) -> frozenset[Factor]:
-        """Both factors."""
+        """Return both factors."""
         return frozenset({"A", "B"})
 
     def uplink(self, server_round: int) -> frozenset[Factor]:
-        """A only."""
+        """Return A."""
         return frozenset({"A"})
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:

@@ -1,4 +1,4 @@
-"""FFA-LoRA: A frozen where it started, B averaged."""
+"""FFA-LoRA: A is frozen at its initial value, B is averaged."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import ClassVar
 from fedsvd.lora.adapter import Adapter, Factor
 from fedsvd.methods.aggregate import Replies, average
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_initialisation
+from fedsvd.methods.options import check_initialization
 
 
 @dataclass(frozen=True)
 class FFALoRA:
     """FFA-LoRA (Sun et al., ICLR 2024, arXiv 2403.12313, Section 3).
 
-    ``B ← Σ pₖ Bₖ`` with pₖ the clients' shares of the examples; A stays as drawn, so the mean of the products is the
-    product of the means, and noise put into B is never multiplied by noise in A.
+    ``B ← Σ pₖ Bₖ``, where pₖ is client k's share of the examples. A is fixed, so the mean of the products is the
+    product of the means, and noise in B is never multiplied by noise in A.
     """
 
     init_a: str = "kaiming"
@@ -24,14 +24,14 @@ class FFALoRA:
     traits: ClassVar[Traits] = Traits(heterogeneous=True)
 
     def __post_init__(self) -> None:
-        check_initialisation(self.init_a, self.init_b)
+        check_initialization(self.init_a, self.init_b)
 
     def trains(self, server_round: int) -> frozenset[Factor]:
-        """B only."""
+        """Return B."""
         return frozenset({"B"})
 
     def uplink(self, server_round: int) -> frozenset[Factor]:
-        """B only."""
+        """Return B."""
         return frozenset({"B"})
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:

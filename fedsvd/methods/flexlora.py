@@ -1,4 +1,4 @@
-"""FlexLoRA: the mean of the clients' products, cut back to LoRA's rank by SVD."""
+"""FlexLoRA: the mean of the clients' products, truncated to the LoRA rank by SVD."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from fedsvd.lora.adapter import Adapter, Factor, Part
 from fedsvd.lora.stacked import stack, truncated_svd
 from fedsvd.methods.aggregate import Replies, average, reply_weights, sort_replies
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_initialisation
+from fedsvd.methods.options import check_initialization
 
 
 @dataclass(frozen=True)
 class FlexLoRA:
     """FlexLoRA (Bai et al., NeurIPS 2024, arXiv 2402.11505, Section 3).
 
-    ``Σ pₖ BₖAₖ = U Σ Vᵀ``, cut off at rank r: ``B ← U_r Σ_r`` and ``A ← V_rᵀ``. A client of rank rₖ is sent the first
-    rₖ columns and rows, the best approximation of that rank. The SVD is taken of the stacked factors' small
-    core, with the same result as that of the dense sum.
+    ``Σ pₖ BₖAₖ = U Σ Vᵀ``, truncated at rank r: ``B ← U_r Σ_r`` and ``A ← V_rᵀ``. A client of rank rₖ receives the
+    first rₖ columns of B and rows of A, the best approximation of that rank. The SVD is computed from the small core of
+    the stacked factors, with the same result as the SVD of the dense sum.
     """
 
     init_a: str = "kaiming"
@@ -28,18 +28,18 @@ class FlexLoRA:
     traits: ClassVar[Traits] = Traits(linear=False, heterogeneous=True)
 
     def __post_init__(self) -> None:
-        check_initialisation(self.init_a, self.init_b)
+        check_initialization(self.init_a, self.init_b)
 
     def trains(self, server_round: int) -> frozenset[Factor]:
-        """Both factors."""
+        """Return both factors."""
         return frozenset({"A", "B"})
 
     def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Both factors."""
+        """Return both factors."""
         return frozenset({"A", "B"})
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
-        """Sum the products, and cut the sum back to the adapter's rank."""
+        """Sum the products, and truncate the sum to the adapter's rank."""
         clients = sort_replies(replies)
         left, right = stack(
             reply_weights(replies), [reply.parts["B"] for reply in clients], [reply.parts["A"] for reply in clients]

@@ -1,4 +1,4 @@
-"""FLoRA: the clients' factors stacked, merged into the frozen weight, and drawn anew."""
+"""FLoRA: the clients' factors are stacked, merged into the frozen weight, and reinitialized."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from fedsvd.lora.initialization import initialize_factors
 from fedsvd.lora.stacked import merge, stack
 from fedsvd.methods.aggregate import Replies, average, reply_weights, sort_replies
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_initialisation
+from fedsvd.methods.options import check_initialization
 
-_DRAWN = ("kaiming", "orthonormal")
+_INIT_A_CHOICES = ("kaiming", "orthonormal")
 
 
 @dataclass(frozen=True)
 class FLoRA:
     """FLoRA (Wang et al., NeurIPS 2024, arXiv 2409.05976, Section 3).
 
-    ``W ← W + Σ pₖ BₖAₖ = W + [p₁B₁ … pₙBₙ] [A₁; …; Aₙ]``: stacking gives the exact mean of the products, also of
-    clients with different ranks. Each round starts from fresh factors.
+    ``W ← W + Σ pₖ BₖAₖ = W + [p₁B₁ … pₙBₙ] [A₁; …; Aₙ]``: stacking gives the exact mean of the products, even for
+    clients with different ranks. Each round starts from new factors.
 
     Attributes:
-        init_a: How A starts in each round: ``kaiming`` or ``orthonormal``.
-        init_b: How B starts in each round; away from ``zeros``, what it starts from is counted into each round's sum.
-        seed: What the fresh factors are drawn from, with the round's number.
+        init_a: Initialization of A in each round: ``kaiming`` or ``orthonormal``.
+        init_b: Initialization of B in each round: ``zeros``, the only value allowed. With any other value, the initial
+            product would be added to the frozen weight in each round.
+        seed: Seed of the new factors, combined with the round number.
     """
 
     init_a: str = "kaiming"
@@ -35,23 +36,24 @@ class FLoRA:
     traits: ClassVar[Traits] = Traits(linear=False, heterogeneous=True)
 
     def __post_init__(self) -> None:
-        check_initialisation(self.init_a, self.init_b)
-        if self.init_a not in _DRAWN or self.init_b != "zeros":
+        check_initialization(self.init_a, self.init_b)
+        if self.init_a not in _INIT_A_CHOICES or self.init_b != "zeros":
             raise ConfigError(
-                f"method.init_a = {self.init_a!r} with method.init_b = {self.init_b!r} is not possible with "
-                f"method=flora, which draws new factors each round: init_a is one of {', '.join(_DRAWN)}, init_b zeros."
+                f"method.init_a = {self.init_a!r} with method.init_b = {self.init_b!r} is invalid with method=flora, "
+                f"which draws new factors in each round: set method.init_a to {' or '.join(_INIT_A_CHOICES)} and "
+                "method.init_b to zeros."
             )
 
     def trains(self, server_round: int) -> frozenset[Factor]:
-        """Both factors."""
+        """Return both factors."""
         return frozenset({"A", "B"})
 
     def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Both factors."""
+        """Return both factors."""
         return frozenset({"A", "B"})
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
-        """Merge the stack, and draw new factors."""
+        """Merge the stacked factors into the frozen weight, and draw new factors."""
         clients = sort_replies(replies)
         left, right = stack(
             reply_weights(replies), [reply.parts["B"] for reply in clients], [reply.parts["A"] for reply in clients]

@@ -1,4 +1,4 @@
-"""What every method answers, and what its server step returns."""
+"""The interface of a federated LoRA method, and the result of its server step."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from fedsvd.lora.adapter import Adapter, Factor, Part
 from fedsvd.methods.aggregate import Replies
 
-# What a method itself remembers from round to round, as named tensors; checkpoints keep it.
+# A method's state between rounds, as named tensors; stored in checkpoints.
 State = Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a method needs and allows; the same for all of its options.
+    """The requirements and capabilities of a method.
 
     Attributes:
-        linear: The server step needs no more than the weighted mean of what clients send.
-        heterogeneous: Clients may have lower ranks than the server (``federation.client_ranks``).
-        core: There is an r × r matrix between B and A.
-        personal: Factors that stay with each client, so that there is no one global model.
+        linear: Whether the server step needs only the weighted mean of the client replies.
+        heterogeneous: Whether clients may have lower ranks than the server (``federation.client_ranks``).
+        core: Whether there is an r × r matrix between B and A.
+        personal: Factors that stay with each client. If there are any, there is no single global model.
     """
 
     linear: bool = True
@@ -34,13 +34,13 @@ class Traits:
 
 @dataclass(frozen=True)
 class Step:
-    """The outcome of a server step.
+    """The result of a server step.
 
     Attributes:
         adapter: The next global adapter.
-        rotations: Of a factor that moved within its own span, each site's R of shape (r, r), float64: the new A is
-            ``Rᵀ A``, the new B is ``B R``. The other factor then changed so that the product did not.
-        state: What the method wants back in the next round.
+        rotations: For a factor that was rotated within its span, R of shape (r, r), float64, for each site: the new A
+            is ``Rᵀ A``, or the new B is ``B R``. The other factor changed such that the product is the same.
+        state: The state to pass to the next server step.
     """
 
     adapter: Adapter
@@ -49,25 +49,25 @@ class Step:
 
 
 class Method(Protocol):
-    """One strategy and one client serve every method that answers these."""
+    """The interface of a method. The strategy and the client app work with every method that implements it."""
 
     @property
     def init_a(self) -> str:
-        """How A starts: one of `fedsvd.lora.initialization.A_INITIALIZATIONS`."""
+        """Initialization of A: one of `fedsvd.lora.initialization.A_INITIALIZATIONS`."""
 
     @property
     def init_b(self) -> str:
-        """How B starts: one of `fedsvd.lora.initialization.B_INITIALIZATIONS`."""
+        """Initialization of B: one of `fedsvd.lora.initialization.B_INITIALIZATIONS`."""
 
     @property
     def traits(self) -> Traits:
-        """What the method needs and allows."""
+        """Requirements and capabilities of the method."""
 
     def trains(self, server_round: int) -> frozenset[Factor]:
-        """Return the factors that a client's optimiser moves in this round (1-based)."""
+        """Return the factors that clients train in this round (1-based)."""
 
     def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return the factors that a client sends back: some or all of those it trains."""
+        """Return the factors that clients send to the server in this round: a subset of the trained ones."""
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
-        """Return the next global adapter from the current one and at least one reply."""
+        """Compute the next global adapter from the current one and at least one reply."""

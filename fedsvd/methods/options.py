@@ -1,4 +1,4 @@
-"""Checks that the methods' options share."""
+"""Validation of method options."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from fedsvd.errors import ConfigError
 from fedsvd.lora.initialization import A_INITIALIZATIONS, B_INITIALIZATIONS
 
 
-def check_initialisation(init_a: str, init_b: str) -> None:
-    """Check both factors' initialisation.
+def check_initialization(init_a: str, init_b: str) -> None:
+    """Check the initialization of both factors.
 
     Raises:
-        ConfigError: An unknown name, or an A of zeros, which would leave B without a gradient for ever.
+        ConfigError: A name is unknown, or ``init_a`` is ``zeros``, with which B would never have a gradient.
     """
     if init_a == "zeros":
         raise ConfigError(
-            f"method.init_a = 'zeros' would leave B without a gradient for ever; choose one of "
+            "method.init_a = 'zeros' is invalid: B would never have a gradient; choose one of "
             f"{', '.join(A_INITIALIZATIONS)}."
         )
     check_choice("init_a", init_a, A_INITIALIZATIONS)
@@ -24,14 +24,12 @@ def check_initialisation(init_a: str, init_b: str) -> None:
 
 
 def check_choice(key: str, value: object, allowed: Sequence[str]) -> None:
-    """Check an option that is one of some words; raises `ConfigError`."""
+    """Check that an option has one of the allowed values; raise `ConfigError` otherwise."""
     if value not in allowed:
-        raise ConfigError(f"method.{key} = {value!r} is not allowed; choose one of {', '.join(allowed)}.")
+        raise ConfigError(f"method.{key} = {value!r} is invalid; choose one of {', '.join(allowed)}.")
 
 
-def check_whole(key: str, value: object, least: int, what: str) -> None:
-    """Check an option that is a whole number of rounds; raises `ConfigError`."""
-    if type(value) is not int or value < least:
-        raise ConfigError(
-            f"method.{key} = {value!r} is not allowed; give a whole number of rounds from {what} upwards."
-        )
+def check_positive_int(key: str, value: object) -> None:
+    """Check that an option is an integer of at least 1; raise `ConfigError` otherwise."""
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"method.{key} = {value!r} is invalid; set it to an integer of at least 1.")

@@ -1,4 +1,4 @@
-"""RoLoRA: B and A trained and averaged in turn."""
+"""RoLoRA: B and A are trained and averaged in alternating rounds."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import ClassVar
 from fedsvd.lora.adapter import Adapter, Factor
 from fedsvd.methods.aggregate import Replies, average
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_initialisation
+from fedsvd.methods.options import check_initialization
 
 
 @dataclass(frozen=True)
 class RoLoRA:
     """RoLoRA (Chen et al., NeurIPS 2025, arXiv 2502.01755, Algorithm 1).
 
-    In odd rounds ``B ← Σ pₖ Bₖ`` with A frozen, in even rounds ``A ← Σ pₖ Aₖ`` with B frozen. Only one factor moves at
-    a time, so each mean is exact, and both spaces adapt.
+    In odd rounds ``B ← Σ pₖ Bₖ`` with A frozen, in even rounds ``A ← Σ pₖ Aₖ`` with B frozen. Only one factor changes
+    at a time, so each mean is exact, and both the row and the column space adapt.
     """
 
     init_a: str = "kaiming"
@@ -24,16 +24,16 @@ class RoLoRA:
     traits: ClassVar[Traits] = Traits()
 
     def __post_init__(self) -> None:
-        check_initialisation(self.init_a, self.init_b)
+        check_initialization(self.init_a, self.init_b)
 
     def trains(self, server_round: int) -> frozenset[Factor]:
-        """B in odd rounds, A in even ones."""
+        """Return B in odd rounds and A in even rounds."""
         return frozenset({"B"}) if server_round % 2 else frozenset({"A"})
 
     def uplink(self, server_round: int) -> frozenset[Factor]:
-        """What is trained."""
+        """Return the trained factor."""
         return self.trains(server_round)
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
-        """Average the factor that was trained."""
+        """Average the trained factor."""
         return Step(average(adapter, replies))

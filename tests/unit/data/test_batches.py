@@ -1,4 +1,4 @@
-"""Batches: real tokens, padded to the longest, each example once."""
+"""Tests of tokenization and batching: padding, attention masks, and each example exactly once."""
 
 import pytest
 import torch
@@ -21,13 +21,15 @@ def dataset() -> Dataset:
     return Dataset.from_dict({"text": TEXTS, "label": [0, 1, 1, 0]})
 
 
-def test_tokens_are_the_models_own_and_unpadded(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_tokenize_uses_the_models_vocabulary_without_padding(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> None:
     encoded = tokenize(dataset, tokenizer, max_length=64)
     assert [tokenizer.decode(ids) for ids in encoded["input_ids"]] == [f"[CLS] {text.lower()} [SEP]" for text in TEXTS]
     assert list(encoded["labels"]) == [0, 1, 1, 0]
 
 
-def test_long_text_is_cut_with_its_end_token(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_truncated_text_keeps_its_end_token(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
     encoded = tokenize(dataset, tokenizer, max_length=6)
     assert [len(ids) for ids in encoded["input_ids"]] == [4, 6, 6, 3]
     assert {ids[-1] for ids in encoded["input_ids"]} == {tokenizer.sep_token_id}
@@ -41,7 +43,9 @@ def test_tokenizing_prints_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_batch_is_padded_to_its_longest_and_masked(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_collate_pads_to_the_longest_example_and_masks_padding(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> None:
     encoded = tokenize(dataset, tokenizer, max_length=64)
     batch = collate([encoded[0], encoded[3]], tokenizer)
     short = encoded[3]["input_ids"]
@@ -51,18 +55,18 @@ def test_a_batch_is_padded_to_its_longest_and_masked(dataset: Dataset, tokenizer
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
-def test_evaluation_sees_each_example_once(
+def test_eval_batches_yield_each_example_once(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> None:
     encoded = tokenize(dataset, tokenizer, max_length=64)
-    seen = []
+    examples = []
     for batch in eval_batches(encoded, batch_size, tokenizer):
         assert len(batch["labels"]) <= batch_size
         for ids, mask, label in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
-            seen.append((ids[mask.bool()].tolist(), label.item()))
-    assert sorted(seen) == sorted((row["input_ids"], row["labels"]) for row in encoded)
+            examples.append((ids[mask.bool()].tolist(), label.item()))
+    assert sorted(examples) == sorted((row["input_ids"], row["labels"]) for row in encoded)
 
 
-def test_evaluation_batches_hold_texts_of_like_length(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_eval_batches_group_texts_of_similar_length(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
     encoded = tokenize(dataset, tokenizer, max_length=64)
     assert [batch["input_ids"].shape[1] for batch in eval_batches(encoded, 2, tokenizer)] == [4, 14]

@@ -1,4 +1,4 @@
-"""Every data set that can be had here, and a user's own in every format: shapes, splits, and clear errors."""
+"""Tests of the embedded datasets and of user data in every format: sizes, splits and error messages."""
 
 import json
 from collections import Counter
@@ -25,66 +25,68 @@ ROWS = [
 ]
 
 
-def configured(*overrides: str) -> DataConfig:
+def data_config(*overrides: str) -> DataConfig:
     return compose(list(overrides)).data
 
 
-def texts_of(side: Dataset) -> list[str]:
-    return list(side["text"])
+def texts_of(split: Dataset) -> list[str]:
+    return list(split["text"])
 
 
 @pytest.mark.parametrize(
     ("name", "train", "test", "classes"),
     [
-        # Training texts that are also held out are left out: 5 of R8's 5,485, 7 of the newsgroups' 11,293.
+        # Training texts that are also in the test split are removed: 5 of R8's 5,485, 7 of the newsgroups' 11,293.
         ("reuters_r8", 5480, 2189, 8),
         ("newsgroups", 11286, 7528, 20),
-        # 2,225 stories, of which 98 occur twice.
+        # 2,225 articles, 98 of them duplicates.
         ("bbc_news", 1701, 426, 5),
         ("sentiment_domains", 15150, 3939, 2),
     ],
 )
-def test_embedded_sets_are_whole_split_and_shuffled(name: str, train: int, test: int, classes: int) -> None:
-    sides = data.load(configured(f"data={name}"), seed=0)
+def test_embedded_datasets_are_complete_split_and_shuffled(name: str, train: int, test: int, classes: int) -> None:
+    splits = data.load(data_config(f"data={name}"), seed=0)
 
-    assert (len(sides["train"]), len(sides["test"])) == (train, test)
-    assert not set(texts_of(sides["train"])) & set(texts_of(sides["test"])) or name == "sentiment_domains"
-    assert sides["train"].features["label"].num_classes == classes
-    assert set(sides["train"]["label"]) == set(sides["test"]["label"]) == set(range(classes))
-    # Shuffled: the first hundredth already holds several classes.
-    assert len(set(sides["train"]["label"][: len(sides["train"]) // 100])) >= min(classes, 4) - 1
-    again, other = (data.load(configured(f"data={name}"), seed=seed) for seed in (0, 1))
-    assert texts_of(again["train"]) == texts_of(sides["train"]) != texts_of(other["train"])
+    assert (len(splits["train"]), len(splits["test"])) == (train, test)
+    assert not set(texts_of(splits["train"])) & set(texts_of(splits["test"])) or name == "sentiment_domains"
+    assert splits["train"].features["label"].num_classes == classes
+    assert set(splits["train"]["label"]) == set(splits["test"]["label"]) == set(range(classes))
+    # If the rows are shuffled, the first hundredth contains several classes.
+    assert len(set(splits["train"]["label"][: len(splits["train"]) // 100])) >= min(classes, 4) - 1
+    same_seed, other_seed = (data.load(data_config(f"data={name}"), seed=seed) for seed in (0, 1))
+    assert texts_of(same_seed["train"]) == texts_of(splits["train"]) != texts_of(other_seed["train"])
 
 
-def test_a_topic_is_that_of_its_text() -> None:
-    sides = data.load(configured("data=bbc_news"), seed=0)
-    names = sides["train"].features["label"].names
+def test_bbc_news_labels_match_their_texts() -> None:
+    splits = data.load(data_config("data=bbc_news"), seed=0)
+    names = splits["train"].features["label"].names
     topics = {
-        text: names[label] for side in sides.values() for text, label in zip(side["text"], side["label"], strict=True)
+        text: names[label]
+        for split in splits.values()
+        for text, label in zip(split["text"], split["label"], strict=True)
     }
     assert next(topic for text, topic in topics.items() if text.startswith("Ad sales boost Time Warner")) == "business"
 
 
-def test_snippets_of_one_review_are_on_one_side() -> None:
-    sides = load_sentiment_domains(domains=["products"], test_fraction=0.3, min_abs_rating=0.5, seed=0)
-    # The first review's snippets, as its source numbers them.
+def test_sentiment_domains_are_split_by_document() -> None:
+    splits = load_sentiment_domains(domains=["products"], test_fraction=0.3, min_abs_rating=0.5, seed=0)
+    # A snippet of the source's first review.
     first = {"troubleshooting ad-2500 and ad-2600 no picture scrolling b/w."}
-    beside = {text for side in sides.values() for text in texts_of(side) if "ad-2500 and ad-2600" in text}
-    assert first <= beside
-    assert 0.2 < len(sides["test"]) / (len(sides["test"]) + len(sides["train"])) < 0.4
-    with pytest.raises(DataError, match="'films', which is not known; allowed: movies, products"):
+    matching = {text for split in splits.values() for text in texts_of(split) if "ad-2500 and ad-2600" in text}
+    assert first <= matching
+    assert 0.2 < len(splits["test"]) / (len(splits["test"]) + len(splits["train"])) < 0.4
+    with pytest.raises(DataError, match="'films', which is unknown; allowed: movies, products"):
         load_sentiment_domains(domains=["films"], test_fraction=0.3, min_abs_rating=0.5, seed=0)
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
-    whole = Dataset.from_list(ROWS)
+    dataset = Dataset.from_list(ROWS)
     paths = {name: tmp_path / f"rows.{name}" for name in ("csv", "jsonl", "parquet", "arrow")}
-    whole.to_csv(paths["csv"])
+    dataset.to_csv(paths["csv"])
     paths["jsonl"].write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    whole.to_parquet(paths["parquet"])
-    whole.save_to_disk(paths["arrow"])
+    dataset.to_parquet(paths["parquet"])
+    dataset.save_to_disk(paths["arrow"])
     return paths
 
 
@@ -92,103 +94,104 @@ COLUMNS = ["data.text_column=premise", "data.text_pair_column=claim", "data.labe
 
 
 @pytest.mark.parametrize("file_format", ["csv", "jsonl", "parquet", "arrow"])
-def test_ones_own_file_in_every_format(file_format: str, files: dict[str, Path]) -> None:
-    config = configured(f"data={file_format}", f"data.path={files[file_format]}", *COLUMNS)
-    sides = data.load(config, seed=0, keep_column="site")
+def test_user_file_is_loaded_in_every_format(file_format: str, files: dict[str, Path]) -> None:
+    config = data_config(f"data={file_format}", f"data.path={files[file_format]}", *COLUMNS)
+    splits = data.load(config, seed=0, keep_column="site")
 
-    assert (len(sides["train"]), len(sides["test"])) == (48, 12)
-    assert sides["train"].features["label"] == ClassLabel(names=["no", "yes"])
-    found = {
-        (row["text"], row["text_pair"], sides["train"].features["label"].int2str(row["label"]), row["site"])
-        for side in sides.values()
-        for row in side
+    assert (len(splits["train"]), len(splits["test"])) == (48, 12)
+    assert splits["train"].features["label"] == ClassLabel(names=["no", "yes"])
+    rows = {
+        (row["text"], row["text_pair"], splits["train"].features["label"].int2str(row["label"]), row["site"])
+        for split in splits.values()
+        for row in split
     }
-    assert found == {(row["premise"], row["claim"], row["verdict"], row["site"]) for row in ROWS}
+    assert rows == {(row["premise"], row["claim"], row["verdict"], row["site"]) for row in ROWS}
 
 
-def test_a_held_out_file_and_numbered_labels(tmp_path: Path) -> None:
+def test_user_files_with_a_test_file_and_integer_labels(tmp_path: Path) -> None:
     for name, count in (("train", 40), ("test", 12)):
         rows = [{"text": f"{name} {i}", "label": i % 11 if name == "train" else i % 3} for i in range(count)]
-        # A label of -1, as in hidden tests, and an empty text are no examples.
+        # Rows with the label -1, as in unlabeled test splits, or with an empty text are dropped.
         Dataset.from_list([*rows, {"text": "x", "label": -1}, {"text": " ", "label": 1}]).to_csv(
             tmp_path / f"{name}.csv"
         )
-    sides = data.load(
-        configured("data=csv", f"data.path={tmp_path / 'train.csv'}", f"data.test_path={tmp_path / 'test.csv'}"), seed=0
+    splits = data.load(
+        data_config("data=csv", f"data.path={tmp_path / 'train.csv'}", f"data.test_path={tmp_path / 'test.csv'}"),
+        seed=0,
     )
 
-    assert (len(sides["train"]), len(sides["test"])) == (40, 12)
-    assert sides["train"].features["label"].names == [str(number) for number in range(11)]
-    assert {(row["text"], row["label"]) for row in sides["test"]} == {(f"test {i}", i % 3) for i in range(12)}
+    assert (len(splits["train"]), len(splits["test"])) == (40, 12)
+    assert splits["train"].features["label"].names == [str(number) for number in range(11)]
+    assert {(row["text"], row["label"]) for row in splits["test"]} == {(f"test {i}", i % 3) for i in range(12)}
 
 
-def test_a_hub_data_set_is_loaded_by_its_real_loader_from_a_local_copy(tmp_path: Path) -> None:
+def test_hub_dataset_is_loaded_from_a_local_copy(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         Dataset.from_list([{**row, "premise": f"{split} {i}"} for i, row in enumerate(ROWS)]).to_parquet(
             tmp_path / "data" / f"{split}-00000-of-00001.parquet"
         )
-    words = ["data=hub", f"data.path={tmp_path}", *COLUMNS]
-    sides = data.load(configured(*words, "data.test_split=validation"), seed=0)
+    overrides = ["data=hub", f"data.path={tmp_path}", *COLUMNS]
+    splits = data.load(data_config(*overrides, "data.test_split=validation"), seed=0)
 
-    assert {text.split()[0] for text in texts_of(sides["train"])} == {"train"}
-    assert {text.split()[0] for text in texts_of(sides["test"])} == {"validation"}
+    assert {text.split()[0] for text in texts_of(splits["train"])} == {"train"}
+    assert {text.split()[0] for text in texts_of(splits["test"])} == {"validation"}
     with pytest.raises(DataError, match=r"no split 'test'; it has train, validation. Set data\.test_split"):
-        data.load(configured(*words), seed=0)
+        data.load(data_config(*overrides), seed=0)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["data.label_column=verdic"], "no column 'verdic'; they have premise, claim, verdict, site"),
         (["data.text_column=nothing"], "no column 'nothing'"),
-        (["data.path=/nowhere.csv"], r"data\.path = '/nowhere\.csv' is not there"),
-        (["data.test_path=/nowhere.csv"], r"data\.test_path = '/nowhere\.csv' is not there"),
+        (["data.path=/nowhere.csv"], r"data\.path = '/nowhere\.csv' does not exist"),
+        (["data.test_path=/nowhere.csv"], r"data\.test_path = '/nowhere\.csv' does not exist"),
         (["data.text_column=site"], "no row with both a text and a label"),
-        (["data.test_fraction=0.001"], "leaves one side empty"),
+        (["data.test_fraction=0.001"], "leaves a split of 60 texts empty"),
     ],
 )
-def test_what_is_wrong_with_ones_own_data_is_named(overrides: list[str], said: str, files: dict[str, Path]) -> None:
-    with pytest.raises(DataError, match=said):
-        data.load(configured("data=csv", f"data.path={files['csv']}", *COLUMNS, *overrides), seed=0)
+def test_invalid_user_data_raises(overrides: list[str], message: str, files: dict[str, Path]) -> None:
+    with pytest.raises(DataError, match=message):
+        data.load(data_config("data=csv", f"data.path={files['csv']}", *COLUMNS, *overrides), seed=0)
 
 
-def test_free_answers_need_no_class(tmp_path: Path) -> None:
+def test_responses_do_not_need_a_label_column(tmp_path: Path) -> None:
     rows = [
         {"question": f"What is {i}?", "answer": f"It is {i}." if i else "", "topic": "ab"[i % 2]} for i in range(20)
     ]
     Dataset.from_list(rows).to_json(tmp_path / "own.jsonl")
-    words = ["data=jsonl", f"data.path={tmp_path / 'own.jsonl'}", "data.text_column=question"]
-    words += ["data.response_column=answer", "model=tiny_llama"]
+    overrides = ["data=jsonl", f"data.path={tmp_path / 'own.jsonl'}", "data.text_column=question"]
+    overrides += ["data.response_column=answer", "model=tiny_llama"]
 
     for label, names in (("null", ["any"]), ("topic", ["a", "b"])):
-        sides = data.load(configured(*words, f"data.label_column={label}"), seed=0)
-        found = [row for side in sides.values() for row in side]
-        # The row without an answer is left out.
-        assert sorted((row["text"], row["response"]) for row in found) == sorted(
+        splits = data.load(data_config(*overrides, f"data.label_column={label}"), seed=0)
+        loaded = [row for split in splits.values() for row in split]
+        # The row without an answer is dropped.
+        assert sorted((row["text"], row["response"]) for row in loaded) == sorted(
             (row["question"], row["answer"]) for row in rows if row["answer"]
         )
-        assert sides["train"].features["label"].names == names
+        assert splits["train"].features["label"].names == names
 
 
-def test_a_file_that_is_not_what_it_should_be_is_named(files: dict[str, Path]) -> None:
+def test_wrong_file_format_or_missing_path_raises(files: dict[str, Path]) -> None:
     with pytest.raises(DataError, match=r"cannot be read as parquet"):
-        data.load(configured("data=parquet", f"data.path={files['csv']}", *COLUMNS), seed=0)
+        data.load(data_config("data=parquet", f"data.path={files['csv']}", *COLUMNS), seed=0)
     with pytest.raises(ConfigError, match=r"needs data\.path"):
-        data.load(configured("data=csv"), seed=0)
+        data.load(data_config("data=csv"), seed=0)
 
 
-def test_labels_that_training_does_not_hold_are_named(tmp_path: Path) -> None:
+def test_test_labels_missing_from_training_raise(tmp_path: Path) -> None:
     for name, label in (("train", "a"), ("test", "c")):
         rows = [{"text": f"{name} {i}", "label": label if i % 2 else "b"} for i in range(10)]
         Dataset.from_list(rows).to_csv(tmp_path / f"{name}.csv")
-    with pytest.raises(DataError, match="the labels a, b, the held-out ones also c"):
+    with pytest.raises(DataError, match="the labels a, b, the held-out texts also c"):
         data.load(
-            configured("data=csv", f"data.path={tmp_path / 'train.csv'}", f"data.test_path={tmp_path / 'test.csv'}"),
+            data_config("data=csv", f"data.path={tmp_path / 'train.csv'}", f"data.test_path={tmp_path / 'test.csv'}"),
             seed=0,
         )
 
 
-def test_pairs_are_tokenised_as_pairs_and_padded_together() -> None:
+def test_text_pairs_are_tokenized_and_padded_as_pairs() -> None:
     tokenizer = load_tokenizer("embedded:tiny")
     pairs = Dataset.from_dict({"text": ["a film", "it"], "text_pair": ["a good one", "no"], "label": [1, 0]})
 
@@ -200,19 +203,19 @@ def test_pairs_are_tokenised_as_pairs_and_padded_together() -> None:
     assert batch["token_type_ids"].max() == 1
 
 
-def test_a_fingerprint_covers_the_second_text() -> None:
-    pairs = [Dataset.from_dict({"text": ["a"], "text_pair": [other], "label": [0]}) for other in ("b", "c")]
+def test_fingerprint_covers_the_second_text() -> None:
+    pairs = [Dataset.from_dict({"text": ["a"], "text_pair": [second], "label": [0]}) for second in ("b", "c")]
     assert data.fingerprint(pairs[0]) != data.fingerprint(pairs[1])
 
 
-def test_a_column_makes_a_client_of_each_value_in_the_order_of_names() -> None:
-    sides: DatasetDict = data.load(configured("data=sentiment_domains"), seed=0)
+def test_by_column_creates_one_client_per_value_in_sorted_order() -> None:
+    splits: DatasetDict = data.load(data_config("data=sentiment_domains"), seed=0)
     parts = data.partition(
-        sides["train"], name="by_column", num_partitions=4, dirichlet_alpha=1, min_partition_size=1, seed=0
+        splits["train"], name="by_column", num_partitions=4, dirichlet_alpha=1, min_partition_size=1, seed=0
     )
 
     assert [set(part["domain"]) for part in parts] == [{"editorials"}, {"movies"}, {"products"}, {"tweets"}]
-    assert sum(map(len, parts)) == len(sides["train"])
+    assert sum(map(len, parts)) == len(splits["train"])
     assert [len(part) for part in parts] == [
-        Counter(sides["train"]["domain"])[name] for name in sorted(set(sides["train"]["domain"]))
+        Counter(splits["train"]["domain"])[name] for name in sorted(set(splits["train"]["domain"]))
     ]

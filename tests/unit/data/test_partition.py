@@ -1,4 +1,4 @@
-"""Partitions: each example with exactly one client, by the seed alone."""
+"""Tests of partitioning and fingerprints: each example goes to one client, and only the seed decides which."""
 
 import hashlib
 import math
@@ -13,13 +13,14 @@ from fedsvd.data import fingerprint, partition
 from fedsvd.errors import DataError
 
 
-def examples(num_examples: int, num_classes: int = 2) -> Dataset:
-    """Examples sorted by class, each with a text of its own."""
+def make_dataset(num_examples: int, num_classes: int = 2) -> Dataset:
+    """Return examples sorted by class, each with a unique text."""
     labels = np.sort(np.arange(num_examples) % num_classes)
     return Dataset.from_dict({"text": [f"text {i}" for i in range(num_examples)], "label": labels.tolist()})
 
 
-def split(dataset: Dataset, **changes: object) -> list[list[str]]:
+def partition_texts(dataset: Dataset, **changes: object) -> list[list[str]]:
+    """Return the texts of each partition, by default of a Dirichlet partition into four."""
     arguments = {
         "name": "dirichlet",
         "num_partitions": 4,
@@ -42,67 +43,76 @@ def split(dataset: Dataset, **changes: object) -> list[list[str]]:
 def test_every_example_is_in_exactly_one_partition(
     name: str, num_partitions: int, num_examples: int, num_classes: int, dirichlet_alpha: float, seed: int
 ) -> None:
-    dataset = examples(num_examples, num_classes)
+    dataset = make_dataset(num_examples, num_classes)
     arguments = {"name": name, "num_partitions": num_partitions, "dirichlet_alpha": dirichlet_alpha, "seed": seed}
-    parts = split(dataset, **arguments)
+    parts = partition_texts(dataset, **arguments)
     assert sorted(text for part in parts for text in part) == sorted(dataset["text"])
     assert len(parts) == num_partitions
     assert min(map(len, parts)) >= 1
-    assert split(dataset, **arguments) == parts
+    assert partition_texts(dataset, **arguments) == parts
 
 
 @pytest.mark.parametrize("name", ["iid", "dirichlet"])
-def test_another_seed_gives_another_split(name: str) -> None:
-    dataset = examples(200)
-    assert split(dataset, name=name, seed=0) != split(dataset, name=name, seed=1)
+def test_seed_changes_the_split(name: str) -> None:
+    dataset = make_dataset(200)
+    assert partition_texts(dataset, name=name, seed=0) != partition_texts(dataset, name=name, seed=1)
 
 
 @pytest.mark.parametrize("name", ["iid", "dirichlet"])
-def test_numpys_global_generator_has_no_part_in_it(name: str) -> None:
-    dataset = examples(200)
+def test_global_numpy_generator_is_neither_used_nor_changed(name: str) -> None:
+    dataset = make_dataset(200)
     np.random.seed(1)
-    first = split(dataset, name=name)
+    first = partition_texts(dataset, name=name)
     np.random.seed(2)
     before = np.random.get_state()[1].copy()
-    assert split(dataset, name=name) == first
+    assert partition_texts(dataset, name=name) == first
     assert np.array_equal(np.random.get_state()[1], before)
 
 
-def test_iid_gives_equal_sizes_and_both_classes_from_data_sorted_by_class() -> None:
-    parts = partition(examples(402), name="iid", num_partitions=4, dirichlet_alpha=0.5, min_partition_size=1, seed=0)
+def test_iid_balances_sizes_and_classes_of_sorted_data() -> None:
+    parts = partition(
+        make_dataset(402), name="iid", num_partitions=4, dirichlet_alpha=0.5, min_partition_size=1, seed=0
+    )
     assert sorted(map(len, parts)) == [100, 100, 101, 101]
     for part in parts:
         assert 0.3 < np.mean(part["label"]) < 0.7
 
 
 @pytest.mark.parametrize(("skew", "ratio"), [("linear", 2), ("square", 4), ("exponential", math.e)])
-def test_sizes_grow_as_their_skew_says(skew: str, ratio: float) -> None:
-    sizes = [len(part) for part in split(examples(3000), name="quantity_skew", skew=skew, num_partitions=3)]
+def test_quantity_skew_sizes_follow_the_skew(skew: str, ratio: float) -> None:
+    sizes = [
+        len(part) for part in partition_texts(make_dataset(3000), name="quantity_skew", skew=skew, num_partitions=3)
+    ]
     assert sizes[1] / sizes[0] == pytest.approx(ratio, rel=0.02)
     assert sum(sizes) == 3000
 
 
-def test_a_skew_that_leaves_a_client_too_little_is_named() -> None:
+def test_quantity_skew_below_minimum_size_raises() -> None:
     with pytest.raises(DataError, match="gives a client 1 examples, fewer than"):
-        split(examples(100), name="quantity_skew", skew="exponential", num_partitions=5, min_partition_size=3)
+        partition_texts(
+            make_dataset(100), name="quantity_skew", skew="exponential", num_partitions=5, min_partition_size=3
+        )
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"column": "town"}, r"partition\.column = 'town' is not a column of the data, which have text, label"),
+        (
+            {"column": "town"},
+            r"partition\.column = 'town' is not a column of the dataset; set it to one of text, label",
+        ),
         ({"column": "label", "num_partitions": 3}, r"2 values \(0, 1\).*set federation\.num_clients=2"),
     ],
 )
-def test_columns_that_make_no_clients_are_named(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(DataError, match=said):
-        split(examples(100), name="by_column", **changes)
+def test_by_column_with_invalid_column_or_client_count_raises(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        partition_texts(make_dataset(100), name="by_column", **changes)
 
 
-def test_a_smaller_alpha_makes_clients_less_alike() -> None:
-    def spread(dirichlet_alpha: float) -> float:
+def test_smaller_alpha_increases_label_skew() -> None:
+    def label_spread(dirichlet_alpha: float) -> float:
         parts = partition(
-            examples(2000),
+            make_dataset(2000),
             name="dirichlet",
             num_partitions=4,
             dirichlet_alpha=dirichlet_alpha,
@@ -111,18 +121,18 @@ def test_a_smaller_alpha_makes_clients_less_alike() -> None:
         )
         return float(np.std([np.mean(part["label"]) for part in parts]))
 
-    assert spread(0.3) > 5 * spread(1000.0)
+    assert label_spread(0.3) > 5 * label_spread(1000.0)
 
 
-def test_draws_again_in_silence_until_each_client_holds_enough() -> None:
-    # With seed 1 the first draw leaves a client 6 examples; warnings are errors in these tests.
-    sizes = [len(part) for part in split(examples(400), num_partitions=10, min_partition_size=8, seed=1)]
+def test_dirichlet_redraws_without_warning_until_the_minimum_is_met() -> None:
+    # With seed 1 the first draw gives one client 6 examples; warnings are errors in these tests.
+    sizes = [len(part) for part in partition_texts(make_dataset(400), num_partitions=10, min_partition_size=8, seed=1)]
     assert min(sizes) >= 8
-    assert min(map(len, split(examples(400), num_partitions=10, min_partition_size=1, seed=1))) == 6
+    assert min(map(len, partition_texts(make_dataset(400), num_partitions=10, min_partition_size=1, seed=1))) == 6
 
 
-def test_any_label_column_can_be_dealt_out() -> None:
-    dataset = examples(100).rename_column("label", "topic")
+def test_dirichlet_accepts_any_label_column() -> None:
+    dataset = make_dataset(100).rename_column("label", "topic")
     parts = partition(
         dataset,
         name="dirichlet",
@@ -137,7 +147,7 @@ def test_any_label_column_can_be_dealt_out() -> None:
 
 @pytest.mark.parametrize("name", ["iid", "dirichlet"])
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"num_partitions": 0}, r"federation\.num_clients = 0"),
         ({"num_partitions": 11}, "10 examples cannot give 11 clients"),
@@ -145,30 +155,30 @@ def test_any_label_column_can_be_dealt_out() -> None:
         ({"num_partitions": 4, "min_partition_size": 3}, "cannot give 4 clients 3 each"),
     ],
 )
-def test_impossible_requests_are_named(name: str, changes: dict[str, int], said: str) -> None:
-    with pytest.raises(DataError, match=said):
-        split(examples(10), name=name, **changes)
+def test_impossible_sizes_raise(name: str, changes: dict[str, int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        partition_texts(make_dataset(10), name=name, **changes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"name": "round_robin"}, "'round_robin' .* is not known; allowed: iid, dirichlet"),
+        ({"name": "round_robin"}, "'round_robin' .* is unknown; allowed: iid, dirichlet"),
         ({"dirichlet_alpha": 0.0}, r"dirichlet_alpha = 0\.0"),
         ({"dirichlet_alpha": float("nan")}, "dirichlet_alpha = nan"),
         ({"dirichlet_alpha": 0.01, "min_partition_size": 20}, "gives each of 4 clients 20 examples"),
     ],
 )
-def test_impossible_draws_are_named(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(DataError, match=said):
-        split(examples(100), **changes)
+def test_unknown_name_or_impossible_draw_raises(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        partition_texts(make_dataset(100), **changes)
 
 
-def test_a_fingerprint_is_that_of_the_content_in_any_order() -> None:
-    one = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
-    other_order = Dataset.from_dict({"text": ["b", "a"], "label": [1, 0]})
-    leaves = sorted(hashlib.sha256(row).digest() for row in (b"0\x1fa", b"1\x1fb"))
-    assert fingerprint(one) == fingerprint(other_order) == hashlib.sha256(b"".join(leaves)).hexdigest()
+def test_fingerprint_does_not_depend_on_row_order() -> None:
+    dataset = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    reordered = Dataset.from_dict({"text": ["b", "a"], "label": [1, 0]})
+    digests = sorted(hashlib.sha256(row).digest() for row in (b"0\x1fa", b"1\x1fb"))
+    assert fingerprint(dataset) == fingerprint(reordered) == hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -181,7 +191,7 @@ def test_a_fingerprint_is_that_of_the_content_in_any_order() -> None:
         {"text": ["ab", ""], "label": [0, 1]},
     ],
 )
-def test_other_content_has_another_fingerprint(changed: dict[str, list[object]]) -> None:
+def test_fingerprint_changes_with_the_content(changed: dict[str, list[object]]) -> None:
     assert fingerprint(Dataset.from_dict(changed)) != fingerprint(
         Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
     )

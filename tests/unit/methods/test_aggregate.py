@@ -1,4 +1,4 @@
-"""Means of replies and the refactorization of whole adapters, on arrays that can be computed by hand."""
+"""Tests of reply averaging and adapter refactorization, on arrays that can be computed by hand."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_average_weights_by_examples() -> None:
     assert torch.equal(result.A["s"], adapter.A["s"])
 
 
-def test_average_does_not_depend_on_the_order_of_arrival() -> None:
+def test_average_does_not_depend_on_reply_order() -> None:
     generator = torch.Generator().manual_seed(1)
     adapter = make_adapter()
     replies = [
@@ -58,12 +58,12 @@ def test_average_of_the_head() -> None:
         [Reply(0, 1, {"B": {}}), Reply(1, 1, {"A": {}})],
     ],
 )
-def test_average_refuses_what_has_no_mean(replies: list[Reply]) -> None:
+def test_average_of_no_replies_or_different_parts_raises(replies: list[Reply]) -> None:
     with pytest.raises(RunError):
         average(make_adapter(), replies)
 
 
-def test_refactorize_sites_keeps_products_and_names_apart() -> None:
+def test_refactorize_sites_preserves_each_sites_product() -> None:
     adapter = make_adapter(orthonormal=True)
 
     result, rotations = refactorize_sites(adapter)
@@ -76,7 +76,7 @@ def test_refactorize_sites_keeps_products_and_names_apart() -> None:
         torch.testing.assert_close(result.A[name], (rotations[name].mT @ adapter.A[name].double()).float())
 
 
-def test_refactorize_sites_of_columns_mirrors_that_of_rows() -> None:
+def test_refactorize_sites_can_make_columns_of_b_orthonormal() -> None:
     adapter = make_adapter()
 
     result, rotations = refactorize_sites(adapter, of_rows=False)
@@ -87,14 +87,14 @@ def test_refactorize_sites_of_columns_mirrors_that_of_rows() -> None:
         torch.testing.assert_close(result.B[name], (adapter.B[name].double() @ rotations[name]).float())
 
 
-def test_a_client_of_lower_rank_leaves_the_rest_where_it_was() -> None:
+def test_average_treats_entries_missing_from_a_lower_rank_as_unchanged() -> None:
     adapter = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.tensor([[4.0, 8.0]])}, head={}, scale={"s": 1.0})
     replies = [Reply(0, 1, {"B": {"s": torch.tensor([[0.0]])}}), Reply(1, 3, {"B": {"s": torch.tensor([[8.0, 0.0]])}})]
 
     assert torch.equal(average(adapter, replies).B["s"], torch.tensor([[6.0, 2.0]]))
 
 
-def test_noise_of_a_mean() -> None:
+def test_mean_noise_std_is_weighted_by_examples() -> None:
     replies = [Reply(0, 1, {}, noise_std=4.0), Reply(1, 3, {}, noise_std=1.0)]
     # √((4/4)² + (3/4)²)
     assert mean_noise_std(replies) == pytest.approx(1.25)

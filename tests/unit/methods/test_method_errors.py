@@ -1,4 +1,4 @@
-"""Options that a method does not allow, and settings that it cannot go together with."""
+"""Tests of invalid method options, and of settings that a method does not support."""
 
 import pytest
 
@@ -8,26 +8,26 @@ from fedsvd.methods import METHODS, build_method, check_method
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"name": "fedsdv"}, "did you mean fedsvd"),
         ({"name": "fedsvd", "refactorise_every": 2}, "did you mean refactorize_every"),
-        ({"name": "fedsvd", "refactorize_every": 0}, "from 1"),
-        ({"name": "fedsvd", "refactorize_every": 1.5}, "whole number"),
+        ({"name": "fedsvd", "refactorize_every": 0}, "at least 1"),
+        ({"name": "fedsvd", "refactorize_every": 1.5}, "an integer"),
         ({"name": "ffa_lora", "init_a": "ones"}, "kaiming, orthonormal"),
         ({"name": "ffa_lora", "init_b": "dct"}, "kaiming, orthonormal, weight_svd, zeros"),
-        ({"name": "fedsvd", "pivot": "AB"}, "method.pivot = 'AB' .* the first one, which is B's"),
-        ({"name": "fedsvd", "pivot": 2}, "method.pivot = 2 is not allowed"),
+        ({"name": "fedsvd", "pivot": "AB"}, "method.pivot = 'AB' .* starting with B"),
+        ({"name": "fedsvd", "pivot": 2}, "method.pivot = 2 is invalid"),
         ({"name": "fedsvd", "shrinkage": "some"}, "none, optimal"),
-        ({"name": "fedsvd", "shrinkage": "optimal", "pivot": "BA"}, "one factor that is trained"),
-        ({"name": "fedsvd", "shrinkage": "optimal", "init_a": "kaiming"}, "an A that is"),
-        ({"name": "fed_sb", "init_b": "zeros"}, "whose B never moves"),
+        ({"name": "fedsvd", "shrinkage": "optimal", "pivot": "BA"}, "only one trained factor"),
+        ({"name": "fedsvd", "shrinkage": "optimal", "init_a": "kaiming"}, "an A that is orthonormal"),
+        ({"name": "fed_sb", "init_b": "zeros"}, "which does not train B"),
         ({"name": "flora", "init_a": "weight_svd"}, "draws new factors"),
-        ({"name": "fedavg_lora", "init_a": "zeros"}, "without a gradient"),
+        ({"name": "fedavg_lora", "init_a": "zeros"}, "never have a gradient"),
     ],
 )
-def test_options_that_are_not_allowed(options: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_options_raise(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         build_method(options)
 
 
@@ -40,28 +40,28 @@ def test_options_that_are_not_allowed(options: dict[str, object], said: str) -> 
     ],
 )
 @pytest.mark.parametrize("name", ["fedex_lora", "flora", "flexlora"])
-def test_a_method_that_needs_single_updates_is_refused_where_there_are_none(
+def test_nonlinear_method_rejects_settings_that_hide_single_updates(
     name: str, overrides: list[str], setting: str
 ) -> None:
     config = compose(["experiment=smoke", f"method={name}", *overrides])
-    with pytest.raises(ConfigError, match=f"{setting} is not possible with method.name = {name}"):
+    with pytest.raises(ConfigError, match=f"{setting} is unsupported with method.name = {name}"):
         check_method(build_method(config.method), config)
     linear = compose(["experiment=smoke", "method=ffa_lora", *overrides])
     check_method(build_method(linear.method), linear)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_lower_ranks_are_taken_or_refused(name: str) -> None:
-    able = {"fedsvd", "ffa_lora", "flora", "flexlora"}
+def test_client_ranks_are_accepted_or_rejected_by_method(name: str) -> None:
+    supported = {"fedsvd", "ffa_lora", "flora", "flexlora"}
     config = compose(["experiment=smoke", f"method={name}", "federation.client_ranks=[2,4]"])
-    if name in able:
+    if name in supported:
         check_method(build_method(config.method), config)
     else:
-        with pytest.raises(ConfigError, match=r"client_ranks = \[2, 4\] is not possible .*allow it: fedsvd, ffa_lora"):
+        with pytest.raises(ConfigError, match=r"client_ranks = \[2, 4\] is unsupported .*support it: fedsvd, ffa_lora"):
             check_method(build_method(config.method), config)
 
 
-def test_personal_factors_and_client_level_privacy_do_not_go_together() -> None:
+def test_personal_factors_reject_client_level_privacy() -> None:
     config = compose(["experiment=smoke", "method=fedsa_lora", "privacy=client_level"])
     with pytest.raises(ConfigError, match="no noise protects them"):
         check_method(build_method(config.method), config)
@@ -72,7 +72,7 @@ def test_personal_factors_and_client_level_privacy_do_not_go_together() -> None:
     ["train=adamw", "train.momentum=0.9", "train.weight_decay=0.1", "train.server_optimizer=momentum",
      "federation.secure_aggregation=true", "federation.weighting=uniform"],
 )  # fmt: skip
-def test_shrinkage_needs_noise_that_is_known(override: str) -> None:
+def test_shrinkage_rejects_settings_with_unknown_noise(override: str) -> None:
     config = compose(["experiment=smoke", "method.shrinkage=optimal", override])
-    with pytest.raises(ConfigError, match="must know how large the noise"):
+    with pytest.raises(ConfigError, match="requires a known standard deviation of the noise"):
         check_method(build_method(config.method), config)

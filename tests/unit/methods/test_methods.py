@@ -1,4 +1,4 @@
-"""What every method owes, and what each one computes, by hand."""
+"""Tests of the interface that all methods share, and of each server step on arrays computed by hand."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def reply(partition_id: int, num_examples: int, **parts: torch.Tensor) -> Reply:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_contract(name: str) -> None:
+def test_every_method_satisfies_the_interface(name: str) -> None:
     method = build_method({"name": name})
     adapter = make_adapter(core=method.traits.core)
     state: State = {}
@@ -38,21 +38,22 @@ def test_contract(name: str) -> None:
             assert {n: t.shape for n, t in step.adapter.part(part).items()} == {
                 n: t.shape for n, t in adapter.part(part).items()
             }
-        # With one client the global model is that client's, however the method writes it.
-        torch.testing.assert_close(product(step.adapter), product(adapter.with_parts(parts_of(sent))))
+        # With one client, the global model is that client's model, however the method factorizes it.
+        torch.testing.assert_close(product(step.adapter), product(adapter.with_parts(as_parts(sent))))
         adapter, state = step.adapter, step.state
 
 
-def parts_of(sent: dict[Factor, torch.Tensor]) -> dict[Part, dict[str, torch.Tensor]]:
-    return {factor: {"s": tensor} for factor, tensor in sent.items()}
+def as_parts(factors: dict[Factor, torch.Tensor]) -> dict[Part, dict[str, torch.Tensor]]:
+    return {factor: {"s": tensor} for factor, tensor in factors.items()}
 
 
 def product(adapter: Adapter) -> torch.Tensor:
+    """Return the site's weight update, including the core and the base."""
     plain = as_plain_lora(adapter)
     return plain.B["s"] @ plain.A["s"]
 
 
-def test_ffa_lora_averages_b_and_keeps_a() -> None:
+def test_ffa_lora_averages_b_and_leaves_a_unchanged() -> None:
     method = build_method({"name": "ffa_lora"})
     replies = [reply(0, 1, B=torch.full((2, 2), 2.0)), reply(1, 3, B=torch.full((2, 2), 6.0))]
 
@@ -72,8 +73,8 @@ def test_fedavg_lora_averages_each_factor() -> None:
     assert torch.equal(stepped.B["s"], torch.full((2, 2), 1.0))
 
 
-def test_fedsvd_of_a_product_known_by_hand() -> None:
-    # B A = [[0, 3, 0], [2, 0, 0]]: singular values 3 and 2 with right vectors e2 and e1.
+def test_fedsvd_matches_an_svd_computed_by_hand() -> None:
+    # B A = [[0, 3, 0], [2, 0, 0]] has the singular values 3 and 2 with the right singular vectors e₂ and e₁.
     method = build_method({"name": "fedsvd"})
     B = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
 
@@ -84,7 +85,7 @@ def test_fedsvd_of_a_product_known_by_hand() -> None:
     torch.testing.assert_close(stepped.B["s"] @ stepped.A["s"], torch.tensor([[0.0, 3.0, 0.0], [2.0, 0.0, 0.0]]))
 
 
-def test_fedsvd_refactorizes_every_so_many_rounds() -> None:
+def test_fedsvd_refactorizes_at_the_configured_interval() -> None:
     method = build_method({"name": "fedsvd", "refactorize_every": 2})
     B = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
 
@@ -95,59 +96,59 @@ def test_fedsvd_refactorizes_every_so_many_rounds() -> None:
     assert not torch.equal(second.B["s"], B)
 
 
-def test_fedex_lora_merges_what_the_product_of_means_misses() -> None:
-    # Two clients with weights 1/4 and 3/4 and rank 1 in use: B₁A₁ = e₁ ⊗ e₁, B₂A₂ = e₂ ⊗ e₂.
-    one = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    other = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
-    first = reply(0, 1, B=one, A=torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
-    second = reply(1, 3, B=other, A=torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+def test_fedex_lora_merges_the_residual_of_the_product_of_means() -> None:
+    # Two clients with weights 1/4 and 3/4 and products of rank 1: B₁A₁ = e₁ ⊗ e₁, B₂A₂ = e₂ ⊗ e₂.
+    first_B = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    second_B = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    first = reply(0, 1, B=first_B, A=torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    second = reply(1, 3, B=second_B, A=torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
 
     stepped = build_method({"name": "fedex_lora"}).server_step(make_adapter(), [second, first], 1, {}).adapter
 
-    # B̄Ā = (1/4 e₁ + 3/4 e₂) ⊗ (1/4 e₁ + 3/4 e₂), and the residual makes it 1/4 e₁⊗e₁ + 3/4 e₂⊗e₂.
+    # B̄Ā = (1/4 e₁ + 3/4 e₂) ⊗ (1/4 e₁ + 3/4 e₂); adding the residual gives 1/4 e₁⊗e₁ + 3/4 e₂⊗e₂.
     torch.testing.assert_close(
         stepped.B["s"] @ stepped.A["s"], torch.tensor([[1 / 16, 3 / 16, 0.0], [3 / 16, 9 / 16, 0.0]])
     )
     torch.testing.assert_close(
         stepped.base_left["s"] @ stepped.base_right["s"], torch.tensor([[3 / 16, -3 / 16, 0.0], [-3 / 16, 3 / 16, 0.0]])
     )
-    # Two clients' columns: no more are needed for B̄Ā.
+    # The columns of two clients of rank 2; B̄Ā needs no further ones.
     assert stepped.base_rank == 4
 
 
-def test_flora_merges_the_mean_of_the_products_and_starts_afresh() -> None:
+def test_flora_merges_the_mean_product_and_draws_new_factors() -> None:
     first = reply(0, 1, B=torch.tensor([[4.0, 0.0], [0.0, 0.0]]), A=torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
-    # A client of rank 1.
+    # This client has rank 1.
     second = reply(1, 3, B=torch.tensor([[0.0], [4.0]]), A=torch.tensor([[0.0, 0.0, 1.0]]))
     method = build_method({"name": "flora", "seed": 3})
 
     stepped = method.server_step(make_adapter(), [first, second], 1, {}).adapter
-    again = method.server_step(make_adapter(), [first, second], 2, {}).adapter
+    next_round = method.server_step(make_adapter(), [first, second], 2, {}).adapter
 
     merged = stepped.base_left["s"] @ stepped.base_right["s"]
     torch.testing.assert_close(merged, torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 3.0]]))
     assert stepped.base_rank == 3
     assert not stepped.B["s"].any()
-    assert not torch.equal(stepped.A["s"], again.A["s"])
+    assert not torch.equal(stepped.A["s"], next_round.A["s"])
 
 
-def test_flexlora_keeps_the_largest_singular_values_of_the_mean_product() -> None:
-    # 1/2 (8 e₁⊗e₁ + 2 e₂⊗e₃) + 1/2 (6 e₂⊗e₂) at rank 1: of 4, 1 and 3 in orthogonal places only 4 stays.
+def test_flexlora_truncates_the_mean_product_to_its_largest_singular_values() -> None:
+    # 1/2 (8 e₁⊗e₁ + 2 e₂⊗e₃) + 1/2 (6 e₂⊗e₂) = 4 e₁⊗e₁ + e₂⊗e₃ + 3 e₂⊗e₂, of which rank 1 retains 4 e₁⊗e₁.
     first = reply(0, 2, B=torch.tensor([[8.0, 0.0], [0.0, 2.0]]), A=torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
     second = reply(1, 2, B=torch.tensor([[0.0], [6.0]]), A=torch.tensor([[0.0, 1.0, 0.0]]))
     adapter = make_adapter()
-    low = adapter.with_parts({"A": {"s": adapter.A["s"][:1]}, "B": {"s": adapter.B["s"][:, :1]}})
+    rank_one = adapter.with_parts({"A": {"s": adapter.A["s"][:1]}, "B": {"s": adapter.B["s"][:, :1]}})
     method = build_method({"name": "flexlora"})
 
-    stepped = method.server_step(low, [first, second], 1, {}).adapter
-    whole = method.server_step(adapter, [first, second], 1, {}).adapter
+    truncated = method.server_step(rank_one, [first, second], 1, {}).adapter
+    full = method.server_step(adapter, [first, second], 1, {}).adapter
 
-    torch.testing.assert_close(product(stepped), torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
-    torch.testing.assert_close(product(whole), torch.tensor([[4.0, 0.0, 0.0], [0.0, 3.0, 1.0]]))
-    torch.testing.assert_close(whole.A["s"] @ whole.A["s"].mT, torch.eye(2))
+    torch.testing.assert_close(product(truncated), torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(product(full), torch.tensor([[4.0, 0.0, 0.0], [0.0, 3.0, 1.0]]))
+    torch.testing.assert_close(full.A["s"] @ full.A["s"].mT, torch.eye(2))
 
 
-def test_rolora_moves_b_in_odd_rounds_and_a_in_even_ones() -> None:
+def test_rolora_trains_b_in_odd_rounds_and_a_in_even_rounds() -> None:
     method = build_method({"name": "rolora"})
     assert [method.trains(r) for r in (1, 2, 3, 4)] == [{"B"}, {"A"}, {"B"}, {"A"}]
 
@@ -159,7 +160,7 @@ def test_rolora_moves_b_in_odd_rounds_and_a_in_even_ones() -> None:
     assert torch.equal(stepped.B["s"], make_adapter().B["s"])
 
 
-def test_fedsa_lora_averages_a_and_leaves_b_at_home() -> None:
+def test_fedsa_lora_averages_a_and_leaves_b_with_the_clients() -> None:
     method = build_method({"name": "fedsa_lora"})
     assert (method.trains(1), method.uplink(1), method.traits.personal) == ({"A", "B"}, {"A"}, {"B"})
 
@@ -181,19 +182,19 @@ def test_fed_sb_averages_the_core_between_fixed_factors() -> None:
     assert torch.equal(product(stepped), torch.tensor([[4.0, 2.0, 0.0], [0.0, 0.0, 0.0]]))
 
 
-def test_fedsvd_pivots_so_that_both_spaces_adapt_and_the_product_stays() -> None:
+def test_fedsvd_pivot_trains_both_factors_and_preserves_the_product() -> None:
     method = build_method({"name": "fedsvd", "pivot": "BBAA"})
     assert [method.trains(r) for r in (1, 2, 3, 4, 5)] == [{"B"}, {"B"}, {"A"}, {"A"}, {"B"}]
     B = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
 
-    turned = method.server_step(make_adapter(), [reply(0, 5, B=B)], 2, {})
-    torch.testing.assert_close(product(turned.adapter), torch.tensor([[0.0, 3.0, 0.0], [2.0, 0.0, 0.0]]))
-    torch.testing.assert_close(turned.adapter.B["s"].mT @ turned.adapter.B["s"], torch.eye(2))
-    assert not turned.rotations
+    pivoted = method.server_step(make_adapter(), [reply(0, 5, B=B)], 2, {})
+    torch.testing.assert_close(product(pivoted.adapter), torch.tensor([[0.0, 3.0, 0.0], [2.0, 0.0, 0.0]]))
+    torch.testing.assert_close(pivoted.adapter.B["s"].mT @ pivoted.adapter.B["s"], torch.eye(2))
+    assert not pivoted.rotations
 
     A = torch.tensor([[0.0, 0.0, 1.0], [5.0, 0.0, 0.0]])
-    within = method.server_step(turned.adapter, [reply(0, 5, A=A)], 3, {})
-    torch.testing.assert_close(product(within.adapter), turned.adapter.B["s"] @ A)
+    same_factor = method.server_step(pivoted.adapter, [reply(0, 5, A=A)], 3, {})
+    torch.testing.assert_close(product(same_factor.adapter), pivoted.adapter.B["s"] @ A)
     torch.testing.assert_close(
-        within.adapter.B["s"], (turned.adapter.B["s"].double() @ within.rotations["B"]["s"]).float()
+        same_factor.adapter.B["s"], (pivoted.adapter.B["s"].double() @ same_factor.rotations["B"]["s"]).float()
     )
