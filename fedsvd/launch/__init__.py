@@ -1,4 +1,4 @@
-"""Run a federation in this process, on Flower's simulation engine or on real nodes: all take the same two apps."""
+"""Run a federation in this process, on Flower's simulation engine or on real nodes, with the same two apps."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from fedsvd.tracking import check_tracking
 
 
 def check_config(config: Config) -> None:
-    """Raise what can be known to be wrong before anything is loaded.
+    """Check a configuration before any data or model is loaded.
 
     Raises:
-        ConfigError: A method option, a device, a federation or a tracking library that is not there, or nodes' own data
-            without nodes.
-        PrivacyError: A δ that the accountant cannot count at.
+        ConfigError: A method option, device, federation or tracking library is not available, or ``data=node`` is used
+            without real nodes.
+        PrivacyError: The accountant does not support the value of δ.
     """
     check_method(build_method(config.method), config)
     check_delta(config.privacy.target_delta, config.privacy.accountant)
@@ -46,18 +46,18 @@ def check_config(config: Config) -> None:
     check_tracking(config.tracking)
     if config.data.name == "node":
         raise ConfigError(
-            f"data=node needs nodes that bring their own data, and federation={config.federation.name} has none: take "
-            "federation=remote, or data=csv and the like with a partition."
+            f"data=node needs nodes with their own data, and federation={config.federation.name} has none: use "
+            "federation=remote, or another data group (such as data=csv) with a partition."
         )
 
 
 def run(config: Config, overrides: Sequence[str], folder: Path) -> float:
-    """Run a federation and return its last held-out accuracy, or NaN where nothing is held out.
+    """Run a federation and return its last held-out accuracy, or NaN if nothing is held out.
 
     Args:
         config: The composed configuration.
-        overrides: What it was composed from; the apps compose it again from these.
-        folder: The run's folder.
+        overrides: The overrides it was composed from; the apps compose it again from these.
+        folder: The run directory.
 
     Raises:
         ConfigError: See `check_config`.
@@ -67,25 +67,25 @@ def run(config: Config, overrides: Sequence[str], folder: Path) -> float:
     run_folder = RunFolder(folder.resolve())
     remote = config.federation.name == "remote"
     if config.privacy.ledger_dir and not remote:
-        # Workers and later processes may start in other folders, and a ledger elsewhere would be a new one.
-        overrides = [*overrides, f"privacy.ledger_dir={_quoted(Path(config.privacy.ledger_dir).resolve())}"]
+        # Make the path absolute: a worker with another working directory would otherwise create a new ledger.
+        overrides = [*overrides, f"privacy.ledger_dir={_quote_path(Path(config.privacy.ledger_dir).resolve())}"]
     write_json(run_folder.overrides, [item for item in overrides if not item.startswith(("resume=", "run_dir="))])
     if remote:
         run_remote(config.federation, overrides, run_folder)
     else:
-        _run_here(config, overrides, run_folder)
-    measured = [row["accuracy"] for row in read_rows(run_folder.metrics) if row["accuracy"] is not None]
-    if not measured and config.data.name == "node":
+        _run_on_this_machine(config, overrides, run_folder)
+    accuracies = [row["accuracy"] for row in read_rows(run_folder.metrics) if row["accuracy"] is not None]
+    if not accuracies and config.data.name == "node":
         return math.nan
-    if not measured:
+    if not accuracies:
         raise RunError(f"the run in {run_folder.root} ended without an evaluation.")
-    return float(measured[-1])
+    return float(accuracies[-1])
 
 
-def _run_here(config: Config, overrides: Sequence[str], run_folder: RunFolder) -> None:
-    given = [item for item in overrides if not item.startswith("run_dir=")]
-    run_config: UserConfig = {"overrides": shlex.join([*given, f"run_dir={_quoted(run_folder.root)}"])}
-    with _quiet_flower(run_folder.root / "flower.log"):
+def _run_on_this_machine(config: Config, overrides: Sequence[str], run_folder: RunFolder) -> None:
+    others = [item for item in overrides if not item.startswith("run_dir=")]
+    run_config: UserConfig = {"overrides": shlex.join([*others, f"run_dir={_quote_path(run_folder.root)}"])}
+    with _flower_log_to(run_folder.root / "flower.log"):
         server_app, client_app = load_apps()
         if config.federation.name == "simulation":
             run_simulation(server_app, client_app, config.federation, run_config)
@@ -94,10 +94,10 @@ def _run_here(config: Config, overrides: Sequence[str], run_folder: RunFolder) -
 
 
 def saved_overrides(folder: Path) -> list[str]:
-    """Return the overrides that a run folder was started with.
+    """Return the overrides that the run in a directory was started with.
 
     Raises:
-        ConfigError: The folder is not a run's.
+        ConfigError: It is not a run directory.
     """
     path = RunFolder(folder).overrides
     try:
@@ -108,30 +108,30 @@ def saved_overrides(folder: Path) -> list[str]:
         ) from error
 
 
-def _quoted(path: Path) -> str:
+def _quote_path(path: Path) -> str:
     return "'" + str(path).replace("'", "\\'") + "'"
 
 
 def load_apps() -> tuple[ServerApp, ClientApp]:
-    """Load the two apps as Flower does: by name, from the folder that holds them."""
-    return _module("server.app").app, _module("client.app").app
+    """Load the ServerApp and the ClientApp by module name, as Flower does."""
+    return _import_app_module("server.app").app, _import_app_module("client.app").app
 
 
 def check_node(node_config: str, overrides: Sequence[str]) -> list[str]:
-    """Hold a node's configuration, and the data that it names, against a run; return what there is.
+    """Check a node's configuration and data against a run, and return a description of the node.
 
     Args:
-        node_config: As ``flower-supernode --node-config`` takes it.
-        overrides: The run's.
+        node_config: The value of ``flower-supernode --node-config``.
+        overrides: The overrides of the run.
 
     Raises:
-        FedSVDError: They do not fit, and why.
+        FedSVDError: The node cannot take part in the run; the message gives the reason.
     """
-    found: list[str] = _module("client.node_check").check_node(node_config, compose(overrides))
-    return found
+    description: list[str] = _import_app_module("client.node_check").check_node(node_config, compose(overrides))
+    return description
 
 
-def _module(name: str) -> ModuleType:
+def _import_app_module(name: str) -> ModuleType:
     root = str(app_root())
     if root not in sys.path:
         sys.path.insert(0, root)
@@ -139,16 +139,16 @@ def _module(name: str) -> ModuleType:
 
 
 @contextmanager
-def _quiet_flower(path: Path) -> Iterator[None]:
-    """Send Flower's log to a file for the time of a run; the reporter tells the rest."""
+def _flower_log_to(path: Path) -> Iterator[None]:
+    """Send Flower's log to a file instead of the console, inside the context."""
     flower = logging.getLogger("flwr")
     handlers, propagate = list(flower.handlers), flower.propagate
     path.parent.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(path, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    flower.handlers, flower.propagate = [to_file], False
+    file_handler = logging.FileHandler(path, encoding="utf-8")
+    file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    flower.handlers, flower.propagate = [file_handler], False
     try:
         yield
     finally:
         flower.handlers, flower.propagate = handlers, propagate
-        to_file.close()
+        file_handler.close()

@@ -1,4 +1,4 @@
-"""The app as Flower wants to find it: a folder with a pyproject.toml, out of a checkout or an installed wheel."""
+"""The app bundle that Flower expects: a folder with a pyproject.toml, from a checkout or an installed wheel."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from fedsvd.config.compose import app_root
 
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "_app", "*.j2")
+_EXCLUDED = shutil.ignore_patterns("__pycache__", "_app", "*.j2")
 
 
 def stage_app(folder: Path) -> None:
-    """Lay out the library, both apps and the configuration below an empty or new ``folder``."""
+    """Copy the library, both apps and the configuration into ``folder``, which must be empty or not exist."""
     root = app_root()
     for name, source in (
         ("fedsvd", Path(__file__).resolve().parents[1]),
@@ -19,5 +19,5 @@ def stage_app(folder: Path) -> None:
         ("client", root / "client"),
         ("conf", root / "conf"),
     ):
-        shutil.copytree(source, folder / name, ignore=_LEFT_OUT)
+        shutil.copytree(source, folder / name, ignore=_EXCLUDED)
     shutil.copy(root / "pyproject.toml", folder)

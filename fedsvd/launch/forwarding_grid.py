@@ -1,4 +1,4 @@
-"""A Grid that passes everything on, for those that change one thing about another grid."""
+"""A Grid that forwards all calls, as a base class for grids that change one aspect of another grid."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from flwr.supercore.run import Run
 
 
 class ForwardingGrid(Grid):
-    """Pass every call to another grid.
+    """Forward every call to another grid.
 
     Args:
-        grid: The grid that does the work.
+        grid: The wrapped grid.
     """
 
     def __init__(self, grid: Grid) -> None:

@@ -1,4 +1,4 @@
-"""A federation in one process, on Flower's public Grid interface: one base model in memory, no other processes."""
+"""A federation in one process, through Flower's public Grid interface, with one base model in memory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 
-# Flower keeps the identity that it stamps on messages in this private place; its minor version is pinned for it.
+# Private API: Flower reads the identity that it attaches to messages from here. Its minor version is therefore pinned.
 from flwr.supercore.task_identity import TaskIdentity
 
 
 class InProcessGrid(Grid):
-    """Deliver messages by calling the ClientApp, one message at a time, when its reply is pulled.
+    """Deliver each message by calling the ClientApp when its reply is pulled, one message at a time.
 
-    Each call gets copies of message and context, as a network would give, and a context's changes are kept only when
+    Each call receives copies of message and context, as over a network, and changes to the context are stored only if
     the call succeeds. An exception becomes the error reply that Flower's own backends send.
 
     Args:
         client_app: The app that every node runs.
-        num_nodes: Nodes 0 … ``num_nodes`` - 1 hold the partitions of these numbers.
-        run_config: What every node's context carries.
+        num_nodes: Number of nodes; node i (0 … ``num_nodes`` - 1) holds partition i.
+        run_config: The run configuration in every node's context.
     """
 
     def __init__(self, client_app: ClientApp, num_nodes: int, run_config: UserConfig) -> None:
@@ -48,26 +48,26 @@ class InProcessGrid(Grid):
         self._pending: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
-        """Take another run's identity."""
+        """Set the run."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """The run."""
+        """The current run."""
         return self._run
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """Build a message."""
+        """Create a message."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """All nodes are always there."""
+        """Return the IDs of all nodes; all are always available."""
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Take messages in; they are delivered when pulled."""
+        """Queue messages and return their IDs; they are delivered when pulled."""
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
@@ -76,15 +76,15 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Deliver the oldest waiting message among these and return its reply."""
-        wanted = set(message_ids)
+        """Deliver the oldest queued message among ``message_ids`` and return its reply."""
+        requested = set(message_ids)
         for message_id in list(self._pending):
-            if message_id in wanted:
+            if message_id in requested:
                 return [self._deliver(self._pending.pop(message_id))]
         return []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Deliver all messages and return their replies; ``timeout`` has nothing to wait for."""
+        """Deliver all messages and return their replies; ``timeout`` is ignored, since calls are synchronous."""
         return [reply for message_id in self.push_messages(messages) for reply in self.pull_messages([message_id])]
 
     def _deliver(self, message: Message) -> Message:
@@ -93,7 +93,7 @@ class InProcessGrid(Grid):
         try:
             reply = self._client_app(copy.deepcopy(message), context)
             self._contexts[node] = context
-        except Exception as error:  # Flower's contract: whatever a ClientApp raises becomes an error reply.
+        except Exception as error:  # As in Flower, any exception of a ClientApp becomes an error reply.
             reason = f"{type(error).__name__}: {error}"
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
         reply.metadata.__dict__["_message_id"] = uuid.uuid4().hex
@@ -101,6 +101,6 @@ class InProcessGrid(Grid):
 
 
 def run_local(server_app: ServerApp, client_app: ClientApp, num_nodes: int, run_config: UserConfig) -> None:
-    """Run a federation of ``num_nodes`` nodes in this process; what the ServerApp raises is raised here."""
+    """Run a federation of ``num_nodes`` nodes in this process; exceptions of the ServerApp propagate."""
     grid = InProcessGrid(client_app, num_nodes, run_config)
     server_app(grid, Context(grid.run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))

@@ -1,4 +1,4 @@
-"""A federation on Flower's simulation engine: ClientApps in Ray actors, the ServerApp in this process."""
+"""A federation on Flower's simulation engine, with ClientApps in Ray actors and the ServerApp in this process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedsvd.launch.forwarding_grid import ForwardingGrid
 
 
 class _ConfiguredServerApp(ServerApp):
-    """A ServerApp that finds the run's configuration in its context; the engine's public entry passes none."""
+    """A ServerApp whose context contains the run configuration, which the engine's public API cannot pass."""
 
     def __init__(self, inner: ServerApp, run_config: UserConfig) -> None:
         super().__init__()
@@ -39,14 +39,14 @@ class _ConfiguredServerApp(ServerApp):
 
 
 class StoppableGrid(ForwardingGrid):
-    """A grid that stops waiting once the engine behind it has failed; nobody would answer any more."""
+    """A grid that stops waiting for replies once the simulation engine has failed."""
 
     def __init__(self, grid: Grid, stopped: threading.Event) -> None:
         super().__init__(grid)
         self._stopped = stopped
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Look for replies.
+        """Pull replies.
 
         Raises:
             RunError: The engine has failed.
@@ -57,7 +57,7 @@ class StoppableGrid(ForwardingGrid):
 
 
 class _ConfiguredClientApp(ClientApp):
-    """A ClientApp that finds the run's configuration in its context."""
+    """A ClientApp whose context contains the run configuration."""
 
     def __init__(self, inner: ClientApp, run_config: UserConfig) -> None:
         super().__init__()
@@ -65,8 +65,8 @@ class _ConfiguredClientApp(ClientApp):
         self._run_config = run_config
 
     def __call__(self, message: Message, context: Context) -> Message:
-        # The engine refuses a context whose run configuration has changed, so the inner app gets one of its own; what
-        # it keeps goes into the state that both share.
+        # The engine rejects a context whose run configuration has changed, so the inner app receives a separate context
+        # with the same state object.
         configured = Context(
             context.run_id, context.node_id, context.node_config, context.state, dict(self._run_config)
         )
@@ -81,11 +81,11 @@ def run_simulation(
     Args:
         server_app: Runs in a thread of this process.
         client_app: Runs in Ray actors.
-        federation: Number of clients, resources of each, and the address of a Ray cluster that is already up.
-        run_config: What both apps' contexts carry.
+        federation: Number of clients, resources per client, and the address of an existing Ray cluster, if any.
+        run_config: The run configuration in both apps' contexts.
 
     Raises:
-        RunError: The engine failed, or nothing answers at the cluster's address.
+        RunError: The engine failed, or no Ray cluster answers at the address.
     """
     if federation.ray_address:
         _check_cluster(federation.ray_address)
@@ -93,8 +93,8 @@ def run_simulation(
     if federation.ray_address:
         init_args["address"] = federation.ray_address
     server = _ConfiguredServerApp(server_app, run_config)
-    before = dict(os.environ)
-    # Ray's next default, asked for here because it warns of the change: an actor without a GPU sees none of them.
+    saved_environ = dict(os.environ)
+    # The second variable selects Ray's future default (actors without GPUs see none), to avoid its deprecation warning.
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
     try:
         flwr.simulation.run_simulation(
@@ -111,16 +111,16 @@ def run_simulation(
         if server.error is not None:
             raise server.error from error
         raise RunError(
-            f"Flower's simulation engine failed: {_root_cause(error)}. flower.log has the details."
+            f"Flower's simulation engine failed: {_root_cause(error)}. See flower.log for details."
         ) from error
     finally:
-        # The engine lets PYTHONPATH grow with every run; the next one in this process must find what this one found.
+        # The engine extends PYTHONPATH in every run; restore it for the next run in this process.
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(saved_environ)
 
 
 def _check_cluster(address: str) -> None:
-    """See that something listens at ``host:port``: Ray itself would wait there for ever."""
+    """Check that ``host:port`` accepts connections, since Ray itself would wait forever."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not (host and port.isdigit()):
         return
@@ -128,8 +128,8 @@ def _check_cluster(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise RunError(
-            f"federation.ray_address = {address}: no Ray cluster answers there ({error}). Start one with "
-            f"`ray start --head --port={port}`, or leave the key out and the engine starts its own."
+            f"federation.ray_address = {address}: no Ray cluster answers at this address ({error}). Start one with "
+            f"`ray start --head --port={port}`, or leave the key out to let the engine start its own."
         ) from error
 
 

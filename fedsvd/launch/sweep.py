@@ -1,4 +1,4 @@
-"""Sweeps: what one will run, and how each of its runs is recognised, gone on with, or started."""
+"""Sweeps: plan the runs of a sweep, and run, resume or skip each of them."""
 
 from __future__ import annotations
 
@@ -18,152 +18,162 @@ from fedsvd.errors import ConfigError, FedSVDError
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_json
 from fedsvd.runs.record import FAILED, FINISHED
 
-# What a sweep's folder remembers, so that it can go on without being told again.
-_WORDS = "sweep.json"
+# Stores the arguments of a sweep in its folder, so that it can be resumed from the folder alone.
+_SWEEP_FILE = "sweep.json"
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What is about to run.
+    """A sweep that is about to run.
 
     Attributes:
-        words: For Hydra.
-        folder: The sweep's.
-        total: Runs in all; of a search, the trials.
+        arguments: Command-line arguments for Hydra.
+        folder: The sweep's folder.
+        total: Number of runs; for a search, number of trials.
     """
 
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     folder: Path
     total: int
 
 
-def plan_sweep(words: Sequence[str]) -> SweepPlan:
-    """Settle a sweep's folder and the number of its runs, and write down how to go on with it.
+def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
+    """Determine the folder and the number of runs of a sweep, and store its arguments for resuming.
 
-    A run's folder is named after what is swept alone (``privacy.target_epsilon=1,seed=0``), so that the same run is
-    found in the same place however often the sweep is started.
+    The folder of a run is named only after the swept values (``privacy.target_epsilon=1,seed=0``), so that each run
+    has the same folder whenever the sweep is started.
 
     Args:
-        words: Overrides, perhaps ``resume=FOLDER`` of an earlier sweep among them.
+        overrides: The overrides of the sweep; may include ``resume=FOLDER`` of an earlier sweep.
 
     Raises:
-        ConfigError: A folder that is no sweep's, or an extra that is not installed.
+        ConfigError: An override is invalid, the folder to resume is not that of a sweep, a required extra is not
+            installed, or the folder holds runs with other settings.
     """
-    words = _with_earlier(list(words))
-    check_overrides(words, multirun=True)
-    own = [word for word in words if word.lstrip("~+").startswith("hydra")]
-    first = [choices[0] for choices in sweep_choices(words).values()]
-    settings = hydra_settings([*first, *own])
+    overrides = _with_saved_overrides(list(overrides))
+    check_overrides(overrides, multirun=True)
+    hydra_overrides = [item for item in overrides if item.lstrip("~+").startswith("hydra")]
+    first = [choices[0] for choices in sweep_choices(overrides).values()]
+    settings = hydra_settings([*first, *hydra_overrides])
     sweeper: Any = OmegaConf.to_container(settings.hydra.sweeper)
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    # The command line wins over what an experiment sweeps, in Hydra as here.
-    alternatives = sweep_choices(params) | sweep_choices(words)
+    # As in Hydra, the command line overrides what an experiment sweeps.
+    choices = sweep_choices(params) | sweep_choices(overrides)
     check_overrides(
-        [*(p for p in params if not sweep_choices([p]).keys() & sweep_choices(words).keys()), *words], multirun=True
+        [*(p for p in params if not sweep_choices([p]).keys() & sweep_choices(overrides).keys()), *overrides],
+        multirun=True,
     )
-    single = {key: choices[0] for key, choices in alternatives.items() if len(choices) == 1}
-    total = int(sweeper.get("n_trials") or math.prod(map(len, alternatives.values())))
+    fixed = {key: values[0] for key, values in choices.items() if len(values) == 1}
+    total = int(sweeper.get("n_trials") or math.prod(map(len, choices.values())))
     folder = Path(str(settings.hydra.sweep.dir)).resolve()
-    _check_same(folder, single)
-    given = [word for word in words if not word.startswith("hydra.sweep.dir=")]
-    write_json(folder / _WORDS, {"words": given, "total": total})
-    ours = [f"hydra.sweep.dir='{folder}'", f"hydra.job.config.override_dirname.exclude_keys=[{','.join(single)}]"]
-    return SweepPlan(("--multirun", *given, *ours), folder, total)
+    _check_existing_runs(folder, fixed)
+    saved = [item for item in overrides if not item.startswith("hydra.sweep.dir=")]
+    write_json(folder / _SWEEP_FILE, {"words": saved, "total": total})
+    added = [f"hydra.sweep.dir='{folder}'", f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]
+    return SweepPlan(("--multirun", *saved, *added), folder, total)
 
 
 def run_or_resume(overrides: Sequence[str], folder: Path) -> float:
-    """Run one run of a sweep, go on with it, or recognise that it is finished; return its accuracy.
+    """Start or resume one run of a sweep, or skip it if it is finished; return its accuracy.
 
-    What it prints goes into ``output.log``. A run that fails is written down as failed and counts as accuracy 0: a
-    learning rate at which training diverges is a bad one, not the end of the sweep.
+    Output goes to ``output.log``. A run that fails is recorded as failed and counts as accuracy 0, so that a learning
+    rate at which training diverges does not stop the sweep.
+
+    Args:
+        overrides: The overrides of the run.
+        folder: The run directory.
+
+    Returns:
+        The last held-out accuracy; 0 if the run failed or another process is running it.
     """
     paths = RunFolder(folder)
     try:
         if read_json(paths.record).get("state") == FINISHED and paths.adapter.is_dir():
             return _accuracy(paths)
-        with _alone(folder), _printing_to(folder / "output.log"):
-            return _run(_resumable(overrides, paths), folder)
+        with _run_lock(folder), _stdout_to(folder / "output.log"):
+            return _run(_with_resume(overrides, paths), folder)
     except Timeout:
-        return 0.0  # Another process is at work in it, and will write down how it ends.
+        return 0.0  # Another process is running it and records the result.
     except FedSVDError as error:
         record = read_json(paths.record)
         write_json(paths.record, {**record, "state": FAILED, "reason": f"{type(error).__name__}: {error}"})
         return 0.0
 
 
-def _run(words: Sequence[str], folder: Path) -> float:
-    # Imported late: a run that is recognised needs none of it.
+def _run(overrides: Sequence[str], folder: Path) -> float:
+    # Imported here, since skipping a finished run does not need it.
     from fedsvd import launch
 
-    return launch.run(compose(list(words)), words, folder)
+    return launch.run(compose(list(overrides)), overrides, folder)
 
 
-def _with_earlier(words: list[str]) -> list[str]:
-    folders = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
+def _with_saved_overrides(overrides: list[str]) -> list[str]:
+    """Put the saved overrides of the sweep that ``resume`` names, if any, before the new ones."""
+    folders = [item.removeprefix("resume=") for item in overrides if item.startswith("resume=")]
     if not folders or folders[-1] == "null":
-        return words
+        return overrides
     folder = Path(folders[-1])
-    earlier = read_json(folder / _WORDS).get("words")
-    if earlier is None:
+    saved = read_json(folder / _SWEEP_FILE).get("words")
+    if saved is None:
         raise ConfigError(
-            f"resume = {str(folder)!r} is not the folder of a sweep: it holds no {_WORDS}. Give the folder that the "
-            "sweep named, or leave -m out to resume a single run."
+            f"resume = {str(folder)!r} is not the folder of a sweep: it holds no {_SWEEP_FILE}. Give the folder that "
+            "the sweep printed, or leave out -m to resume a single run."
         )
-    ours = [word for word in words if not word.startswith("resume=")]
-    return [*earlier, *ours, f"hydra.sweep.dir='{folder.resolve()}'"]
+    new = [item for item in overrides if not item.startswith("resume=")]
+    return [*saved, *new, f"hydra.sweep.dir='{folder.resolve()}'"]
 
 
-def _check_same(folder: Path, single: Mapping[str, str]) -> None:
-    """See that the runs of a folder share with this sweep what is not swept.
+def _check_existing_runs(folder: Path, fixed: Mapping[str, str]) -> None:
+    """Check that the runs already in a folder have the overrides that this sweep does not vary.
 
     Raises:
-        ConfigError: One does not.
+        ConfigError: A run has other overrides.
     """
     for path in sorted(folder.rglob("overrides.json")):
-        earlier = {next(iter(sweep_choices([word]))): word for word in json.loads(path.read_text(encoding="utf-8"))}
-        # A ledger's folder is written down once more, as an absolute path.
-        shared = {key: word for key, word in single.items() if key != "privacy.ledger_dir"}
-        differ = [word for key, word in shared.items() if earlier.get(key) != word]
-        if differ:
+        existing = {next(iter(sweep_choices([item]))): item for item in json.loads(path.read_text(encoding="utf-8"))}
+        # Runs store the ledger folder a second time, as an absolute path.
+        expected = {key: item for key, item in fixed.items() if key != "privacy.ledger_dir"}
+        missing = [item for key, item in expected.items() if existing.get(key) != item]
+        if missing:
             raise ConfigError(
-                f"{path.parent} holds a run without {', '.join(differ)}: choose another folder for this sweep with "
+                f"{path.parent} holds a run without {', '.join(missing)}: choose another folder for this sweep with "
                 "hydra.sweep.dir=FOLDER."
             )
 
 
-def _resumable(overrides: Sequence[str], paths: RunFolder) -> list[str]:
-    """Add what makes a run go on where it stopped; nothing where it has not come to its first checkpoint."""
+def _with_resume(overrides: Sequence[str], paths: RunFolder) -> list[str]:
+    """Add the override that resumes the run, if it has a checkpoint."""
     if not any(paths.checkpoints.glob("round-*")):
         return list(overrides)
     return [*overrides, f"resume='{paths.root}'"]
 
 
 def _accuracy(paths: RunFolder) -> float:
-    measured = [row["accuracy"] for row in read_rows(paths.metrics) if row["accuracy"] is not None]
-    return float(measured[-1])
+    accuracies = [row["accuracy"] for row in read_rows(paths.metrics) if row["accuracy"] is not None]
+    return float(accuracies[-1])
 
 
 @contextlib.contextmanager
-def _printing_to(path: Path) -> Iterator[None]:
+def _stdout_to(path: Path) -> Iterator[None]:
     with path.open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         yield
 
 
-def _alone(folder: Path) -> contextlib.AbstractContextManager[object]:
-    """Hold a run's folder; the lock ends with the process that holds it, however that ends.
+def _run_lock(folder: Path) -> contextlib.AbstractContextManager[object]:
+    """Lock a run directory; the operating system releases the lock when the process ends, even if it is killed.
 
     Raises:
-        Timeout: Another process holds it.
+        Timeout: Another process holds the lock.
     """
     return FileLock(folder / ".running").acquire(timeout=0)
 
 
 def unfinished_runs(folder: Path) -> list[tuple[str, str]]:
-    """Return name and reason of every run of a sweep that failed, or that another process is still at work in."""
-    found = []
+    """Return name and reason of each run of a sweep that failed or that another process is still running."""
+    runs = []
     for path in sorted(folder.rglob("run.json")):
         record = read_json(path)
         if record.get("state") != FINISHED:
-            reason = record.get("reason") or "no end yet: another process may be at work in it"
-            found.append((path.parent.relative_to(folder).as_posix(), str(reason)))
-    return found
+            reason = record.get("reason") or "not finished; another process may be running it"
+            runs.append((path.parent.relative_to(folder).as_posix(), str(reason)))
+    return runs

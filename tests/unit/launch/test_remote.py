@@ -1,4 +1,4 @@
-"""What a run on real nodes needs on this side: the app's bundle, the way to the SuperLink, following, fetching."""
+"""The local side of a run on real nodes: app bundle, connection to the SuperLink, following and fetching."""
 
 import io
 import subprocess
@@ -28,14 +28,14 @@ def federation(**changes: object) -> FederationConfig:
     return replace(compose(["federation=remote"]).federation, **changes)  # type: ignore[arg-type]
 
 
-def test_the_staged_app_is_what_flower_bundles(tmp_path: Path) -> None:
+def test_the_staged_app_contains_the_files_that_flower_bundles(tmp_path: Path) -> None:
     stage_app(tmp_path)
-    listed = ["git", "ls-files", "fedsvd/*.py", "server/*.py", "client/*.py", "conf/*.yaml", "pyproject.toml"]
-    tracked = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    command = ["git", "ls-files", "fedsvd/*.py", "server/*.py", "client/*.py", "conf/*.yaml", "pyproject.toml"]
+    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if path.is_file()} == set(tracked)
 
 
-def test_the_way_to_a_superlink_is_told_to_flower(tmp_path: Path) -> None:
+def test_the_superlink_is_configured_for_flower(tmp_path: Path) -> None:
     certificate = tmp_path / 'a "quoted" ca.crt'
     certificate.touch()
     with connect(federation(superlink="fed.example.org:8443", root_certificates=str(certificate))) as connection:
@@ -49,23 +49,23 @@ def test_the_way_to_a_superlink_is_told_to_flower(tmp_path: Path) -> None:
         assert connection == Connection("mine", None)
 
 
-def test_a_certificate_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_certificate_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "ca.crt"
-    words = ["experiment=smoke", "federation=remote", f"federation.root_certificates={missing}"]
-    assert main(["train", *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 1
-    said = capsys.readouterr().err
-    assert f"{missing}: there is no such file" in said
-    assert "scripts/certs" in said
+    overrides = ["experiment=smoke", "federation=remote", f"federation.root_certificates={missing}"]
+    assert main(["train", *overrides, f"hydra.run.dir={tmp_path / 'run'}"]) == 1
+    printed = capsys.readouterr().err
+    assert f"{missing}: there is no such file" in printed
+    assert "scripts/certs" in printed
 
 
 @pytest.mark.parametrize("fetch", ["cp {remote} here", "cp there {local}"])
-def test_a_fetch_that_says_not_what_or_where_is_refused(fetch: str) -> None:
+def test_a_fetch_command_without_both_placeholders_is_rejected(fetch: str) -> None:
     with pytest.raises(ConfigError, match=r"federation\.fetch"):
         federation(fetch=fetch)
 
 
-class CutLine:
-    """A SuperLink whose log breaks off twice and starts over, as ``flwr log`` does, and that is away for a while."""
+class UnstableConnection:
+    """A connection whose log breaks twice and restarts, as with ``flwr log``, and whose status fails once."""
 
     def __init__(self) -> None:
         self.lines = [
@@ -75,12 +75,12 @@ class CutLine:
             "WARNING: lost",
             "round 2/2",
         ]
-        self.given = iter((2, 3, 5))
+        self.lines_per_call = iter((2, 3, 5))
         self.statuses: Iterator[tuple[str, str] | None] = iter([("running", ""), None, ("finished:completed", "")])
 
     def log(self, run_id: int) -> Iterator[str]:
         assert run_id == RUN.run_id
-        yield from self.lines[: next(self.given)]
+        yield from self.lines[: next(self.lines_per_call)]
 
     def status(self, run_id: int) -> tuple[str, str]:
         status = next(self.statuses)
@@ -89,10 +89,10 @@ class CutLine:
         return status
 
 
-def test_following_a_run_outlives_cuts_and_says_each_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_PAUSE_S", 0)
+def test_each_line_is_printed_once_despite_reconnects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_POLL_INTERVAL_S", 0)
     screen, folder = io.StringIO(), RunFolder(tmp_path)
-    ended = remote._follow(CutLine(), RUN, folder, Console(file=screen))  # type: ignore[arg-type]
+    ended = remote._follow(UnstableConnection(), RUN, folder, Console(file=screen))  # type: ignore[arg-type]
     assert ended == ("finished:completed", "")
     assert screen.getvalue().splitlines() == ["round 1/2", "WARNING: lost", "round 2/2"]
     assert len(folder.remote_log.read_text().splitlines()) == 5
@@ -103,35 +103,35 @@ def test_following_a_run_outlives_cuts_and_says_each_line_once(tmp_path: Path, m
     [("running", False, True), ("finished:completed", False, True), ("finished:completed", True, False),
      ("finished:failed", False, False)],
 )  # fmt: skip
-def test_what_becomes_of_a_run_that_was_handed_over_before(
+def test_whether_a_run_that_was_submitted_before_is_followed(
     status: str, fetched: bool, followed: bool, tmp_path: Path
 ) -> None:
     if fetched:
         (tmp_path / "adapter").mkdir()
-    assert remote._to_be_followed(status, RunFolder(tmp_path)) is followed
+    assert remote._should_follow(status, RunFolder(tmp_path)) is followed
 
 
-def test_a_folder_comes_by_the_given_command_or_from_this_machine(tmp_path: Path) -> None:
-    there, here = tmp_path / "there", tmp_path / "here it is"
-    there.mkdir()
-    (there / "metrics.jsonl").write_text("{}\n")
+def test_a_folder_is_fetched_by_command_or_copied_on_this_machine(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target with spaces"
+    source.mkdir()
+    (source / "metrics.jsonl").write_text("{}\n")
     for fetch in ("cp -r {remote}/. {local}", None):
-        remote._fetch(federation(fetch=fetch), RemoteRun(7, str(there)), RunFolder(here), must=True)
-        assert (here / "metrics.jsonl").read_text() == "{}\n"
-        (here / "metrics.jsonl").unlink()
+        remote._fetch(federation(fetch=fetch), RemoteRun(7, str(source)), RunFolder(target), required=True)
+        assert (target / "metrics.jsonl").read_text() == "{}\n"
+        (target / "metrics.jsonl").unlink()
 
 
 @pytest.mark.parametrize("fetch", ["cp -r {remote}/. {local}", "no-such-command {remote} {local}", None])
-def test_a_folder_that_does_not_come_is_said_to_lie_on_the_server(fetch: str | None, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_fetched_is_reported(fetch: str | None, tmp_path: Path) -> None:
     lost = RemoteRun(7, str(tmp_path / "lost"))
     with pytest.raises(RunError, match="could not be fetched"):
-        remote._fetch(federation(fetch=fetch), lost, RunFolder(tmp_path / "here"), must=True)
-    remote._fetch(federation(fetch=fetch), lost, RunFolder(tmp_path / "here"), must=False)
+        remote._fetch(federation(fetch=fetch), lost, RunFolder(tmp_path / "here"), required=True)
+    remote._fetch(federation(fetch=fetch), lost, RunFolder(tmp_path / "here"), required=False)
 
 
-def test_a_file_that_names_no_run_is_said_to(tmp_path: Path) -> None:
+def test_an_invalid_run_file_is_reported(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    assert remote._earlier(folder) is None
+    assert remote._submitted_run(folder) is None
     folder.remote.write_text('{"run": 7}')
     with pytest.raises(ConfigError, match="does not name a run"):
-        remote._earlier(folder)
+        remote._submitted_run(folder)
