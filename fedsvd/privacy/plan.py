@@ -1,4 +1,4 @@
-"""What a run will cost a client, told before it runs: the client's noise comes from here too, so that the two agree."""
+"""The privacy cost of a run for a client, planned in advance; clients calibrate their noise with the same functions."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fedsvd.privacy.ledger import Budget
 
 @dataclass(frozen=True)
 class ClientPlan:
-    """One client's part in a run that is yet to come.
+    """The planned privacy cost of one client's participation in a run.
 
     Attributes:
-        num_examples: Size of its data.
-        run: Its noise and sample rate, with the steps of a client that is sampled in every round.
-        epsilon_run: ε of those steps alone, at the run's δ.
-        epsilon_before: ε of what its ledger holds already, at ``budget.max_delta``.
-        epsilon_after: ε of the ledger with the rounds to come; more than the budget where not all of them fit.
-        rounds_to_come: Rounds that the run has left.
-        rounds_that_fit: As many of them as the budget holds.
+        num_examples: Number of the client's examples.
+        run: The client's noise multiplier and sample rate, and the steps of a client that is sampled in every round.
+        epsilon_run: ε of these steps alone, at the run's δ.
+        epsilon_before: ε of the charges that are already in the ledger, at ``budget.max_delta``.
+        epsilon_after: ε of the ledger after all remaining rounds; above the budget if it does not cover all of them.
+        remaining_rounds: Number of rounds that the run has left.
+        affordable_rounds: Number of remaining rounds that the budget covers.
     """
 
     num_examples: int
@@ -37,23 +37,23 @@ class ClientPlan:
 
 
 def poisson_rate(num_examples: int, batch_size: int) -> float:
-    """Return the rate whose expected batch is ``batch_size``; 1 where there are no more examples than that.
+    """Return the sample rate whose expected batch size is ``batch_size``, or 1 if there are no more examples than that.
 
     Raises:
-        PrivacyError: No examples at all.
+        PrivacyError: There are no examples.
     """
     if num_examples == 0:
-        raise PrivacyError("this client holds no examples; it can take no part.")
+        raise PrivacyError("this client has no examples; it cannot participate.")
     return min(1.0, batch_size / num_examples)
 
 
 def calibrate_run(config: Config, num_examples: int) -> Spend:
-    """Return the calibrated mechanism and the most steps that a client can ever take: one sampled in every round.
+    """Return the calibrated mechanism with the largest possible number of steps: those of a client in every round.
 
-    With client-level privacy a step is a round, and what it costs is the same for every client.
+    With client-level privacy, a step is a round, and its cost is the same for every client.
 
     Raises:
-        PrivacyError: No examples, or a budget that no noise can keep.
+        PrivacyError: There are no examples, or no noise multiplier stays within the budget.
     """
     train, privacy = config.train, config.privacy
     if privacy.name == "client_level":
@@ -67,82 +67,88 @@ def calibrate_run(config: Config, num_examples: int) -> Spend:
 
 
 def configured_budget(privacy: PrivacyConfig) -> Budget:
-    """Return the budget of a client that has no limits of its own."""
-    most = privacy.target_epsilon if privacy.max_epsilon is None else privacy.max_epsilon
-    return Budget(privacy.target_epsilon, privacy.target_delta, most, privacy.target_delta, privacy.accountant)
+    """Return the budget in the run's configuration, which applies to a client without limits of its own."""
+    max_epsilon = privacy.target_epsilon if privacy.max_epsilon is None else privacy.max_epsilon
+    return Budget(privacy.target_epsilon, privacy.target_delta, max_epsilon, privacy.target_delta, privacy.accountant)
 
 
 def plan_client(config: Config, num_examples: int, history: Sequence[Spend], rounds_done: int = 0) -> ClientPlan:
-    """Plan one client's part.
+    """Plan one client's participation in a run.
 
     Args:
-        config: The run.
-        num_examples: Size of the client's data.
-        history: What its ledger holds already.
-        rounds_done: Rounds that an earlier process did; their spends are in ``history``.
+        config: Configuration of the run.
+        num_examples: Number of the client's examples.
+        history: Spends that are already in the client's ledger.
+        rounds_done: Number of rounds that an earlier process completed; their spends are in ``history``.
 
     Raises:
-        PrivacyError: As `calibrate_run`.
+        PrivacyError: As for `calibrate_run`.
     """
     run, budget = calibrate_run(config, num_examples), configured_budget(config.privacy)
     remaining_rounds = config.train.num_rounds - rounds_done
 
-    # The server's noise is charged for a whole run at once, and was if any round is done.
-    at_once = config.privacy.name == "client_level"
+    # With client-level privacy, a whole run is charged at once; it already was if any round is done.
+    charged_at_once = config.privacy.name == "client_level"
 
-    def after(rounds: int) -> float:
-        steps = (run.steps if rounds and not rounds_done else 0) if at_once else rounds * config.train.local_steps
-        more = [Spend(run.noise_multiplier, run.sample_rate, steps)] if steps else []
-        return epsilon([*history, *more], budget.max_delta, budget.accountant)
+    def epsilon_after(rounds: int) -> float:
+        if charged_at_once:
+            steps = run.steps if rounds and not rounds_done else 0
+        else:
+            steps = rounds * config.train.local_steps
+        new_spends = [Spend(run.noise_multiplier, run.sample_rate, steps)] if steps else []
+        return epsilon([*history, *new_spends], budget.max_delta, budget.accountant)
 
-    fit, too_many = 0, remaining_rounds + 1
-    while too_many - fit > 1:
-        middle = remaining_rounds if too_many > remaining_rounds else (fit + too_many) // 2
-        fit, too_many = (middle, too_many) if after(middle) <= budget.max_epsilon else (fit, middle)
+    affordable, too_many = 0, remaining_rounds + 1
+    while too_many - affordable > 1:
+        middle = remaining_rounds if too_many > remaining_rounds else (affordable + too_many) // 2
+        if epsilon_after(middle) <= budget.max_epsilon:
+            affordable = middle
+        else:
+            too_many = middle
     return ClientPlan(
         num_examples,
         run,
         epsilon([run], budget.target_delta, budget.accountant),
-        after(0),
-        after(remaining_rounds),
+        epsilon_after(0),
+        epsilon_after(remaining_rounds),
         remaining_rounds,
-        fit,
+        affordable,
     )
 
 
 def plan_warnings(config: Config, plans: Sequence[ClientPlan]) -> list[str]:
-    """Return what a person should know before such a run."""
+    """Return warnings to show before such a run."""
     privacy, num_clients = config.privacy, config.federation.num_clients
-    said = []
+    warnings = []
     if privacy.name == "client_level" and privacy.target_delta * num_clients >= 1:
-        said.append(
+        warnings.append(
             f"privacy.target_delta = {privacy.target_delta:g} is at least 1/{num_clients}, one over the number of "
-            f"clients. Set it well below {1 / num_clients:.1g}."
+            f"clients; set it well below {1 / num_clients:.1g}."
         )
     for number, plan in enumerate(plans):
         if privacy.name == "dp_sgd":
-            warnings = example_warnings(plan.num_examples, privacy.target_delta, config.train.batch_size)
-            said += [f"client {number}: {warning}" for warning in warnings]
+            data_warnings = example_warnings(plan.num_examples, privacy.target_delta, config.train.batch_size)
+            warnings += [f"client {number}: {warning}" for warning in data_warnings]
         if plan.affordable_rounds < plan.remaining_rounds:
-            said.append(
-                f"client {number}: its budget holds {plan.rounds_that_fit} of the {plan.rounds_to_come} rounds to "
-                "come; it will decline the others."
+            warnings.append(
+                f"client {number}: its budget covers {plan.affordable_rounds} of the {plan.remaining_rounds} remaining "
+                "rounds; it will decline the others."
             )
-    return said
+    return warnings
 
 
 def example_warnings(num_examples: int, target_delta: float, batch_size: int) -> list[str]:
-    """Return what to say of a δ that lets whole examples through, and of batches that are the whole data."""
-    said = []
+    """Return warnings about a δ that permits releasing whole examples, and about batches that contain all the data."""
+    warnings = []
     if target_delta * num_examples >= 1:
-        said.append(
-            f"privacy.target_delta = {target_delta:g} is at least 1/{num_examples}, one over its number of examples: a "
-            "mechanism that publishes one of them as it is could keep such a promise. "
+        warnings.append(
+            f"privacy.target_delta = {target_delta:g} is at least 1/{num_examples}, one over its number of examples: "
+            "a mechanism that publishes one example unchanged could satisfy this guarantee. "
             f"Set it well below {1 / num_examples:.1g}."
         )
     if batch_size > num_examples:
-        said.append(
-            f"train.batch_size = {batch_size} is more than its {num_examples} examples: every step takes all of them, "
-            "and ε gains nothing from sampling."
+        warnings.append(
+            f"train.batch_size = {batch_size} is more than its {num_examples} examples: every batch contains all of "
+            "them, and ε gains nothing from sampling."
         )
-    return said
+    return warnings

@@ -1,4 +1,4 @@
-"""Keys of one round: agreed on pairwise (X25519), shared out by threshold (Shamir), carried encrypted (Fernet)."""
+"""Keys of one round: pairwise agreement (X25519), threshold secret sharing (Shamir) and encrypted shares (Fernet)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ KEY_BYTES = 32
 
 @dataclass(frozen=True)
 class Shares:
-    """What one client holds of another's secrets; a server may be given one of the two, never both."""
+    """One client's shares of another client's two secrets; the server may receive one of the two, never both.
+
+    Attributes:
+        self_mask: Share of the seed of the other client's own mask.
+        mask_key: Share of the private key of the other client's pairwise masks.
+    """
 
     self_mask: bytes
     mask_key: bytes
@@ -34,41 +39,41 @@ def new_private_key() -> bytes:
 
 
 def public_key(private_key: bytes) -> bytes:
-    """Return the public key that belongs to a private one."""
+    """Return the public key that belongs to a private key."""
     return X25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw()
 
 
 def shared_key(private_key: bytes, other_public_key: bytes, purpose: str) -> bytes:
-    """Return the 32-byte key that two clients share for one purpose and nobody else can compute.
+    """Return the 32-byte key that two clients share for one purpose and that nobody else can compute.
 
     Raises:
-        PayloadError: A public key that is none.
+        PayloadError: The public key is invalid.
     """
     try:
         other = X25519PublicKey.from_public_bytes(other_public_key)
         secret = X25519PrivateKey.from_private_bytes(private_key).exchange(other)
     except ValueError as error:
-        raise PayloadError(f"a client's public key is not one of X25519 ({error}).") from error
+        raise PayloadError(f"a client's public key is not a valid X25519 key ({error}).") from error
     info = f"fedsvd secure aggregation: {purpose}".encode()
     return HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=None, info=info).derive(secret)
 
 
 def new_seed() -> bytes:
-    """Return a fresh key for a client's own mask."""
+    """Return a fresh 32-byte key for a client's own mask."""
     return os.urandom(KEY_BYTES)
 
 
 def distribute_shares(
     node: int, seed: bytes, mask_key: bytes, channels: Mapping[int, bytes], threshold: int
 ) -> dict[int, bytes]:
-    """Split both secrets among the holders of ``channels``, each share encrypted for its holder.
+    """Split both secrets among the holders in ``channels``, and encrypt each share for its holder.
 
     Args:
-        node: Whose secrets they are.
+        node: The node that owns the secrets.
         seed: Key of the node's own mask.
-        mask_key: Private key of its pairwise masks.
-        channels: For each holder the key that it shares with the node.
-        threshold: Shares that are needed to restore a secret.
+        mask_key: Private key of the node's pairwise masks.
+        channels: The key that each holder shares with the node.
+        threshold: Number of shares that are needed to reconstruct a secret.
 
     Returns:
         Ciphertexts by holder.
@@ -87,33 +92,36 @@ def decrypt_shares(ciphertext: bytes, channel: bytes, source: int, holder: int) 
     """Decrypt the shares that ``source`` sent to ``holder``.
 
     Raises:
-        PayloadError: They were tampered with, or are not from one to the other.
+        PayloadError: The shares were tampered with, or have another source or holder.
     """
     try:
         plaintext = decrypt(base64.urlsafe_b64encode(channel), ciphertext)
-        found_source, found_holder, self_mask, mask_key = share_keys_plaintext_separate(plaintext)
+        actual_source, actual_holder, self_mask, mask_key = share_keys_plaintext_separate(plaintext)
     except (InvalidToken, IndexError) as error:
         raise PayloadError(f"the key shares of node {source} cannot be decrypted.") from error
-    if (found_source, found_holder) != (source, holder):
-        raise PayloadError(f"the key shares of node {source} are not what they are said to be.")
+    if (actual_source, actual_holder) != (source, holder):
+        raise PayloadError(
+            f"key shares from node {actual_source} to node {actual_holder} were received as shares from node {source} "
+            f"to node {holder}."
+        )
     return Shares(self_mask, mask_key)
 
 
 def reconstruct_secret(shares: Sequence[bytes]) -> bytes:
-    """Restore a secret from at least as many shares as its threshold asks for.
+    """Reconstruct a secret from at least as many shares as its threshold.
 
     Raises:
-        PayloadError: The shares do not belong together.
+        PayloadError: The shares are inconsistent.
     """
     try:
         return combine_shares(list(shares))
     except ValueError as error:
-        raise PayloadError("key shares that do not belong together.") from error
+        raise PayloadError("the key shares are inconsistent; the secret cannot be reconstructed.") from error
 
 
-def threshold(num_clients: int, min_survivors: int) -> int:
-    """Return how many shares restore a secret: more than half of all, and no fewer than must survive a round.
+def reconstruction_threshold(num_clients: int, min_survivors: int) -> int:
+    """Return the number of shares needed to reconstruct a secret: more than half, and at least ``min_survivors``.
 
-    With more than half, no two disjoint sets of clients could each be told another set of survivors.
+    With more than half, the server cannot unmask by naming different survivors to two disjoint sets of clients.
     """
     return max(min_survivors, num_clients // 2 + 1)

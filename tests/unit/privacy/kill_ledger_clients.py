@@ -1,8 +1,8 @@
-"""Kills ledger clients with SIGKILL, again and again, and prints as JSON what their ledgers and released results say.
+"""Repeatedly kill ledger clients with SIGKILL, and print a comparison of their charges and released results as JSON.
 
-A client here is a forked process: it reserves, "trains" (a pause), marks the result as released, and "replies" (a line
-that is on disk). Before each phase it says so in a pipe; this process then waits for a random moment and kills it.
-usage: kill_ledger_clients.py FOLDER TRIALS
+A client is a forked process: it reserves, "trains" (a pause), marks the result as released, and "replies" (writes a
+line to disk). It reports the start of each phase in a pipe. The parent process kills it at a random moment.
+Usage: kill_ledger_clients.py FOLDER TRIALS
 """
 
 import json
@@ -22,11 +22,11 @@ from fedsvd.errors import BudgetExceededError, LedgerError, ReplayedMessageError
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger import Budget, Ledger
 
-SPEND, DELTA, FITS = Spend(1.0, 0.05, 5), 1e-5, 60
-BUDGET_EPSILON = epsilon([SPEND] * FITS, DELTA, "rdp")
+SPEND, DELTA, MAX_CHARGES = Spend(1.0, 0.05, 5), 1e-5, 60
+BUDGET_EPSILON = epsilon([SPEND] * MAX_CHARGES, DELTA, "rdp")
 BUDGET = Budget(BUDGET_EPSILON, DELTA, BUDGET_EPSILON, DELTA, "rdp")
 PHASES = ("open", "reserve", "train", "mark", "reply", "replied")
-TRIALS_A_LEDGER = 8
+TRIALS_PER_LEDGER = 8
 
 
 @dataclass
@@ -36,14 +36,14 @@ class Result:
     released: int = 0
     charged: int = 0
     replays_refused: int = 0
-    wrong: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
 
 
-def client(folder: Path, messages: Sequence[str], told: int) -> None:
-    """One client's life; it ends at a signal or with the messages."""
+def client(folder: Path, messages: Sequence[str], pipe: int) -> None:
+    """Run one client until it is killed or has handled all messages."""
 
     def enter(phase: str) -> None:
-        os.write(told, bytes([PHASES.index(phase)]))
+        os.write(pipe, bytes([PHASES.index(phase)]))
 
     for message in messages:
         enter("open")
@@ -85,23 +85,23 @@ def start(folder: Path, messages: Sequence[str]) -> tuple[int, int]:
         os._exit(status)
 
 
-def kill_somewhere(process: int, reading: int, chance: random.Random) -> str:
-    """Let it come to a phase of a message, then wait a moment, kill it, and return the phase it died in."""
-    target, visits, last = chance.randrange(len(PHASES)), chance.randrange(1, 4), "start"
+def kill_at_random_moment(process: int, reading: int, rng: random.Random) -> str:
+    """Wait until the client has entered a random phase, kill it after a random delay, and return its last phase."""
+    target, visits, last = rng.randrange(len(PHASES)), rng.randrange(1, 4), "start"
     while visits:
         ready, _, _ = select.select([reading], [], [], 30)
-        said = os.read(reading, 1) if ready else b""
-        if not said:
+        report = os.read(reading, 1) if ready else b""
+        if not report:
             break
-        last = PHASES[said[0]]
-        visits -= said[0] == target
-    # At once, or after about as long as a reserve takes here: a kill can fall on any of its writes.
-    if chance.random() < 0.7:
-        time.sleep(chance.random() ** 2 * 0.012)
+        last = PHASES[report[0]]
+        visits -= report[0] == target
+    # Kill at once, or after up to about the duration of a reserve, so that the kill can hit any of its writes.
+    if rng.random() < 0.7:
+        time.sleep(rng.random() ** 2 * 0.012)
     os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
-    while said := os.read(reading, 64):
-        last = PHASES[said[-1]]
+    while report := os.read(reading, 64):
+        last = PHASES[report[-1]]
     os.close(reading)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         return "failed"
@@ -109,70 +109,70 @@ def kill_somewhere(process: int, reading: int, chance: random.Random) -> str:
 
 
 def check(folder: Path, result: Result) -> None:
-    """Compare the results that left with the charges."""
+    """Compare the released results with the charges."""
     if not (folder / "ledger").exists():
         if (folder / "released").exists():
-            result.wrong.append("a result without a ledger")
+            result.violations.append("a result was released without a ledger")
         return
     with Ledger.open(folder / "ledger", "data") as ledger:
         entries = ledger.entries()
     connection = sqlite3.connect(folder / "ledger")
     if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
-        result.wrong.append("corrupted")
+        result.violations.append("corrupted")
     connection.close()
-    left = [line.split()[0] for line in _lines(folder / "released")]
+    released = [line.split()[0] for line in _lines(folder / "released")]
     charged = {entry.message_id: entry for entry in entries}
     if len(charged) != len(entries):
-        result.wrong.append("a message charged twice")
-    if len(set(left)) != len(left):
-        result.wrong.append(f"two results of one charge: {left}")
-    for message in left:
+        result.violations.append("a message charged twice")
+    if len(set(released)) != len(released):
+        result.violations.append(f"two results for one charge: {released}")
+    for message in released:
         if message not in charged or charged[message].released_at is None:
-            result.wrong.append(f"{message} left without a charge and a mark")
+            result.violations.append(f"{message} was released without a charge and a mark")
     if epsilon([entry.spend for entry in entries], DELTA, "rdp") > BUDGET_EPSILON:
-        result.wrong.append(f"exceeded: {len(entries)} charges")
+        result.violations.append(f"budget exceeded: {len(entries)} charges")
 
 
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def one_ledger(folder: Path, chance: random.Random, result: Result) -> None:
+def stress_one_ledger(folder: Path, rng: random.Random, result: Result) -> None:
     folder.mkdir()
     messages: list[str] = []
-    for trial in range(TRIALS_A_LEDGER):
-        # Some messages come again, and two processes get the same ones at once.
-        again, new = chance.sample(messages, min(2, len(messages))), [f"{trial}-{number}" for number in range(20)]
+    for trial in range(TRIALS_PER_LEDGER):
+        # Some messages are repeated, and in every other trial two processes handle the same messages at once.
+        repeated, new = rng.sample(messages, min(2, len(messages))), [f"{trial}-{number}" for number in range(20)]
         messages += new
-        started = [start(folder, again + new) for _ in range(1 + trial % 2)]
+        started = [start(folder, repeated + new) for _ in range(1 + trial % 2)]
         for process, reading in started:
-            result.killed_in[kill_somewhere(process, reading, chance)] += 1
+            result.killed_in[kill_at_random_moment(process, reading, rng)] += 1
             result.trials += 1
         check(folder, result)
-    # Whoever comes last finds a working ledger, fills it to the brim, and no further.
-    process, reading = start(folder, [*messages, *(f"last-{number}" for number in range(FITS + 1))])
+    # The last client must find a working ledger, and can use up the budget but not exceed it.
+    process, reading = start(folder, [*messages, *(f"last-{number}" for number in range(MAX_CHARGES + 1))])
     os.waitpid(process, 0)
     os.close(reading)
     check(folder, result)
     with Ledger.open(folder / "ledger", "data") as ledger:
         charged = len(ledger.entries())
-    if charged != FITS:
-        result.wrong.append(f"{charged} charges in the end instead of {FITS}")
+    if charged != MAX_CHARGES:
+        result.violations.append(f"{charged} charges at the end instead of {MAX_CHARGES}")
     result.charged += charged
     result.released += len(_lines(folder / "released"))
     result.replays_refused += sum("Replayed" in line for line in _lines(folder / "declined"))
 
 
 def main(folder: Path, trials: int) -> None:
-    # Warmed up here, once: a fork inherits what the accountant has counted.
-    for count in range(FITS + 2):
+    # Fill the accountant's cache once, because forked processes inherit it.
+    for count in range(MAX_CHARGES + 2):
         epsilon([SPEND] * count, DELTA, "rdp")
-    chance, result = random.Random(), Result()
+    rng, result = random.Random(), Result()
     try:
         while result.trials < trials:
-            one_ledger(folder / str(result.trials), chance, result)
+            stress_one_ledger(folder / str(result.trials), rng, result)
     except LedgerError as error:
-        result.wrong.append(str(error))
+        result.violations.append(str(error))
     print(json.dumps(vars(result)))
 
 

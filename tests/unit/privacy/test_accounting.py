@@ -1,4 +1,4 @@
-"""ε is an upper bound that agrees with closed forms, and calibrated noise keeps within its budget."""
+"""Tests of accounting: ε is an upper bound that agrees with closed forms; calibrated noise stays within the budget."""
 
 import math
 
@@ -38,15 +38,15 @@ def test_without_subsampling_epsilon_is_an_upper_bound_on_the_exact_value(
     assert found <= (exact + 0.02 if accountant == "prv" else 1.15 * exact)
 
 
-def test_nothing_spent_costs_nothing() -> None:
+def test_empty_history_has_epsilon_zero() -> None:
     assert epsilon([], DELTA) == 0.0
 
 
-def test_epsilon_does_not_depend_on_how_a_history_is_cut() -> None:
-    whole = [Spend(1.0, 0.05, 30), Spend(2.0, 0.1, 10)]
-    cut = [Spend(2.0, 0.1, 4), Spend(1.0, 0.05, 10), Spend(2.0, 0.1, 6), Spend(1.0, 0.05, 20)]
+def test_epsilon_does_not_depend_on_how_steps_are_split() -> None:
+    unsplit = [Spend(1.0, 0.05, 30), Spend(2.0, 0.1, 10)]
+    split = [Spend(2.0, 0.1, 4), Spend(1.0, 0.05, 10), Spend(2.0, 0.1, 6), Spend(1.0, 0.05, 20)]
 
-    assert epsilon(whole, DELTA) == epsilon(cut, DELTA)
+    assert epsilon(unsplit, DELTA) == epsilon(split, DELTA)
 
 
 def test_epsilon_grows_with_each_spend() -> None:
@@ -65,9 +65,7 @@ def test_epsilon_grows_with_each_spend() -> None:
     sample_rate=st.floats(0.005, 1.0),
     steps=st.integers(1, 300),
 )
-def test_calibrated_noise_keeps_within_the_budget_and_wastes_little(
-    target: float, sample_rate: float, steps: int
-) -> None:
+def test_calibrated_noise_uses_nearly_all_of_the_budget(target: float, sample_rate: float, steps: int) -> None:
     noise_multiplier = calibrate(target, DELTA, sample_rate, steps, "rdp")
 
     spent = epsilon([Spend(noise_multiplier, sample_rate, steps)], DELTA, "rdp")
@@ -91,7 +89,7 @@ def test_epsilon_is_rounded_up() -> None:
 
 
 @pytest.mark.parametrize(
-    "spoiled",
+    "call",
     [
         lambda: Spend(0.0, 0.1, 1),
         lambda: Spend(float("nan"), 0.1, 1),
@@ -105,23 +103,23 @@ def test_epsilon_is_rounded_up() -> None:
         lambda: calibrate(float("inf"), DELTA, 0.1, 1),
     ],
 )
-def test_inputs_that_are_not_allowed(spoiled: object) -> None:
+def test_invalid_inputs_are_rejected(call: object) -> None:
     with pytest.raises(PrivacyError):
-        spoiled()  # type: ignore[operator]
+        call()  # type: ignore[operator]
 
 
-def test_a_budget_that_cannot_be_kept() -> None:
+def test_budget_that_no_noise_satisfies_is_rejected() -> None:
     with pytest.raises(PrivacyError, match="larger ε"):
         calibrate(1e-4, 1e-9, 1.0, 10**6, "rdp")
 
 
-def test_a_delta_at_which_rounding_would_show_is_refused_to_prv_alone() -> None:
+def test_tiny_delta_is_rejected_for_prv_only() -> None:
     with pytest.raises(PrivacyError, match="accountant = rdp"):
         epsilon([Spend(2.0, 1.0, 4)], 1e-14)
     assert epsilon([Spend(2.0, 1.0, 4)], 1e-14, "rdp") > 7.88
 
 
-def test_epsilon_grows_where_the_finer_bound_takes_over() -> None:
+def test_epsilon_is_monotonic_across_the_switch_to_the_finer_bound() -> None:
     steps = range(1, 60, 4)
     found = [epsilon([Spend(2.0, 0.1, count)], DELTA) for count in steps]
 
@@ -131,7 +129,7 @@ def test_epsilon_grows_where_the_finer_bound_takes_over() -> None:
 
 
 @pytest.mark.parametrize("accountant", ["prv", "rdp"])
-def test_more_steps_of_one_mechanism_take_the_same_renyi_curve(accountant: str) -> None:
+def test_renyi_curve_is_cached_across_step_counts(accountant: str) -> None:
     few = epsilon([Spend(1.234, 0.05, 3)], DELTA, accountant)
     computed = renyi._compute_rdp.cache_info().misses
     assert few < epsilon([Spend(1.234, 0.05, 4)], DELTA, accountant)

@@ -1,4 +1,4 @@
-"""Our ε beside that of an independent accountant: privacy loss distributions (dp-accounting)."""
+"""Comparison of ε with an independent accountant: privacy loss distributions (dp-accounting)."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 
 from fedsvd.privacy.accounting import MIN_PRV_DELTA, Spend, calibrate, epsilon
 
-# absl's handler takes the stream that pytest captures with, and closes it when Hydra sets up logging anew.
+# absl's handler would use the stream that pytest captures, and close it when Hydra reconfigures logging.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ SEVERAL = [
 
 
 @pytest.fixture(autouse=True)
-def quiet(caplog: pytest.LogCaptureFixture) -> None:
+def silence_logging(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
 
 
@@ -50,22 +50,22 @@ def reference(history: Sequence[Spend], *, pessimistic: bool, interval: float, d
     return float(composed.get_epsilon_for_delta(delta))
 
 
-def spends(rows: Sequence[tuple[float, float, int]]) -> list[Spend]:
-    return [Spend(*row) for row in rows]
+def spends(mechanisms: Sequence[tuple[float, float, int]]) -> list[Spend]:
+    return [Spend(*row) for row in mechanisms]
 
 
-@pytest.mark.parametrize("rows", [*([row] for row in SINGLE), *SEVERAL])
-def test_prv_agrees_within_two_percent_and_is_not_below(rows: list[tuple[float, float, int]]) -> None:
-    history = spends(rows)
+@pytest.mark.parametrize("mechanisms", [*([row] for row in SINGLE), *SEVERAL])
+def test_prv_agrees_within_two_percent_and_is_not_below(mechanisms: list[tuple[float, float, int]]) -> None:
+    history = spends(mechanisms)
     ours = epsilon(history, DELTA)
 
     assert ours == pytest.approx(reference(history, pessimistic=True, interval=1e-4), rel=0.02)
-    # The optimistic estimate loses about half an interval a step.
+    # The optimistic estimate loses about half a discretization interval per step.
     assert ours >= reference(history, pessimistic=False, interval=1e-4)
 
 
 @pytest.mark.parametrize("row", TINY)
-def test_at_tiny_rates_prv_is_a_thousandth_above_at_most(row: tuple[float, float, int]) -> None:
+def test_prv_at_tiny_rates_is_within_a_thousandth(row: tuple[float, float, int]) -> None:
     history = spends([row])
     ours = epsilon(history, DELTA)
 
@@ -73,9 +73,9 @@ def test_at_tiny_rates_prv_is_a_thousandth_above_at_most(row: tuple[float, float
     assert ours - reference(history, pessimistic=True, interval=1e-5) < 1e-3
 
 
-@pytest.mark.parametrize("rows", [[SINGLE[3]], [SINGLE[7]], SEVERAL[2]])
-def test_rdp_is_above_and_of_the_same_size(rows: list[tuple[float, float, int]]) -> None:
-    history = spends(rows)
+@pytest.mark.parametrize("mechanisms", [[SINGLE[3]], [SINGLE[7]], SEVERAL[2]])
+def test_rdp_is_above_the_reference_and_within_twenty_percent(mechanisms: list[tuple[float, float, int]]) -> None:
+    history = spends(mechanisms)
     exact = reference(history, pessimistic=True, interval=1e-4)
 
     assert exact <= epsilon(history, DELTA, "rdp") <= 1.2 * exact
@@ -91,9 +91,7 @@ def test_prv_agrees_at_other_deltas(delta: float) -> None:
 
 
 @pytest.mark.parametrize(("target", "rate", "steps"), [(6.0, 0.37, 20), (1.0, 0.02, 300), (0.2, 0.05, 100)])
-def test_calibrated_noise_keeps_within_the_budget_by_the_other_accountant_too(
-    target: float, rate: float, steps: int
-) -> None:
+def test_calibrated_noise_is_within_the_budget_of_the_other_accountant(target: float, rate: float, steps: int) -> None:
     noise_multiplier = calibrate(target, DELTA, rate, steps)
     found = reference([Spend(noise_multiplier, rate, steps)], pessimistic=True, interval=1e-5)
 

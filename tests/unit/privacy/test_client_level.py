@@ -1,4 +1,4 @@
-"""Clipped updates and their noised mean, against hand-computed values and the theory."""
+"""Clipped updates and their noised sum, compared with hand-computed values and the theory."""
 
 import math
 
@@ -25,49 +25,51 @@ def norm(tensors: list[Tensor]) -> float:
 
 
 @given(st.floats(1e-6, 1e6), st.floats(1e-3, 1e3), st.integers(0, 1000))
-def test_an_update_is_clipped_as_a_whole(length: float, bound: float, seed: int) -> None:
+def test_update_is_clipped_to_a_joint_norm(length: float, bound: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     update = [torch.randn(shape, generator=generator) for shape in [(3, 2), (5,), ()]]
     update = [tensor * (length / norm(update)) for tensor in update]
 
-    found = clip_update(update, bound)
+    clipped = clip_update(update, bound)
 
-    assert norm(found) <= bound * (1 + 1e-12)
+    assert norm(clipped) <= bound * (1 + 1e-12)
     factor = min(1.0, bound / norm(update))
-    for tensor, expected in zip(found, update, strict=True):
+    for tensor, expected in zip(clipped, update, strict=True):
         torch.testing.assert_close(tensor, expected.double() * factor, rtol=1e-9, atol=0)
 
 
-def test_an_update_of_zeros_stays_one() -> None:
+def test_zero_update_is_unchanged() -> None:
     assert norm(clip_update([torch.zeros(3), torch.zeros(2, 2)], 0.1)) == 0
 
 
-def test_clipping_b_is_clipping_the_product_where_a_is_orthonormal() -> None:
+def test_clipping_b_also_clips_the_product_with_an_orthonormal_a() -> None:
     B, A = random_factors(seed=1, condition=30.0)
     assert norm(clip_update([B], 0.3)) == pytest.approx(0.3)
     assert norm([clip_update([B], 0.3)[0] @ A]) == pytest.approx(0.3)
 
 
-def test_each_update_of_a_sum_is_clipped_by_itself() -> None:
+def test_each_update_is_clipped_separately_before_summing() -> None:
     updates = [[torch.tensor([3.0, 4.0])], [torch.tensor([0.6, 0.0])]]
 
     [total] = clipped_sum(updates, updates[0], 1.0)
 
     torch.testing.assert_close(total, torch.tensor([1.2, 0.8], dtype=torch.float64))
-    [nothing] = clipped_sum([], updates[0], 1.0)
-    assert nothing.tolist() == [0, 0]
+    [empty_sum] = clipped_sum([], updates[0], 1.0)
+    assert empty_sum.tolist() == [0, 0]
 
 
-def test_noise_has_its_size_in_every_tensor() -> None:
+def test_noise_has_the_requested_std_in_every_tensor() -> None:
     zeros = [torch.zeros(100, 100), torch.zeros(5000)]
     for tensor in add_noise(zeros, 0.5, TorchRandomness(1)):
         assert tensor.std().item() == pytest.approx(0.5, rel=0.03)
 
 
-@pytest.mark.parametrize("drawn", [1, 3, 6])
-def test_a_whole_run_is_within_the_budget(drawn: int) -> None:
-    config = make_config("federation.num_clients=6", f"federation.clients_per_round={drawn}", "train.num_rounds=7")
+@pytest.mark.parametrize("clients_per_round", [1, 3, 6])
+def test_run_is_within_the_budget(clients_per_round: int) -> None:
+    config = make_config(
+        "federation.num_clients=6", f"federation.clients_per_round={clients_per_round}", "train.num_rounds=7"
+    )
     spend = run_spend(config.privacy, config.train, config.federation)
 
-    assert (spend.sample_rate, spend.steps) == (drawn / 6, 7)
+    assert (spend.sample_rate, spend.steps) == (clients_per_round / 6, 7)
     assert 0.9 * 6 < epsilon([spend], 1e-5) <= 6

@@ -1,4 +1,4 @@
-"""Shares of noise: what they add up to, and where they are refused."""
+"""Tests of noise shares: their sum, and the settings in which they are rejected."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fedsvd.errors import ConfigError
 from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.client_level import run_spend
-from fedsvd.privacy.noise_share import equal_weights, client_noise_multiplier
+from fedsvd.privacy.noise_share import client_noise_multiplier, equal_weights
 from fedsvd.runtime.model import initial_adapter
 from fedsvd.wire import payload, train_messages
 
@@ -23,7 +23,7 @@ SECURE = ["experiment=smoke", "federation.secure_aggregation=true", "privacy.noi
 EXAMPLE = ["privacy=dp_sgd", "privacy.noise_multiplier=3", "train.local_steps=1", "train.lr_scheduler_type=constant"]
 
 
-def sent(config: Config, folder: Path) -> torch.Tensor:
+def sent_update(config: Config, folder: Path) -> torch.Tensor:
     start = initial_adapter(config, build_method(config.method))
     identity = ClientIdentity(0, 7, folder / "ledger.sqlite")
     task = train_messages.TrainTask(1, B, B, account="a run")
@@ -33,38 +33,38 @@ def sent(config: Config, folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("survivors", [2, 4])
-def test_example_level_shares_add_up_to_the_whole_noise(survivors: int, tmp_path: Path) -> None:
-    words = [*SECURE, *EXAMPLE, "federation.num_clients=4", f"federation.min_survivors={survivors}",
+def test_example_level_shares_add_up_to_the_full_noise(survivors: int, tmp_path: Path) -> None:
+    overrides = [*SECURE, *EXAMPLE, "federation.num_clients=4", f"federation.min_survivors={survivors}",
              "privacy.max_grad_norm=0.5", "train.batch_size=10", "train.learning_rate=0.1"]  # fmt: skip
-    alone = sent(compose(words), tmp_path)
+    update = sent_update(compose(overrides), tmp_path)
 
-    # Gradients of a fresh model are far smaller than this noise: η σ C / (b √n_min).
+    # Gradients of a new model are far smaller than this noise of η σ C / (b √n_min).
     expected = 0.1 * 3 * 0.5 / 10 / survivors**0.5
-    assert alone.std().item() == pytest.approx(expected, rel=0.1)
-    # n_min of these together carry η σ C / b, what one client would add alone.
-    assert (survivors * alone.var()).sqrt().item() == pytest.approx(0.1 * 3 * 0.5 / 10, rel=0.1)
+    assert update.std().item() == pytest.approx(expected, rel=0.1)
+    # The noise of n_min such clients adds up to η σ C / b, which one client alone would add.
+    assert (survivors * update.var()).sqrt().item() == pytest.approx(0.1 * 3 * 0.5 / 10, rel=0.1)
 
 
-def test_client_level_shares_add_up_to_the_whole_noise(tmp_path: Path) -> None:
-    words = [*SECURE, "privacy=client_level", "federation.num_clients=4", "federation.min_survivors=3",
+def test_client_level_shares_add_up_to_the_full_noise(tmp_path: Path) -> None:
+    overrides = [*SECURE, "privacy=client_level", "federation.num_clients=4", "federation.min_survivors=3",
              "privacy.max_update_norm=1e-6"]  # fmt: skip
-    config = compose(words)
+    config = compose(overrides)
     sigma = run_spend(config.privacy, config.train, config.federation).noise_multiplier
 
-    alone = sent(config, tmp_path)
+    update = sent_update(config, tmp_path)
 
-    assert (3 * alone.var()).sqrt().item() == pytest.approx(sigma * 1e-6, rel=0.1)
+    assert (3 * update.var()).sqrt().item() == pytest.approx(sigma * 1e-6, rel=0.1)
 
 
-def test_a_small_client_divides_by_the_same_number_as_all(tmp_path: Path) -> None:
-    words = [*SECURE, *EXAMPLE, "data.max_train_examples=24", "train.batch_size=1000", "train.learning_rate=1000",
+def test_small_client_uses_the_common_divisor(tmp_path: Path) -> None:
+    overrides = [*SECURE, *EXAMPLE, "data.max_train_examples=24", "train.batch_size=1000", "train.learning_rate=1000",
              "privacy.max_grad_norm=1"]  # fmt: skip
-    # With 24 examples or fewer, a divisor of its own would make the noise 40 times larger.
+    # With at most 24 examples, dividing by the client's own batch size would make the noise about 40 times larger.
     expected = 1000 * 3 / 1000 / 2**0.5
-    assert sent(compose(words), tmp_path).std().item() == pytest.approx(expected, rel=0.15)
+    assert sent_update(compose(overrides), tmp_path).std().item() == pytest.approx(expected, rel=0.15)
 
 
-def test_without_shares_each_client_adds_all() -> None:
+def test_without_shares_each_client_adds_the_full_noise() -> None:
     config = compose(["experiment=smoke"])
     assert client_noise_multiplier(2.0, config) == 2.0
     assert not equal_weights(config)
@@ -73,19 +73,19 @@ def test_without_shares_each_client_adds_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["privacy=none"], "adds no noise that could be shared"),
-        (["federation.secure_aggregation=false"], "with its own small share alone"),
-        (["train.local_steps=2"], "with train.local_steps = 2 a client's later steps"),
+        (["federation.secure_aggregation=false"], "with only that client's share of the noise"),
+        (["train.local_steps=2"], "with train.local_steps = 2, the later steps of a client"),
         (["train=adamw", "train.local_steps=1"], "only under plain SGD"),
         (["train.weight_decay=0.1"], "only under plain SGD"),
         (["privacy.noise_multiplier=null"], "Set privacy.noise_multiplier"),
-        (["federation.num_clients=3", "federation.min_survivors=4"], "no secure sum could ever be taken"),
+        (["federation.num_clients=3", "federation.min_survivors=4"], "no secure sum could be computed"),
         (["federation.min_survivors=1"], "≥ 2"),
-        (["privacy=client_level", "federation.clients_per_round=2"], "tell who was drawn"),
+        (["privacy=client_level", "federation.clients_per_round=2"], "reveal who was sampled"),
     ],
 )
-def test_where_the_analysis_does_not_hold_it_is_refused(overrides: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_settings_without_a_valid_analysis_are_rejected(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         compose([*SECURE, *EXAMPLE, *overrides])

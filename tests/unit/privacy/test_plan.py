@@ -1,4 +1,4 @@
-"""What is planned is what a client does, and what a person should know is said."""
+"""Tests of plans: they agree with what a client does, and warn about risky settings."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from fedsvd.privacy.plan import calibrate_run, configured_budget, plan_client, p
 SMOKE = ["experiment=smoke", "privacy.accountant=rdp", "train.num_rounds=6", "privacy.target_epsilon=3"]
 
 
-def test_the_noise_is_for_every_step_that_a_client_can_ever_take() -> None:
+def test_noise_is_calibrated_for_all_steps_a_client_can_take() -> None:
     config = compose([*SMOKE, "federation.num_clients=4", "federation.clients_per_round=1"])
     run = calibrate_run(config, 100)
 
@@ -19,7 +19,7 @@ def test_the_noise_is_for_every_step_that_a_client_can_ever_take() -> None:
     assert 0.97 * 3 < epsilon([run], 1e-5, "rdp") <= 3
 
 
-def test_a_fresh_client_can_take_part_in_every_round() -> None:
+def test_new_client_can_participate_in_every_round() -> None:
     plan = plan_client(compose(SMOKE), 100, [])
 
     assert plan.epsilon_before == 0
@@ -27,7 +27,7 @@ def test_a_fresh_client_can_take_part_in_every_round() -> None:
     assert (plan.remaining_rounds, plan.affordable_rounds) == (6, 6)
 
 
-def test_what_a_ledger_holds_leaves_fewer_rounds() -> None:
+def test_earlier_charges_leave_fewer_rounds() -> None:
     config = compose([*SMOKE, "privacy.max_epsilon=3.5"])
     history = [Spend(1.3, 0.16, 10)]
     plan = plan_client(config, 100, history)
@@ -39,14 +39,14 @@ def test_what_a_ledger_holds_leaves_fewer_rounds() -> None:
     assert (plan.epsilon_before, plan.epsilon_after) == (after[0], after[6])
 
 
-@pytest.mark.parametrize(("noise", "fit"), [(0.5, 0), (100.0, 6)])
-def test_no_round_fits_or_all_do(noise: float, fit: int) -> None:
+@pytest.mark.parametrize(("noise", "affordable"), [(0.5, 0), (100.0, 6)])
+def test_budget_covers_no_round_or_all(noise: float, affordable: int) -> None:
     config = compose([*SMOKE, "privacy.max_epsilon=3.2"])
 
-    assert plan_client(config, 100, [Spend(noise, 0.16, 6)]).affordable_rounds == fit
+    assert plan_client(config, 100, [Spend(noise, 0.16, 6)]).affordable_rounds == affordable
 
 
-def test_a_resumed_run_has_fewer_rounds_to_come() -> None:
+def test_resumed_run_has_fewer_remaining_rounds() -> None:
     config = compose(SMOKE)
     run = calibrate_run(config, 100)
     done = [Spend(run.noise_multiplier, run.sample_rate, 2)] * 4
@@ -64,19 +64,19 @@ def test_the_budget_of_a_configuration() -> None:
     assert configured_budget(compose([*SMOKE, "privacy.max_epsilon=8"]).privacy).max_epsilon == 8.0
 
 
-def test_an_empty_client_and_one_with_one_example() -> None:
+def test_clients_with_no_or_one_example() -> None:
     with pytest.raises(PrivacyError, match="no examples"):
         poisson_rate(0, 16)
     assert poisson_rate(1, 16) == poisson_rate(16, 16) == 1.0
     assert plan_client(compose(SMOKE), 1, []).epsilon_run <= 3
 
 
-def test_what_is_warned_of() -> None:
+def test_warnings() -> None:
     config = compose([*SMOKE, "privacy.target_delta=0.02", "privacy.max_epsilon=3"])
     plans = [plan_client(config, 40, []), plan_client(config, 60, []), plan_client(config, 8, [Spend(1.0, 1.0, 6)])]
-    said = plan_warnings(config, plans)
+    warnings = plan_warnings(config, plans)
 
-    assert [line.partition(":")[0] for line in said] == ["client 1", "client 2", "client 2"]
-    assert "privacy.target_delta = 0.02 is at least 1/60" in said[0]
-    assert "batch_size = 16 is more than its 8 examples" in said[1]
-    assert "holds 0 of the 6 rounds" in said[2]
+    assert [line.partition(":")[0] for line in warnings] == ["client 1", "client 2", "client 2"]
+    assert "privacy.target_delta = 0.02 is at least 1/60" in warnings[0]
+    assert "batch_size = 16 is more than its 8 examples" in warnings[1]
+    assert "covers 0 of the 6 remaining rounds" in warnings[2]

@@ -1,4 +1,4 @@
-"""Where batches and noise come from: right distributions, no seed of anybody's, and a known key stream."""
+"""Tests of randomness: correct distributions, independence of global seeds, and a known key stream."""
 
 import math
 from collections.abc import Callable
@@ -32,13 +32,13 @@ def test_noise_is_normal(source: Source, std: float) -> None:
     assert stats.kstest(draws, "norm", args=(0, std)).pvalue > 1e-3
     assert abs(draws.mean()) < 4 * std / math.sqrt(draws.size)
     assert draws.std() == pytest.approx(std, rel=0.01)
-    # The tails as far out as so many draws reach, and nothing in a row with its neighbour.
+    # The tails extend as far as expected for this many draws, and neighboring draws are uncorrelated.
     assert 3.8 * std < np.abs(draws).max() < 6 * std
     assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 4 / math.sqrt(draws.size)
 
 
 @SOURCES
-def test_noise_has_the_shape_and_type_that_it_is_added_to(source: Source) -> None:
+def test_noise_has_the_requested_shape_and_dtype(source: Source) -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         draws = source(1).normal(torch.empty(3, 0, 2, dtype=dtype), 1.0)
         assert draws.shape == (3, 0, 2)
@@ -46,7 +46,7 @@ def test_noise_has_the_shape_and_type_that_it_is_added_to(source: Source) -> Non
 
 
 @SOURCES
-def test_one_source_never_gives_the_same_twice_and_two_sources_differ(source: Source) -> None:
+def test_draws_differ_within_and_between_sources(source: Source) -> None:
     like = torch.empty(8)
     one = source(1)
     first, second, other = one.normal(like, 1.0), one.normal(like, 1.0), source(2).normal(like, 1.0)
@@ -57,7 +57,7 @@ def test_one_source_never_gives_the_same_twice_and_two_sources_differ(source: So
 
 
 @pytest.mark.parametrize("source", [SecureRandomness, TorchRandomness])
-def test_seeds_of_the_process_have_no_part_in_it(source: Callable[[], Randomness]) -> None:
+def test_global_seeds_do_not_affect_draws(source: Callable[[], Randomness]) -> None:
     outcomes = []
     for _ in range(2):
         torch.manual_seed(7)
@@ -83,7 +83,7 @@ def test_uniform_numbers_are_the_top_bits_of_the_key_stream() -> None:
 @SOURCES
 @settings(max_examples=20, deadline=None)
 @given(sample_rate=st.floats(0.01, 1.0), seed=st.integers(0, 1000))
-def test_poisson_batches_have_the_right_rate(source: Source, sample_rate: float, seed: int) -> None:
+def test_poisson_batches_have_the_expected_rate(source: Source, sample_rate: float, seed: int) -> None:
     batches = list(source(seed).batches(200, sample_rate, 50))
 
     count = sum(map(len, batches))
@@ -95,5 +95,5 @@ def test_poisson_batches_have_the_right_rate(source: Source, sample_rate: float,
 
 
 @SOURCES
-def test_rate_one_takes_everybody(source: Source) -> None:
+def test_rate_one_takes_all_examples(source: Source) -> None:
     assert [sorted(batch) for batch in source(3).batches(5, 1.0, 2)] == [[0, 1, 2, 3, 4]] * 2

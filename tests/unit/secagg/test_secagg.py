@@ -1,4 +1,4 @@
-"""Fixed point, masks and keys of secure sums."""
+"""Tests of fixed-point encoding, masks and keys of secure aggregation."""
 
 import contextlib
 
@@ -16,45 +16,45 @@ from fedsvd.secagg import keys, vectors
     st.lists(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3), min_size=1, max_size=5),
     st.lists(st.integers(1, 10**6), min_size=5, max_size=5),
 )
-def test_a_sum_of_encoded_vectors_is_the_weighted_mean(rows: list[list[float]], weights: list[int]) -> None:
+def test_sum_of_encoded_vectors_decodes_to_the_weighted_mean(rows: list[list[float]], weights: list[int]) -> None:
     values = np.array(rows)
     encoded = [vectors.encode(row, weight, len(rows)) for row, weight in zip(values, weights, strict=False)]
 
     mean, weight = vectors.decode(vectors.add(np.zeros(4, dtype=np.uint64), encoded))
 
-    used = np.array(weights[: len(rows)], dtype=float)
-    assert weight == used.sum()
-    np.testing.assert_allclose(mean, (used[:, None] * values).sum(0) / used.sum(), rtol=0, atol=1e-7)
+    used_weights = np.array(weights[: len(rows)], dtype=float)
+    assert weight == used_weights.sum()
+    np.testing.assert_allclose(mean, (used_weights[:, None] * values).sum(0) / used_weights.sum(), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1e12])
-def test_values_that_a_sum_cannot_hold_are_named(value: float) -> None:
-    with pytest.raises(PayloadError, match="takes finite values up to"):
+def test_values_that_could_overflow_are_rejected(value: float) -> None:
+    with pytest.raises(PayloadError, match="supports finite values up to"):
         vectors.encode(np.array([1.0, value]), 3, 10)
 
 
-def test_the_largest_values_of_all_clients_together_do_not_overflow() -> None:
+def test_largest_values_of_all_clients_do_not_overflow() -> None:
     largest = 2.0 ** (62 - vectors.FRACTION_BITS) / 8
     encoded = [vectors.encode(np.array([-largest, largest]), 1, 8) for _ in range(8)]
     mean, _ = vectors.decode(vectors.add(np.zeros(3, dtype=np.uint64), encoded))
     np.testing.assert_allclose(mean, [-largest, largest], rtol=1e-12)
 
 
-def test_masks_that_did_not_cancel_are_found_out() -> None:
+def test_masks_that_did_not_cancel_are_detected() -> None:
     total = vectors.encode(np.ones(3), 5, 2) + vectors.mask(bytes(32), 4)
     with pytest.raises(PayloadError, match="did not cancel"):
         vectors.decode(total)
 
 
-def test_a_masked_vector_is_uniform_whatever_it_hides() -> None:
-    hidden = vectors.encode(np.full(20_000, 0.25), 1, 2) + vectors.mask(b"k" * 32, 20_001)
-    assert stats.kstest(hidden.astype(np.float64) / 2.0**64, "uniform").pvalue > 1e-3
-    # All 64 bits of each number, also those that no value of this size would touch.
-    bits = np.unpackbits(hidden.view(np.uint8)).reshape(-1, 64).mean(0)
+def test_masked_vector_is_uniform() -> None:
+    masked = vectors.encode(np.full(20_000, 0.25), 1, 2) + vectors.mask(b"k" * 32, 20_001)
+    assert stats.kstest(masked.astype(np.float64) / 2.0**64, "uniform").pvalue > 1e-3
+    # All 64 bits of each number are uniform, including those that a value of this size does not use.
+    bits = np.unpackbits(masked.view(np.uint8)).reshape(-1, 64).mean(0)
     assert np.abs(bits - 0.5).max() < 5 * 0.5 / np.sqrt(20_001)
 
 
-def test_both_ends_agree_on_a_key_for_each_purpose_and_nobody_else_does() -> None:
+def test_key_agreement_is_symmetric_and_separate_by_purpose() -> None:
     one, two, three = (keys.new_private_key() for _ in range(3))
     agreed = keys.shared_key(one, keys.public_key(two), "mask")
     assert agreed == keys.shared_key(two, keys.public_key(one), "mask")
@@ -64,30 +64,30 @@ def test_both_ends_agree_on_a_key_for_each_purpose_and_nobody_else_does() -> Non
         keys.shared_key(one, b"short", "mask")
 
 
-@pytest.mark.parametrize(("num_clients", "needed"), [(2, 2), (3, 2), (5, 3), (9, 5)])
-def test_as_many_shares_as_are_needed_restore_a_secret_and_fewer_do_not(num_clients: int, needed: int) -> None:
-    assert keys.threshold(num_clients, 2) == needed
+@pytest.mark.parametrize(("num_clients", "threshold"), [(2, 2), (3, 2), (5, 3), (9, 5)])
+def test_secret_needs_as_many_shares_as_the_threshold(num_clients: int, threshold: int) -> None:
+    assert keys.reconstruction_threshold(num_clients, 2) == threshold
     channels = {node: bytes([node]) * 32 for node in range(1, num_clients + 1)}
     seed, mask_key = keys.new_seed(), keys.new_private_key()
-    sent = keys.distribute_shares(1, seed, mask_key, channels, needed)
-    opened = [keys.decrypt_shares(sent[node], channels[node], 1, node) for node in channels]
+    sent = keys.distribute_shares(1, seed, mask_key, channels, threshold)
+    decrypted = [keys.decrypt_shares(sent[node], channels[node], 1, node) for node in channels]
 
-    assert keys.reconstruct_secret([shares.self_mask for shares in opened[-needed:]]) == seed
-    assert keys.reconstruct_secret([shares.mask_key for shares in opened]) == mask_key
+    assert keys.reconstruct_secret([shares.self_mask for shares in decrypted[-threshold:]]) == seed
+    assert keys.reconstruct_secret([shares.mask_key for shares in decrypted]) == mask_key
     with contextlib.suppress(PayloadError, IndexError):
-        assert keys.reconstruct_secret([shares.self_mask for shares in opened[: needed - 1]]) != seed
+        assert keys.reconstruct_secret([shares.self_mask for shares in decrypted[: threshold - 1]]) != seed
 
 
-def test_shares_that_were_swapped_or_changed_are_refused() -> None:
+def test_swapped_or_changed_shares_are_rejected() -> None:
     channels = {1: b"a" * 32, 2: b"b" * 32, 3: b"c" * 32}
     sent = keys.distribute_shares(1, keys.new_seed(), keys.new_private_key(), channels, 2)
     with pytest.raises(PayloadError, match="cannot be decrypted"):
         keys.decrypt_shares(sent[2], channels[3], 1, 2)
     with pytest.raises(PayloadError, match="cannot be decrypted"):
         keys.decrypt_shares(sent[2][:-3] + b"xyz", channels[2], 1, 2)
-    with pytest.raises(PayloadError, match="not what they are said to be"):
+    with pytest.raises(PayloadError, match="were received as shares from node 3"):
         keys.decrypt_shares(sent[2], channels[2], 3, 2)
 
 
-def test_more_must_survive_where_the_client_asks_for_more() -> None:
-    assert keys.threshold(10, 8) == 8
+def test_threshold_is_at_least_the_minimum_of_survivors() -> None:
+    assert keys.reconstruction_threshold(10, 8) == 8
