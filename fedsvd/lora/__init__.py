@@ -1,1 +1,1 @@
-"""LoRA adapters and their linear algebra. `peft_model` and `site` are the only modules that use PEFT's internals."""
+"""LoRA adapters and their linear algebra. Only the modules `peft_model` and `site` use PEFT's internals."""

@@ -1,8 +1,9 @@
-"""LoRA adapters as named matrices: what a federation moves, averages and stores.
+"""LoRA adapters as named matrices, the representation in which they are sent, averaged and stored.
 
 A site is one adapted linear layer. Its weight update is ``scale · (base_left base_right + B C A)`` with ``B`` of shape
-(d_out, r), ``A`` of shape (r, d_in) and a core ``C`` of shape (r, r) that most methods do not have (C = I). The base is
-what earlier rounds merged into the frozen weight, as stacked low-rank factors; it, too, is empty for most methods.
+(d_out, r), ``A`` of shape (r, d_in) and a core ``C`` of shape (r, r), which most methods do not use (C = I). The base
+``base_left base_right`` holds the updates that earlier rounds merged into the frozen weight, as stacked low-rank
+factors. It is also empty for most methods.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ PARTS: tuple[Part, ...] = ("A", "B", "core", "head", "base_left", "base_right")
 
 @dataclass(frozen=True)
 class Adapter:
-    """The factors of all sites of a model, in model order, and what the task needs on top of the checkpoint.
+    """The factors of all sites of a model, in model order, and the parameters of the classifier head.
 
     Attributes:
-        A: Site name to its down-projection, shape (r, d_in).
-        B: Site name to its up-projection, shape (d_out, r).
-        head: Parameter name to tensor, for parameters that the checkpoint does not hold (classifier head).
-        scale: Site name to ``lora_alpha / rank``.
-        core: Site name to what stands between B and A, shape (r, r); empty where nothing does.
-        base_left: Site name to the left factor of what was merged, shape (d_out, R); empty where nothing was.
-        base_right: Site name to its right factor, shape (R, d_in). All sites have one R.
+        A: Down-projections by site name, shape (r, d_in).
+        B: Up-projections by site name, shape (d_out, r).
+        head: Tensors by parameter name of the parameters that are not in the base checkpoint (classifier head).
+        scale: ``lora_alpha / rank`` by site name.
+        core: Matrices between B and A by site name, shape (r, r); empty if the method has none.
+        base_left: Left factors of the merged updates by site name, shape (d_out, R); empty if nothing was merged.
+        base_right: Right factors of the merged updates by site name, shape (R, d_in). R is the same for all sites.
     """
 
     A: Mapping[str, Tensor]
@@ -43,32 +44,35 @@ class Adapter:
     base_right: Mapping[str, Tensor] = field(default_factory=dict)
 
     def part(self, name: Part) -> Mapping[str, Tensor]:
-        """Return the named tensors of one part, in the order in which they travel."""
+        """Return the named tensors of one part, in the order in which they are sent."""
         part: Mapping[str, Tensor] = getattr(self, name)
         return part
 
     def with_parts(self, parts: Mapping[Part, Mapping[str, Tensor]]) -> Adapter:
-        """Return a copy in which the given parts replace this adapter's."""
-        kept = {name: dict(parts.get(name, self.part(name))) for name in PARTS}
-        return Adapter(scale=self.scale, **kept)
+        """Return a copy with the given parts replaced."""
+        merged = {name: dict(parts.get(name, self.part(name))) for name in PARTS}
+        return Adapter(scale=self.scale, **merged)
 
     def to(self, device: torch.device) -> Adapter:
-        """Return this adapter with all tensors on ``device``."""
+        """Return a copy with all tensors on ``device``."""
         return self.with_parts({name: {key: t.to(device) for key, t in self.part(name).items()} for name in PARTS})
 
     @property
     def base_rank(self) -> int:
-        """R: columns of each left factor of the base."""
+        """R, the number of columns of each left factor of the base; 0 without a base."""
         return next(iter(self.base_left.values())).shape[1] if self.base_left else 0
 
     @property
     def device(self) -> torch.device:
-        """Where the factors lie."""
+        """The device of the factors."""
         return next(iter(self.A.values())).device
 
 
 def truncate_rank(adapter: Adapter, rank: int) -> Adapter:
-    """Return what a client of a lower rank holds: the first columns of each B and rows of each A, and the rest."""
+    """Return the adapter of a client of a lower rank: the first columns of each B and rows of each A.
+
+    The other parts are unchanged.
+    """
     return adapter.with_parts(
         {
             "A": {name: A[:rank].contiguous() for name, A in adapter.A.items()},
@@ -78,7 +82,7 @@ def truncate_rank(adapter: Adapter, rank: int) -> Adapter:
 
 
 def as_plain_lora(adapter: Adapter) -> Adapter:
-    """Return the same weight updates as one pair of factors a site, of rank r + R, without a core or a base."""
+    """Return an adapter with the same weight updates but no core and no base, with factors of rank r + R per site."""
     # The names of the parts are also needed by messages that carry no tensors and must not load torch.
     import torch
 

@@ -1,4 +1,4 @@
-"""Where the factors start."""
+"""Initialization of LoRA factors."""
 
 from __future__ import annotations
 
@@ -15,48 +15,50 @@ from fedsvd.lora.refactorize import orthonormal_rows
 A_INITIALIZATIONS = ("kaiming", "orthonormal", "weight_svd", "dct")
 B_INITIALIZATIONS = ("kaiming", "orthonormal", "weight_svd", "zeros")
 
-# What every machine draws alike from the seed; what is computed from weights may differ in its last digits, or in the
-# order of near-equal singular values, and travels.
+# Initializations that are identical on every machine for a given seed. Factors computed from weights can differ between
+# machines in the last digits, or in the order of near-equal singular values, so the server sends them.
 SEEDED_INITIALIZATIONS = ("kaiming", "orthonormal", "zeros")
 
 
 def initialize_factors(
     shapes: Adapter, *, init_a: str, init_b: str, seed: int, weights: Mapping[str, Tensor] | None = None
 ) -> Adapter:
-    """Draw an adapter's factors; see `SEEDED_INITIALIZATIONS` for what the seed alone decides.
+    """Initialize an adapter's factors.
+
+    Initializations in `SEEDED_INITIALIZATIONS` depend only on the seed.
 
     Args:
-        shapes: The adapter whose shapes, scales, cores and head are kept.
+        shapes: An adapter with the desired shapes; its scales, cores and head are copied.
         init_a: ``kaiming`` (uniform with bound 1/√d_in, as LoRA does), ``orthonormal`` (A Aᵀ = I), ``weight_svd`` (the
             frozen weight's r largest right singular vectors) or ``dct`` (rows of the orthonormal DCT-II basis, those
             that carry most of the frozen weight; see `dct_indices`).
         init_b: ``zeros``, or ``kaiming``, ``orthonormal`` (BᵀB = I) or ``weight_svd`` (the r largest left singular
-            vectors), which start away from the base model unless a core of zeros stands before them.
-        seed: Seed of the experiment; site k draws from its own stream.
-        weights: Site name to frozen weight, shape (d_out, d_in); needed for ``weight_svd`` and ``dct`` only.
+            vectors). With all but ``zeros`` the initial model differs from the base model, unless the core is zero.
+        seed: Seed of the experiment; each site draws from its own stream.
+        weights: Frozen weights by site name, shape (d_out, d_in); required for ``weight_svd`` and ``dct`` only.
 
     Raises:
-        ConfigError: An unknown initialisation.
+        ConfigError: An initialization is unknown.
     """
     A, B = {}, {}
     for index, name in enumerate(shapes.A):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         weight = (weights or {}).get(name)
-        A[name] = _start(init_a, shapes.A[name], generator, weight, "method.init_a")
-        turned = None if weight is None else weight.mT
-        B[name] = _start(init_b, shapes.B[name].mT, generator, turned, "method.init_b").mT.contiguous()
+        A[name] = _initialize(init_a, shapes.A[name], generator, weight, "method.init_a")
+        transposed = None if weight is None else weight.mT
+        B[name] = _initialize(init_b, shapes.B[name].mT, generator, transposed, "method.init_b").mT.contiguous()
     return shapes.with_parts({"A": A, "B": B})
 
 
 def dct_indices(weight: Tensor, rank: int) -> Tensor:
-    """Return the rising frequencies k of the DCT-II that carry most of a weight: with the largest ``‖W φₖ‖``.
+    """Return the frequencies k of the DCT-II with the largest ``‖W φₖ‖``, in ascending order.
 
     Args:
-        weight: (d_out, d_in).
-        rank: How many.
+        weight: W, shape (d_out, d_in).
+        rank: Number of frequencies.
 
     Returns:
-        int64 of shape (rank,).
+        An int64 tensor of shape (rank,).
     """
     # SciPy's transforms take a quarter of a second to import and only this initialization needs them.
     import scipy.fft
@@ -66,11 +68,11 @@ def dct_indices(weight: Tensor, rank: int) -> Tensor:
 
 
 def dct_rows(indices: Tensor, like: Tensor) -> Tensor:
-    """Return rows φₖ of the orthonormal DCT-II basis (Ahmed, Natarajan, Rao 1974), which is the same on every machine.
+    """Return rows φₖ of the orthonormal DCT-II basis (Ahmed, Natarajan, Rao 1974), identical on every machine.
 
     Args:
         indices: Frequencies k, shape (r,), each from 0 to d_in - 1.
-        like: (r, d_in): gives shape, dtype and device.
+        like: A tensor with the desired shape (r, d_in), dtype and device.
     """
     columns = like.shape[1]
     positions = torch.arange(columns, dtype=torch.float64) + 0.5
@@ -79,7 +81,7 @@ def dct_rows(indices: Tensor, like: Tensor) -> Tensor:
     return torch.where(frequencies == 0, rows / math.sqrt(2), rows).to(like)
 
 
-def _start(init: str, like: Tensor, generator: torch.Generator, weight: Tensor | None, key: str) -> Tensor:
+def _initialize(init: str, like: Tensor, generator: torch.Generator, weight: Tensor | None, key: str) -> Tensor:
     if init == "weight_svd" and weight is not None:
         return _right_singular_vectors(weight, like)
     if init == "dct" and weight is not None and key.endswith("_a"):
@@ -96,7 +98,7 @@ def _draw(init: str, like: Tensor, generator: torch.Generator, key: str) -> Tens
     if init == "kaiming":
         uniform = torch.rand(rows, columns, generator=generator, dtype=torch.float64)
         return ((2 * uniform - 1) / math.sqrt(columns)).to(like)
-    raise ConfigError(f"{key} = {init!r} is not known; allowed: {', '.join(_allowed(key))}.")
+    raise ConfigError(f"{key} = {init!r} is unknown; allowed: {', '.join(_allowed(key))}.")
 
 
 def _allowed(key: str) -> tuple[str, ...]:
@@ -105,6 +107,6 @@ def _allowed(key: str) -> tuple[str, ...]:
 
 def _right_singular_vectors(weight: Tensor, like: Tensor) -> Tensor:
     rows: Tensor = torch.linalg.svd(weight.detach().double(), full_matrices=False).Vh[: len(like)]
-    # A singular vector's sign is arbitrary; its largest entry is made positive.
+    # The sign of a singular vector is arbitrary; make its entry of largest magnitude positive.
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
     return (rows * largest.sign()).to(like)

@@ -1,4 +1,4 @@
-"""Adapters in and out of models: the only room that knows PEFT's names."""
+"""Reading adapters from PEFT models and writing them to PEFT models."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from fedsvd.lora.target_modules import head_layers, linear_names, target_names
 
 _PEFT_PREFIX = "base_model.model."
 _TASKS = {"sequence_classification": peft.TaskType.SEQ_CLS, "causal_lm": peft.TaskType.CAUSAL_LM}
-_IN_MODEL: tuple[Part, ...] = ("A", "B", "core", "head")
+_MODEL_PARTS: tuple[Part, ...] = ("A", "B", "core", "head")
 
-# Weights as they were loaded, of layers into which a base has been merged.
-_UNMERGED: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
+# The original weights of layers into which a base has been merged.
+_ORIGINAL_WEIGHTS: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
 
 
 def attach(
@@ -42,23 +42,23 @@ def attach(
     head_modules: Sequence[str] = (),
     core: bool = False,
 ) -> peft.PeftModel:
-    """Wrap a model in PEFT LoRA layers.
+    """Add PEFT LoRA layers to a model.
 
     Args:
-        model: The base model; it is changed in place, as PEFT does.
-        rank: Inner dimension r of every site.
-        lora_alpha: Scale numerator: a site's update is ``lora_alpha / rank · B A``.
-        target_modules: Names (or name endings) of the linear layers to adapt, ``auto`` or ``all-linear``; see
+        model: The base model; modified in place, as by PEFT.
+        rank: Rank r of every site.
+        lora_alpha: Numerator of the scale: a site's update is ``lora_alpha / rank · B A``.
+        target_modules: Names (or name suffixes) of the linear layers to adapt, ``auto`` or ``all-linear``; see
             `fedsvd.lora.target_modules.target_names`.
         task: ``sequence_classification`` or ``causal_lm``.
         lora_layers: ``all``, or ``top_K`` for the K layers nearest the output.
-        lora_dropout: Dropout on the input of A.
-        head_modules: Modules that are stored with the adapter because no checkpoint holds them.
-        core: Put an r × r matrix between A and B at every site.
+        lora_dropout: Dropout probability on the input of A.
+        head_modules: Modules that are trained and stored with the adapter because the base checkpoint lacks them.
+        core: Whether to insert an r × r matrix between A and B at every site.
 
     Raises:
-        ModelError: No layer matches ``target_modules``, the model has fewer layers than asked for, or the rank does not
-            fit one of them.
+        ModelError: No layer matches ``target_modules``, ``lora_layers`` exceeds the model's number of layers, or the
+            rank exceeds a dimension of a layer.
     """
     names, head = target_names(model, target_modules, head_modules), head_layers(model, head_modules)
     config = peft.LoraConfig(
@@ -73,19 +73,19 @@ def attach(
     )
     try:
         with warnings.catch_warnings():
-            # PEFT asks transformers for a name that transformers is about to rename; nothing that a user can change.
+            # PEFT uses an attribute that transformers has deprecated; users cannot do anything about it.
             warnings.filterwarnings(
                 "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
             )
-            # GPT-2's Conv1D; PEFT finds out by itself, and says so for each layer.
+            # PEFT corrects the setting for GPT-2's Conv1D itself, and warns for each layer.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
             adapted = peft.get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(
-            f"model.target_modules = {names} matches no layer of {type(model).__name__}; its linear layers are called "
-            f"{', '.join(linear_names(model))}. Name one or more of these."
+            f"model.target_modules = {names} matches no layer of {type(model).__name__}; choose from its linear "
+            f"layers: {', '.join(linear_names(model))}."
         ) from error
-    _train_head_in_float32(adapted)
+    _cast_head_to_float32(adapted)
     if core:
         for _, layer in _lora_layers(adapted):
             layer.lora_B[PEFT_NAME] = CoreAndB(layer.get_parameter(f"lora_B.{PEFT_NAME}.weight"))
@@ -94,14 +94,14 @@ def attach(
         d_out, d_in = len(sites["B"][name]), A.shape[1]
         if rank > min(d_out, d_in):
             raise ModelError(
-                f"model.rank = {rank} does not fit layer {name} of shape {d_out}×{d_in}; allowed: 1 to "
+                f"model.rank = {rank} is invalid for layer {name} of shape {d_out}×{d_in}; allowed: 1 to "
                 f"{min(d_out, d_in)}. Lower model.rank."
             )
     return adapted
 
 
 def read(model: peft.PeftModel) -> Adapter:
-    """Copy the factors and the head out of a model (detached, on the model's device); a base is not read back."""
+    """Return copies of a model's factors and head (detached, on the model's device); a merged base is not returned."""
     parts = {part: {k: p.detach().clone() for k, p in named.items()} for part, named in _named_parts(model).items()}
     scale = {name: float(layer.scaling[PEFT_NAME]) for name, layer in _lora_layers(model)}
     return Adapter(parts["A"], parts["B"], parts["head"], scale, parts["core"])
@@ -109,52 +109,56 @@ def read(model: peft.PeftModel) -> Adapter:
 
 @torch.no_grad()
 def write(model: peft.PeftModel, adapter: Adapter) -> None:
-    """Copy an adapter's tensors into a model, and merge its base into the frozen weights as they were loaded.
+    """Copy an adapter's tensors into a model, and merge its base into the original frozen weights.
 
     Raises:
-        ModelError: The adapter's sites, head or shapes are not the model's.
+        ModelError: The adapter's sites, head or shapes differ from the model's.
     """
     parameters = _named_parts(model)
-    for part in _IN_MODEL:
-        given = adapter.part(part)
-        if given.keys() != parameters[part].keys():
-            odd = sorted(given.keys() ^ parameters[part].keys())
-            raise ModelError(f"the adapter's {part} tensors do not fit the model: {odd[:4]} are on one side only.")
+    for part in _MODEL_PARTS:
+        tensors = adapter.part(part)
+        if tensors.keys() != parameters[part].keys():
+            unmatched = sorted(tensors.keys() ^ parameters[part].keys())
+            raise ModelError(
+                f"the adapter's {part} tensors do not match the model: {unmatched[:4]} are in only one of the two. Use "
+                "an adapter of the same model and method."
+            )
         for name, parameter in parameters[part].items():
-            if given[name].shape != parameter.shape:
+            if tensors[name].shape != parameter.shape:
                 raise ModelError(
-                    f"{part} of {name} has shape {tuple(given[name].shape)}, the model wants {tuple(parameter.shape)}."
+                    f"{part} of {name} has shape {tuple(tensors[name].shape)}; the model expects "
+                    f"{tuple(parameter.shape)}. Use an adapter of the same model and rank."
                 )
-            parameter.copy_(given[name])
+            parameter.copy_(tensors[name])
     for name, layer in _lora_layers(model):
-        _merge(layer, adapter.base_left.get(name), adapter.base_right.get(name))
+        _merge_base(layer, adapter.base_left.get(name), adapter.base_right.get(name))
 
 
 def lora_sites(model: nn.Module) -> dict[str, LoraSite]:
-    """Return the adapted layers by name."""
+    """Return the adapted layers by site name."""
     return {name: describe_site(layer) for name, layer in _lora_layers(model)}
 
 
 def frozen_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return each site's weight as it was loaded, shape (d_out, d_in): views of tensors that are kept, not copies."""
-    return {name: _UNMERGED.get(layer, base_weight(layer)) for name, layer in _lora_layers(model)}
+    """Return each site's original weight, shape (d_out, d_in), without a merged base; the tensors are not copies."""
+    return {name: _ORIGINAL_WEIGHTS.get(layer, base_weight(layer)) for name, layer in _lora_layers(model)}
 
 
 def set_trainable(model: peft.PeftModel, parts: Collection[Part]) -> list[nn.Parameter]:
-    """Let gradients flow into the given parts only, and return their parameters in a fixed order."""
+    """Enable gradients for the given parts only, and return their parameters in a fixed order."""
     model.requires_grad_(False)
     named = _named_parts(model)
-    trained = [parameter for part in _IN_MODEL if part in parts for parameter in named[part].values()]
+    trained = [parameter for part in _MODEL_PARTS if part in parts for parameter in named[part].values()]
     for parameter in trained:
         parameter.requires_grad_(True)
     return trained
 
 
 def save_pretrained(model: peft.PeftModel, adapter: Adapter, folder: Path) -> None:
-    """Write a folder that `peft.PeftModel.from_pretrained` loads onto the base model as it was (safetensors).
+    """Save an adapter in PEFT's format (safetensors), for `peft.PeftModel.from_pretrained` and the original base model.
 
-    A core is multiplied into B, and a base is written as further columns of B and rows of A: the same updates, as LoRA
-    of a higher rank.
+    A core is multiplied into B, and a base is stored as additional columns of B and rows of A: the same weight updates
+    as LoRA of a higher rank.
     """
     write(model, adapter)
     plain = as_plain_lora(adapter)
@@ -176,18 +180,19 @@ def save_pretrained(model: peft.PeftModel, adapter: Adapter, folder: Path) -> No
     config.save_pretrained(str(folder))
 
 
-def _merge(layer: Linear, left: Tensor | None, right: Tensor | None) -> None:
+def _merge_base(layer: Linear, left: Tensor | None, right: Tensor | None) -> None:
+    """Set a layer's frozen weight to the original plus the scaled product, or restore it if there is no product."""
     weight = base_weight(layer)
     if left is None or right is None:
-        if layer in _UNMERGED:
-            weight.copy_(_UNMERGED.pop(layer))
+        if layer in _ORIGINAL_WEIGHTS:
+            weight.copy_(_ORIGINAL_WEIGHTS.pop(layer))
         return
-    loaded = _UNMERGED.setdefault(layer, weight.clone())
-    weight.copy_(torch.addmm(loaded, left.to(loaded), right.to(loaded), alpha=layer.scaling[PEFT_NAME]))
+    original = _ORIGINAL_WEIGHTS.setdefault(layer, weight.clone())
+    weight.copy_(torch.addmm(original, left.to(original), right.to(original), alpha=layer.scaling[PEFT_NAME]))
 
 
-def _train_head_in_float32(model: nn.Module) -> None:
-    """Let what is trained be float32 where the frozen model is not; PEFT sees to the factors by itself."""
+def _cast_head_to_float32(model: nn.Module) -> None:
+    """Convert the head to float32 if the frozen model has another dtype; PEFT does the same for the factors."""
 
     def to_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
@@ -202,13 +207,13 @@ def _train_head_in_float32(model: nn.Module) -> None:
 def _layer_numbers(model: PreTrainedModel, lora_layers: str) -> list[int] | None:
     if lora_layers == "all":
         return None
-    layers, wanted = int(model.config.num_hidden_layers), int(lora_layers.removeprefix("top_"))
-    if wanted > layers:
+    num_layers, num_adapted = int(model.config.num_hidden_layers), int(lora_layers.removeprefix("top_"))
+    if num_adapted > num_layers:
         raise ModelError(
-            f"model.lora_layers = {lora_layers!r} asks for more than the {layers} layers of {type(model).__name__}; "
-            f"allowed: all, or top_1 to top_{layers}."
+            f"model.lora_layers = {lora_layers!r} exceeds the {num_layers} layers of {type(model).__name__}; allowed: "
+            f"all, or top_1 to top_{num_layers}."
         )
-    return list(range(layers - wanted, layers))
+    return list(range(num_layers - num_adapted, num_layers))
 
 
 def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Linear]]:

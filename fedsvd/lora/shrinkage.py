@@ -1,12 +1,12 @@
-"""Optimal shrinkage of singular values for a known level of noise (Gavish and Donoho 2017, arXiv 1405.7511).
+"""Optimal shrinkage of singular values for a known noise level (Gavish and Donoho 2017, arXiv 1405.7511).
 
-A matrix of low rank plus independent noise of standard deviation σ has singular values that are too large, and those
-below ``σ (√m + √n)`` are noise alone. For the squared error of the whole matrix the best function of a singular value y
-is, with n ≥ m, β = m / n and y in units of σ√n (their equation for the Frobenius norm),
+Independent noise of standard deviation σ inflates the singular values of a low-rank m × n matrix, and singular values
+below ``σ (√m + √n)`` are noise only. The function of a singular value y that minimizes the squared error of the matrix
+is, with n ≥ m, β = m / n and y in units of σ√n (the paper's equation for the Frobenius norm),
 
     η(y) = √((y² − β − 1)² − 4β) / y   for y ≥ 1 + √β,   else 0.
 
-Under DP-SGD σ is known exactly and is nobody's secret, and what is made of a noised sum costs no privacy.
+Under DP-SGD, σ is known exactly and public, and post-processing of a noisy sum consumes no privacy budget.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor
 
 
 def shrink(singular_values: Tensor, noise_std: float, shape: tuple[int, int]) -> Tensor:
-    """Shrink the singular values of a matrix with noise.
+    """Shrink the singular values of a noisy matrix.
 
     Args:
-        singular_values: Any order, shape (…).
-        noise_std: σ of each entry; 0 changes nothing.
-        shape: Of the matrix.
+        singular_values: Singular values in any order, shape (…).
+        noise_std: Standard deviation σ of the noise in each entry; with 0 the values are returned unchanged.
+        shape: Shape of the matrix.
 
     Returns:
-        What is best put in their place, of the same shape and dtype.
+        The shrunk singular values, with the same shape and dtype.
     """
     if noise_std <= 0:
         return singular_values
@@ -39,14 +39,16 @@ def shrink(singular_values: Tensor, noise_std: float, shape: tuple[int, int]) ->
 
 
 def shrink_columns(B: Tensor, noise_std: float) -> Tensor:
-    """Shrink a matrix whose columns are orthogonal, as refactorizing leaves B: their lengths are its singular values.
+    """Shrink the singular values of a matrix with orthogonal columns, such as a refactorized B.
+
+    The column norms of such a matrix are its singular values.
 
     Args:
-        B: (d_out, r).
-        noise_std: Of each of its entries.
+        B: Matrix of shape (d_out, r).
+        noise_std: Standard deviation of the noise in each entry.
     """
-    lengths = torch.linalg.vector_norm(B.double(), dim=0)
-    factors: Tensor = shrink(lengths, noise_std, (B.shape[0], B.shape[1])) / lengths.clamp_min(
+    norms = torch.linalg.vector_norm(B.double(), dim=0)
+    factors: Tensor = shrink(norms, noise_std, (B.shape[0], B.shape[1])) / norms.clamp_min(
         torch.finfo(torch.float64).tiny
     )
     return (B.double() * factors).to(B.dtype)

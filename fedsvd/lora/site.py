@@ -1,4 +1,4 @@
-"""One adapted layer as PEFT builds it: its factors, its frozen weight, and whether it is what it seems."""
+"""Access to one adapted PEFT layer: its factors, its frozen weight, and whether it computes plain LoRA."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-# What PEFT calls an adapter that was given no name.
+# PEFT's default adapter name.
 PEFT_NAME = "default"
 
 
 @dataclass(frozen=True)
 class LoraSite:
-    """One adapted layer as it computes.
+    """One adapted layer.
 
     Attributes:
-        layer: PEFT's layer around the frozen one.
-        A: Its factor A, shape (r, d_in).
-        B: Its factor B, shape (d_out, r).
-        scale: Factor of B A.
-        reason: Why its output is not simply ``W x + b + scale · B C A x``; None where it is.
-        core: C, shape (r, r), where the site has one.
+        layer: PEFT's layer, which wraps the frozen layer.
+        A: Factor A, shape (r, d_in).
+        B: Factor B, shape (d_out, r).
+        scale: Scale of the product B A.
+        not_plain_reason: Why the layer's output is not ``W x + b + scale · B C A x``; None if it is.
+        core: C, shape (r, r); None if the site has no core.
     """
 
     layer: Linear
     A: nn.Parameter
     B: nn.Parameter
     scale: float
-    reason: str | None
+    not_plain_reason: str | None
     core: nn.Parameter | None = None
 
 
 class CoreAndB(nn.Linear):
-    """PEFT's linear layer for B, with an r × r layer before it that starts at zero.
+    """PEFT's linear layer for B, preceded by an r × r layer that is initialized to zero.
 
     Args:
-        B: Its weight, shape (d_out, r).
+        B: Weight of the layer, shape (d_out, r).
     """
 
     def __init__(self, B: nn.Parameter) -> None:
@@ -54,27 +54,27 @@ class CoreAndB(nn.Linear):
 
 
 def describe_site(layer: Linear) -> LoraSite:
-    """Describe one of PEFT's layers."""
+    """Return the `LoraSite` of a PEFT layer."""
     B = layer.lora_B[PEFT_NAME]
     return LoraSite(
         layer,
         layer.get_parameter(f"lora_A.{PEFT_NAME}.weight"),
         layer.get_parameter(f"lora_B.{PEFT_NAME}.weight"),
         float(layer.scaling[PEFT_NAME]),
-        _not_plain(layer),
+        _not_plain_reason(layer),
         layer.get_parameter(f"lora_B.{PEFT_NAME}.core.weight") if isinstance(B, CoreAndB) else None,
     )
 
 
 def base_weight(layer: Linear) -> Tensor:
-    """Return the frozen weight of PEFT's layer, shape (d_out, d_in), not a copy."""
+    """Return the frozen weight of a PEFT layer, shape (d_out, d_in), without copying it."""
     base = layer.get_base_layer()
     weight = base.get_parameter("weight")
-    # transformers' Conv1D keeps its weight as (d_in, d_out).
+    # transformers' Conv1D stores its weight as (d_in, d_out).
     return weight.mT if isinstance(base, Conv1D) else weight
 
 
-def _not_plain(layer: Linear) -> str | None:
+def _not_plain_reason(layer: Linear) -> str | None:
     base = layer.get_base_layer()
     if type(base) not in (nn.Linear, Conv1D):
         return f"is a {type(base).__name__}"

@@ -1,7 +1,7 @@
-"""Sums of low-rank products as one product of stacked factors; a dense d_out × d_in matrix is never formed.
+"""Sums of low-rank products as one product of stacked factors, without forming a dense d_out × d_in matrix.
 
-``Σ wₖ Bₖ Aₖ = [w₁B₁ … wₙBₙ] [A₁; …; Aₙ]``: a left factor of shape (d_out, R) and a right one of shape (R, d_in), with
-R the sum of the ranks.
+``Σ wₖ Bₖ Aₖ = [w₁B₁ … wₙBₙ] [A₁; …; Aₙ]``: a left factor of shape (d_out, R) and a right factor of shape (R, d_in),
+where R is the sum of the ranks.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from torch import Tensor
 
 from fedsvd.lora.adapter import Adapter
 
+# Site name to tensor.
 Sites = Mapping[str, Tensor]
 
 
 def stack(weights: Sequence[float], lefts: Sequence[Sites], rights: Sequence[Sites]) -> tuple[Sites, Sites]:
-    """Stack weighted products site by site.
+    """Stack weighted products at each site.
 
     Args:
-        weights: wₖ.
+        weights: Weights wₖ.
         lefts: Bₖ by site, shape (d_out, rₖ).
         rights: Aₖ by site, shape (rₖ, d_in).
 
     Returns:
-        Left and right factors by site, of rank R = Σ rₖ.
+        The left and right factors by site, of rank R = Σ rₖ.
     """
     left = {name: torch.cat([w * B[name] for w, B in zip(weights, lefts, strict=True)], dim=1) for name in lefts[0]}
     right = {name: torch.cat([A[name] for A in rights]) for name in rights[0]}
@@ -33,14 +34,15 @@ def stack(weights: Sequence[float], lefts: Sequence[Sites], rights: Sequence[Sit
 
 
 def truncated_svd(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the best approximation of ``left @ right`` of a given rank, in the form U Σ and Vᵀ.
+    """Return the best approximation of ``left @ right`` of a given rank, as U Σ and Vᵀ.
 
-    By QR of both factors and the SVD of their small core, in float64; exact where the product has no higher rank.
+    Computed in float64 by QR of both factors and the SVD of their R × R core. The result is exact if the product has no
+    higher rank.
 
     Args:
-        left: (d_out, R).
-        right: (R, d_in).
-        rank: At most so many columns; zeros fill up where the matrices allow fewer.
+        left: Left factor, shape (d_out, R).
+        right: Right factor, shape (R, d_in).
+        rank: Rank of the result. If it exceeds the number of singular values, the result is padded with zeros.
 
     Returns:
         ``U Σ`` of shape (d_out, rank) and ``Vᵀ`` of shape (rank, d_in), in the dtypes of the factors.
@@ -48,24 +50,24 @@ def truncated_svd(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tenso
     left_q, left_r = torch.linalg.qr(left.double())
     right_q, right_r = torch.linalg.qr(right.double().mT)
     U, S, Vh = torch.linalg.svd(left_r @ right_r.mT, full_matrices=False)
-    kept = min(rank, len(S))
-    new_left, new_right = (left_q @ U[:, :kept]) * S[:kept], Vh[:kept] @ right_q.mT
-    if kept < rank:
-        new_left = torch.cat([new_left, new_left.new_zeros(len(new_left), rank - kept)], dim=1)
-        new_right = torch.cat([new_right, new_right.new_zeros(rank - kept, new_right.shape[1])])
+    size = min(rank, len(S))
+    new_left, new_right = (left_q @ U[:, :size]) * S[:size], Vh[:size] @ right_q.mT
+    if size < rank:
+        new_left = torch.cat([new_left, new_left.new_zeros(len(new_left), rank - size)], dim=1)
+        new_right = torch.cat([new_right, new_right.new_zeros(rank - size, new_right.shape[1])])
     return new_left.to(left.dtype).contiguous(), new_right.to(right.dtype).contiguous()
 
 
 def merge(adapter: Adapter, left: Sites, right: Sites) -> Adapter:
-    """Add a product to the adapter's base.
+    """Return the adapter with a product added to its base.
 
-    The factors are appended to those that are there. Once the base's rank exceeds twice what the largest site can have,
-    it is written anew with that rank: the same sum, in fewer numbers.
+    The factors are appended to the existing ones. Once the rank of the base exceeds twice the full rank of the largest
+    site, the base is compressed to that full rank without changing the sum.
 
     Args:
-        adapter: Whose base grows.
-        left: By site, shape (d_out, R), the same R everywhere.
-        right: By site, shape (R, d_in).
+        adapter: The adapter.
+        left: Left factors by site, shape (d_out, R), with the same R at all sites.
+        right: Right factors by site, shape (R, d_in).
     """
     if adapter.base_left:
         left = {name: torch.cat([adapter.base_left[name], new], dim=1) for name, new in left.items()}

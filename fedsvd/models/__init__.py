@@ -1,1 +1,1 @@
-"""Base models and tokenizers: loading, models shipped in registry packages, and first-token classifiers."""
+"""Base models and tokenizers: loading, embedded models, and an optimization for first-token classifiers."""

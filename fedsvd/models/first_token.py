@@ -1,9 +1,10 @@
-"""A classifier that reads one token needs no other token of its last layer once attention has mixed them.
+"""An optimization of the last layer for encoders that classify by the first token.
 
-BERT and its kin classify by the first token. In the last layer keys and values are needed of all tokens, but what comes
-after attention (its output projection and the feed-forward part, three quarters of a layer's work) of the first alone.
-So the last layer goes on with that one. Outputs and gradients are the same; an architecture that this does not fit is
-found out by comparing one forward pass with and without, and computes all tokens as before.
+BERT-like models classify by the first token. The last layer's attention needs the keys and values of all tokens, but
+the operations after attention (the output projection and the feed-forward part, three quarters of a layer's
+computation) are needed for the first token only. With the optimization, the last layer continues with that token.
+Outputs and gradients are the same. Unsuitable architectures are detected by comparing one forward pass with and without
+the optimization, and are left unchanged.
 """
 
 from __future__ import annotations
@@ -17,47 +18,47 @@ _TOLERANCE = 1e-4
 
 
 def use_first_token_only(model: nn.Module) -> bool:
-    """Let the last layer of an encoder go on with the first token after attention, where its classifier reads no other.
+    """Restrict the last encoder layer to the first token after attention, if the classifier uses no other token.
 
     Args:
-        model: A sequence classifier of transformers, wrapped by PEFT or not. Its hidden states after the last layer
-            then have one position.
+        model: A sequence classifier of transformers, with or without PEFT layers. If the optimization is applied, its
+            hidden states after the last layer have one position.
 
     Returns:
-        Whether that could be done.
+        Whether the optimization was applied.
     """
-    mixed = _after_attention(model)
-    if mixed is None:
+    attention_output = _last_attention_output(model)
+    if attention_output is None:
         return False
-    expected = _logits(model)
-    hook = mixed.register_forward_pre_hook(_first_token, with_kwargs=True)
-    found = _logits(model)
+    expected = _probe_logits(model)
+    hook = attention_output.register_forward_pre_hook(_select_first_token, with_kwargs=True)
+    actual = _probe_logits(model)
     scale = expected.abs().max().clamp(min=1e-6)
-    if found.shape == expected.shape and bool((found - expected).abs().max() <= _TOLERANCE * scale):
+    if actual.shape == expected.shape and bool((actual - expected).abs().max() <= _TOLERANCE * scale):
         return True
     hook.remove()
     return False
 
 
-def _after_attention(model: nn.Module) -> nn.Module | None:
-    """Return what projects the last layer's attention and adds that to its input: ``attention.output`` in BERT."""
+def _last_attention_output(model: nn.Module) -> nn.Module | None:
+    """Return the module that projects the last layer's attention and adds the residual: BERT's ``attention.output``."""
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     layers: list[Any] = [stack[-1] for stack in stacks if hasattr(getattr(stack[-1], "attention", None), "output")]
-    found = layers[0].attention.output if len(layers) == 1 else None
-    return found if isinstance(found, nn.Module) else None
+    output = layers[0].attention.output if len(layers) == 1 else None
+    return output if isinstance(output, nn.Module) else None
 
 
-def _first_token(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    return tuple(map(_first, args)), {name: _first(value) for name, value in kwargs.items()}
+def _select_first_token(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    return tuple(map(_first_position, args)), {name: _first_position(value) for name, value in kwargs.items()}
 
 
-def _first(value: Any) -> Any:
+def _first_position(value: Any) -> Any:
     return value[:, :1] if isinstance(value, Tensor) and value.dim() == 3 else value
 
 
 @torch.no_grad()
-def _logits(model: nn.Module) -> Tensor:
-    """Classify two made-up texts, the second shorter than the first."""
+def _probe_logits(model: nn.Module) -> Tensor:
+    """Return the logits of two artificial texts, the second shorter than the first."""
     device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     ids = (torch.arange(1, 17, device=device) % vocabulary).view(2, 8)

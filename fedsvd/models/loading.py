@@ -1,4 +1,4 @@
-"""Base models and tokenizers: classifiers and causal language models, embedded, in local folders, or on the hub."""
+"""Loading of classifiers, causal language models and tokenizers: embedded, from local directories or from the hub."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class LoadedModel:
     """A base model.
 
     Attributes:
-        model: The model, on the CPU, in eval mode, its own dropout switched off.
-        new_parameters: Parameters that the checkpoint does not hold (a classifier's head): drawn from the seed.
-        path: The folder or hub id it was loaded from, from which it can be loaded again.
+        model: The model, on the CPU, in eval mode, with dropout disabled.
+        new_parameters: Names of parameters that the checkpoint lacks (a classifier head); initialized from the seed.
+        path: The directory or hub id that the model was loaded from.
     """
 
     model: PreTrainedModel
@@ -42,12 +42,12 @@ class LoadedModel:
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer, with a padding token.
+    """Load a model's tokenizer; if it has no padding token, use its end token for padding.
 
     Raises:
-        ModelError: It cannot be loaded.
+        ModelError: The tokenizer cannot be loaded, or has neither a padding nor an end token.
     """
-    with quiet_transformers(), _explained(source):
+    with quiet_transformers(), convert_errors(source):
         tokenizer = AutoTokenizer.from_pretrained(resolve_source(source))
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -62,108 +62,118 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 def load_classifier(
     source: str, *, num_labels: int, seed: int, attn_implementation: str = "sdpa", dtype: str = "float32"
 ) -> LoadedModel:
-    """Load a sequence classifier whose new parameters are drawn from ``seed``, the same in every process.
+    """Load a sequence classifier whose new parameters depend only on ``seed``, so that all processes agree on them.
 
-    Every dropout probability of the configuration is set to 0, also where the checkpoint has others.
+    All dropout probabilities in the model's configuration are set to 0.
 
     Args:
         source: See `fedsvd.models.embedded.resolve_source`.
-        num_labels: Classes of the task.
-        seed: Of the parameters that the checkpoint does not hold.
-        attn_implementation: ``sdpa`` or ``eager``, as transformers has it.
-        dtype: Of its parameters: ``float32`` or ``bfloat16``.
+        num_labels: Number of classes.
+        seed: Seed of the parameters that the checkpoint lacks.
+        attn_implementation: ``sdpa`` or ``eager``, as in transformers.
+        dtype: Dtype of the parameters: ``float32`` or ``bfloat16``.
 
     Raises:
-        ModelError: It cannot be loaded, or it holds a head for another number of labels.
-        AssetError: An embedded model's package cannot be had.
+        ModelError: The model cannot be loaded, or has a head for another number of labels.
+        AssetError: The package of an embedded model is unavailable.
     """
-    wanted = {"attn_implementation": attn_implementation, "dtype": DTYPES[dtype]}
-    return _load(AutoModelForSequenceClassification, source, seed, wanted, num_labels=num_labels)
+    model_options = {"attn_implementation": attn_implementation, "dtype": DTYPES[dtype]}
+    return _load(AutoModelForSequenceClassification, source, seed, model_options, num_labels=num_labels)
 
 
 def load_causal_lm(source: str, *, attn_implementation: str = "sdpa", dtype: str = "float32") -> LoadedModel:
     """Load a causal language model; see `load_classifier`.
 
     Raises:
-        ModelError: It cannot be loaded, or it is no causal language model: its checkpoint lacks parameters of one.
-        AssetError: An embedded model's package cannot be had.
+        ModelError: The model cannot be loaded, or its checkpoint lacks parameters of a causal language model.
+        AssetError: The package of an embedded model is unavailable.
     """
     loaded = _load(
         AutoModelForCausalLM, source, 0, {"attn_implementation": attn_implementation, "dtype": DTYPES[dtype]}
     )
     if loaded.new_parameters:
         raise ModelError(
-            f"model.source = {source!r} is no causal language model: its checkpoint lacks "
-            f"{', '.join(loaded.new_parameters[:3])}. Take one that is, or model.task=sequence_classification."
+            f"model.source = {source!r} is not a causal language model: its checkpoint lacks "
+            f"{', '.join(loaded.new_parameters[:3])}. Choose a causal language model, or set "
+            "model.task=sequence_classification."
         )
     return loaded
 
 
 def load_base(config: ModelConfig, num_labels: int, seed: int) -> tuple[PreTrainedModel, list[str]]:
-    """Load what the group ``model`` names, to be trained.
+    """Load the base model of the ``model`` configuration group, for training.
+
+    Args:
+        config: The ``model`` configuration group.
+        num_labels: Number of classes; unused for causal language models.
+        seed: Seed of a classifier head.
 
     Returns:
-        The model, and the modules that no checkpoint holds: a classifier's head.
+        The model, and the names of the modules that the checkpoint lacks: those of a classifier head.
 
     Raises:
-        ModelError: It cannot be loaded, or it holds a head already.
-        AssetError: An embedded model's package cannot be had.
+        ModelError: The model cannot be loaded, or its checkpoint already has a classifier head.
+        AssetError: The package of an embedded model is unavailable.
     """
-    how = {"attn_implementation": config.attn_implementation, "dtype": config.dtype}
+    options = {"attn_implementation": config.attn_implementation, "dtype": config.dtype}
     if config.task == "causal_lm":
-        return load_causal_lm(config.source, **how).model, []
-    loaded = load_classifier(config.source, num_labels=num_labels, seed=seed, **how)
+        return load_causal_lm(config.source, **options).model, []
+    loaded = load_classifier(config.source, num_labels=num_labels, seed=seed, **options)
     head_modules = sorted({name.rsplit(".", 1)[0] for name in loaded.new_parameters})
     if not head_modules:
-        raise ModelError(f"model.source = {config.source!r} already holds a classifier head for another task.")
+        raise ModelError(
+            f"model.source = {config.source!r} already has a classifier head; choose a base model without one."
+        )
     return loaded.model, head_modules
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Let a model's layers compute their states again in the backward pass rather than keep them."""
-    # transformers 5.2x renamed it; the old name warns there, and the new one is not known before.
+    """Enable activation checkpointing: layers recompute their activations in the backward pass."""
+    # transformers 5.2x renamed the method: the old name emits a warning there, and earlier versions lack the new one.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
-def _load(auto: Any, source: str, seed: int, wanted: dict[str, Any], **options: Any) -> LoadedModel:
+def _load(auto_class: Any, source: str, seed: int, model_options: dict[str, Any], **config_options: Any) -> LoadedModel:
     folder = resolve_source(source)
-    with quiet_transformers(), _explained(source), torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that would set the GPUs' generators too, which fork_rng would not put back here.
+    with quiet_transformers(), convert_errors(source), torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also seed the GPUs' generators, which fork_rng does not restore here.
         torch.default_generator.manual_seed(seed)
-        config = AutoConfig.from_pretrained(folder, **options)
-        _settle(config, source)
-        model, info = auto.from_pretrained(folder, config=config, output_loading_info=True, **wanted)
+        config = AutoConfig.from_pretrained(folder, **config_options)
+        adjust_config(config, source)
+        model, info = auto_class.from_pretrained(folder, config=config, output_loading_info=True, **model_options)
     return LoadedModel(model, tuple(sorted(info["missing_keys"])), folder)
 
 
-def _settle(config: PreTrainedConfig, source: str) -> None:
-    # Dropout's noise would only add to that of privacy, and its masks would tie results to a global generator.
+def adjust_config(config: PreTrainedConfig, source: str) -> None:
+    """Switch off dropout and the cache of keys and values, and set the padding token, in place."""
+    # Dropout would add noise to that of differential privacy, and make results depend on a global generator.
     for key, value in vars(config).items():
         if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
             setattr(config, key, 0.0)
     if config.pad_token_id is None:
-        # Causal models find the last token by it, so it must be what the tokenizer pads with.
+        # Causal classifiers find the last token by this id, so it must match the tokenizer's padding token.
         config.pad_token_id = load_tokenizer(source).pad_token_id
-    # Training reads whole texts; keys and values that are kept would only take memory.
+    # Training processes whole texts, so cached keys and values would only use memory.
     config.use_cache = False
 
 
 @contextmanager
-def _explained(source: str) -> Iterator[None]:
+def convert_errors(source: str) -> Iterator[None]:
+    """Convert errors raised while loading ``source`` to `ModelError`."""
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(
-            f"model.source = {source!r} cannot be loaded ({reason}). Give embedded:minilm, "
-            "embedded:tiny, a folder that save_pretrained wrote, or the id of a hub model that this machine can reach."
+            f"model.source = {source!r} cannot be loaded ({reason}). Set it to embedded:minilm, embedded:tiny, a "
+            "directory written by save_pretrained, or the id of a hub model that this machine can reach."
         ) from error
     except RuntimeError as error:
-        # transformers raises it, without the shapes, for a checkpoint whose arrays do not fit the model.
+        # transformers raises this error, without the shapes, if the checkpoint's arrays do not match the model.
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise ModelError(
-            f"model.source = {source!r} holds arrays of other shapes than this task needs, as a head for another "
-            "number of labels does. Give a base model without a head, or one whose head fits data's labels."
+            f"model.source = {source!r} has arrays whose shapes do not match this task, such as a head for another "
+            "number of labels. Choose a base model without a head, or one whose head matches the dataset's labels."
         ) from error

@@ -40,8 +40,8 @@ def unsupported_reason(model: nn.Module) -> str | None:
     """Return why the fused path does not support a model's trained parameters, or None if it does."""
     covered: set[int] = set()
     for name, site in lora_sites(model).items():
-        if site.reason is not None:
-            return f"{name} {site.reason}"
+        if site.not_plain_reason is not None:
+            return f"{name} {site.not_plain_reason}"
         covered |= {id(site.A), id(site.B), id(site.core)}
     for _, layer in _trained_linears(model):
         covered |= {id(parameter) for parameter in layer.parameters(recurse=False)}

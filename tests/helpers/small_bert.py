@@ -1,4 +1,4 @@
-"""A small BERT with LoRA factors, and examples for it."""
+"""A small BERT with LoRA factors, and random examples for it."""
 
 from collections.abc import Callable, Sequence
 
@@ -33,7 +33,7 @@ def make_model(parts: set[Part]) -> tuple[peft.PeftModel, list[nn.Parameter]]:
 
 
 def make_losses() -> Callable[[nn.Module, Sequence[int]], Tensor]:
-    """Examples of different lengths, so that every batch holds padding."""
+    """Return a loss function over fixed examples of different lengths, so that every batch contains padding."""
     generator = torch.Generator().manual_seed(1)
     lengths = [3 + i % 5 for i in range(NUM_EXAMPLES)]
     rows = [torch.randint(1, 50, (length,), generator=generator) for length in lengths]
@@ -48,5 +48,6 @@ def make_losses() -> Callable[[nn.Module, Sequence[int]], Tensor]:
     return losses
 
 
-def one_by_one(model: nn.Module, trained: list[nn.Parameter], position: int) -> list[Tensor]:
+def single_example_gradients(model: nn.Module, trained: list[nn.Parameter], position: int) -> list[Tensor]:
+    """Return the gradients of one example, computed on its own."""
     return list(torch.autograd.grad(make_losses()(model, [position]).sum(), trained))

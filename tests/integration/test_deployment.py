@@ -148,7 +148,7 @@ def test_a_run_that_fails_on_the_server_fails_here_and_says_why(
 ) -> None:
     assert submit(federation, tmp_path, "data.test_path=/no/such/file.csv") == 1
     assert "ended as finished:failed" in capsys.readouterr().err
-    assert "'/no/such/file.csv' is not there" in (tmp_path / "server.log").read_text()
+    assert "'/no/such/file.csv' does not exist" in (tmp_path / "server.log").read_text()
 
 
 def test_a_node_without_a_registered_key_is_refused(federation: Compose) -> None:

@@ -1,4 +1,4 @@
-"""Where the factors start."""
+"""Tests of the initialization of LoRA factors."""
 
 import peft
 import pytest
@@ -18,15 +18,15 @@ def make_model() -> peft.PeftModel:
     )
 
 
-def test_initialisation_is_a_function_of_the_seed() -> None:
+def test_initialization_depends_only_on_the_seed() -> None:
     shapes = peft_model.read(make_model())
-    first, again, other = (
+    first, same_seed, other_seed = (
         initialize_factors(shapes, init_a="orthonormal", init_b="zeros", seed=seed) for seed in (1, 1, 2)
     )
 
     for name in shapes.A:
-        assert torch.equal(first.A[name], again.A[name])
-        assert not torch.equal(first.A[name], other.A[name])
+        assert torch.equal(first.A[name], same_seed.A[name])
+        assert not torch.equal(first.A[name], other_seed.A[name])
         torch.testing.assert_close(first.A[name] @ first.A[name].mT, torch.eye(4))
         assert not first.B[name].any()
     assert not torch.equal(first.A[next(iter(shapes.A))], list(first.A.values())[1])
@@ -41,12 +41,12 @@ def test_kaiming_stays_within_its_bound() -> None:
         torch.testing.assert_close(adapter.B[name].mT @ adapter.B[name], torch.eye(4))
 
 
-def test_unknown_initialisation() -> None:
+def test_unknown_initialization_raises() -> None:
     with pytest.raises(ConfigError, match="kaiming, orthonormal"):
         initialize_factors(peft_model.read(make_model()), init_a="xavier", init_b="zeros", seed=0)
 
 
-def test_weight_svd_takes_the_directions_that_the_frozen_weight_amplifies_most() -> None:
+def test_weight_svd_uses_the_top_singular_vectors_of_the_frozen_weight() -> None:
     model = make_model()
     weights = peft_model.frozen_weights(model)
     adapter = initialize_factors(peft_model.read(model), init_a="weight_svd", init_b="zeros", seed=0, weights=weights)
@@ -55,5 +55,5 @@ def test_weight_svd_takes_the_directions_that_the_frozen_weight_amplifies_most()
         torch.testing.assert_close(A @ A.mT, torch.eye(4))
         amplified = (weights[name] @ A.mT).norm(dim=0)
         torch.testing.assert_close(amplified, torch.linalg.svdvals(weights[name])[:4])
-        # A sign that does not hang on the machine's linear algebra.
+        # The signs do not depend on the linear algebra library.
         assert (A.gather(1, A.abs().argmax(1, keepdim=True)) > 0).all()

@@ -1,4 +1,4 @@
-"""Adapters in and out of real PEFT models."""
+"""Tests of reading adapters from and writing them to PEFT models."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def make_model(rank: int = 4, lora_layers: str = "all", core: bool = False) -> p
     )
 
 
-def test_sites_heads_and_scales_are_read_by_name() -> None:
+def test_read_returns_sites_head_and_scales_by_name() -> None:
     adapter = peft_model.read(make_model())
 
     assert len(adapter.A) == 4
@@ -40,7 +40,7 @@ def test_sites_heads_and_scales_are_read_by_name() -> None:
     assert set(adapter.scale.values()) == {2.0}
 
 
-def test_what_is_written_decides_the_predictions() -> None:
+def test_write_changes_the_predictions() -> None:
     model = make_model().eval()
     tokens = torch.arange(6).reshape(1, 6)
     before = model(input_ids=tokens).logits
@@ -53,7 +53,7 @@ def test_what_is_written_decides_the_predictions() -> None:
     assert all(torch.equal(written.A[name], adapter.A[name]) for name in adapter.A)
 
 
-def test_a_site_adds_scale_times_b_a() -> None:
+def test_site_adds_scale_times_b_a() -> None:
     model = make_model().eval()
     peft_model.write(model, initialize_factors(peft_model.read(model), init_a="kaiming", init_b="kaiming", seed=1))
     adapter = peft_model.read(model)
@@ -67,7 +67,7 @@ def test_a_site_adds_scale_times_b_a() -> None:
 
 
 @pytest.mark.parametrize(("parts", "count"), [({"B"}, 4), ({"A", "B"}, 8), ({"B", "head"}, 6)])
-def test_only_the_parts_asked_for_are_trained(parts: set[Part], count: int) -> None:
+def test_set_trainable_enables_only_the_given_parts(parts: set[Part], count: int) -> None:
     model = make_model()
 
     trained = peft_model.set_trainable(model, parts)
@@ -76,7 +76,7 @@ def test_only_the_parts_asked_for_are_trained(parts: set[Part], count: int) -> N
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained}
 
 
-def test_targets_that_match_nothing_name_what_there_is() -> None:
+def test_unmatched_targets_raise_with_the_available_layers() -> None:
     model = BertForSequenceClassification(
         BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
     )
@@ -84,7 +84,7 @@ def test_targets_that_match_nothing_name_what_there_is() -> None:
         peft_model.attach(model, rank=2, lora_alpha=4, target_modules=["q_proj"])
 
 
-def test_factors_in_the_top_layers_only() -> None:
+def test_lora_layers_adapts_only_the_top_layers() -> None:
     assert list(peft_model.read(make_model(lora_layers="top_1")).A) == [
         "bert.encoder.layer.1.attention.self.query",
         "bert.encoder.layer.1.attention.self.value",
@@ -92,26 +92,26 @@ def test_factors_in_the_top_layers_only() -> None:
     assert peft_model.read(make_model(lora_layers="top_2")).A.keys() == peft_model.read(make_model()).A.keys()
 
 
-def test_more_layers_than_there_are() -> None:
+def test_too_many_lora_layers_raise() -> None:
     with pytest.raises(ModelError, match="top_1 to top_2"):
         make_model(lora_layers="top_3")
 
 
-def test_a_rank_that_does_not_fit() -> None:
+def test_rank_above_layer_dimension_raises() -> None:
     with pytest.raises(ModelError, match="allowed: 1 to 16"):
         make_model(rank=17)
 
 
 @pytest.mark.parametrize("part", ["A", "head"])
-def test_an_adapter_of_another_shape_is_refused(part: Part) -> None:
+def test_writing_an_adapter_of_another_shape_raises(part: Part) -> None:
     model = make_model()
     adapter = peft_model.read(model)
-    broken = adapter.with_parts({part: {name: t[..., :2] for name, t in adapter.part(part).items()}})
-    lacking = adapter.with_parts({part: dict(list(adapter.part(part).items())[1:])})
+    wrong_shape = adapter.with_parts({part: {name: t[..., :2] for name, t in adapter.part(part).items()}})
+    incomplete = adapter.with_parts({part: dict(list(adapter.part(part).items())[1:])})
 
-    for wrong in (broken, lacking):
+    for invalid in (wrong_shape, incomplete):
         with pytest.raises(ModelError):
-            peft_model.write(model, wrong)
+            peft_model.write(model, invalid)
 
 
 def test_saved_adapters_load_with_peft_alone_and_predict_the_same(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def random_base(adapter: Adapter, rank: int) -> Adapter:
     return adapter.with_parts({"base_left": left, "base_right": right})
 
 
-def test_a_core_stands_between_the_factors() -> None:
+def test_core_is_applied_between_the_factors() -> None:
     model = make_model(core=True).eval()
     adapter = initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="orthonormal", seed=1)
     name = next(iter(adapter.A))
@@ -151,7 +151,7 @@ def test_a_core_stands_between_the_factors() -> None:
     assert len(peft_model.set_trainable(model, {"core"})) == 4
 
 
-def test_a_base_is_merged_once_however_often_it_is_written_and_can_be_taken_back() -> None:
+def test_writing_a_base_is_idempotent_and_reversible() -> None:
     model = make_model()
     weights = {name: weight.clone() for name, weight in peft_model.frozen_weights(model).items()}
     adapter = random_base(peft_model.read(model), 3)
@@ -169,7 +169,7 @@ def test_a_base_is_merged_once_however_often_it_is_written_and_can_be_taken_back
 
 
 @pytest.mark.parametrize("core", [False, True])
-def test_a_core_and_a_base_are_saved_as_plain_lora_of_a_higher_rank(tmp_path: Path, core: bool) -> None:
+def test_core_and_base_are_saved_as_plain_lora_of_higher_rank(tmp_path: Path, core: bool) -> None:
     model = make_model(core=core)
     adapter = initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=3)
     adapter = random_base(adapter.with_parts({"core": {n: torch.randn(4, 4) for n in adapter.core}}), 3)

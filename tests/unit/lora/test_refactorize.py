@@ -1,3 +1,5 @@
+"""Tests of refactorization against dense SVDs, of its rotations, and of rounding over many rounds."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from fedsvd.lora.refactorize import is_orthonormal, orthonormal_rows, refactoriz
 
 
 def projector(A: Tensor) -> Tensor:
-    """Orthogonal projector onto the row space of A."""
+    """Return the orthogonal projector onto the row space of A."""
     Q = torch.linalg.qr(A.double().mT).Q
     return Q @ Q.mT
 
@@ -32,7 +34,7 @@ def factor_pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 @given(factor_pairs())
 @settings(max_examples=300, deadline=None)
-def test_factors_are_those_of_the_dense_svd(factors: tuple[Tensor, Tensor]) -> None:
+def test_factors_match_the_dense_svd(factors: tuple[Tensor, Tensor]) -> None:
     B, A = factors
     product = B.double() @ A.double()
     expected = torch.linalg.svdvals(product)
@@ -50,13 +52,13 @@ def test_factors_are_those_of_the_dense_svd(factors: tuple[Tensor, Tensor]) -> N
     assert ((gram - gram.diagonal(dim1=-2, dim2=-1).diag_embed()).abs() <= tolerance * scale**2).all()
     lengths = torch.linalg.vector_norm(new.B.double(), dim=-2)
     singular_values = torch.nn.functional.pad(expected, (0, B.shape[-1]))[..., : B.shape[-1]]
-    # A Gram matrix squares the singular values: those below the root of float64's precision come out as noise.
+    # A Gram matrix squares the singular values: those below the square root of float64's precision are lost in noise.
     assert ((lengths - singular_values).abs() <= max(tolerance, 1e-7) * scale[..., 0]).all()
 
 
 @given(factor_pairs())
 @settings(max_examples=150, deadline=None)
-def test_row_space_of_a_is_kept_whatever_b_is(factors: tuple[Tensor, Tensor]) -> None:
+def test_row_space_of_a_is_preserved_for_any_b(factors: tuple[Tensor, Tensor]) -> None:
     B, A = factors
     new = refactorize(B, A)
     # A random A may be ill-conditioned, which magnifies the rounding of its entries.
@@ -66,7 +68,7 @@ def test_row_space_of_a_is_kept_whatever_b_is(factors: tuple[Tensor, Tensor]) ->
 
 @given(factor_pairs())
 @settings(max_examples=150, deadline=None)
-def test_rotation_carries_rows_and_momentum_along(factors: tuple[Tensor, Tensor]) -> None:
+def test_rotation_transforms_rows_and_gradients(factors: tuple[Tensor, Tensor]) -> None:
     B, A = (factor.double() for factor in factors)
     new = refactorize(B, A)
     largest = new.rotation.abs().max().item()
@@ -76,7 +78,7 @@ def test_rotation_carries_rows_and_momentum_along(factors: tuple[Tensor, Tensor]
     assert torch.allclose(gradient @ new.rotation, new_gradient, rtol=0, atol=1e-10 * max(1.0, largest))
 
 
-def test_both_routes_agree() -> None:
+def test_gram_and_qr_algorithms_agree() -> None:
     B, A = random_factors(seed=0, sites=(3,), condition=10.0)
     generator = torch.Generator().manual_seed(1)
     mixing = torch.randn(3, 4, 4, generator=generator, dtype=torch.float64) + 3 * torch.eye(4, dtype=torch.float64)
@@ -87,31 +89,31 @@ def test_both_routes_agree() -> None:
     assert torch.allclose(by_gram.B, by_qr.B * signs.mT, atol=1e-10)
 
 
-def test_refactorizing_twice_changes_nothing() -> None:
+def test_refactorize_is_idempotent() -> None:
     once = refactorize(*random_factors(seed=2, sites=(2,), condition=10.0, orthonormal=False))
     twice = refactorize(once.B, once.A)
     assert torch.allclose(twice.B, once.B, atol=1e-13)
     assert torch.allclose(twice.A, once.A, atol=1e-13)
 
 
-def test_zero_b_leaves_an_orthonormal_a_as_it_is() -> None:
+def test_zero_b_leaves_an_orthonormal_a_unchanged() -> None:
     _, A = random_factors(seed=3, sites=(2,))
     new = refactorize(torch.zeros(2, 30, 4, dtype=torch.float64), A)
     assert torch.allclose(new.A, A, atol=1e-14)
     assert not new.B.any()
 
 
-def test_a_batch_is_its_sites_one_by_one() -> None:
-    # More sites than are made float64 at a time.
+def test_batch_matches_single_sites() -> None:
+    # The batch is too large to be converted to float64 in one chunk.
     B, A = random_factors(seed=4, sites=(40,), d_out=1024, d_in=64, r=8, condition=10.0, dtype=torch.float32)
     batch = refactorize(B, A)
     for site in (0, 31, 32, 39):
-        alone = refactorize(B[site], A[site])
-        assert torch.allclose(batch.B[site], alone.B, atol=1e-6)
-        assert torch.allclose(batch.A[site], alone.A, atol=1e-6)
+        single = refactorize(B[site], A[site])
+        assert torch.allclose(batch.B[site], single.B, atol=1e-6)
+        assert torch.allclose(batch.A[site], single.A, atol=1e-6)
 
 
-def test_rank_deficient_a_keeps_the_product_and_its_row_space_inside_the_new_one() -> None:
+def test_rank_deficient_a_preserves_the_product_and_extends_the_row_space() -> None:
     B, A = random_factors(seed=5, orthonormal=False)
     A[1], A[3] = A[0], 0.0
     new = refactorize(B, A)
@@ -120,7 +122,7 @@ def test_rank_deficient_a_keeps_the_product_and_its_row_space_inside_the_new_one
     assert torch.allclose(A @ projector(new.A), A, atol=1e-12)
 
 
-def test_parameters_come_back_detached_and_unchanged() -> None:
+def test_results_are_detached_and_inputs_unchanged() -> None:
     B, A = random_factors(seed=6, dtype=torch.float32)
     parameters = torch.nn.Parameter(B.clone()), torch.nn.Parameter(A.clone())
     new = refactorize(*parameters)
@@ -130,7 +132,7 @@ def test_parameters_come_back_detached_and_unchanged() -> None:
     assert torch.equal(parameters[1], A)
 
 
-def test_reduced_float32_matmul_precision_does_not_reach_the_factors() -> None:
+def test_factors_ignore_reduced_float32_matmul_precision() -> None:
     B, A = random_factors(seed=7, sites=(4,), d_out=512, d_in=512, r=8, dtype=torch.float32)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -143,7 +145,7 @@ def test_reduced_float32_matmul_precision_does_not_reach_the_factors() -> None:
     assert is_orthonormal(new.A, 1e-6)
 
 
-def test_a_thousand_float32_rounds_do_not_drift() -> None:
+def test_thousand_float32_rounds_do_not_drift() -> None:
     generator = torch.Generator().manual_seed(8)
     A = orthonormal_rows(torch.randn(3, 8, 128, generator=generator))
     B = torch.zeros(3, 96, 8)
@@ -159,7 +161,7 @@ def test_a_thousand_float32_rounds_do_not_drift() -> None:
     assert (projector(A) - start).abs().max() <= 1e-5
 
 
-def test_drift_of_the_rows_of_a_is_taken_up_without_changing_the_product() -> None:
+def test_drift_of_the_rows_of_a_is_corrected_without_changing_the_product() -> None:
     B, A = random_factors(seed=9, dtype=torch.float32)
     drifted = A * (1 + 1e-3 * torch.arange(4)[:, None])
     new = refactorize(B, drifted)
@@ -167,8 +169,8 @@ def test_drift_of_the_rows_of_a_is_taken_up_without_changing_the_product() -> No
     assert torch.allclose(new.B.double() @ new.A.double(), B.double() @ drifted.double(), atol=1e-6)
 
 
-def test_fedsvd_equals_ffa_lora_from_an_orthonormal_start_under_sgd() -> None:
-    """With only B trained by SGD, rotating the coordinates each round changes no trained product (B, A) -> BA."""
+def test_fedsvd_equals_ffa_lora_with_orthonormal_a_and_sgd() -> None:
+    """If only B is trained, by SGD, rotating the coordinates in each round does not change the product BA."""
     generator = torch.Generator().manual_seed(10)
 
     def normal(*shape: int) -> Tensor:
@@ -178,7 +180,7 @@ def test_fedsvd_equals_ffa_lora_from_an_orthonormal_start_under_sgd() -> None:
     targets = [x @ normal(20, 15) for x in inputs]
     start = orthonormal_rows(normal(4, 20))
 
-    def train(refactorizes: bool) -> Tensor:
+    def train(with_refactorization: bool) -> Tensor:
         A, B = start, torch.zeros(15, 4, dtype=torch.float64)
         for _ in range(30):
             clients = []
@@ -189,7 +191,7 @@ def test_fedsvd_equals_ffa_lora_from_an_orthonormal_start_under_sgd() -> None:
                     client_B -= 0.05 * (hidden @ client_B.mT - y).mT @ hidden / len(x)
                 clients.append(client_B)
             B = torch.stack(clients).mean(0)
-            if refactorizes:
+            if with_refactorization:
                 new = refactorize(B, A)
                 B, A = new.B, new.A
         return B @ A

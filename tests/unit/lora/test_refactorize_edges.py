@@ -1,4 +1,4 @@
-"""Inputs at the edge: drawn rows, single bad sites, what is not finite, does not fit or overflows."""
+"""Tests of `orthonormal_rows` and `is_orthonormal`, and of non-finite, incompatible or overflowing factors."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from fedsvd.lora.refactorize import is_orthonormal, orthonormal_rows, refactoriz
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.sampled_from(list(TOLERANCES)))
 @settings(deadline=None)
-def test_orthonormal_rows_span_the_same_space_in_the_order_of_the_rows(seed: int, r: int, dtype: torch.dtype) -> None:
+def test_orthonormal_rows_are_the_gram_schmidt_basis(seed: int, r: int, dtype: torch.dtype) -> None:
     _, A = random_factors(seed=seed, sites=(2,), d_in=40, r=r, orthonormal=False, dtype=dtype)
     rows = orthonormal_rows(A)
     assert rows.dtype is dtype
@@ -23,7 +23,7 @@ def test_orthonormal_rows_span_the_same_space_in_the_order_of_the_rows(seed: int
     assert torch.equal(rows, orthonormal_rows(A))
 
 
-def test_is_orthonormal_tells_a_single_bad_site() -> None:
+def test_is_orthonormal_detects_a_single_bad_site() -> None:
     _, A = random_factors(seed=11, sites=(3,))
     assert is_orthonormal(A)
     A[1, 2] *= 1 + 1e-4
@@ -34,7 +34,7 @@ def test_is_orthonormal_tells_a_single_bad_site() -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("name", ["B", "A"])
-def test_non_finite_entries_are_refused(name: str, value: float) -> None:
+def test_non_finite_entries_raise(name: str, value: float) -> None:
     B, A = random_factors(seed=12, sites=(2,))
     (B if name == "B" else A)[1, 2, 3] = value
     with pytest.raises(FedSVDError, match=f"^{name} .*finite"):
@@ -49,12 +49,12 @@ def test_non_finite_entries_are_refused(name: str, value: float) -> None:
         ((5, 6), (6, 4), "r "),
     ],
 )
-def test_factors_that_do_not_fit_are_refused(b_shape: tuple[int, ...], a_shape: tuple[int, ...], message: str) -> None:
+def test_incompatible_factors_raise(b_shape: tuple[int, ...], a_shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(FedSVDError, match=message):
         refactorize(torch.ones(b_shape), torch.ones(a_shape))
 
 
-def test_finite_entries_whose_squares_overflow_are_factorized() -> None:
+def test_entries_whose_squares_overflow_are_refactorized() -> None:
     B, A = random_factors(seed=13, condition=10.0)
     new = refactorize(B * 1e200, A)
     assert torch.allclose(new.B @ new.A / 1e200, B @ A, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Optimal shrinkage: its formula, what it promises, and what FedSVD makes of it."""
+"""Tests of optimal singular value shrinkage: its formula, its effect on the error, and its use in FedSVD."""
 
 import math
 
@@ -13,43 +13,45 @@ from fedsvd.methods import State, build_method
 from fedsvd.methods.aggregate import Reply
 
 
-def test_a_square_matrix_follows_the_closed_form() -> None:
+def test_square_matrix_matches_the_closed_form() -> None:
     # β = 1: η(y) = √(y² − 4) above 2, in units of σ√n = 2·√4 = 4.
-    found = shrink(torch.tensor([20.0, 10.0, 7.9, 0.0]), 2.0, (4, 4))
-    torch.testing.assert_close(found, torch.tensor([4 * math.sqrt(21), 4 * math.sqrt(2.25), 0.0, 0.0]))
+    shrunk = shrink(torch.tensor([20.0, 10.0, 7.9, 0.0]), 2.0, (4, 4))
+    torch.testing.assert_close(shrunk, torch.tensor([4 * math.sqrt(21), 4 * math.sqrt(2.25), 0.0, 0.0]))
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0.01, 10), st.floats(0.0, 1000.0))
-def test_it_shrinks_and_keeps_the_order(rows: int, columns: int, noise_std: float, value: float) -> None:
+def test_shrink_reduces_values_and_preserves_their_order(
+    rows: int, columns: int, noise_std: float, value: float
+) -> None:
     values = torch.tensor([value * 1.5, value], dtype=torch.float64)
-    found = shrink(values, noise_std, (rows, columns))
-    assert (found <= values + 1e-9).all()
-    assert (found >= 0).all()
-    assert found[0] >= found[1]
+    shrunk = shrink(values, noise_std, (rows, columns))
+    assert (shrunk <= values + 1e-9).all()
+    assert (shrunk >= 0).all()
+    assert shrunk[0] >= shrunk[1]
 
 
-def test_no_noise_changes_nothing() -> None:
+def test_zero_noise_leaves_values_unchanged() -> None:
     values = torch.tensor([3.0, 1.0])
     assert torch.equal(shrink(values, 0.0, (5, 2)), values)
 
 
 @pytest.mark.parametrize("strength", [2.0, 4.0])
-def test_it_lowers_the_error_of_low_rank_plus_noise(strength: float) -> None:
+def test_shrinkage_reduces_the_error_of_a_noisy_low_rank_matrix(strength: float) -> None:
     generator = torch.Generator().manual_seed(3)
     d_out, rank, std = 384, 8, 0.5
-    plain, shrunk = 0.0, 0.0
+    noisy_error, shrunk_error = 0.0, 0.0
     for _ in range(20):
         u, v = torch.randn(d_out, 1, generator=generator), torch.randn(1, rank, generator=generator)
         signal = strength * std * math.sqrt(d_out) * (u / u.norm()) @ (v / v.norm())
         noisy = signal + std * torch.randn(d_out, rank, generator=generator)
         U, S, Vh = torch.linalg.svd(noisy, full_matrices=False)
         denoised = U * shrink(S, std, (d_out, rank)) @ Vh
-        plain += float((noisy - signal).square().sum())
-        shrunk += float((denoised - signal).square().sum())
-    assert shrunk < 0.4 * plain
+        noisy_error += float((noisy - signal).square().sum())
+        shrunk_error += float((denoised - signal).square().sum())
+    assert shrunk_error < 0.4 * noisy_error
 
 
-def test_noise_alone_is_taken_for_nothing() -> None:
+def test_pure_noise_is_mostly_removed() -> None:
     noise = torch.randn(384, 8, generator=torch.Generator().manual_seed(0))
     S = torch.linalg.svdvals(noise)
     assert float(shrink(S, 1.05, (384, 8)).max()) < 0.35 * float(S.max())
@@ -60,7 +62,7 @@ def make_adapter() -> Adapter:
     return Adapter(A={"s": A}, B={"s": torch.zeros(30, 3)}, head={}, scale={"s": 1.0})
 
 
-def test_what_is_shrunk_once_is_not_shrunk_again() -> None:
+def test_shrinkage_does_not_accumulate_over_rounds() -> None:
     method, adapter = build_method({"name": "fedsvd", "shrinkage": "optimal"}), make_adapter()
     state: State = {}
     total = torch.zeros(30, 20)
@@ -71,14 +73,14 @@ def test_what_is_shrunk_once_is_not_shrunk_again() -> None:
         reply = Reply(0, 1, {"B": {"s": adapter.B["s"] + update}}, noise_std=0.1)
         step = method.server_step(adapter, [reply], server_round, state)
         adapter, state = step.adapter, step.state
-    # The sum of all updates is there unshrunk, with the noise of all rounds.
+    # The state holds the unshrunk sum of all updates and the noise variance of all rounds.
     torch.testing.assert_close(state["unshrunk"]["s"] @ adapter.A["s"], total, atol=1e-4, rtol=1e-4)
     assert float(state["noise"]["variance"]) == pytest.approx(5 * 0.1**2)
     torch.testing.assert_close(adapter.B["s"], shrink_columns(state["unshrunk"]["s"], math.sqrt(0.05)))
 
 
-def test_without_noise_shrinkage_is_plain_fedsvd() -> None:
-    plain, shrinking = build_method({"name": "fedsvd"}), build_method({"name": "fedsvd", "shrinkage": "optimal"})
+def test_shrinkage_without_noise_equals_plain_fedsvd() -> None:
+    methods = build_method({"name": "fedsvd"}), build_method({"name": "fedsvd", "shrinkage": "optimal"})
     replies = [Reply(0, 1, {"B": {"s": torch.randn(30, 3)}})]
-    one, other = (method.server_step(make_adapter(), replies, 1, {}).adapter for method in (plain, shrinking))
-    torch.testing.assert_close(one.B["s"] @ one.A["s"], other.B["s"] @ other.A["s"])
+    plain, shrunk = (method.server_step(make_adapter(), replies, 1, {}).adapter for method in methods)
+    torch.testing.assert_close(plain.B["s"] @ plain.A["s"], shrunk.B["s"] @ shrunk.A["s"])

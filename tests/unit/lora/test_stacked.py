@@ -1,4 +1,4 @@
-"""Stacked factors against the dense sums that they stand for."""
+"""Tests of stacked factors against dense sums."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from fedsvd.lora.stacked import merge, stack, truncated_svd
 
 
 @given(st.integers(0, 1000), st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(1, 12))
-def test_truncation_is_the_best_approximation(seed: int, d_out: int, d_in: int, inner: int, rank: int) -> None:
+def test_truncated_svd_is_the_best_approximation(seed: int, d_out: int, d_in: int, inner: int, rank: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     left = torch.randn(d_out, inner, generator=generator, dtype=torch.float64)
     right = torch.randn(inner, d_in, generator=generator, dtype=torch.float64)
@@ -23,7 +23,7 @@ def test_truncation_is_the_best_approximation(seed: int, d_out: int, d_in: int, 
     torch.testing.assert_close(new_left @ new_right, expected, atol=1e-9, rtol=1e-9)
 
 
-def test_a_stack_is_the_weighted_sum() -> None:
+def test_stack_equals_the_weighted_sum() -> None:
     generator = torch.Generator().manual_seed(0)
     Bs = [{"s": torch.randn(5, r, generator=generator)} for r in (2, 3)]
     As = [{"s": torch.randn(r, 4, generator=generator)} for r in (2, 3)]
@@ -33,7 +33,7 @@ def test_a_stack_is_the_weighted_sum() -> None:
 
 
 @pytest.mark.parametrize("rounds", [1, 3, 40])
-def test_a_base_is_the_sum_of_all_that_was_merged_and_stays_small(rounds: int) -> None:
+def test_merged_base_equals_the_sum_and_has_bounded_rank(rounds: int) -> None:
     adapter = Adapter(
         A={"one": torch.zeros(2, 6), "two": torch.zeros(2, 3)},
         B={"one": torch.zeros(5, 2), "two": torch.zeros(4, 2)},

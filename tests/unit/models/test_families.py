@@ -1,4 +1,4 @@
-"""Families of models: which layers get factors, and per-example gradients against a loop over single examples."""
+"""Tests of model families: adapted layers, and per-example gradients against a loop over single examples."""
 
 from collections.abc import Callable, Sequence
 
@@ -95,7 +95,11 @@ def batch(task: str, positions: Sequence[int]) -> dict[str, Tensor]:
 
 
 def check_against_loop(
-    model: peft.PeftModel, task: str, per_example: GradSampleMode, cache: PrefixCache | None = None, tolerance: float = 1e-5
+    model: peft.PeftModel,
+    task: str,
+    per_example: GradSampleMode,
+    cache: PrefixCache | None = None,
+    tolerance: float = 1e-5,
 ) -> None:
     def losses(module: nn.Module, positions: Sequence[int]) -> Tensor:
         drawn = batch(task, positions)
@@ -105,15 +109,15 @@ def check_against_loop(
             return example_losses(module, drawn)
 
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    found = per_example_gradients(model, losses, range(4), per_example)
+    gradients = per_example_gradients(model, losses, range(4), per_example)
 
-    assert found.keys() == trained.keys()
+    assert gradients.keys() == trained.keys()
     for position in range(4):
         expected = torch.autograd.grad(example_losses(model, batch(task, [position])).sum(), list(trained.values()))
         for name, gradient in zip(trained, expected, strict=True):
             scale = max(1.0, gradient.abs().max().item())
-            torch.testing.assert_close(found[name][position], gradient, atol=tolerance * scale, rtol=tolerance)
-    assert any(gradient.abs().max() > 1e-4 for gradient in found.values())
+            torch.testing.assert_close(gradients[name][position], gradient, atol=tolerance * scale, rtol=tolerance)
+    assert any(gradient.abs().max() > 1e-4 for gradient in gradients.values())
 
 
 @pytest.mark.parametrize("per_example", [fused_gradients, opacus_hooks])
@@ -128,7 +132,7 @@ def test_per_example_gradients_equal_a_loop(family: str, task: str, targets: str
 
 
 @pytest.mark.parametrize(("family", "task"), ALL)
-def test_checkpointing_and_kept_states_give_the_same_gradients(
+def test_checkpointing_and_prefix_cache_give_the_same_gradients(
     family: str, task: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = adapted(family, task, "all-linear", {"A", "B"}, layers="top_1")
@@ -142,7 +146,7 @@ def test_checkpointing_and_kept_states_give_the_same_gradients(
     assert not [record for record in caplog.records if record.name.startswith("fedsvd")]
 
 
-def test_hooks_and_checkpointing_do_not_go_together() -> None:
+def test_hooks_mode_rejects_gradient_checkpointing() -> None:
     model = adapted("llama", "causal_lm")
     checkpoint_activations(model.get_base_model())
 
@@ -152,13 +156,13 @@ def test_hooks_and_checkpointing_do_not_go_together() -> None:
 
 
 @pytest.mark.parametrize(("family", "task"), ALL)
-def test_a_bfloat16_model_trains_float32_factors(family: str, task: str) -> None:
+def test_bfloat16_model_trains_float32_factors(family: str, task: str) -> None:
     model = adapted(family, task, "auto", {"A", "B", "head"}, bf16=True)
 
     assert unsupported_reason(model) is None
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert model.get_base_model().dtype == torch.bfloat16
-    # A batch and a single text are rounded differently at each of bfloat16's 8 bits.
+    # Batched and single computations round differently, and bfloat16 has only 8 bits of precision.
     check_against_loop(model, task, fused_gradients, tolerance=0.05)
 
 
@@ -167,34 +171,34 @@ EXPECTED = {"bert": {"query", "value"}, "roberta": {"query", "value"}, "distilbe
 
 
 @pytest.mark.parametrize(("family", "task"), ALL)
-def test_auto_takes_what_is_usual_for_the_family(family: str, task: str) -> None:
+def test_auto_adapts_the_family_defaults(family: str, task: str) -> None:
     names = peft_model.lora_sites(adapted(family, task))
 
     assert {name.rsplit(".", 1)[-1] for name in names} == EXPECTED[family]
     assert len(names) == 2 * len(EXPECTED[family])
 
 
-# Per layer: attention's projections and the two or three matrices of the feed-forward part; BERT's pooler beside them.
+# Two layers with the attention projections and the two or three matrices of the feed-forward part; BERT has a pooler.
 SITES = {"bert": 2 * 6 + 1, "roberta": 2 * 6, "distilbert": 2 * 6, "gpt2": 2 * 4, "llama": 2 * 7}
 
 
 @pytest.mark.parametrize(("family", "task"), ALL)
-def test_all_linear_takes_all_but_head_and_output(family: str, task: str) -> None:
+def test_all_linear_excludes_head_and_output_layer(family: str, task: str) -> None:
     names = peft_model.lora_sites(adapted(family, task, "all-linear"))
 
     assert len(names) == SITES[family]
     assert not [name for name in names if name.startswith(("classifier", "pre_classifier", "score", "lm_head"))]
 
 
-def test_all_linear_of_the_top_layers_alone() -> None:
+def test_all_linear_with_top_layers_only() -> None:
     names = peft_model.lora_sites(adapted("roberta", "sequence_classification", "all-linear", layers="top_1"))
 
     assert len(names) == 6
     assert all(".layer.1." in name for name in names)
 
 
-def test_a_family_that_is_not_known_is_named_with_its_layers() -> None:
+def test_auto_with_an_unknown_family_raises_with_its_layers() -> None:
     model = OPTForCausalLM(OPT)
     model.config.model_type = "homemade"
-    with pytest.raises(ModelError, match=r"'homemade' is not known.* fc1, .*q_proj.*all-linear"):
+    with pytest.raises(ModelError, match=r"'homemade', which have no default.* fc1, .*q_proj.*all-linear"):
         peft_model.attach(model, rank=2, lora_alpha=2, target_modules="auto", task="causal_lm")

@@ -1,4 +1,4 @@
-"""A last layer that goes on with the first token alone: the same outputs and gradients, fewer positions."""
+"""Tests of the first-token optimization: same outputs and gradients with fewer positions in the last layer."""
 
 import copy
 
@@ -31,8 +31,8 @@ IDS = torch.tensor([[2, 9, 8, 7, 6, 5], [3, 11, 12, 13, 0, 0], [4, 0, 0, 0, 0, 0
 INPUTS = {"input_ids": IDS, "attention_mask": (IDS != 0).long()}
 
 
-class ReadsLastToken(BertForSequenceClassification):
-    """A BERT whose classifier is not at the first token."""
+class LastTokenBert(BertForSequenceClassification):
+    """A BERT that classifies by the last token."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -49,7 +49,7 @@ def base(kind: str) -> PreTrainedModel:
     if kind == "distilbert":
         config = DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=24)
         return DistilBertForSequenceClassification(config)
-    return (ReadsLastToken if kind == "last token" else BertForSequenceClassification)(BertConfig(**SIZES))
+    return (LastTokenBert if kind == "last token" else BertForSequenceClassification)(BertConfig(**SIZES))
 
 
 def adapted(kind: str, targets: list[str]) -> peft.PeftModel:
@@ -64,29 +64,31 @@ def losses(model: nn.Module, positions: object) -> Tensor:
     return nn.functional.cross_entropy(model(**INPUTS).logits, labels, reduction="none")
 
 
-@pytest.mark.parametrize("targets", [["query", "value"], ["dense"]], ids=["attention", "what follows"])
+@pytest.mark.parametrize("targets", [["query", "value"], ["dense"]], ids=["attention", "after attention"])
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @pytest.mark.parametrize("per_example", [fused_gradients, opacus_hooks])
-def test_outputs_and_each_example_gradient_are_the_same(kind: str, targets: list[str], per_example: GradSampleMode) -> None:
+def test_outputs_and_per_example_gradients_are_unchanged(
+    kind: str, targets: list[str], per_example: GradSampleMode
+) -> None:
     plain = adapted(kind, targets)
-    short = copy.deepcopy(plain)
-    positions: list[int] = []
-    inner = next(module for name, module in short.named_modules() if name.endswith("layer.1.intermediate"))
-    inner.register_forward_hook(lambda module, args, output: positions.append(output.shape[1]))
+    optimized = copy.deepcopy(plain)
+    num_positions: list[int] = []
+    intermediate = next(module for name, module in optimized.named_modules() if name.endswith("layer.1.intermediate"))
+    intermediate.register_forward_hook(lambda module, args, output: num_positions.append(output.shape[1]))
 
-    assert use_first_token_only(short)
+    assert use_first_token_only(optimized)
 
-    positions.clear()
-    torch.testing.assert_close(short(**INPUTS).logits, plain(**INPUTS).logits)
-    assert positions == [1]
+    num_positions.clear()
+    torch.testing.assert_close(optimized(**INPUTS).logits, plain(**INPUTS).logits)
+    assert num_positions == [1]
     expected = per_example_gradients(plain, losses, [0, 1, 2], per_example)
-    found = per_example_gradients(short, losses, [0, 1, 2], per_example)
+    actual = per_example_gradients(optimized, losses, [0, 1, 2], per_example)
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 1e-3
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "distilbert", "last token"])
-def test_a_model_that_it_does_not_fit_is_left_as_it_was(kind: str) -> None:
+def test_unsuitable_model_is_left_unchanged(kind: str) -> None:
     model = base(kind).eval()
     before = model(**INPUTS).logits
 

@@ -1,4 +1,4 @@
-"""Models: the real ones, with heads that the seed alone decides."""
+"""Tests of model and tokenizer loading, and of classifier heads that depend only on the seed."""
 
 import json
 import os
@@ -20,16 +20,16 @@ HEAD = ("classifier.bias", "classifier.weight")
 
 @pytest.fixture(autouse=True)
 def quiet_saving() -> Iterator[None]:
-    """Keep the tests' own saving from printing, and put back what it was."""
-    bars = transformers_logging.is_progress_bar_enabled()
+    """Suppress progress bars while the tests save models, and restore the setting."""
+    progress_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     yield
-    if bars:
+    if progress_bars:
         transformers_logging.enable_progress_bar()
 
 
 def save(model: torch.nn.Module, folder: Path) -> str:
-    """Save a model with MiniLM's tokenizer, as a user's own folder."""
+    """Save a model with MiniLM's tokenizer, and return the directory."""
     model.save_pretrained(folder)
     load_tokenizer("embedded:minilm").save_pretrained(folder)
     return str(folder)
@@ -44,7 +44,7 @@ def gpt2(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("source", ["embedded:minilm", "embedded:tiny"])
-def test_only_the_head_is_new(source: str) -> None:
+def test_only_the_head_is_newly_initialized(source: str) -> None:
     loaded = load_classifier(source, num_labels=3, seed=0)
     assert loaded.new_parameters == HEAD
     assert loaded.model.classifier.weight.shape[0] == 3
@@ -52,21 +52,23 @@ def test_only_the_head_is_new(source: str) -> None:
     assert not loaded.model.training
 
 
-def test_minilm_is_the_checkpoint_with_its_pooler() -> None:
+def test_minilm_checkpoint_includes_the_pooler() -> None:
     loaded = load_classifier("embedded:minilm", num_labels=2, seed=0)
     assert sum(parameter.numel() for parameter in loaded.model.bert.parameters()) == 22_713_216
     assert not [name for name in loaded.new_parameters if "pooler" in name]
 
 
-def test_the_seed_decides_the_head_and_nothing_else() -> None:
-    one, same, other = (load_classifier("embedded:tiny", num_labels=2, seed=seed).model for seed in (0, 0, 1))
-    for name, value in one.state_dict().items():
-        assert torch.equal(value, same.state_dict()[name]), name
-    assert not torch.equal(one.classifier.weight, other.classifier.weight)
-    assert all(torch.equal(v, other.bert.state_dict()[k]) for k, v in one.bert.state_dict().items())
+def test_seed_decides_only_the_head() -> None:
+    first, same_seed, other_seed = (
+        load_classifier("embedded:tiny", num_labels=2, seed=seed).model for seed in (0, 0, 1)
+    )
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, same_seed.state_dict()[name]), name
+    assert not torch.equal(first.classifier.weight, other_seed.classifier.weight)
+    assert all(torch.equal(v, other_seed.bert.state_dict()[k]) for k, v in first.bert.state_dict().items())
 
 
-def test_the_callers_generator_is_neither_read_nor_moved() -> None:
+def test_global_generator_is_neither_used_nor_changed() -> None:
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
     first = load_classifier("embedded:tiny", num_labels=2, seed=0).model.classifier.weight
@@ -90,15 +92,15 @@ print(json.dumps([p.double().sum().item() for p in model.parameters()]))
 
 
 @pytest.mark.slow
-def test_another_process_with_a_new_cache_makes_the_same_model_in_silence(tmp_path: Path) -> None:
+def test_another_process_with_an_empty_cache_creates_the_same_model_silently(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     wheel = Path(load_classifier("embedded:minilm", num_labels=2, seed=0).path).parent
     for file in wheel.glob("*.whl"):
         (tmp_path / "cache" / file.name).symlink_to(file)
     result = run_python(SUMMARY, FEDSVD_CACHE=str(tmp_path / "cache"), PIP_NO_INDEX="1", HF_HUB_OFFLINE="1")
     assert result.stderr == ""
-    mine = load_classifier("embedded:tiny", num_labels=2, seed=3).model
-    assert json.loads(result.stdout) == [p.double().sum().item() for p in mine.parameters()]
+    model = load_classifier("embedded:tiny", num_labels=2, seed=3).model
+    assert json.loads(result.stdout) == [p.double().sum().item() for p in model.parameters()]
 
 
 def test_loading_prints_nothing_and_restores_the_log_level(capfd: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +113,7 @@ def test_loading_prints_nothing_and_restores_the_log_level(capfd: pytest.Capture
 
 
 @pytest.mark.parametrize("source", ["embedded:tiny", "gpt2"])
-def test_dropout_is_off_even_in_training_mode(source: str, gpt2: str) -> None:
+def test_dropout_is_disabled_even_in_training_mode(source: str, gpt2: str) -> None:
     model = load_classifier(gpt2 if source == "gpt2" else source, num_labels=2, seed=0).model.train()
     ids = torch.arange(100, 110)[None]
     assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
@@ -120,25 +122,26 @@ def test_dropout_is_off_even_in_training_mode(source: str, gpt2: str) -> None:
     assert set(dropouts.values()) == {0.0}
 
 
-def test_a_causal_model_pads_with_what_its_tokenizer_pads_with(gpt2: str) -> None:
-    # Its own end token is 5, MiniLM's padding 0: a classifier that looked for 5 would read the padding's logits.
+def test_causal_classifier_uses_the_tokenizers_padding_token(gpt2: str) -> None:
+    # The model's end token is 5, MiniLM's padding token 0. A classifier that looked for 5 would use the logits of the
+    # padding.
     model, tokenizer = load_classifier(gpt2, num_labels=2, seed=0).model, load_tokenizer(gpt2)
-    alone = tokenizer(["short"], return_tensors="pt")
+    single = tokenizer(["short"], return_tensors="pt")
     padded = tokenizer(["short", "and a rather longer text"], padding=True, return_tensors="pt")
     with torch.no_grad():
-        expected = model(input_ids=alone["input_ids"], attention_mask=alone["attention_mask"]).logits[0]
+        expected = model(input_ids=single["input_ids"], attention_mask=single["attention_mask"]).logits[0]
         actual = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits[0]
     torch.testing.assert_close(actual, expected)
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end_token(tmp_path: Path) -> None:
+def test_tokenizer_without_padding_token_uses_its_end_token(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("embedded:minilm")
     tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path)).pad_token == "[SEP]"
 
 
-def test_a_tokenizer_with_neither_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_without_padding_and_end_token_raises(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("embedded:minilm")
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
@@ -146,28 +149,28 @@ def test_a_tokenizer_with_neither_is_refused(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
 
 
-def test_a_local_folder_with_a_head_keeps_it(tmp_path: Path) -> None:
+def test_head_of_a_local_checkpoint_is_loaded(tmp_path: Path) -> None:
     original = load_classifier("embedded:tiny", num_labels=3, seed=5).model
-    loaded = load_classifier(save(original, tmp_path / "own"), num_labels=3, seed=0)
+    loaded = load_classifier(save(original, tmp_path / "saved"), num_labels=3, seed=0)
     assert loaded.new_parameters == ()
-    assert loaded.path == str(tmp_path / "own")
+    assert loaded.path == str(tmp_path / "saved")
     assert torch.equal(loaded.model.classifier.weight, original.classifier.weight)
 
 
-def test_the_path_loads_the_same_base_again() -> None:
+def test_path_reloads_the_same_base_model() -> None:
     loaded = load_classifier("embedded:tiny", num_labels=2, seed=0)
-    again = AutoModel.from_pretrained(loaded.path)
+    reloaded = AutoModel.from_pretrained(loaded.path)
     assert loaded.model.config.name_or_path == loaded.path
-    assert all(torch.equal(v, loaded.model.bert.state_dict()[k]) for k, v in again.state_dict().items())
+    assert all(torch.equal(v, loaded.model.bert.state_dict()[k]) for k, v in reloaded.state_dict().items())
 
 
-def test_a_head_for_another_task_is_refused(tmp_path: Path) -> None:
+def test_head_for_another_number_of_labels_raises(tmp_path: Path) -> None:
     folder = save(load_classifier("embedded:tiny", num_labels=3, seed=0).model, tmp_path / "three")
     with pytest.raises(ModelError, match="another number of labels"):
         load_classifier(folder, num_labels=2, seed=0)
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_damaged_checkpoint_raises(tmp_path: Path) -> None:
     folder = save(load_classifier("embedded:tiny", num_labels=2, seed=0).model, tmp_path / "damaged")
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"damaged" * 10)
     with pytest.raises(ModelError, match="cannot be loaded"):
@@ -175,14 +178,14 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["embedded:gpt9", "./no-such-folder"])
-def test_an_unknown_source_is_named_with_a_remedy(source: str) -> None:
+def test_unknown_source_raises_with_a_remedy(source: str) -> None:
     with pytest.raises(ModelError, match="embedded:minilm") as caught:
         load_classifier(source, num_labels=2, seed=0)
     assert repr(source) in str(caught.value)
 
 
 @pytest.mark.slow
-def test_a_hub_model_out_of_reach_is_a_model_error() -> None:
+def test_unreachable_hub_model_raises_model_error() -> None:
     code = """
 from fedsvd.errors import ModelError
 from fedsvd.models.loading import load_classifier, load_tokenizer
