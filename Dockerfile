@@ -1,17 +1,18 @@
-# One image for every service of docker-compose.yml: docker compose up --build
-# It needs BuildKit (Docker 23 and later), which is sent only the files that COPY names.
+# The image of all services of docker-compose.yml: docker compose up --build
+# Requires BuildKit (Docker 23 or later), which receives only the files that COPY names.
 FROM python:3.11-slim
 
-# The containers' user; never root: useradd refuses 0, which is taken. scripts/certs says which to take.
+# The user of the containers, never root: useradd refuses ID 0, which exists. scripts/certs sets the ID in .env.
 ARG FEDSVD_UID=49999
-# PyTorch's build, as `uv pip install --torch-backend` names it: cpu, or cu130 and its like for NVIDIA GPUs.
+# Build of PyTorch, as a value of `uv pip install --torch-backend`: cpu, or for NVIDIA GPUs cu130 or similar.
 ARG TORCH_BACKEND=cpu
 
-# A named volume takes over owner and mode of the folder that it is mounted on.
+# A named volume inherits owner and mode of the directory that it is mounted on.
 RUN useradd --uid "${FEDSVD_UID}" --create-home --home-dir /app --shell /usr/sbin/nologin app \
     && install --directory --owner app --mode 700 /app/state /app/private /app/runs /app/cache /app/flower
 
-# What continuous integration tested, without its own tools: versions from the lock file, names from pyproject.toml.
+# The dependencies that continuous integration tests, without development tools: versions from the lock file, names from
+# pyproject.toml.
 WORKDIR /opt/fedsvd
 COPY requirements.lock pyproject.toml ./
 RUN pip install --no-cache-dir "$(grep '^uv==' requirements.lock)" \

@@ -1,4 +1,4 @@
-"""Dockerfile, docker-compose.yml and scripts/certs, checked as far as they can be without a Docker engine."""
+"""Checks of Dockerfile, docker-compose.yml and scripts/certs that need no Docker engine."""
 
 import re
 import shlex
@@ -21,11 +21,10 @@ from client.node_limits import read_limits
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")
-LONG_RUNNING = ("superlink", "supernode", "superexec")
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions, with continued lines joined and comments left out."""
+    """Return the Dockerfile's instructions, with continued lines joined and comments removed."""
     lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
     return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]  # type: ignore[misc]
@@ -42,8 +41,8 @@ def compose() -> dict[str, Any]:
 
 
 def services() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = compose()["services"]
-    return found
+    result: dict[str, dict[str, Any]] = compose()["services"]
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +52,20 @@ def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_certs(folder: Path, *words: str) -> None:
-    # Not by scripts/certs itself, which would leave an .env in the checkout.
-    command = [sys.executable, str(ROOT / "scripts" / "certs.py"), "--folder", str(folder), *words]
+def make_certs(folder: Path, *arguments: str) -> None:
+    # Not with scripts/certs itself, which would write an .env file to the checkout.
+    command = [sys.executable, str(ROOT / "scripts" / "certs.py"), "--folder", str(folder), *arguments]
     subprocess.run(command, check=True, cwd=folder.parent, capture_output=True)
 
 
-def test_every_instruction_of_the_dockerfile_is_one() -> None:
+def test_dockerfile_instructions_are_valid() -> None:
     known = {"FROM", "ARG", "RUN", "WORKDIR", "COPY", "USER", "ENV", "CMD"}
     assert {name for name, _ in instructions()} <= known
     for script in values("RUN"):
         subprocess.run(["sh", "-n", "-c", script], check=True)
 
 
-def test_the_image_has_a_python_that_the_project_allows() -> None:
+def test_image_has_a_supported_python_version() -> None:
     [base] = values("FROM")
     name, _, tag = base.partition(":")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -74,7 +73,7 @@ def test_the_image_has_a_python_that_the_project_allows() -> None:
     assert Version(tag.removesuffix("-slim")) in SpecifierSet(project["requires-python"])
 
 
-def test_what_the_dockerfile_copies_is_under_version_control() -> None:
+def test_files_copied_by_the_dockerfile_are_tracked() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     for line in values("COPY"):
         *sources, _ = shlex.split(line)
@@ -82,37 +81,39 @@ def test_what_the_dockerfile_copies_is_under_version_control() -> None:
             assert any(path == source or path.startswith(f"{source}/") for path in tracked), source
 
 
-def test_the_image_installs_locked_versions_and_the_wheel_finds_its_parts() -> None:
+def test_image_installs_locked_versions_and_has_all_files_of_the_wheel() -> None:
     lock = (ROOT / "requirements.lock").read_text().splitlines()
     install = " ".join(values("RUN"))
     assert len([line for line in lock if line.startswith("uv==")]) == 1
     assert "--constraint requirements.lock" in install
     assert "--requirement pyproject.toml" in install
-    # All that pyproject.toml puts into the wheel must have been copied when the wheel is built.
+    # All files that pyproject.toml puts into the wheel must be copied before the wheel is built.
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     copied = {source for line in values("COPY") for source in shlex.split(line)[:-1]}
     assert {*build["packages"], *build["force-include"]} <= copied
 
 
 @pytest.mark.parametrize("service", ["superlink", "superexec-clientapp-0-gpu"])
-def test_the_builds_of_torch_are_ones_that_uv_knows(service: str) -> None:
-    said = subprocess.run(
+def test_torch_builds_are_known_to_uv(service: str) -> None:
+    help_text = subprocess.run(
         [Path(sys.executable).with_name("uv"), "pip", "install", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    # However wide the terminal is taken to be.
-    listed = " ".join(said.split()).partition("--torch-backend <")[2].partition("possible values:")[2].partition("]")[0]
+    # Independent of the terminal width.
+    listed = (
+        " ".join(help_text.split()).partition("--torch-backend <")[2].partition("possible values:")[2].partition("]")[0]
+    )
     backends = re.split(r"[,\s]+", listed)
     assert services()[service]["build"]["args"]["TORCH_BACKEND"] in backends
 
 
-def test_arguments_of_image_and_compose_are_the_same() -> None:
-    taken = {value.split("=")[0] for value in values("ARG")}
+def test_build_arguments_of_dockerfile_and_compose_match() -> None:
+    declared = {value.split("=")[0] for value in values("ARG")}
     built = [service for service in services().values() if service["image"].startswith("fedsvd:")]
-    assert all(set(service["build"]["args"]) == taken for service in built)
+    assert all(set(service["build"]["args"]) == declared for service in built)
     assert len(built) == len(services()) - 1
 
 
-def test_nothing_runs_as_root_or_with_more_rights_than_it_needs() -> None:
+def test_services_run_unprivileged() -> None:
     names = [name for name, _ in instructions()]
     assert names.index("USER") < names.index("CMD")
     assert values("USER") == ["app"]
@@ -123,7 +124,7 @@ def test_nothing_runs_as_root_or_with_more_rights_than_it_needs() -> None:
         assert not {"privileged", "cap_add", "network_mode", "pid"} & service.keys(), name
 
 
-def test_every_service_is_watched_and_comes_back() -> None:
+def test_services_have_health_checks_and_restart() -> None:
     for name, service in services().items():
         if name == "register":
             continue
@@ -131,29 +132,29 @@ def test_every_service_is_watched_and_comes_back() -> None:
         assert service["healthcheck"]["test"][0] == "CMD", name
 
 
-def test_services_name_what_there_is() -> None:
-    found = compose()
-    for name, service in found["services"].items():
-        assert set(service["networks"]) <= set(found["networks"]), name
-        assert set(service.get("depends_on", [])) <= set(found["services"]), name
+def test_references_of_services_exist() -> None:
+    file = compose()
+    for name, service in file["services"].items():
+        assert set(service["networks"]) <= set(file["networks"]), name
+        assert set(service.get("depends_on", [])) <= set(file["services"]), name
         for config in service.get("configs", []):
-            assert config["source"] in found["configs"], name
-        given = [item["source"] if isinstance(item, dict) else item for item in service.get("secrets", [])]
-        assert set(given) <= set(found["secrets"]), name
+            assert config["source"] in file["configs"], name
+        secrets = [item["source"] if isinstance(item, dict) else item for item in service.get("secrets", [])]
+        assert set(secrets) <= set(file["secrets"]), name
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
-            assert source.startswith("./") or source in found["volumes"], name
+            assert source.startswith("./") or source in file["volumes"], name
 
 
-def test_what_volumes_are_mounted_on_belongs_to_the_containers_user() -> None:
-    [made] = [script for script in values("RUN") if "install --directory" in script]
+def test_mount_points_of_volumes_belong_to_the_container_user() -> None:
+    [install] = [script for script in values("RUN") if "install --directory" in script]
     targets = {volume.split(":")[1] for service in services().values() for volume in service.get("volumes", [])}
-    # /data is read alone, and belongs to whoever brings it.
-    assert targets - {"/data"} <= set(re.findall(r"/app/\w+", made))
-    assert "--owner app --mode 700" in made
+    # /data is mounted read-only and belongs to its owner on the host.
+    assert targets - {"/data"} <= set(re.findall(r"/app/\w+", install))
+    assert "--owner app --mode 700" in install
 
 
-def test_every_command_is_one_that_the_image_has() -> None:
+def test_commands_exist_in_the_image() -> None:
     scripts = Path(sys.executable).parent
     for name, service in services().items():
         program = service["command"][0]
@@ -170,51 +171,51 @@ def test_each_client_has_its_own_key_volume_ledger_and_network() -> None:
     for node in nodes:
         number = node.removeprefix("supernode-")
         supernode, executor = services()[node], services()[f"superexec-clientapp-{number}"]
-        words = supernode["command"]
-        config = parse_config_args([words[words.index("--node-config") + 1]], flatten=False)
+        command = supernode["command"]
+        config = parse_config_args([command[command.index("--node-config") + 1]], flatten=False)
         assert config["partition-id"] == int(number)
         read_limits(config)
         volumes = {line.split(":")[1]: line.split(":")[0] for line in executor["volumes"]}
         assert str(Path(str(config["ledger"])).parent) in volumes
         assert volumes["/app/private"] == f"node-{number}-private"
-        # The server's network ends at the SuperNode.
+        # Only the SuperNode is on the server's network.
         assert executor["networks"] == [f"node-{number}"]
         assert f"node_{number}" not in executor["secrets"]
         private += [volumes["/app/private"], volumes["/app/cache"], volumes["/data"]]
     assert len(set(private)) == 9
 
 
-def test_gpu_twins_differ_in_image_and_devices_alone() -> None:
-    twins = [name for name in services() if name.endswith("-gpu")]
-    assert len(twins) == 4
-    for name in twins:
-        twin, service = services()[name], services()[name.removesuffix("-gpu")]
-        assert twin.keys() - service.keys() == {"profiles", "deploy"}
-        assert {key for key in service if twin[key] != service[key]} == {"image", "build"}
-        assert twin["profiles"] == ["gpu"]
+def test_gpu_services_differ_only_in_image_and_devices() -> None:
+    gpu_services = [name for name in services() if name.endswith("-gpu")]
+    assert len(gpu_services) == 4
+    for name in gpu_services:
+        gpu_service, service = services()[name], services()[name.removesuffix("-gpu")]
+        assert gpu_service.keys() - service.keys() == {"profiles", "deploy"}
+        assert {key for key in service if gpu_service[key] != service[key]} == {"image", "build"}
+        assert gpu_service["profiles"] == ["gpu"]
 
 
-def test_traffic_is_encrypted_and_the_port_closed_to_others_by_default() -> None:
+def test_traffic_is_encrypted_and_ports_are_closed_by_default() -> None:
     superlink = services()["superlink"]
     assert superlink["ports"] == ["127.0.0.1:8000:8000"]
     assert [name for name, service in services().items() if "ports" in service] == ["superlink", "gateway"]
     assert "--enable-supernode-auth" in superlink["command"]
     insecure = {name.removesuffix("-gpu") for name, service in services().items() if "--insecure" in service["command"]}
-    # Within a network of two containers, under a secret of theirs.
+    # Only on a network of two containers, which authenticate with a shared secret.
     assert insecure == {f"superexec-clientapp-{number}" for number in range(3)}
 
 
-def test_the_gateway_lets_nodes_in_and_nobody_who_gives_orders() -> None:
+def test_gateway_forwards_only_node_requests() -> None:
     content = compose()["configs"]["gateway"]["content"]
-    passed = re.findall(r"location (.+) \{ proxy_pass https://superlink:8000; \}", content)
-    assert passed == ["/v1/fleet/", "= /health"]
+    forwarded = re.findall(r"location (.+) \{ proxy_pass https://superlink:8000; \}", content)
+    assert forwarded == ["/v1/fleet/", "= /health"]
     assert "location / { return 403; }" in content
     assert "proxy_ssl_verify on;" in content
-    # A dollar sign would be taken for one of compose's own variables.
+    # Compose would interpret a dollar sign as one of its variables.
     assert "$" not in content
 
 
-def test_certs_makes_every_secret_that_compose_wants(certs: Path) -> None:
+def test_certs_creates_all_secrets_of_the_compose_file(certs: Path) -> None:
     for secret in compose()["secrets"].values():
         path = certs / Path(secret["file"]).name
         assert path.is_file(), path
@@ -222,7 +223,7 @@ def test_certs_makes_every_secret_that_compose_wants(certs: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == (0o600 if private else 0o644), path
 
 
-def test_the_servers_certificate_holds_for_its_names_and_is_signed(certs: Path) -> None:
+def test_server_certificate_is_signed_and_valid_for_its_names(certs: Path) -> None:
     authority = x509.load_pem_x509_certificate((certs / "ca.crt").read_bytes())
     server = x509.load_pem_x509_certificate((certs / "server.crt").read_bytes())
     server.verify_directly_issued_by(authority)
@@ -231,14 +232,14 @@ def test_the_servers_certificate_holds_for_its_names_and_is_signed(certs: Path) 
     assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "192.0.2.7"]
 
 
-def test_a_node_s_public_key_is_that_of_its_private_one(certs: Path) -> None:
+def test_public_key_of_a_node_matches_its_private_key(certs: Path) -> None:
     private = serialization.load_ssh_private_key((certs / "node-1.key").read_bytes(), password=None)
     public = serialization.load_ssh_public_key((certs / "node-1.pub").read_bytes())
     assert private.public_key() == public
     assert (certs / "node-0.pub").read_bytes() != (certs / "node-1.pub").read_bytes()
 
 
-def test_certs_keeps_what_is_there_adds_nodes_and_renews_when_asked(certs: Path) -> None:
+def test_certs_retains_existing_files_adds_nodes_and_renews_on_request(certs: Path) -> None:
     before = {path.name: path.read_bytes() for path in certs.iterdir()}
     make_certs(certs, "--nodes", "4", "--renew")
     after = {path.name: path.read_bytes() for path in certs.iterdir()}

@@ -1,7 +1,7 @@
-"""Plays docker compose where there is no Docker engine: every service's own argv as a process on loopback.
+"""Emulation of docker compose without a Docker engine: each service's command runs as a process on loopback.
 
-What compose would do with names, ports, volumes, secrets and configs is done to the words of the command line; what a
-service has not been given (a secret, a volume) it does not find here either.
+Names, ports, volumes, secrets and configs are translated in the arguments of the command line. A service can only use
+the secrets and volumes that it has in docker-compose.yml.
 """
 
 import os
@@ -22,37 +22,36 @@ PORTS = {"superlink": (8000,), "supernode": (9094,), "superexec": (9097,)}
 
 
 class Compose:
-    """The services of docker-compose.yml, of which those that need no profile are started.
+    """The services of docker-compose.yml. `up` does not start services with a profile.
 
     Args:
-        folder: Where volumes, homes and logs go.
-        environment: What the file's ``${NAME:-default}`` are taken from.
+        folder: Directory for volumes, home directories and logs.
+        environment: Values for the file's ``${NAME:-default}``.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder
         text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-        found: dict[str, Any] = yaml.safe_load(interpolated(text, environment))
-        self.file = found
-        self.services: dict[str, Any] = found["services"]
+        self.file: dict[str, Any] = yaml.safe_load(interpolate(text, environment))
+        self.services: dict[str, Any] = self.file["services"]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        wanted = [(name, port) for name in self.services for port in PORTS.get(name.split("-")[0], ())]
-        self.ports = dict(zip(wanted, free_ports(len(wanted)), strict=True))
+        service_ports = [(name, port) for name in self.services for port in PORTS.get(name.split("-")[0], ())]
+        self.ports = dict(zip(service_ports, free_ports(len(service_ports)), strict=True))
 
     def up(self) -> None:
-        """Start all services, each when what it depends on is as it asks."""
+        """Start all services in order, each after the conditions of its dependencies are met."""
         for name, service in self.services.items():
             if "profiles" not in service:
                 self.start(name)
 
     def start(self, name: str) -> None:
         service = self.services[name]
-        for other, wish in service.get("depends_on", {}).items():
-            self._await(other, wish["condition"])
+        for other, dependency in service.get("depends_on", {}).items():
+            self._wait_for(other, dependency["condition"])
         home = self.home(name)
         for config in service.get("configs", []):
             content = self.file["configs"][config["source"]]["content"]
-            (home / Path(config["target"]).name).write_text(self.translated(name, content), encoding="utf-8")
+            (home / Path(config["target"]).name).write_text(self.translate(name, content), encoding="utf-8")
         environment = self.environment | service["environment"] | {"FLWR_HOME": str(home), "HOME": str(home)}
         with self.log(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(
@@ -60,41 +59,41 @@ class Compose:
             )
 
     def command(self, name: str) -> list[str]:
-        words = [str(word) for word in self.services[name]["command"]]
-        # The script that the image holds.
-        return [str(ROOT / word) if word.startswith("scripts/") else self.translated(name, word) for word in words]
+        arguments = [str(argument) for argument in self.services[name]["command"]]
+        # Scripts are part of the image.
+        return [str(ROOT / arg) if arg.startswith("scripts/") else self.translate(name, arg) for arg in arguments]
 
-    def translated(self, name: str, text: str) -> str:
+    def translate(self, name: str, text: str) -> str:
         service = self.services[name]
-        for (other, port), here in self.ports.items():
-            text = text.replace(f"{other}:{port}", f"127.0.0.1:{here}")
+        for (other, port), local_port in self.ports.items():
+            text = text.replace(f"{other}:{port}", f"127.0.0.1:{local_port}")
             if other == name:
-                text = text.replace(f"localhost:{port}", f"127.0.0.1:{here}")
-                text = str(here) if text == str(port) else text
+                text = text.replace(f"localhost:{port}", f"127.0.0.1:{local_port}")
+                text = str(local_port) if text == str(port) else text
         text = "127.0.0.1" if text == "0.0.0.0" else text
         paths = self.secrets(service) | self.volumes(name)
-        # The longest first: one path may be the beginning of another.
-        for inside in sorted(paths, key=len, reverse=True):
-            text = text.replace(inside, str(paths[inside]))
-        assert "/run/secrets/" not in text, f"{name} is not given {text}"
+        # The longest first, since one path may be a prefix of another.
+        for container_path in sorted(paths, key=len, reverse=True):
+            text = text.replace(container_path, str(paths[container_path]))
+        assert "/run/secrets/" not in text, f"{name} has no secret for {text}"
         return text
 
     def secrets(self, service: Mapping[str, Any]) -> dict[str, Path]:
-        given = [item if isinstance(item, dict) else {"source": item} for item in service.get("secrets", [])]
+        items = [item if isinstance(item, dict) else {"source": item} for item in service.get("secrets", [])]
         return {
             f"/run/secrets/{item.get('target', item['source'])}": ROOT / self.file["secrets"][item["source"]]["file"]
-            for item in given
+            for item in items
         }
 
     def volumes(self, name: str) -> dict[str, Path]:
-        # The node's configuration is read in the container of its apps.
+        # Paths in a node configuration are paths in the container of the node's ClientApps.
         service = self.services[name.replace("supernode-", "superexec-clientapp-")]
-        found = {}
+        paths = {}
         for line in service.get("volumes", []):
             source, target, *_ = line.split(":")
-            found[target] = ROOT / source if source[0] in "./" else self.folder / "volumes" / source
-            found[target].mkdir(parents=True, exist_ok=True)
-        return found
+            paths[target] = ROOT / source if source[0] in "./" else self.folder / "volumes" / source
+            paths[target].mkdir(parents=True, exist_ok=True)
+        return paths
 
     def home(self, name: str) -> Path:
         home = self.folder / "homes" / name
@@ -111,12 +110,12 @@ class Compose:
         return os.environ | {"PATH": path, "FEDSVD_CACHE": cache, "OMP_NUM_THREADS": "1"}
 
     def healthy(self, name: str) -> bool:
-        words = [self.translated(name, word) for word in self.services[name]["healthcheck"]["test"]]
-        assert words[0] == "CMD"
-        done = subprocess.run(words[1:], env=self.environment, capture_output=True, check=False)
-        return done.returncode == 0
+        arguments = [self.translate(name, argument) for argument in self.services[name]["healthcheck"]["test"]]
+        assert arguments[0] == "CMD"
+        completed = subprocess.run(arguments[1:], env=self.environment, capture_output=True, check=False)
+        return completed.returncode == 0
 
-    def _await(self, name: str, condition: str) -> None:
+    def _wait_for(self, name: str, condition: str) -> None:
         process = self.processes[name]
         if condition == "service_completed_successfully":
             assert process.wait(240) == 0, self.log(name).read_text()
@@ -136,7 +135,7 @@ class Compose:
         for process in self.processes.values():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
-        # A container takes with it what it started: apps that outlive their executor end here, too.
+        # Stopping a container stops all of its processes: here, apps may outlive their executor and are killed.
         marker = f"FLWR_HOME={self.folder}/".encode()
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -144,8 +143,8 @@ class Compose:
                     os.kill(int(process.name), signal.SIGKILL)
 
 
-def interpolated(text: str, environment: Mapping[str, str]) -> str:
-    """Replace ``${NAME:-default}`` as compose does, the values quoted for YAML's single quotes."""
+def interpolate(text: str, environment: Mapping[str, str]) -> str:
+    """Replace ``${NAME:-default}`` as compose does."""
 
     def value(match: re.Match[str]) -> str:
         return environment.get(match["name"], match["default"])

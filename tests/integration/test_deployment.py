@@ -183,7 +183,7 @@ def test_the_gateway_lets_nodes_through_and_nothing_else(federation: Compose) ->
     assert NGINX is not None
     home, port = federation.home("gateway"), free_ports(1)[0]
     config = federation.file["configs"]["gateway"]["content"].replace("/tmp/", f"{home}/")
-    config = federation.translated("gateway", config).replace("listen 8443", f"listen 127.0.0.1:{port}")
+    config = federation.translate("gateway", config).replace("listen 8443", f"listen 127.0.0.1:{port}")
     # The image of compose's gateway runs as one user from the start; here the first process may be root's.
     (home / "gateway.conf").write_text("user root;\n" * (os.getuid() == 0) + config)
     command = [NGINX, "-c", str(home / "gateway.conf"), "-p", str(home), "-g", "daemon off;"]
