@@ -1,4 +1,4 @@
-"""The empirical audit: what an attacker can really tell of one client's examples, beside what is claimed."""
+"""Empirical privacy audit: attack one client's examples and compare the result with the claimed guarantee."""
 
 from __future__ import annotations
 
@@ -26,72 +26,79 @@ __all__ = ["check_audit", "run_audit"]
 
 
 def check_audit(config: Config, settings: AuditConfig) -> None:
-    """Raise what can be known to be wrong before anything is loaded.
+    """Check the configuration of an audit before any data or model is loaded.
 
     Raises:
-        ConfigError: Privacy of another unit, a client that is not there, or what `fedsvd.launch.check_config` raises.
+        ConfigError: The run is not private per example, the audited client does not exist, clients have personal
+            models, the noise is shared, or the run is resumed; see also `fedsvd.launch.check_config`.
     """
     check_config(config)
     if config.privacy.name != "dp_sgd":
         raise ConfigError(
-            f"privacy.name = {config.privacy.name!r} makes no claim for an example, so there is none to audit: set "
-            "privacy=dp_sgd. To see an audit fail, break that with audit.sabotage=no_noise."
+            f"privacy.name = {config.privacy.name!r} gives no per-example guarantee to audit: set privacy=dp_sgd. To "
+            "see an audit fail, add audit.sabotage=no_noise."
         )
     if config.privacy.noise_share:
         raise ConfigError(
-            "privacy.noise_share = True gives each update a share of the noise, and claims its ε for the secure sum "
-            "alone, while an audit attacks one client's updates: set privacy.noise_share=false."
+            "privacy.noise_share = True adds only a share of the noise to each update, so that its ε holds only for "
+            "the secure sum, but an audit attacks the updates of one client: set privacy.noise_share=false."
         )
     if build_method(config.method).traits.personal or config.federation.client_ranks is not None:
         raise ConfigError(
             f"method.name = {config.method['name']} with federation.client_ranks = {config.federation.client_ranks} "
-            "gives clients models of their own, and an audit trains one model that all share: take another method, "
-            "and federation.client_ranks=null."
+            "gives each client its own model, but an audit trains one model that all clients share: use another "
+            "method, and set federation.client_ranks=null."
         )
     if settings.partition_id >= config.federation.num_clients:
         raise ConfigError(
-            f"audit.partition_id = {settings.partition_id} is not a client: federation.num_clients = "
-            f"{config.federation.num_clients}, so give 0 to {config.federation.num_clients - 1}."
+            f"audit.partition_id = {settings.partition_id} is invalid: expected 0 to "
+            f"{config.federation.num_clients - 1}, since federation.num_clients = {config.federation.num_clients}."
         )
     if config.resume is not None:
-        raise ConfigError(f"resume = {config.resume!r} is not possible: an audit starts anew. Leave the key out.")
+        raise ConfigError(f"resume = {config.resume!r} is not possible: an audit cannot be resumed. Leave the key out.")
 
 
-def run_audit(config: Config, settings: AuditConfig, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Attack one client of a federation, and leave ``audit.json`` and a plot in a folder.
+def run_audit(
+    config: Config, settings: AuditConfig, folder: Path, on_progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Attack one client of a federation, and write ``audit.json`` and a plot of the ROC curves.
 
     Args:
-        config: The run.
-        settings: Whom to attack, and how.
-        folder: The run's folder.
-        tell: Called with a line before each part.
+        config: The configuration of the run.
+        settings: The client to attack, and how.
+        folder: The run directory.
+        on_progress: Called with a progress message before each part.
 
     Returns:
-        What is in ``audit.json``.
+        The content of ``audit.json``.
 
     Raises:
         ConfigError: See `check_audit`.
-        PrivacyError: More canaries than trained numbers.
+        PrivacyError: There are more canaries than trained values.
         RunError: Training diverged.
     """
     check_audit(config, settings)
     started = time.perf_counter()
-    # The coins are the secret that the attack guesses: they come from the operating system, never from the seed.
+    # The coin flips are the secret that the attack guesses, so they are seeded by the operating system, not by the
+    # run's seed.
     rng = np.random.default_rng()
-    tell(f"one run with {settings.num_canaries} canaries …")
+    on_progress(f"training once with {settings.num_canaries} canaries …")
     one_run = audit_one_run(config, settings, rng)
     membership = None
     if settings.num_shadow_models:
         membership = attack_membership(
-            config, settings, rng, lambda done, of: tell(f"membership: training {done + 1} of {of} …")
+            config,
+            settings,
+            rng,
+            lambda done, total: on_progress(f"membership inference: training model {done + 1} of {total} …"),
         )
-    found = _summary(config, settings, one_run, membership) | {"seconds": time.perf_counter() - started}
+    result = _summary(config, settings, one_run, membership) | {"seconds": time.perf_counter() - started}
     run_folder = RunFolder(folder)
     write_text(run_folder.config, to_yaml(config))
-    write_json(run_folder.audit, found)
+    write_json(run_folder.audit, result)
     curves = _curves(one_run, membership)
     plot_roc(curves, one_run.claimed_epsilon, config.privacy.target_delta, run_folder.roc_plot)
-    return found
+    return result
 
 
 def _curves(one_run: OneRunAudit, membership: MembershipAttack | None) -> dict[str, Roc]:

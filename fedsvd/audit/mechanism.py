@@ -1,4 +1,4 @@
-"""The mechanism under audit: as the client would run it, or broken on purpose."""
+"""The mechanism under audit: the one that the client runs, or a deliberately broken one."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.dp_sgd import DPSGD
 from fedsvd.runtime.private_round import round_mechanism
 
-# So much longer than the bound are canaries, so that clipping has something to do, and its absence something to show.
+# Norm of a canary as a multiple of the clipping bound. Above 1, so that missing clipping is detected.
 CANARY_NORM = 10.0
-# A bound that no gradient reaches; the noise stays what it was.
-_NO_BOUND = 1e6
+# Factor by which ``no_clipping`` raises the clipping bound, so that no gradient is clipped; the noise is unchanged.
+_NO_CLIPPING_FACTOR = 1e6
 
 
 def audited_mechanism(config: Config, run: Spend, sabotage: Sabotage = "none") -> DPSGD:
-    """Return the mechanism of one round, after sabotage.
+    """Return the DP-SGD mechanism of one round, with sabotage applied.
 
     Args:
-        config: The run.
-        run: See `fedsvd.privacy.plan.calibrate_run`.
+        config: The configuration of the run.
+        run: The mechanism of the whole run; see `fedsvd.privacy.plan.calibrate_run`.
         sabotage: See `fedsvd.config.audit.AuditConfig`.
     """
-    # What the run costs is counted over all its rounds; the client takes this part of the steps in each.
+    # ``run`` counts the steps of all rounds; a round takes ``local_steps`` of them.
     mechanism = round_mechanism(config, replace(run, steps=config.train.local_steps))
     if sabotage == "no_noise":
         return replace(mechanism, noise_multiplier=0.0)
     if sabotage == "no_clipping":
         return replace(
             mechanism,
-            max_grad_norm=_NO_BOUND * mechanism.max_grad_norm,
-            noise_multiplier=mechanism.noise_multiplier / _NO_BOUND,
+            max_grad_norm=_NO_CLIPPING_FACTOR * mechanism.max_grad_norm,
+            noise_multiplier=mechanism.noise_multiplier / _NO_CLIPPING_FACTOR,
         )
     return mechanism

@@ -1,4 +1,4 @@
-"""The membership attack: was an example of the client in its training data? Asked of the final model alone."""
+"""Membership inference from the final model: whether an example was part of the client's training data."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from fedsvd.runtime.data import load_client_data
 from fedsvd.runtime.losses import per_example_losses
 from fedsvd.runtime.model import load_model
 
-_LEAST_EXAMPLES = 4
+_MIN_EXAMPLES = 4
 
 
 @dataclass(frozen=True)
 class MembershipAttack:
-    """How well the final model tells members from others.
+    """How well the final model separates members from non-members.
 
     Attributes:
-        loss_threshold: By a threshold on the loss (Yeom et al. 2018, arXiv 1709.01604).
-        lira: By likelihood ratios from shadow models (Carlini et al. 2022, arXiv 2112.03570).
-        num_examples: Members and others, half of each.
+        loss_threshold: ROC of a threshold on the loss (Yeom et al. 2018, arXiv 1709.01604).
+        lira: ROC of likelihood ratios from shadow models (Carlini et al. 2022, arXiv 2112.03570).
+        num_examples: Number of examples, half of them members.
     """
 
     loss_threshold: Roc
@@ -41,43 +41,44 @@ class MembershipAttack:
 
 
 def attack_membership(
-    config: Config, settings: AuditConfig, rng: np.random.Generator, tell: Callable[[int, int], None]
+    config: Config, settings: AuditConfig, rng: np.random.Generator, on_progress: Callable[[int, int], None]
 ) -> MembershipAttack:
-    """Train on a random half of the client's examples, and ask the model which half it was.
+    """Train on a random half of the client's examples, and infer from the final model which half it was.
 
-    The shadow models of the attack are trained the same way on halves of the same examples, in pairs, so that each
-    example is in one half of them. Simpler than the paper: one query an example, no augmentation, few shadow models
-    (hence a spread that all examples share), and the client trains alone, which is the best case of the attacker.
+    Shadow models are trained in the same way on random halves of the same examples, in pairs of complementary halves,
+    so that each example is a member for half of the shadow models. The attack is simpler than in the paper: one query
+    per example, no augmentation, and few shadow models, so that all examples share one standard deviation. The client
+    trains alone, which is the best case for the attacker.
 
     Args:
-        config: The run.
-        settings: Whom to attack, with how many shadow models, and what to break.
-        rng: Draws the halves.
-        tell: Called with the number of trainings done and of all.
+        config: The configuration of the run.
+        settings: The client to attack, the number of shadow models, and the sabotage.
+        rng: Random generator that draws the halves.
+        on_progress: Called with the number of models trained so far and the total.
 
     Raises:
-        DataError: A client of too few examples.
+        DataError: The client has too few examples.
     """
-    silo = load_client_data(config, settings.partition_id)
-    total, losses = len(silo.examples), per_example_losses(silo, config)
-    if total < _LEAST_EXAMPLES:
+    client_data = load_client_data(config, settings.partition_id)
+    total, losses = len(client_data.examples), per_example_losses(client_data, config)
+    if total < _MIN_EXAMPLES:
         raise DataError(
-            f"client {settings.partition_id} holds {total} examples; an attack on halves of them needs "
-            f"{_LEAST_EXAMPLES}. Attack another client (audit.partition_id), or set audit.num_shadow_models=0."
+            f"client {settings.partition_id} holds {total} examples, but membership inference needs at least "
+            f"{_MIN_EXAMPLES}. Attack another client (audit.partition_id), or set audit.num_shadow_models=0."
         )
     members = _halves(total, 1, rng)[0]
-    inside = _halves(total, settings.num_shadow_models, rng)
-    measured = []
-    for done, half in enumerate([members, *inside]):
-        tell(done, 1 + len(inside))
-        measured.append(_losses_after_training(config, settings, losses, half))
-    target, shadows = measured[0], np.stack(measured[1:])
-    likelihoods = lira_scores(logit_confidence(target), logit_confidence(shadows), inside)
+    shadow_members = _halves(total, settings.num_shadow_models, rng)
+    final_losses = []
+    for done, half in enumerate([members, *shadow_members]):
+        on_progress(done, 1 + len(shadow_members))
+        final_losses.append(_losses_after_training(config, settings, losses, half))
+    target, shadows = final_losses[0], np.stack(final_losses[1:])
+    likelihoods = lira_scores(logit_confidence(target), logit_confidence(shadows), shadow_members)
     return MembershipAttack(roc(-target, members), roc(likelihoods, members), total)
 
 
 def _halves(total: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw random halves, shape (count, total); the second of each pair is what the first leaves out."""
+    """Draw random halves as masks, shape (count, total); the second of each pair is the complement of the first."""
     halves: list[np.ndarray] = []
     while len(halves) < count:
         chosen = np.isin(np.arange(total), rng.permutation(total)[: total // 2])
@@ -86,18 +87,19 @@ def _halves(total: int, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _losses_after_training(config: Config, settings: AuditConfig, losses: LossFunction, half: np.ndarray) -> np.ndarray:
+    """Train on the examples of ``half`` and return the final losses of all examples."""
     chosen = np.flatnonzero(half).tolist()
 
-    def of_chosen(model: nn.Module, positions: Sequence[int]) -> Tensor:
+    def chosen_losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
         return losses(model, [chosen[i] for i in positions])
 
     mechanism = audited_mechanism(config, calibrate_run(config, len(chosen)), settings.sabotage)
-    adapter = simulate_rounds(config, [Participant(settings.partition_id, of_chosen, len(chosen), mechanism)])
+    adapter = simulate_rounds(config, [Participant(settings.partition_id, chosen_losses, len(chosen), mechanism)])
     model = load_model(config)
     peft_model.write(model, adapter)
     model.eval()
     size = config.train.eval_batch_size
     with torch.no_grad():
-        parts = [losses(model, range(start, min(start + size, len(half)))) for start in range(0, len(half), size)]
-    measured: np.ndarray = torch.cat(parts).double().cpu().numpy()
-    return measured
+        batches = [losses(model, range(start, min(start + size, len(half)))) for start in range(0, len(half), size)]
+    final_losses: np.ndarray = torch.cat(batches).double().cpu().numpy()
+    return final_losses

@@ -1,4 +1,4 @@
-"""The one-run audit: canaries beside one client's real data, guessed at from the updates that the server sees."""
+"""The one-run audit: canaries in one client's data, and guesses about them from the updates the server receives."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from fedsvd.runtime.losses import per_example_losses
 from fedsvd.runtime.model import initial_adapter, trained_parts
 from fedsvd.training.loop import learning_rate
 
-# The guesses are planned for three worlds: the noise is what is claimed, or too little, or hardly any.
-_WORLDS = (1.0, 0.3, 0.05)
+# Fractions of the claimed noise for which a number of guesses is planned: all of it, too little, and hardly any.
+_NOISE_FRACTIONS = (1.0, 0.3, 0.05)
 
 
 @dataclass(frozen=True)
 class OneRunAudit:
-    """What canaries showed.
+    """The result of a one-run audit.
 
     Attributes:
-        claimed_epsilon: ε of the attacked client's whole run, as it is accounted for.
-        spend: The mechanism that is claimed.
-        bound: What the attacker's guesses prove.
-        largest_bound: What they could have proved at most, all of them right.
-        roc: Of all canaries, by the attacker's scores.
+        claimed_epsilon: ε of the attacked client over the whole run, according to the accountant.
+        spend: The claimed mechanism.
+        bound: Lower bound on ε that the attacker's guesses prove.
+        largest_bound: Largest lower bound that an audit of this size can prove, if all guesses are correct.
+        roc: ROC of the attacker's scores over all canaries.
     """
 
     claimed_epsilon: float
@@ -48,65 +48,69 @@ class OneRunAudit:
 
     @property
     def contradicts_claim(self) -> bool:
-        """Whether the claim is refuted."""
+        """Whether the lower bound exceeds the claimed ε."""
         return self.bound.epsilon > self.claimed_epsilon
 
 
 def audit_one_run(config: Config, settings: AuditConfig, rng: np.random.Generator) -> OneRunAudit:
-    """Run the federation once, with canaries in one client's data, and bound its ε from below.
+    """Run the federation once, with canaries in one client's data, and compute a lower bound on its ε.
 
     Args:
-        config: The run.
-        settings: Whom to attack, with how many canaries, and what to break.
-        rng: Draws canaries and their coins.
+        config: The configuration of the run.
+        settings: The client to attack, the number of canaries, and the sabotage.
+        rng: Random generator that draws the canaries and flips their coins.
 
     Raises:
-        PrivacyError: More canaries than trained numbers, or a budget that no noise can keep.
-        RunError: Updates that are not finite.
+        PrivacyError: There are more canaries than trained values, or no noise satisfies the budget.
+        RunError: An update is not finite.
     """
     privacy = config.privacy
-    canaries = draw_canaries(settings.num_canaries, _num_trained(config), CANARY_NORM * privacy.max_grad_norm, rng)
+    canaries = draw_canaries(
+        settings.num_canaries, _num_trained_values(config), CANARY_NORM * privacy.max_grad_norm, rng
+    )
     spend = calibrate_run(config, len(load_client_data(config, settings.partition_id).examples))
-    each = 1 - (1 - settings.confidence) / len(_WORLDS)
+    test_confidence = 1 - (1 - settings.confidence) / len(_NOISE_FRACTIONS)
     tests = tuple(
         plan_guesses(
             canaries.total,
-            share * spend.noise_multiplier,
+            fraction * spend.noise_multiplier,
             spend.sample_rate,
             spend.steps,
             privacy.target_delta,
-            each,
+            test_confidence,
             rng,
         )
-        for share in _WORLDS
+        for fraction in _NOISE_FRACTIONS
     )
     scores = _attack(config, settings, canaries)
     return OneRunAudit(
         epsilon([spend], privacy.target_delta, privacy.accountant),
         spend,
         audit_scores(scores, canaries.included, tests, privacy.target_delta, settings.confidence),
-        largest_bound(canaries.total, privacy.target_delta, settings.confidence, len(_WORLDS)),
+        largest_bound(canaries.total, privacy.target_delta, settings.confidence, len(_NOISE_FRACTIONS)),
         roc(scores, canaries.included),
     )
 
 
 def _attack(config: Config, settings: AuditConfig, canaries: DiracCanaries) -> np.ndarray:
-    """Sum each canary's evidence over the rounds, each round's update turned back into a sum of gradients."""
+    """Return each canary's score: its evidence summed over rounds, with updates converted back to gradient sums."""
     scores = np.zeros(canaries.total)
     train = config.train
-    # Of other optimisers an update is no plain sum of the steps' gradients, so the data's own part stays in it.
-    plain = train.optimizer == "sgd" and train.momentum == 0 and train.weight_decay == 0
+    # With other optimizers, an update is not the plain sum of the steps' gradients, so the contribution of the real
+    # data cannot be subtracted.
+    plain_sgd = train.optimizer == "sgd" and train.momentum == 0 and train.weight_decay == 0
     num_examples = len(load_client_data(config, settings.partition_id).examples)
     divisor = calibrate_run(config, num_examples).sample_rate * num_examples
 
     def observe(server_round: int, update: Sequence[Tensor]) -> None:
-        per_gradient = -divisor / learning_rate(train, server_round)
-        scores[:] += canaries.scores([per_gradient * moved for moved in update], subtract_known=plain)
-        canaries.forget()
+        scale = -divisor / learning_rate(train, server_round)
+        gradient_sums = [scale * change for change in update]
+        scores[:] += canaries.scores(gradient_sums, subtract_known=plain_sgd)
+        canaries.reset_known()
 
     simulate_rounds(config, _participants(config, settings, canaries, observe))
     if not np.isfinite(scores).all():
-        raise RunError("the audited updates are not finite: training has diverged. Lower train.learning_rate.")
+        raise RunError("an audited update is not finite: training has diverged. Lower train.learning_rate.")
     return scores
 
 
@@ -114,25 +118,25 @@ def _participants(
     config: Config, settings: AuditConfig, canaries: DiracCanaries, observe: Observer
 ) -> list[Participant]:
     attacked = settings.partition_id
-    numbers = range(config.federation.num_clients) if settings.other_clients else [attacked]
+    partition_ids = range(config.federation.num_clients) if settings.other_clients else [attacked]
     participants = []
-    for number in numbers:
-        silo = load_client_data(config, number)
-        spend = calibrate_run(config, len(silo.examples))
+    for partition_id in partition_ids:
+        client_data = load_client_data(config, partition_id)
+        spend = calibrate_run(config, len(client_data.examples))
         participants.append(
             Participant(
-                number,
-                per_example_losses(silo, config),
-                len(silo.examples),
-                audited_mechanism(config, spend, settings.sabotage if number == attacked else "none"),
-                canaries if number == attacked else None,
-                observe if number == attacked else None,
+                partition_id,
+                per_example_losses(client_data, config),
+                len(client_data.examples),
+                audited_mechanism(config, spend, settings.sabotage if partition_id == attacked else "none"),
+                canaries if partition_id == attacked else None,
+                observe if partition_id == attacked else None,
             )
         )
     return participants
 
 
-def _num_trained(config: Config) -> int:
+def _num_trained_values(config: Config) -> int:
     method = build_method(config.method)
     adapter = initial_adapter(config, method)
     parts = trained_parts(method, config, 1)

@@ -1,4 +1,4 @@
-"""The rounds of a federation without its network: the clients' real private rounds, the method's real server step."""
+"""Simulated rounds without a network, with the clients' real private training and the method's real server step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedsvd.privacy.dp_sgd import DPSGD, LossFunction
 from fedsvd.runtime.model import initial_adapter, load_model, resolve_device, trained_parts
 from fedsvd.runtime.private_round import train_privately
 
-# Told of a round's number, and of what the attacked client's trained parameters moved by in it.
+# Called with the round number and the change of the attacked client's trained parameters in that round.
 Observer = Callable[[int, Sequence[Tensor]], None]
 
 
@@ -26,12 +26,12 @@ class Participant:
     """A client that takes part in every round.
 
     Attributes:
-        partition_id: Its number.
-        losses: As `fedsvd.privacy.dp_sgd.train_dp_sgd` has it.
-        num_examples: Size of its data.
-        mechanism: Its DP-SGD in each round.
-        canaries: An audit's, or None.
-        observer: Sees what a server would see of this client: each round's update.
+        partition_id: Index of the client's partition.
+        losses: See `fedsvd.privacy.dp_sgd.train_dp_sgd`.
+        num_examples: Number of the client's examples.
+        mechanism: DP-SGD mechanism of each round.
+        canaries: Canaries in the client's data, if it is attacked.
+        observer: Called with each update that a server would receive from this client.
     """
 
     partition_id: int
@@ -43,14 +43,16 @@ class Participant:
 
 
 def simulate_rounds(config: Config, participants: Sequence[Participant]) -> Adapter:
-    """Run all rounds and return the last adapter. No ledger is charged: nothing leaves the process.
+    """Run all rounds and return the final adapter.
+
+    No ledger is charged, since nothing leaves the process.
 
     Args:
-        config: The run; all participants take part in each of its rounds.
-        participants: At least one.
+        config: The configuration of the run.
+        participants: The clients, at least one; all take part in every round.
 
     Raises:
-        PrivacyError: As `fedsvd.runtime.private_round.train_privately`.
+        PrivacyError: See `fedsvd.runtime.private_round.train_privately`.
     """
     method = build_method(config.method)
     adapter = initial_adapter(config, method).to(resolve_device(config.device))

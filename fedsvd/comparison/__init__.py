@@ -1,4 +1,4 @@
-"""Many runs that differ in one thing at a time: each contender's learning rate is chosen first, then all are run."""
+"""Comparison of contenders: choose a learning rate for each, then run all of them on every task, budget and seed."""
 
 from __future__ import annotations
 
@@ -21,32 +21,35 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def run_comparison(
-    base: Sequence[str], settings: CompareConfig, folder: Path, tell: Callable[[str, int, int], None]
+    base: Sequence[str], settings: CompareConfig, folder: Path, on_progress: Callable[[str, int, int], None]
 ) -> list[dict[str, Any]]:
-    """Run whatever is not in ``folder/results.jsonl`` yet, and return the rows of this comparison.
+    """Execute all runs that are not in ``folder/results.jsonl`` yet, and return the rows of this comparison.
 
     Args:
         base: Overrides that all runs share.
-        settings: The group ``compare``.
-        folder: Where rows are appended as runs end; one that was cut off goes on where it was.
-        tell: Called with phase, runs done and runs in all.
+        settings: The configuration group ``compare``.
+        folder: Directory of ``results.jsonl``, to which the row of each finished run is appended. An interrupted
+            comparison resumes from it.
+        on_progress: Called with the phase, the number of finished runs and the total number of runs.
 
     Raises:
-        ConfigError: Overrides that do not compose, before anything runs.
+        ConfigError: The overrides of a run are invalid (raised before anything runs), or the folder holds runs with
+            other overrides.
+        RunError: A worker process was killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.jsonl"
     tuning = tuning_jobs(settings)
-    _check(base, settings, tuning)
+    _check_overrides(base, settings, tuning)
     with Workers(settings.num_workers) as workers:
-        _run_missing(workers, base, settings, tuning, path, tell)
+        _run_missing(workers, base, settings, tuning, path, on_progress)
         final = final_jobs(settings, chosen_learning_rates(select_rows(tuning, read_rows(path))))
-        _run_missing(workers, base, settings, final, path, tell)
+        _run_missing(workers, base, settings, final, path, on_progress)
     return select_rows([*tuning, *final], read_rows(path))
 
 
 def tuning_jobs(settings: CompareConfig) -> list[Job]:
-    """Return the runs by which learning rates are chosen."""
+    """Return the runs from which learning rates are chosen."""
     return [
         Job("tuning", task, contender, epsilon, settings.tuning_seed, rate)
         for task in ([settings.tuning_task] if settings.tuning_task else settings.chosen_tasks)
@@ -57,7 +60,7 @@ def tuning_jobs(settings: CompareConfig) -> list[Job]:
 
 
 def final_jobs(settings: CompareConfig, rates: Mapping[tuple[str, str, float], float]) -> list[Job]:
-    """Return the runs that are reported, those of one task and seed together (they share what is computed once)."""
+    """Return the reported runs, ordered by task and seed, since runs of one task and seed share cached data."""
     return [
         Job(
             "final",
@@ -75,7 +78,7 @@ def final_jobs(settings: CompareConfig, rates: Mapping[tuple[str, str, float], f
 
 
 def chosen_learning_rates(rows: Rows) -> dict[tuple[str, str, float], float]:
-    """Return for each task, contender and tuning budget the rate that did best; of equals the smallest."""
+    """Return the learning rate of highest accuracy per task, contender and tuning budget; the smallest on ties."""
     best: dict[tuple[str, str, float], tuple[float, float]] = {}
     for row in rows:
         if row["phase"] == "tuning":
@@ -85,7 +88,10 @@ def chosen_learning_rates(rows: Rows) -> dict[tuple[str, str, float], float]:
 
 
 def nearest_budget(epsilon: float, settings: CompareConfig) -> float:
-    """Return the tuning budget nearest to one, by ratio; no privacy goes with no privacy where that is tuned."""
+    """Return the tuning budget nearest to ``epsilon`` by ratio.
+
+    Runs without privacy (0) use the rate that was tuned without privacy, if it is among the tuning budgets.
+    """
 
     def distance(other: float) -> float:
         if not epsilon or not other:
@@ -96,7 +102,7 @@ def nearest_budget(epsilon: float, settings: CompareConfig) -> float:
 
 
 def overrides(job: Job, base: Sequence[str], settings: CompareConfig) -> list[str]:
-    """Return the overrides of one run, which ``fedsvd train`` takes as they are."""
+    """Return the overrides of one run; ``fedsvd train`` with these overrides repeats it."""
     privacy = ["privacy=dp_sgd", f"privacy.target_epsilon={job.epsilon:g}"] if job.epsilon else ["privacy=none"]
     return [
         *base,
@@ -110,7 +116,7 @@ def overrides(job: Job, base: Sequence[str], settings: CompareConfig) -> list[st
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows that are whole; a run that was cut off while its row was written is run again."""
+    """Read all complete rows; a row that was only partly written is skipped, so that its run is repeated."""
     if not path.exists():
         return []
     rows = []
@@ -121,19 +127,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def select_rows(jobs: Iterable[Job], rows: Rows) -> list[dict[str, Any]]:
-    """Return the rows of some jobs: a folder may hold other seeds, budgets and rates, of earlier comparisons."""
-    wanted = set(jobs)
-    return [dict(row) for row in rows if _job(row) in wanted]
+    """Return the rows of the given jobs, without those of earlier comparisons in the same folder."""
+    selected = set(jobs)
+    return [dict(row) for row in rows if _job(row) in selected]
 
 
 def _job(row: Mapping[str, Any]) -> Job:
     return Job(**{name: row[name] for name in Job.__annotations__})
 
 
-def _check(base: Sequence[str], settings: CompareConfig, jobs: Iterable[Job]) -> None:
+def _check_overrides(base: Sequence[str], settings: CompareConfig, jobs: Iterable[Job]) -> None:
     from fedsvd.launch import check_config
 
-    # Rates and seeds are numbers whose range the schema has checked: one of each is enough.
+    # The schema has validated learning rates and seeds, so one job per task, contender and budget is enough.
     for job in {(job.task, job.contender, job.epsilon): job for job in jobs}.values():
         check_config(compose(overrides(job, base, settings)))
 
@@ -144,42 +150,43 @@ def _run_missing(
     settings: CompareConfig,
     jobs: Sequence[Job],
     path: Path,
-    tell: Callable[[str, int, int], None],
+    on_progress: Callable[[str, int, int], None],
 ) -> None:
     rows = read_rows(path)
-    # A line that was cut off must not swallow the next one.
+    # Remove a partly written last line, so that the next row does not continue it.
     write_rows(path, rows)
     done: dict[Job, list[str]] = {_job(row): row["overrides"] for row in rows}
     for job in jobs:
         if job in done and done[job] != overrides(job, base, settings):
             raise ConfigError(
                 f"{path} holds runs of {job.contender} on {job.task} with other overrides ({' '.join(done[job])}): "
-                "choose another folder with run_dir=FOLDER."
+                "choose another directory with run_dir=DIR."
             )
     missing = [job for job in jobs if job not in done]
-    told = len(jobs) - len(missing)
-    tell(jobs[0].phase, told, len(jobs))
+    num_done = len(jobs) - len(missing)
+    on_progress(jobs[0].phase, num_done, len(jobs))
 
-    def keep(job: Job, result: Mapping[str, Any]) -> None:
-        nonlocal told
+    def save(job: Job, result: Mapping[str, Any]) -> None:
+        nonlocal num_done
         with path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({**asdict(job), **result}) + "\n")
-        told += 1
-        tell(jobs[0].phase, told, len(jobs))
+        num_done += 1
+        on_progress(jobs[0].phase, num_done, len(jobs))
 
     try:
-        workers.run(split_jobs(missing, settings.num_workers), lambda job: overrides(job, base, settings), keep)
+        workers.run(split_jobs(missing, settings.num_workers), lambda job: overrides(job, base, settings), save)
     except BrokenProcessPool as error:
         raise RunError(
-            f"a worker was killed, most often for want of memory ({error}). What is done is in {path}: run the "
-            f"same command again, perhaps with fewer than compare.num_workers = {settings.num_workers}."
+            f"a worker process was killed, most often because memory ran out ({error}). Finished runs are in {path}: "
+            f"run the same command again, if necessary with compare.num_workers below {settings.num_workers}."
         ) from error
 
 
 def split_jobs(jobs: Sequence[Job], num_workers: int) -> list[list[Job]]:
-    """Split jobs so that those of one task and seed, which share what is computed once, go to one worker.
+    """Split jobs into groups for the workers.
 
-    Where there are fewer such groups than workers, each group is dealt out to all of them.
+    Jobs of one task and seed share cached data, so they form one group. If there are fewer such groups than workers,
+    each group is divided among all workers.
     """
     groups: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:

@@ -1,4 +1,4 @@
-"""The processes that carry out a comparison's runs."""
+"""The worker processes that execute the runs of a comparison."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from fedsvd.errors import RunError
 
 @dataclass(frozen=True)
 class Job:
-    """One run.
+    """One run of a comparison.
 
     Attributes:
-        phase: ``tuning`` (measured on validation texts) or ``final`` (on test texts).
-        task: Its name.
-        contender: Its name.
-        epsilon: Budget; 0 for none.
-        seed: The run's.
-        learning_rate: The clients'.
+        phase: ``tuning`` (evaluated on validation texts) or ``final`` (on test texts).
+        task: Name of the task.
+        contender: Name of the contender.
+        epsilon: Privacy budget; 0 for no privacy.
+        seed: Seed of the run.
+        learning_rate: Learning rate of the clients.
     """
 
     phase: str
@@ -41,19 +41,19 @@ class Job:
 
 
 class Workers:
-    """Processes that run jobs, alive from one call to the next, so that what they hold is computed once.
+    """Worker processes that stay alive between calls, so that their caches are reused.
 
     Args:
-        count: Processes at a time, each with its part of the cores; started when there is something to run.
+        count: Number of processes, which share the CPU cores equally. They start with their first job.
     """
 
     def __init__(self, count: int) -> None:
         cores = max(1, (os.cpu_count() or 1) // count)
-        # Fresh processes: each loads its own model, and none inherits another's threads.
+        # Spawn instead of fork: each process loads its own model, and none inherits threads.
         self._processes = [
             ProcessPoolExecutor(1, get_context("spawn"), _start_worker, (cores, os.getpid())) for _ in range(count)
         ]
-        # Whose texts' states each process holds.
+        # The task whose cached states each process holds.
         self._tasks: list[str | None] = [None] * count
 
     def __enter__(self) -> Workers:
@@ -65,38 +65,38 @@ class Workers:
 
     def run(
         self,
-        waiting: Sequence[Sequence[Job]],
-        words: Callable[[Job], list[str]],
-        keep: Callable[[Job, Mapping[str, Any]], None],
+        groups: Sequence[Sequence[Job]],
+        overrides: Callable[[Job], list[str]],
+        save: Callable[[Job, Mapping[str, Any]], None],
     ) -> None:
-        """Run shares of jobs, each share in one process from its first job to its last.
+        """Run groups of jobs, all jobs of a group in one process.
 
         Args:
-            waiting: The shares.
-            words: From a job to its overrides.
-            keep: Told each result as it comes, one at a time.
+            groups: The groups of jobs.
+            overrides: Function from a job to its overrides.
+            save: Called with each job and its result when it finishes, never concurrently.
 
         Raises:
-            BrokenProcessPool: A process was killed; the others end after the job that they are at.
+            BrokenProcessPool: A process was killed; the others stop after their current job.
         """
-        left, lock, stopped = [share for share in waiting if share], threading.Lock(), threading.Event()
+        pending, lock, stopped = [group for group in groups if group], threading.Lock(), threading.Event()
 
-        def work(number: int) -> None:
+        def work(index: int) -> None:
             while True:
                 with lock:
-                    share = take_job_group(left, self._tasks[number])
-                for job in share:
-                    self._tasks[number] = job.task
-                    result = self._processes[number].submit(_run_one, words(job)).result()
+                    group = take_job_group(pending, self._tasks[index])
+                for job in group:
+                    self._tasks[index] = job.task
+                    result = self._processes[index].submit(_run_job, overrides(job)).result()
                     with lock:
-                        keep(job, result)
+                        save(job, result)
                     if stopped.is_set():
                         return
-                if not share:
+                if not group:
                     return
 
         with ThreadPoolExecutor(len(self._processes)) as threads:
-            workers = [threads.submit(work, number) for number in range(len(self._processes))]
+            workers = [threads.submit(work, index) for index in range(len(self._processes))]
             try:
                 wait(workers, return_when=FIRST_EXCEPTION)
             finally:
@@ -105,10 +105,10 @@ class Workers:
                 worker.result()
 
 
-def take_job_group(left: list[Sequence[Job]], task: str | None) -> Sequence[Job]:
-    """Take the first share of a task out of what is left, or of any where it has none; nothing where none is left."""
-    same = [index for index, share in enumerate(left) if share[0].task == task]
-    return left.pop(same[0] if same else 0) if left else ()
+def take_job_group(pending: list[Sequence[Job]], task: str | None) -> Sequence[Job]:
+    """Remove and return the first pending group of ``task``, or else the first of any task; empty if none is left."""
+    same_task = [index for index, group in enumerate(pending) if group[0].task == task]
+    return pending.pop(same_task[0] if same_task else 0) if pending else ()
 
 
 def _start_worker(threads: int, parent: int) -> None:
@@ -116,32 +116,32 @@ def _start_worker(threads: int, parent: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    """End this worker when its parent is gone: a killed comparison must not go on unseen."""
+def _exit_with(parent: int) -> None:
+    """Exit this worker process when its parent process has ended, so that it does not outlive a killed comparison."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
 
 
-def _run_one(words: list[str]) -> dict[str, Any]:
-    """Run once in a folder that is thrown away, and return what is kept of it."""
+def _run_job(overrides: list[str]) -> dict[str, Any]:
+    """Execute one run in a temporary directory and return its result."""
     from fedsvd import launch
     from fedsvd.runs.folder import RunFolder
     from fedsvd.runs.folder import read_rows as read_metrics
 
     started = time.perf_counter()
-    _make_room(words)
+    _clear_unneeded_caches(overrides)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                accuracy = launch.run(compose(words), words, folder)
+                accuracy = launch.run(compose(overrides), overrides, folder)
         except RunError as error:
-            # A rate at which training diverges is a bad rate, not the end of the comparison.
-            return {"accuracy": 0.0, "diverged": str(error), "overrides": words}
+            # Training may diverge at a high learning rate, which must not end the comparison.
+            return {"accuracy": 0.0, "diverged": str(error), "overrides": overrides}
         rows = read_metrics(RunFolder(folder).metrics)
     return {
         "accuracy": accuracy,
@@ -150,19 +150,24 @@ def _run_one(words: list[str]) -> dict[str, Any]:
         "bytes_down": sum(row["bytes_down"] for row in rows),
         "bytes_up": sum(row["bytes_up"] for row in rows),
         "seconds": round(time.perf_counter() - started, 2),
-        "overrides": words,
+        "overrides": overrides,
     }
 
 
-_AT: list[tuple[Any, ...]] = []
+# Task, partition and seed of the previous run in this process.
+_LAST: list[tuple[Any, ...]] = []
 
 
-def _make_room(words: list[str]) -> None:
-    """Drop what was loaded for another seed, and for another task its texts' states: they would fill the memory."""
+def _clear_unneeded_caches(overrides: list[str]) -> None:
+    """Clear caches that this run does not share with the previous one, to save memory.
+
+    For another partition or seed, loaded data and models are cleared; for another task, also the cached states of its
+    texts.
+    """
     from fedsvd.runtime.losses import clear_caches
 
-    config = compose(words)
-    at = ((config.data.name, config.data.domains), config.partition, config.seed)
-    if _AT and _AT[0] != at:
-        clear_caches(keep_states=_AT[0][0] == at[0])
-    _AT[:] = [at]
+    config = compose(overrides)
+    current = ((config.data.name, config.data.domains), config.partition, config.seed)
+    if _LAST and _LAST[0] != current:
+        clear_caches(keep_states=_LAST[0][0] == current[0])
+    _LAST[:] = [current]

@@ -104,7 +104,8 @@ def saved_overrides(folder: Path) -> list[str]:
         return list(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"resume = {str(folder)!r} is not the folder of a run: {path.name} cannot be read ({error})."
+            f"resume = {str(folder)!r} is not a run directory: {path.name} cannot be read ({error}). Give "
+            "the directory of an earlier run."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A federation of real nodes: submit the run to a running SuperLink, follow it, and fetch its run folder."""
+"""A federation of real nodes: submit the run to a running SuperLink, follow it, and fetch its run directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FLOWER_LOG_LINE = re.compile(
 )
 _INTERRUPTED = (
     "stopped following run {run_id}; the run itself continues. `fedsvd train resume={folder}` follows it again and "
-    "fetches its folder; `flwr stop {run_id}` stops it."
+    "fetches its run directory; `flwr stop {run_id}` stops it."
 )
 
 
@@ -47,15 +47,15 @@ class RemoteRun:
 
 
 def run_remote(federation: FederationConfig, overrides: Sequence[str], folder: RunFolder) -> None:
-    """Run a federation on real nodes, follow it, and fetch its run folder.
+    """Run a federation on real nodes, follow it, and fetch its run directory.
 
     If ``folder`` belongs to a run that is in progress, or that completed and was not fetched, that run is followed
     instead of submitting a new one. A run that did not complete resumes from its last checkpoint on the server.
 
     Args:
-        federation: Connection settings, and how the run folder is fetched.
+        federation: Connection settings, and how the run directory is fetched.
         overrides: The overrides that the run was composed from.
-        folder: The local run folder.
+        folder: The local run directory.
 
     Raises:
         RunError: The SuperLink cannot be reached, the run failed there, or its folder cannot be fetched.
@@ -74,7 +74,7 @@ def run_remote(federation: FederationConfig, overrides: Sequence[str], folder: R
         except KeyboardInterrupt as stopped:
             raise RunError(_INTERRUPTED.format(run_id=run.run_id, folder=folder.root)) from stopped
     if status != "finished:completed":
-        # The partial folder helps to find the cause, but failing to fetch it must not hide the error below.
+        # The partial run directory helps to find the cause, but failing to fetch it must not hide the error below.
         _fetch(federation, run, folder, required=False)
         raise RunError(
             f"run {run.run_id} ended as {status} ({details or 'no details'}); its log is in {folder.remote_log}. "
@@ -133,7 +133,7 @@ def _follow(connection: Connection, run: RemoteRun, folder: RunFolder, console: 
 
 
 def _fetch(federation: FederationConfig, run: RemoteRun, folder: RunFolder, *, required: bool) -> None:
-    """Fetch the run folder from the server.
+    """Fetch the run directory from the server.
 
     Raises:
         RunError: It cannot be fetched, and ``required`` is set.
@@ -151,13 +151,13 @@ def _fetch(federation: FederationConfig, run: RemoteRun, folder: RunFolder, *, r
         if required:
             message = (getattr(error, "stderr", None) or str(error)).strip()
             raise RunError(
-                f"run {run.run_id} completed, but its folder {run.folder} could not be fetched: {message}. It is on "
+                f"run {run.run_id} completed, but its directory {run.folder} could not be fetched: {message}. It is on "
                 "the ServerApp's machine; check federation.fetch and federation.server_runs."
             ) from error
 
 
 def _submitted_run(folder: RunFolder) -> RemoteRun | None:
-    """Return the run that was submitted from a local run folder before, if any."""
+    """Return the run that was submitted from a local run directory before, if any."""
     if not folder.remote.exists():
         return None
     try:

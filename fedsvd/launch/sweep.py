@@ -18,7 +18,7 @@ from fedsvd.errors import ConfigError, FedSVDError
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_json
 from fedsvd.runs.record import FAILED, FINISHED
 
-# Stores the arguments of a sweep in its folder, so that it can be resumed from the folder alone.
+# Stores the arguments of a sweep in its directory, so that it can be resumed from the directory alone.
 _SWEEP_FILE = "sweep.json"
 
 
@@ -28,7 +28,7 @@ class SweepPlan:
 
     Attributes:
         arguments: Command-line arguments for Hydra.
-        folder: The sweep's folder.
+        folder: The sweep directory.
         total: Number of runs; for a search, number of trials.
     """
 
@@ -38,17 +38,17 @@ class SweepPlan:
 
 
 def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
-    """Determine the folder and the number of runs of a sweep, and store its arguments for resuming.
+    """Determine the directory and the number of runs of a sweep, and store its arguments for resuming.
 
-    The folder of a run is named only after the swept values (``privacy.target_epsilon=1,seed=0``), so that each run
-    has the same folder whenever the sweep is started.
+    The directory of a run is named only after the swept values (``privacy.target_epsilon=1,seed=0``), so that each run
+    has the same directory whenever the sweep is started.
 
     Args:
-        overrides: The overrides of the sweep; may include ``resume=FOLDER`` of an earlier sweep.
+        overrides: The overrides of the sweep; may include ``resume=DIR`` of an earlier sweep.
 
     Raises:
-        ConfigError: An override is invalid, the folder to resume is not that of a sweep, a required extra is not
-            installed, or the folder holds runs with other settings.
+        ConfigError: An override is invalid, the directory to resume is not that of a sweep, a required extra
+            is not installed, or the directory holds runs with other settings.
     """
     overrides = _with_saved_overrides(list(overrides))
     check_overrides(overrides, multirun=True)
@@ -116,7 +116,7 @@ def _with_saved_overrides(overrides: list[str]) -> list[str]:
     saved = read_json(folder / _SWEEP_FILE).get("words")
     if saved is None:
         raise ConfigError(
-            f"resume = {str(folder)!r} is not the folder of a sweep: it holds no {_SWEEP_FILE}. Give the folder that "
+            f"resume = {str(folder)!r} is not a sweep directory: it holds no {_SWEEP_FILE}. Give the directory that "
             "the sweep printed, or leave out -m to resume a single run."
         )
     new = [item for item in overrides if not item.startswith("resume=")]
@@ -124,7 +124,7 @@ def _with_saved_overrides(overrides: list[str]) -> list[str]:
 
 
 def _check_existing_runs(folder: Path, fixed: Mapping[str, str]) -> None:
-    """Check that the runs already in a folder have the overrides that this sweep does not vary.
+    """Check that the runs already in a directory have the overrides that this sweep does not vary.
 
     Raises:
         ConfigError: A run has other overrides.
@@ -136,8 +136,8 @@ def _check_existing_runs(folder: Path, fixed: Mapping[str, str]) -> None:
         missing = [item for key, item in expected.items() if existing.get(key) != item]
         if missing:
             raise ConfigError(
-                f"{path.parent} holds a run without {', '.join(missing)}: choose another folder for this sweep with "
-                "hydra.sweep.dir=FOLDER."
+                f"{path.parent} holds a run without {', '.join(missing)}: choose another directory for this sweep with "
+                "hydra.sweep.dir=DIR."
             )
 
 

@@ -32,7 +32,9 @@ def export_model(run: TrainedRun, to: Path, *, merge: bool) -> None:
         ModelError: The base model cannot be loaded.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"--to {to} already exists and is not empty; nothing is overwritten. Choose another folder.")
+        raise ConfigError(
+            f"--to {to} already exists and is not empty; nothing is overwritten. Choose another directory."
+        )
     to.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}-"))
     try:

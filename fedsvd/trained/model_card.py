@@ -51,13 +51,14 @@ def _usage(run: TrainedRun, merged: bool) -> str:
     base_note = ""
     if not merged and run.config.model.source.startswith("embedded:"):
         base_note = (
-            "\nThe base model is in a folder of the machine on which the adapter was trained "
+            "\nThe base model is in a directory of the machine on which the adapter was trained "
             "(`base_model_name_or_path` in `adapter_config.json`). To use the model on another machine, export it with "
             "`--merge`.\n"
         )
     template = run.config.data.prompt_template
     prompt = f"\nThe model was trained on prompts of the form `{template!r}`.\n" if run.generates_text else ""
-    return f'## Use\n\n```python\n{code}tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```\n{prompt}{base_note}'
+    code += 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
+    return f"## Usage\n\n```python\n{code}```\n\nReplace `FOLDER` with the path of this directory.\n{prompt}{base_note}"
 
 
 def _results(run: TrainedRun) -> str:
@@ -85,9 +86,8 @@ def _training(run: TrainedRun) -> str:
         ("data set, partition", f"{config.data.path or config.data.name}, {config.partition.name}"),
         ("seed", config.seed),
     ]
-    return "## Training\n\n| setting | value |\n|---|---|\n" + "".join(
-        f"| {name} | {value} |\n" for name, value in rows
-    )
+    table = "".join(f"| {name} | {value} |\n" for name, value in rows)
+    return f"## Training\n\n| setting | value |\n|---|---|\n{table}"
 
 
 def _clients_per_round(run: TrainedRun) -> int:

@@ -85,7 +85,7 @@ def read_run(folder: Path) -> TrainedRun:
     try:
         classes = json.loads(paths.classes.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{paths.classes} cannot be read ({error}): is {folder} the folder of a run?") from error
+        raise ConfigError(f"{paths.classes} cannot be read ({error}): is {folder} a run directory?") from error
     return TrainedRun(paths, config, tuple(classes))
 
 

@@ -75,8 +75,8 @@ def test_every_method_and_optimiser_can_be_audited(overrides: list[str], tmp_pat
         (["audit.sabotage=no_nois"], "did you mean no_noise?"),
         (["audit.num_shadow_models=3"], "from 4 up"),
         (["audit.confidence=1"], "audit.confidence = 1"),
-        (["audit=strong"], "not a group of keys"),
-        (["audit.partition_id=2"], "give 0 to 1"),
+        (["audit=strong"], "expected a group of keys"),
+        (["audit.partition_id=2"], "expected 0 to 1"),
         (["privacy=none"], "set privacy=dp_sgd"),
         (["privacy=client_level"], "set privacy=dp_sgd"),
         (
@@ -88,12 +88,12 @@ def test_every_method_and_optimiser_can_be_audited(overrides: list[str], tmp_pat
             ],
             "privacy.noise_share=false",
         ),
-        (["method=fedsa_lora"], "models of their own"),
+        (["method=fedsa_lora"], "gives each client its own model"),
         (["federation.client_ranks=[2,4]"], "federation.client_ranks=null"),
-        (["resume=somewhere"], "an audit starts anew"),
+        (["resume=somewhere"], "an audit cannot be resumed"),
         (["device=cuda:7"], "CUDA"),
         (["-m"], "no option '-m'"),
-        (["hydra.run.dir=here"], "run_dir=FOLDER"),
+        (["hydra.run.dir=here"], "run_dir=DIR"),
     ],
 )
 def test_wrong_words_end_in_one_readable_line(
@@ -112,9 +112,9 @@ def test_more_canaries_than_trained_numbers_end_in_one_readable_line(
 ) -> None:
     assert main(["audit", "experiment=smoke", f"run_dir={tmp_path / 'run'}"]) == 1
 
-    assert "only 512 numbers are trained" in capsys.readouterr().err
+    assert "only 512 values are trained" in capsys.readouterr().err
 
 
 def test_no_training_run_can_be_sabotaged(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "experiment=smoke", "audit.sabotage=no_noise"]) == 2
-    assert "there is no such key" in capsys.readouterr().err
+    assert "unknown key" in capsys.readouterr().err

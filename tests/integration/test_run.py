@@ -167,7 +167,7 @@ def test_client_level_privacy_goes_on_after_a_crash_with_one_account(tmp_path: P
         (["train", "method=fedsdv"], "fedsvd"),
         (["train", "method.refactorize_every=0"], "method.refactorize_every = 0"),
         (["train", "experiment=smoke", "device=cuda:7"], "CUDA"),
-        (["train", "resume=/nowhere"], "not the folder of a run"),
+        (["train", "resume=/nowhere"], "not a run directory"),
         (["trian"], "allowed: train"),
     ],
 )

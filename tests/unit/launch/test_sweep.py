@@ -53,7 +53,7 @@ def test_the_command_line_overrides_what_an_experiment_sweeps(tmp_path: Path) ->
         (["method=fedsvd,flors"], "did you mean flora"),
         (["experiment=epsilon_sweep", "train.num_round=1"], "train.num_rounds"),
         (["experiment=smoke", "hydra/launcher=ray"], r"fedsvd\[ray\]"),
-        (["resume=/nowhere"], "not the folder of a sweep"),
+        (["resume=/nowhere"], "not a sweep directory"),
     ],
 )
 def test_invalid_overrides_are_rejected_before_anything_runs(
