@@ -2,53 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from fedsvd.config.federation import FederationConfig
+from fedsvd.config.group import ConfigGroup
 from fedsvd.config.privacy import PrivacyConfig
-from fedsvd.config.validate import Range, check_fields
 from fedsvd.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class AggregationConfig:
-    """What the server makes of the clients' updates.
+class AggregationConfig(ConfigGroup):
+    """How the server aggregates the clients' updates.
 
     Attributes:
-        name: ``mean`` (weighted by examples), ``trimmed_mean`` or ``median`` (in each coordinate, each client counted
-            once; see `server.robust_mean`).
-        trim_share: Share of the clients that ``trimmed_mean`` cuts off at each end, rounded down.
+        name: ``mean`` (weighted by number of examples), or ``trimmed_mean`` or ``median`` (per coordinate, all clients
+            with equal weight; see `server.robust_mean`).
+        trim_share: Fraction of the clients that ``trimmed_mean`` drops at each end, rounded down to whole clients.
     """
 
-    name: Literal["mean", "trimmed_mean", "median"]
-    trim_share: Annotated[float, Range(0, 0.5, open_low=True, open_high=True)] = 0.25
+    group: ClassVar[str] = "aggregation"
 
-    def __post_init__(self) -> None:
-        check_fields(self, "aggregation")
+    name: Literal["mean", "trimmed_mean", "median"]
+    trim_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.25
 
 
 def check_aggregation(aggregation: AggregationConfig, privacy: PrivacyConfig, federation: FederationConfig) -> None:
-    """Refuse what needs each client's update where there is their sum alone.
+    """Reject robust aggregation where the server has only the sum of the updates, or where nothing would be trimmed.
 
     Raises:
-        ConfigError: Secure sums, client-level privacy, or too few clients for any to be cut off.
+        ConfigError: Robust aggregation with secure aggregation or client-level privacy, or a ``trim_share`` that drops
+            no client.
     """
     if aggregation.name == "mean":
         return
-    sums: dict[str, Any] = {
+    sum_only_settings = {
         "federation.secure_aggregation = True": federation.secure_aggregation,
         "privacy.name = client_level": privacy.name == "client_level",
     }
-    for setting, chosen in sums.items():
-        if chosen:
+    for setting, enabled in sum_only_settings.items():
+        if enabled:
             raise ConfigError(
-                f"aggregation.name = {aggregation.name} is not possible with {setting}: it needs each client's update, "
-                "and there is only their sum. Take aggregation=mean, or leave that setting out."
+                f"aggregation.name = {aggregation.name} is not possible with {setting}: it needs the update of each "
+                "client, but the server has only their sum. Use aggregation=mean, or change that setting."
             )
-    in_a_round = federation.clients_per_round or federation.num_clients
-    if aggregation.name == "trimmed_mean" and int(aggregation.trim_share * in_a_round) < 1:
+    clients_per_round = federation.clients_per_round or federation.num_clients
+    if aggregation.name == "trimmed_mean" and int(aggregation.trim_share * clients_per_round) < 1:
         raise ConfigError(
-            f"aggregation.trim_share = {aggregation.trim_share} cuts off nobody of the {in_a_round} clients of a "
-            f"round: give more than {1 / in_a_round:.3g}, or take aggregation=median."
+            f"aggregation.trim_share = {aggregation.trim_share} drops none of the {clients_per_round} clients of a "
+            f"round: give more than {1 / clients_per_round:.3g}, or use aggregation=median."
         )

@@ -1,44 +1,48 @@
-"""The schema of ``audit``, which only ``fedsvd audit`` has: a training run cannot even name its keys."""
+"""The schema of the group ``audit``, which exists only in ``fedsvd audit``: other commands reject its keys."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
+from pydantic import NonNegativeInt
+from pydantic.dataclasses import dataclass
+
+from fedsvd.config.group import ConfigGroup
 from fedsvd.config.types import Count, Fraction
-from fedsvd.config.validate import Range, check_fields
 from fedsvd.errors import ConfigError
 
 Sabotage = Literal["none", "no_noise", "no_clipping"]
 
 
 @dataclass(frozen=True)
-class AuditConfig:
-    """What is attacked, and how hard.
+class AuditConfig(ConfigGroup):
+    """The attacks of a privacy audit.
 
     Attributes:
-        partition_id: The attacked client.
-        num_canaries: Canaries, each put into the client's data by a fair coin; each takes a trained number of its own.
-        confidence: Chance that the bound on ε holds.
-        other_clients: Train the other clients of the federation too; false attacks one that trains alone, which is
+        partition_id: Partition of the attacked client.
+        num_canaries: Number of canaries, each included in the client's data with probability 1/2. Each canary uses one
+            trained parameter, and no two share one.
+        confidence: Confidence level of the lower bound on ε.
+        other_clients: Train the other clients of the federation too; false trains only the attacked client, which is
             cheaper and changes only the model that its rounds start from.
-        num_shadow_models: Trainings that the membership attack learns from: an even number, since each is paired with
-            one on the other half of the examples, and at least 4, to see a spread. 0 leaves the attack out.
-        sabotage: Break the mechanism in this audit alone, to see that the audit notices: ``no_noise``, or
-            ``no_clipping`` (with the noise as it was).
+        num_shadow_models: Shadow models of the membership inference attack: an even number, because each is paired with
+            one trained on the other half of the examples, and at least 4, to estimate a spread. 0 skips the attack.
+        sabotage: Break the mechanism during this audit, to check that the audit detects it: ``no_noise``, or
+            ``no_clipping`` (with unchanged noise).
     """
 
-    partition_id: Annotated[int, Range(0)]
+    group: ClassVar[str] = "audit"
+
+    partition_id: NonNegativeInt
     num_canaries: Count
     confidence: Fraction
     other_clients: bool
-    num_shadow_models: Annotated[int, Range(0)]
+    num_shadow_models: NonNegativeInt
     sabotage: Sabotage
 
     def __post_init__(self) -> None:
-        check_fields(self, "audit")
         if self.num_shadow_models % 2 or self.num_shadow_models == 2:
             raise ConfigError(
-                f"audit.num_shadow_models = {self.num_shadow_models} is not allowed: give an even number from 4 up "
-                "(they come in pairs, and one pair shows no spread), or 0 for no membership attack."
+                f"audit.num_shadow_models = {self.num_shadow_models} is invalid: give an even number from 4 up (shadow "
+                "models come in pairs, and one pair shows no spread), or 0 to skip the membership inference attack."
             )

@@ -1,105 +1,86 @@
-"""The schema of ``compare``, which only ``fedsvd compare`` has."""
+"""The schema of the group ``compare``, which exists only in ``fedsvd compare``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
-from fedsvd.config.types import Count, Positive
-from fedsvd.config.validate import Range, check_fields
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic.dataclasses import dataclass
+
+from fedsvd.config.group import ConfigGroup
+from fedsvd.config.types import Count, Names, NonEmptyTuple, Seed, Text
 from fedsvd.errors import ConfigError
 
-Seed = Annotated[int, Range(0, 2**32, open_high=True)]
+NamedOverrides = Annotated[
+    Mapping[str, list[str]],
+    Field(min_length=1, description="names, each with a list of overrides, for example {mine: ['method=fedsvd']}"),
+]
 
 
 @dataclass(frozen=True)
-class CompareConfig:
-    """What is compared, on what, and how often.
+class CompareConfig(ConfigGroup):
+    """The contenders, tasks, budgets and seeds of a comparison.
 
     Attributes:
-        contenders: From a name to the overrides that make it.
-        tasks: From a name to the overrides that make it.
-        epsilons: Budgets; 0 stands for no privacy at all.
-        seeds: One run for each, of every contender, task and budget.
-        learning_rates: The grid from which each contender's own is chosen, on validation texts.
-        tuning_epsilons: Budgets at which it is chosen; every other one takes the choice at the nearest.
-        tuning_task: The task on which it is chosen for all of them; null: on each for itself.
-        tuning_seed: Seed of the runs that it is chosen by; none of ``seeds``.
-        baseline: The contender that the others are paired with.
-        num_workers: Processes, each with its share of the cores.
+        contenders: The overrides of each contender, by its name.
+        tasks: The overrides of each task, by its name.
+        epsilons: Privacy budgets ε; 0 means no privacy.
+        seeds: Each contender, task and budget is run once per seed.
+        learning_rates: Grid from which each contender's learning rate is chosen, by accuracy on validation texts.
+        tuning_epsilons: Budgets at which the learning rate is chosen; other budgets use the choice at the nearest one.
+        tuning_task: Task on which the learning rate is chosen for all tasks; null: each task chooses its own.
+        tuning_seed: Seed of the tuning runs; must not be one of ``seeds``.
+        baseline: Contender that the others are compared with, in paired differences.
+        num_workers: Number of worker processes; they share the CPU cores equally.
         only_contenders: Names of the contenders to run; null for all.
-        only_tasks: Names of the tasks; null for all.
+        only_tasks: Names of the tasks to run; null for all.
     """
 
-    contenders: Mapping[str, Any]
-    tasks: Mapping[str, Any]
-    epsilons: tuple[Annotated[float, Range(0)], ...]
-    seeds: tuple[Seed, ...]
-    learning_rates: tuple[Positive, ...]
-    tuning_epsilons: tuple[Annotated[float, Range(0)], ...]
-    tuning_task: str | None
+    group: ClassVar[str] = "compare"
+
+    contenders: NamedOverrides
+    tasks: NamedOverrides
+    epsilons: NonEmptyTuple[NonNegativeFloat]
+    seeds: NonEmptyTuple[Seed]
+    learning_rates: NonEmptyTuple[PositiveFloat]
+    tuning_epsilons: NonEmptyTuple[NonNegativeFloat]
+    tuning_task: Text | None
     tuning_seed: Seed
-    baseline: str
+    baseline: Text
     num_workers: Count
-    only_contenders: tuple[str, ...] | None
-    only_tasks: tuple[str, ...] | None
+    only_contenders: Names | None
+    only_tasks: Names | None
 
     def __post_init__(self) -> None:
-        for key in ("contenders", "tasks"):
-            named = getattr(self, key)
-            if not isinstance(named, Mapping) or not named or not all(_is_list_of_texts(v) for v in named.values()):
-                raise ConfigError(
-                    f"compare.{key} = {named!r} is not allowed: give names, each with a list of overrides, as in "
-                    f"compare.{key}.mine=['method=fedsvd']."
-                )
-        check_fields(_Rest(*(getattr(self, name) for name in _Rest.__annotations__)), "compare")
-        for key, only in (("contenders", self.only_contenders), ("tasks", self.only_tasks)):
-            unknown = sorted(set(only or ()) - set(getattr(self, key)))
+        for key, selected in (("contenders", self.only_contenders), ("tasks", self.only_tasks)):
+            unknown = sorted(set(selected or ()) - set(getattr(self, key)))
             if unknown:
                 raise ConfigError(
-                    f"compare.only_{key} names {', '.join(unknown)}; there are {', '.join(getattr(self, key))}."
+                    f"compare.only_{key} names {', '.join(unknown)}; allowed: {', '.join(getattr(self, key))}."
                 )
         if self.baseline not in self.contenders:
             raise ConfigError(
-                f"compare.baseline = {self.baseline!r} is not among the contenders: {', '.join(self.contenders)}."
+                f"compare.baseline = {self.baseline!r} is not among the contenders: give one of "
+                f"{', '.join(self.contenders)}."
             )
         if self.tuning_task is not None and self.tuning_task not in self.tasks:
             raise ConfigError(
-                f"compare.tuning_task = {self.tuning_task!r} is not among {', '.join(self.tasks)}; or give null."
+                f"compare.tuning_task = {self.tuning_task!r} is not among the tasks: give one of "
+                f"{', '.join(self.tasks)}, or null."
             )
         if self.tuning_seed in self.seeds:
             raise ConfigError(
-                f"compare.tuning_seed = {self.tuning_seed} is one of compare.seeds = {list(self.seeds)}: what is "
-                "chosen on a split must not be reported on it. Take another."
+                f"compare.tuning_seed = {self.tuning_seed} is one of compare.seeds = {list(self.seeds)}: settings "
+                "chosen on a split must not be reported on it. Give a different seed."
             )
 
     @property
     def chosen_contenders(self) -> tuple[str, ...]:
-        """Names of the contenders that are run."""
+        """Names of the contenders to run."""
         return self.only_contenders or tuple(self.contenders)
 
     @property
     def chosen_tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that are run."""
+        """Names of the tasks to run."""
         return self.only_tasks or tuple(self.tasks)
-
-
-@dataclass(frozen=True)
-class _Rest:
-    """The fields that their annotations say all about."""
-
-    epsilons: tuple[Annotated[float, Range(0)], ...]
-    seeds: tuple[Seed, ...]
-    learning_rates: tuple[Positive, ...]
-    tuning_epsilons: tuple[Annotated[float, Range(0)], ...]
-    tuning_task: str | None
-    tuning_seed: Seed
-    baseline: str
-    num_workers: Count
-    only_contenders: tuple[str, ...] | None
-    only_tasks: tuple[str, ...] | None
-
-
-def _is_list_of_texts(value: object) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)

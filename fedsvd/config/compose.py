@@ -1,4 +1,4 @@
-"""From overrides to a `Config`, with errors that a person can act on; this and `fedsvd.config.overrides` know Hydra."""
+"""Compose a `Config` from overrides. Only this module and `fedsvd.config.overrides` use Hydra."""
 
 from __future__ import annotations
 
@@ -22,56 +22,59 @@ from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.overrides import check_keys, check_override, dotted_keys, expand_choices, missing_extra, parse
-from fedsvd.config.validate import build
 from fedsvd.errors import ConfigError
 
 Settings = TypeVar("Settings", AuditConfig, CompareConfig)
 
-# Hydra's compose works through one object of the whole process.
+# hydra.compose uses one global object per process.
 _HYDRA_LOCK = threading.Lock()
 
 
 def app_root() -> Path:
-    """Return the folder that holds ``conf/``, ``server/`` and ``client/``.
+    """Return the directory that contains ``conf/``, ``server/`` and ``client/``.
 
-    It is ``fedsvd/_app`` in an installed wheel, and the folder beside the package in a checkout or a Flower bundle.
+    It is ``fedsvd/_app`` in an installed wheel, and the parent of the package in a checkout or a Flower app bundle.
 
     Raises:
-        ConfigError: There is no ``conf/config.yaml`` in either.
+        ConfigError: Neither directory contains ``conf/config.yaml``.
     """
     package = Path(__file__).resolve().parents[1]
-    # The wheel's first: beside an installed package lie other people's folders, and one may be called conf.
+    # The wheel's directory first: next to an installed package, conf/ may belong to another package.
     for root in (package / "_app", package.parent):
         if (root / "conf" / "config.yaml").is_file():
             return root
-    raise ConfigError(f"no conf/config.yaml lies in or beside {package}: this installation is not whole; reinstall it.")
+    raise ConfigError(
+        f"conf/config.yaml is missing in and next to {package}: the installation is incomplete; reinstall it."
+    )
 
 
 def conf_dir() -> Path:
-    """Return the folder of the YAML files; raises as `app_root` does."""
+    """Return the directory of the YAML files; raises as `app_root` does."""
     return app_root() / "conf"
 
 
 def compose(overrides: str | Sequence[str] = ()) -> Config:
-    """Compose and validate a configuration, once for the same overrides.
+    """Compose and validate a configuration; the result is cached per overrides.
+
+    Works inside a running Hydra application too.
 
     Args:
-        overrides: Hydra overrides, as a list or as one line that is split as a shell would; Hydra's own
-            (``hydra.…``) are passed over. Works inside a running Hydra application too.
+        overrides: Hydra overrides, as a list or as one line that is split like a shell command. Overrides of Hydra
+            itself (``hydra.…``) are ignored.
 
     Raises:
-        ConfigError: An override, key, type or value that is not allowed.
+        ConfigError: An invalid override, key, type or value.
     """
     if isinstance(overrides, str):
         try:
             overrides = shlex.split(overrides)
         except ValueError as error:
-            raise ConfigError(f"overrides = {overrides!r} cannot be split into words ({error}): close it.") from error
+            raise ConfigError(f"overrides = {overrides!r} cannot be split ({error}): close the quotation.") from error
     return _compose(tuple(overrides))
 
 
 def compose_audit(overrides: Sequence[str]) -> tuple[Config, AuditConfig]:
-    """Compose what ``fedsvd audit`` takes: a run, and the keys under ``audit`` that no other command has.
+    """Compose the configuration of ``fedsvd audit``: a run, and the keys under ``audit``, which no other command has.
 
     Raises:
         ConfigError: As `compose`.
@@ -80,7 +83,7 @@ def compose_audit(overrides: Sequence[str]) -> tuple[Config, AuditConfig]:
 
 
 def compose_compare(overrides: Sequence[str]) -> tuple[Config, CompareConfig]:
-    """Compose what ``fedsvd compare`` takes: what its runs share, and the keys under ``compare``.
+    """Compose the configuration of ``fedsvd compare``: what its runs share, and the keys under ``compare``.
 
     Raises:
         ConfigError: As `compose`.
@@ -90,50 +93,45 @@ def compose_compare(overrides: Sequence[str]) -> tuple[Config, CompareConfig]:
 
 def _with_settings(overrides: Sequence[str], name: str, schema: type[Settings]) -> tuple[Config, Settings]:
     composed = _composed(overrides, name)
-    settings = build(schema, OmegaConf.to_container(composed)[name], name)  # type: ignore[index,call-overload]
-    if not isinstance(settings, schema):
-        raise ConfigError(f"{name} = {settings!r} is not a group of keys: set its keys one by one.")
+    settings = schema.from_mapping(OmegaConf.to_container(composed)[name])  # type: ignore[index,call-overload]
     with open_dict(composed):
         del composed[name]
     return from_dictconfig(composed), settings
 
 
 def from_run_config(run_config: Mapping[str, Any]) -> Config:
-    """Compose what Flower's run configuration holds in its one key, ``overrides``; raises as `compose` does."""
+    """Compose the overrides in Flower's run configuration, under its key ``overrides``; raises as `compose` does."""
     if not isinstance(run_config.get("overrides"), str):
         raise ConfigError(
-            "the run configuration has no text under overrides: declare overrides = '' in the app's pyproject.toml, "
+            "the run configuration has no string under overrides: declare overrides = '' in the app's pyproject.toml, "
             "and pass for example --run-config 'overrides=\"method=ffa_lora\"'."
         )
     return compose(run_config["overrides"])
 
 
 def from_dictconfig(cfg: DictConfig) -> Config:
-    """Build and validate a `Config` from what Hydra composed.
+    """Build and validate a `Config` from the configuration that Hydra composed.
 
     Raises:
-        ConfigError: A key that is unknown or missing, or a type or value that is not allowed.
+        ConfigError: An unknown or missing key, or an invalid type or value.
     """
     try:
         values = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key} cannot be resolved ({_first_line(error)}): give a plain value.") from error
-    config = build(Config, values)
-    if not isinstance(config, Config):
-        raise ConfigError(f"a configuration must be a mapping of keys to values, not {values!r}.")
-    return config
+    return Config.from_mapping(values)
 
 
 def read_config(path: Path) -> Config:
     """Read the ``config.yaml`` of a run.
 
     Raises:
-        ConfigError: It cannot be read, or holds keys or values that are not allowed.
+        ConfigError: The file cannot be read, or contains invalid keys or values.
     """
     try:
         return from_dictconfig(DictConfig(OmegaConf.load(path)))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): is {path.parent} the folder of a run?") from error
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): is {path.parent} a run directory?") from error
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -142,55 +140,55 @@ def as_dict(config: Config) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a ``config.yaml`` that a run left behind, of this version or an earlier one.
+    """Read the ``config.yaml`` of a run by this or an earlier version, without validation.
 
     Raises:
-        ConfigError: The file cannot be read.
+        ConfigError: The file cannot be read, or is not a mapping.
     """
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, ValueError, YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read ({_first_line(error)}): is its folder a run's?") from error
+        raise ConfigError(f"{path} cannot be read ({_first_line(error)}): is {path.parent} a run directory?") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no keys: is its folder a run's?")
+        raise ConfigError(f"{path} contains no keys: is {path.parent} a run directory?")
     return {str(key): value for key, value in values.items()}
 
 
 def to_yaml(config: Config) -> str:
-    """Render the configuration as YAML; `from_dictconfig` makes the same configuration of it."""
+    """Render the configuration as YAML, from which `from_dictconfig` builds an equal configuration."""
     return OmegaConf.to_yaml(OmegaConf.create(as_dict(config)))
 
 
 def check_overrides(overrides: Sequence[str], *, multirun: bool) -> None:
-    """Check a command line before Hydra starts; Hydra's own overrides are passed over.
+    """Check the overrides of a command line before Hydra starts; overrides of Hydra itself are ignored.
 
     Args:
         overrides: Hydra overrides.
-        multirun: Whether a sweep is asked for. Then each alternative of each swept key is checked, beside the first
-            alternatives of the others; an interval at both ends.
+        multirun: Whether sweeps are allowed. Each choice of a swept key is then checked together with the first
+            choices of the other keys; an interval is checked at both ends.
 
     Raises:
-        ConfigError: As `compose`; also a sweep without ``multirun``, and one that has no alternative.
+        ConfigError: As `compose`; also for a sweep without ``multirun``, and for a sweep without choices.
     """
-    ours = parse(overrides)
+    parsed = parse(overrides)
     if not multirun:
-        compose([str(item.input_line) for item in ours])
+        compose([str(item.input_line) for item in parsed])
         return
-    sweep_choices = [expand_choices(item, _groups()) for item in ours]
-    first = [choices[0] for choices in sweep_choices]
+    choices_per_key = [expand_choices(item, _groups()) for item in parsed]
+    first = [choices[0] for choices in choices_per_key]
     compose(first)
-    for index, choices in enumerate(sweep_choices):
+    for index, choices in enumerate(choices_per_key):
         for choice in choices[1:]:
             compose([*first[:index], choice, *first[index + 1 :]])
 
 
 def sweep_choices(overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Return, by key, the single overrides that each of ours stands for; raises as `check_overrides` does."""
+    """Return, by key, the single overrides that each override expands to; raises as `check_overrides` does."""
     return {item.key_or_group: expand_choices(item, _groups()) for item in parse(overrides)}
 
 
 def hydra_settings(overrides: Sequence[str]) -> DictConfig:
-    """Compose with Hydra's own keys under ``hydra``; raises `ConfigError` where, say, a launcher is not installed."""
+    """Compose including Hydra's keys under ``hydra``; raises `ConfigError` if, for example, a launcher is missing."""
     try:
         return _hydra_compose(overrides, "config", with_hydra=True)
     except (HydraException, OmegaConfBaseException) as error:
@@ -205,7 +203,7 @@ def _compose(overrides: tuple[str, ...]) -> Config:
 
 
 def _composed(overrides: Sequence[str], root: str) -> DictConfig:
-    """Compose ``conf/<root>.yaml`` with overrides, after all checks that can be made of them."""
+    """Compose ``conf/<root>.yaml`` with overrides, after checking them."""
     parsed, groups = parse(overrides), _groups()
     for item in parsed:
         check_override(item, groups)
@@ -222,7 +220,7 @@ def _composed(overrides: Sequence[str], root: str) -> DictConfig:
 
 
 def _hydra_compose(overrides: Sequence[str], root: str, *, with_hydra: bool = False) -> DictConfig:
-    """Call Hydra's compose, and leave a Hydra application around us as it was."""
+    """Call Hydra's compose without changing the state of a running Hydra application."""
     with _HYDRA_LOCK, _without_running_hydra(), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra.compose(root, overrides=list(overrides), return_hydra_config=with_hydra)
 

@@ -2,107 +2,124 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from fedsvd.config.types import Count, NonNegative, Positive, WholeNumber
-from fedsvd.config.validate import Matches, Range, check_fields
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic.dataclasses import dataclass
+
+from fedsvd.config.group import ConfigGroup
+from fedsvd.config.types import Count, NonEmptyTuple, Text
 from fedsvd.errors import ConfigError
+
+Address = Annotated[str, Field(pattern=r"^\S+:[0-9]+$", description="host:port")]
+AbsolutePath = Annotated[str, Field(pattern=r"^/.*$", description="an absolute path")]
 
 
 @dataclass(frozen=True)
-class FederationConfig:
-    """The clients, and where they run.
+class FederationConfig(ConfigGroup):
+    """The clients and the backend that runs them.
 
     Attributes:
-        name: ``local`` (in this process), ``simulation`` (Flower's engine) or ``remote`` (a SuperLink that is up);
-            ``flwr run`` ignores it.
-        num_clients: Clients in the federation; each holds one partition.
-        clients_per_round: Clients drawn for a round; null for all.
-        client_ranks: Each client's own rank, at most ``model.rank``; null: ``model.rank`` for all.
-        min_replies: Fewest good replies with which a round counts; with fewer the model stays as it was.
-        weighting: ``examples``: a client counts by how many it has, and tells it; ``uniform``: all count alike, and
-            none tells.
-        min_completion: Least share of a round's clients whose good replies make it count; 0: ``min_replies`` alone.
-        secure_aggregation: The server learns the sum of the clients' updates and no single one.
-        min_survivors: Fewest clients in whose secure sum a client hides; with fewer a round is skipped.
-        round_timeout_s: Seconds after which a round goes on without those that have not answered.
-        connect_timeout_s: Seconds to wait for all clients at the start, and for a new one to say who it is.
-        retries: How often a message is sent again, within the round, to a client that is gone or has crashed. A client
-            that was charged for the lost attempt is charged for the new one, too.
-        retry_after_s: Seconds before it is; doubled each time.
-        max_num_examples: Largest data set that a client is believed to hold.
-        max_reply_norm: Largest L2 norm of a client's update; DP-SGD's clipping sets a lower one of its own.
+        name: ``local`` (in this process), ``simulation`` (Flower's simulation engine) or ``remote`` (a running
+            SuperLink); ``flwr run`` ignores it.
+        num_clients: Number of clients in the federation; each holds one partition.
+        clients_per_round: Number of clients sampled in each round; null for all.
+        client_ranks: LoRA rank of each client, at most ``model.rank``; null: ``model.rank`` for all.
+        min_replies: Minimum number of valid replies in a round; with fewer, the model stays unchanged.
+        weighting: Weight of each client in the aggregate: ``examples``, its number of examples, which it sends to the
+            server; or ``uniform``, equal weights, with the number of examples not sent.
+        min_completion: Minimum fraction of a round's clients that must send valid replies; with fewer, the model stays
+            unchanged. 0: only ``min_replies`` applies.
+        secure_aggregation: The server learns the sum of the clients' updates, and no single update.
+        min_survivors: Minimum number of clients in a secure sum; with fewer, the round is skipped.
+        round_timeout_s: Timeout of a round in seconds; the round then continues without the missing replies.
+        connect_timeout_s: Timeout in seconds for all clients to connect at the start, and for a new client to identify
+            itself.
+        retries: How often a message is resent within a round to a client that has disconnected or crashed. If the
+            client's ledger was charged for the failed attempt, it is charged again for the new one.
+        retry_after_s: Delay before the first retry, in seconds; doubled for each further one.
+        max_num_examples: Largest number of examples that the server accepts from a client.
+        max_reply_norm: Largest L2 norm of a client's update that the server accepts; DP-SGD's clipping implies a lower
+            limit.
         client_num_cpus: CPU cores of a simulated client.
         client_num_gpus: GPUs of a simulated client; a fraction lets clients share one.
-        ray_address: A Ray cluster that is already up; null starts one here.
+        ray_address: Address of a running Ray cluster; null starts a local one.
         superlink: Address of the SuperLink, ``host:port``.
-        root_certificates: Certificate of the authority that the SuperLink's own is checked by; null: no TLS.
-        connection: Name of a connection in Flower's own ``config.toml``, in the place of the two above.
-        server_runs: Folder for run folders, as the ServerApp sees it.
-        fetch: Command that copies a run folder here, with ``{remote}`` and ``{local}`` for the two folders; null where
-            ``server_runs`` is a folder of this machine, too.
+        root_certificates: CA certificate that verifies the SuperLink's certificate; null: no TLS.
+        connection: Name of a connection in Flower's ``config.toml``, used instead of ``superlink`` and
+            ``root_certificates``.
+        server_runs: Parent directory of run directories on the machine of the ServerApp.
+        fetch: Command that copies a run directory to this machine, with the placeholders ``{remote}`` and ``{local}``
+            for the two directories; null if ``server_runs`` is a directory of this machine.
     """
+
+    group: ClassVar[str] = "federation"
 
     name: Literal["local", "simulation", "remote"]
     num_clients: Count = 4
     clients_per_round: Count | None = None
-    client_ranks: tuple[Count, ...] | None = None
+    client_ranks: NonEmptyTuple[Count] | None = None
     min_replies: Count = 1
     weighting: Literal["examples", "uniform"] = "examples"
-    min_completion: Annotated[float, Range(0, 1)] = 0.0
+    min_completion: Annotated[float, Field(ge=0, le=1)] = 0.0
     secure_aggregation: bool = False
-    min_survivors: Annotated[int, Range(2)] = 2
-    round_timeout_s: Positive = 3600.0
-    connect_timeout_s: Positive = 300.0
-    retries: WholeNumber = 1
-    retry_after_s: NonNegative = 1.0
+    min_survivors: Annotated[int, Field(ge=2)] = 2
+    round_timeout_s: PositiveFloat = 3600.0
+    connect_timeout_s: PositiveFloat = 300.0
+    retries: NonNegativeInt = 1
+    retry_after_s: NonNegativeFloat = 1.0
     max_num_examples: Count = 10_000_000
-    max_reply_norm: Positive = 10_000.0
-    client_num_cpus: Positive = 1.0
-    client_num_gpus: NonNegative = 0.0
-    ray_address: str | None = None
-    superlink: Annotated[str, Matches(r"\S+:\d+", "host:port")] = "127.0.0.1:8000"
-    root_certificates: str | None = "certs/ca.crt"
-    connection: str | None = None
-    server_runs: Annotated[str, Matches(r"/.*", "an absolute path")] = "/app/runs"
-    fetch: str | None = None
+    max_reply_norm: PositiveFloat = 10_000.0
+    client_num_cpus: PositiveFloat = 1.0
+    client_num_gpus: NonNegativeFloat = 0.0
+    ray_address: Text | None = None
+    superlink: Address = "127.0.0.1:8000"
+    root_certificates: Text | None = "certs/ca.crt"
+    connection: Text | None = None
+    server_runs: AbsolutePath = "/app/runs"
+    fetch: Text | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, "federation")
-        in_a_round = self.clients_per_round or self.num_clients
-        if in_a_round > self.num_clients:
+        sampled = self.clients_per_round or self.num_clients
+        if sampled > self.num_clients:
             raise ConfigError(
-                f"federation.clients_per_round = {in_a_round} is more than "
-                f"federation.num_clients = {self.num_clients}: give 1 to {self.num_clients}, or null for all clients."
+                f"federation.clients_per_round = {sampled} is more than federation.num_clients = {self.num_clients}: "
+                f"give 1 to {self.num_clients}, or null for all clients."
             )
-        if self.min_replies > in_a_round:
+        if self.min_replies > sampled:
             raise ConfigError(
-                f"federation.min_replies = {self.min_replies} is more than the {in_a_round} clients of a round, so no "
-                f"round could ever count: give 1 to {in_a_round}."
+                f"federation.min_replies = {self.min_replies} is more than the {sampled} clients of a round, so no "
+                f"round could succeed: give 1 to {sampled}."
             )
-        if self.secure_aggregation and in_a_round < self.min_survivors:
+        if self.secure_aggregation and sampled < self.min_survivors:
             raise ConfigError(
-                f"federation.min_survivors = {self.min_survivors} is more than the {in_a_round} clients of a round, so "
-                "no secure sum could ever be taken: lower it, or draw more clients."
+                f"federation.min_survivors = {self.min_survivors} is more than the {sampled} clients of a round, so no "
+                "secure sum could be computed: lower it, or sample more clients."
             )
-        if self.client_ranks is not None and len(self.client_ranks) != self.num_clients:
-            raise ConfigError(
-                f"federation.client_ranks = {list(self.client_ranks)} has {len(self.client_ranks)} numbers for "
-                f"federation.num_clients = {self.num_clients} clients: give one for each, or null."
-            )
-        if self.client_ranks is not None and self.secure_aggregation:
-            raise ConfigError(
-                f"federation.client_ranks = {list(self.client_ranks)} is not possible with "
-                "federation.secure_aggregation = True: vectors of different lengths have no sum."
-            )
+        _check_client_ranks(self)
         if self.ray_address is not None and self.name != "simulation":
             raise ConfigError(
-                f"federation.ray_address = {self.ray_address!r} has no meaning with federation.name = {self.name}: "
-                "take federation=simulation, or set federation.ray_address=null."
+                f"federation.ray_address = {self.ray_address!r} has no effect with federation.name = {self.name}: "
+                "use federation=simulation, or set federation.ray_address=null."
             )
-        if self.fetch is not None and not all(word in self.fetch for word in ("{remote}", "{local}")):
+        if self.fetch is not None and not all(field in self.fetch for field in ("{remote}", "{local}")):
             raise ConfigError(
-                f"federation.fetch = {self.fetch!r} does not say what to copy where: write {{remote}} for the server's "
-                "run folder and {local} for the one here, or set it to null."
+                f"federation.fetch = {self.fetch!r} is invalid: it needs the placeholders {{remote}}, for the run "
+                "directory on the server, and {local}, for the one on this machine. Add them, or set it to null."
             )
+
+
+def _check_client_ranks(federation: FederationConfig) -> None:
+    if federation.client_ranks is None:
+        return
+    ranks = list(federation.client_ranks)
+    if len(ranks) != federation.num_clients:
+        raise ConfigError(
+            f"federation.client_ranks = {ranks} has {len(ranks)} items for federation.num_clients = "
+            f"{federation.num_clients} clients: give one rank per client, or null."
+        )
+    if federation.secure_aggregation:
+        raise ConfigError(
+            f"federation.client_ranks = {ranks} is not possible with federation.secure_aggregation = True: vectors of "
+            "different lengths cannot be summed. Set one of them to its default."
+        )

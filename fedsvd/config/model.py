@@ -3,139 +3,188 @@
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from fedsvd.config.types import Count, Fraction, Positive, Share
-from fedsvd.config.validate import Matches, Range, check_fields
+from pydantic import Field, PositiveFloat
+from pydantic.dataclasses import dataclass
+
+from fedsvd.config.group import ConfigGroup
+from fedsvd.config.types import Count, Fraction, FractionOrZero, Names, Text
 from fedsvd.errors import ConfigError
+
+LoraLayers = Annotated[
+    str, Field(pattern=r"^(all|top_[1-9][0-9]*)$", description="all, or top_K for the K layers nearest the output")
+]
+
+PoolingLayer = Annotated[
+    Literal["last"] | Annotated[int, Field(gt=0)],
+    Field(description="last, or the number of a layer, counted from 1"),
+]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The base model and where its LoRA factors sit.
+class ModelConfig(ConfigGroup):
+    """The base model and the placement of its LoRA factors.
 
     Attributes:
         name: Name of the option.
-        source: ``embedded:`` and minilm, smollm2, tiny, tiny-roberta or tiny-llama; a folder; or a hub model's id.
+        source: ``embedded:`` followed by minilm, smollm2, tiny, tiny-roberta or tiny-llama; a directory; or the id of a
+            model on the Hugging Face Hub.
         rank: Rank r of every factor pair B (d_out, r), A (r, d_in).
         lora_alpha: The product B A is scaled by ``lora_alpha / rank``.
-        task: ``sequence_classification``, or ``causal_lm``: answers are learnt word by word, prompts are only read.
-        target_modules: Names of the linear layers that get factors; ``auto``: those that are usual for the model's
-            family; ``all-linear``: all but the head.
+        task: ``sequence_classification``, or ``causal_lm``: generate answers; the loss covers the tokens of the answer,
+            not those of the prompt.
+        target_modules: Names of the linear layers that get factors; ``auto``: the usual layers of the model's
+            architecture; ``all-linear``: all but the head.
         lora_layers: ``all``, or ``top_K``: factors in the K layers nearest the output only.
-        lora_dropout: Dropout before A.
-        max_length: Longest text, in tokens; what is beyond is cut off.
-        attn_implementation: ``sdpa`` (fused), or ``eager`` (can be faster for short texts), as transformers has it.
-        dtype: Of the frozen model: ``float32``, or ``bfloat16``, half the memory; what is trained stays float32.
-        gradient_checkpointing: Compute states again in the backward pass: less memory, more time.
-        chat_template: Put prompts into the tokenizer's chat template (``causal_lm``).
+        lora_dropout: Dropout probability before A.
+        max_length: Maximum length of a text in tokens; longer texts are truncated.
+        attn_implementation: Attention implementation of transformers: ``sdpa`` (fused), or ``eager`` (can be faster for
+            short texts).
+        dtype: Data type of the frozen model: ``float32``, or ``bfloat16``, which needs half the memory; the trained
+            parameters are always float32.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        chat_template: Format prompts with the tokenizer's chat template (``causal_lm``).
+        pooling: The tokens that a classifier reads: ``first``, ``mean`` or ``last``; ``auto``: what the checkpoint was
+            trained for; ``stock``: what the architecture's class in transformers does.
+        pooling_layer: The layer whose hidden states a classifier reads: ``last``, or a number from 1; layers above it
+            are not computed.
+        standardize: ``none``, or ``public``: center and half-whiten a classifier's features by statistics of public
+            text.
+        public_text: The text of ``standardize=public``: ``embedded:bbc_news``, or a file with one text per line (or
+            ``.jsonl`` with the key ``text``), the same on every machine. It must be public: privacy does not cover it.
     """
 
-    name: str
-    source: str
+    group: ClassVar[str] = "model"
+
+    name: Text
+    source: Text
     rank: Count = 8
-    lora_alpha: Positive = 16.0
+    lora_alpha: PositiveFloat = 16.0
     task: Literal["sequence_classification", "causal_lm"] = "sequence_classification"
-    target_modules: tuple[str, ...] | Literal["auto", "all-linear"] = "auto"
-    lora_layers: Annotated[str, Matches(r"all|top_[1-9]\d*", "all, or top_K for the K layers nearest the output")] = (
-        "all"
-    )
-    lora_dropout: Share = 0.0
+    target_modules: Names | Literal["auto", "all-linear"] = "auto"
+    lora_layers: LoraLayers = "all"
+    lora_dropout: FractionOrZero = 0.0
     max_length: Count = 64
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     chat_template: bool = False
+    # These defaults, unlike those of the YAML files, are what runs did before the keys existed.
+    pooling: Literal["auto", "first", "mean", "last", "stock"] = "stock"
+    pooling_layer: PoolingLayer = "last"
+    standardize: Literal["none", "public"] = "none"
+    public_text: Text = "embedded:bbc_news"
 
     def __post_init__(self) -> None:
-        check_fields(self, "model")
         if self.task == "causal_lm" and self.max_length < 8:
             raise ConfigError(
                 f"model.max_length = {self.max_length} leaves no room for a prompt and an answer: give 8 or more."
             )
+        _check_pooling(self)
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """The labelled texts.
+class DataConfig(ConfigGroup):
+    """The labeled texts.
 
     Attributes:
-        name: An embedded data set, a file format for a user's own, ``hub``, or ``node``: each node brings its own.
-        test_fraction: Share of the examples that is held out, where the data do not come split.
-        min_abs_rating: Snippets whose mean rating (−4 … 4) is nearer to 0 than this are left out.
-        domains: Of ``sentiment_domains``: ``movies``, ``products``, ``tweets``, ``editorials``.
-        path: A user's own file, or the id on a hub.
-        test_path: A file with held-out texts; null holds out ``test_fraction`` of ``path``.
-        subset: Configuration of a data set on a hub.
-        test_split: Split of a data set on a hub that is held out; null holds out ``test_fraction`` of ``train``.
-        text_column: Column of the text, in a user's own data or on a hub.
-        text_pair_column: Column of the second text of a pair; null where there is one.
-        label_column: Column of the class; null where there is a ``response_column`` and no class.
-        response_column: Column of the answers that a language model learns; null: the names of the classes are learnt.
-        prompt_template: What a language model reads (``model.task=causal_lm``): words around ``{text}``, perhaps with
-            ``{text_pair}`` and ``{choices}``, the names of the classes.
-        labels: Classes of ``node``, in the order of their numbers; elsewhere they are those of the data.
-        evaluate_on: ``test``, or ``validation``: a part of the training texts, which are then not trained on. Choose
-            settings by the latter, and report on the former.
-        validation_fraction: Share of the training texts in that part.
-        max_train_examples: At most so many training examples; null for all.
-        max_test_examples: At most so many held-out examples; null for all.
+        name: An embedded data set; the format of a local file; ``hub``; or ``node``: each node provides its own data.
+        test_fraction: Fraction of the examples that is held out, for data that come without a split.
+        min_abs_rating: Texts whose mean rating (−4 … 4) is closer to 0 than this are dropped.
+        domains: Domains of ``sentiment_domains`` to use: ``movies``, ``products``, ``tweets``, ``editorials``.
+        path: A local file, or the id of a data set on the Hugging Face Hub.
+        test_path: File with the held-out set; null holds out ``test_fraction`` of ``path``.
+        subset: Configuration name of a data set on the hub.
+        test_split: Split of a data set on the hub that is held out; null holds out ``test_fraction`` of ``train``.
+        text_column: Column of the text, in local files and on the hub.
+        text_pair_column: Column of the second text of a pair; null if the data have single texts.
+        label_column: Column of the class; null if there is a ``response_column`` and no class.
+        response_column: Column of the answers that a language model is trained on; null trains it on the names of the
+            classes.
+        prompt_template: Prompt of a language model (``model.task=causal_lm``): text with the placeholder ``{text}``,
+            and optionally ``{text_pair}`` and ``{choices}``, the names of the classes.
+        labels: Classes of ``node``, in the order of their indices; other data sets define their own.
+        evaluate_on: ``test``, or ``validation``: a part of the training set that is excluded from training. Choose
+            settings on the latter and report results on the former.
+        validation_fraction: Fraction of the training set in that part.
+        max_train_examples: Maximum number of training examples; null for all.
+        max_test_examples: Maximum number of held-out examples; null for all.
     """
+
+    group: ClassVar[str] = "data"
 
     name: Literal[
         "movie_reviews", "sentiment_domains", "reuters_r8", "newsgroups", "bbc_news",
         "csv", "jsonl", "parquet", "arrow", "hub", "node",
     ]  # fmt: skip
     test_fraction: Fraction = 0.2
-    min_abs_rating: Annotated[float, Range(0, 4, open_high=True)] = 0.5
-    domains: tuple[str, ...] = ("movies", "products", "tweets", "editorials")
-    path: str | None = None
-    test_path: str | None = None
-    subset: str | None = None
-    test_split: str | None = "test"
-    text_column: str = "text"
-    text_pair_column: str | None = None
-    label_column: str | None = "label"
-    response_column: str | None = None
-    prompt_template: str = "{text}"
-    labels: tuple[str, ...] | None = None
+    min_abs_rating: Annotated[float, Field(ge=0, lt=4)] = 0.5
+    domains: Names = ("movies", "products", "tweets", "editorials")
+    path: Text | None = None
+    test_path: Text | None = None
+    subset: Text | None = None
+    test_split: Text | None = "test"
+    text_column: Text = "text"
+    text_pair_column: Text | None = None
+    label_column: Text | None = "label"
+    response_column: Text | None = None
+    prompt_template: Text = "{text}"
+    labels: Names | None = None
     evaluate_on: Literal["test", "validation"] = "test"
     validation_fraction: Fraction = 0.1
     max_train_examples: Count | None = None
     max_test_examples: Count | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, "data")
         if self.label_column is None and self.response_column is None:
             raise ConfigError(
-                "data.label_column = None and data.response_column = None leave nothing to learn: name the column of "
-                "the classes, or that of the answers."
+                "data.label_column = None and data.response_column = None leave nothing to train on: name the column "
+                "of the classes or the column of the answers."
             )
         _check_template(self.prompt_template)
 
 
 @dataclass(frozen=True)
-class PartitionConfig:
+class PartitionConfig(ConfigGroup):
     """How the training examples are split among the clients.
 
     Attributes:
-        name: ``iid``; ``dirichlet``: each class is dealt out by shares drawn from a Dirichlet distribution;
-            ``by_column``: natural silos, one for each value of a column; ``quantity_skew``: alike but for their sizes.
-        dirichlet_alpha: Its concentration; the smaller, the more unlike the clients.
+        name: ``iid``; ``dirichlet`` (label skew): the examples of each class are split in proportions drawn from a
+            Dirichlet distribution; ``by_column``: one client per value of a column; ``quantity_skew``: IID data of
+            different sizes.
+        dirichlet_alpha: Concentration α of the Dirichlet distribution; smaller values give stronger label skew.
         column: The column of ``by_column``.
         skew: How sizes grow from client to client: ``linear``, ``square`` or ``exponential``.
-        min_partition_size: Fewest examples of a client.
+        min_partition_size: Minimum number of examples of a client.
     """
 
+    group: ClassVar[str] = "partition"
+
     name: Literal["iid", "dirichlet", "by_column", "quantity_skew"]
-    dirichlet_alpha: Positive = 0.5
-    column: str = "domain"
+    dirichlet_alpha: PositiveFloat = 0.5
+    column: Text = "domain"
     skew: Literal["linear", "square", "exponential"] = "linear"
     min_partition_size: Count = 10
 
-    def __post_init__(self) -> None:
-        check_fields(self, "partition")
+
+def _check_pooling(model: ModelConfig) -> None:
+    """Reject settings of pooled features where there are none."""
+    if model.task != "causal_lm" and model.pooling != "stock":
+        return
+    defaults = {"pooling_layer": "last", "standardize": "none"}
+    if model.task == "causal_lm" and model.pooling not in ("auto", "stock"):
+        raise ConfigError(
+            f"model.pooling = {model.pooling} is not possible with model.task = causal_lm, which reads every token: "
+            "set it to auto, or use model.task=sequence_classification."
+        )
+    for key, default in defaults.items():
+        if getattr(model, key) != default:
+            raise ConfigError(
+                f"model.{key} = {getattr(model, key)} is not possible with model.task = {model.task} and "
+                f"model.pooling = {model.pooling}: set it to {default}, or use model.task=sequence_classification and "
+                "model.pooling=auto."
+            )
 
 
 def _check_template(template: str) -> None:
@@ -143,10 +192,10 @@ def _check_template(template: str) -> None:
         fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ConfigError(
-            f"data.prompt_template = {template!r} cannot be read ({error}): write {{{{ and }}}} for braces."
+            f"data.prompt_template = {template!r} is invalid ({error}): write {{{{ and }}}} for literal braces."
         ) from error
     if fields.count("text") != 1 or "{text}" not in template or not set(fields) <= {"text", "text_pair", "choices"}:
         raise ConfigError(
-            f"data.prompt_template = {template!r} is not allowed: it needs {{text}} once, and may have {{text_pair}} "
-            "and {choices} (the names of the classes) beside it."
+            f"data.prompt_template = {template!r} is invalid: it must contain {{text}} once, and may contain "
+            "{text_pair} and {choices} (the names of the classes)."
         )

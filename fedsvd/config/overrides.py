@@ -1,4 +1,4 @@
-"""Single overrides of a command line: read them, and say what is wrong with one before Hydra composes."""
+"""Parse the overrides of a command line, and check each one before Hydra composes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 
-from fedsvd.config.validate import did_you_mean, unknown_key
+from fedsvd.config.messages import did_you_mean, unknown_key
 from fedsvd.errors import ConfigError
 
-# Launchers and sweepers that an extra of the same name brings.
+# Launchers and sweepers that are installed by an extra of the same name.
 _EXTRAS = ("joblib", "optuna", "ray", "submitit")
-# From each group to its options.
+# The options of each group.
 Groups = Mapping[str, Sequence[str]]
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """Parse overrides, and leave Hydra's own out.
+    """Parse overrides, and drop those of Hydra itself.
 
     Raises:
-        ConfigError: An override that is not KEY=VALUE.
+        ConfigError: An override that is not of the form KEY=VALUE.
     """
     parser = OverridesParser.create()
     parsed = []
@@ -31,19 +31,19 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         try:
             parsed.append(parser.parse_override(line))
         except HydraException as error:
-            wrong = "is not understood" if "=" in line else "has no ="
+            problem = "cannot be parsed" if "=" in line else "has no ="
             raise ConfigError(
-                f"the override {line!r} {wrong}: write KEY=VALUE, for example train.num_rounds=5, and put quotes "
-                "around a value with blanks, commas, brackets or =."
+                f"the override {line!r} {problem}: write KEY=VALUE, for example train.num_rounds=5, and quote a value "
+                "that contains spaces, commas, brackets or =."
             ) from error
     return [item for item in parsed if not item.is_hydra_override()]
 
 
 def expand_choices(item: Override, groups: Groups) -> list[str]:
-    """Return the single overrides that a sweep stands for; of any other, itself.
+    """Return the single overrides that a sweep expands to; for any other override, only itself.
 
     Raises:
-        ConfigError: A sweep over nothing, or over what cannot be listed.
+        ConfigError: A sweep without choices, or one whose choices cannot be listed.
     """
     value: object = item.value()
     if not item.is_sweep_override():
@@ -61,54 +61,56 @@ def expand_choices(item: Override, groups: Groups) -> list[str]:
                 f"{item.input_line} cannot be swept ({error}): list the values, as in {key}=1,2."
             ) from error
     if not choices:
-        raise ConfigError(f"{item.input_line} sweeps over nothing: list the values, as in {key}=1,2.")
+        raise ConfigError(f"{item.input_line} has no values to sweep over: list the values, as in {key}=1,2.")
     return [f"{key}={choice}" for choice in choices]
 
 
 def check_override(item: Override, groups: Groups) -> None:
-    """Raise what can be said of one override before Hydra composes.
+    """Check one override before Hydra composes.
 
     Raises:
-        ConfigError: A sweep, a removal, a package, or a group or option that is not there.
+        ConfigError: A sweep, a deletion, a change of package, an added group, or an unknown option.
     """
     key, line = item.key_or_group, item.input_line
     if not key:
-        raise ConfigError(f"the override {line!r} names no key: write KEY=VALUE, for example train.num_rounds=5.")
+        raise ConfigError(f"the override {line!r} has no key: write KEY=VALUE, for example train.num_rounds=5.")
     if item.package is not None:
-        raise ConfigError(f"{line} moves a group to another package: leave @{item.package} out.")
+        raise ConfigError(
+            f"{line} moves a group to another package, which is not supported: leave @{item.package} out."
+        )
     if item.is_sweep_override():
         raise ConfigError(
             f"{line} gives several values: give one, add -m to run a job for each, or write a list as {key}=[…]."
         )
     if item.is_delete():
-        raise ConfigError(f"{line} would remove a key, but every key is needed: set it to a value instead.")
+        raise ConfigError(f"{line} deletes a key, but every key is required: set it to a value instead.")
     if key in groups:
         value, options = item.value(), groups[key]
         if item.is_add() or item.is_force_add():
-            raise ConfigError(f"{line} adds a group that is already there: drop the +, as in {key}={value}.")
+            raise ConfigError(f"{line} adds a group that already exists: drop the +, as in {key}={value}.")
         if value not in options:
             raise ConfigError(
-                f"{key} = {value!r} is not an option{did_you_mean(str(value), options)}: choose one of "
-                f"{', '.join(options)}, or leave {key} out."
+                f"{key} = {value!r} is invalid{did_you_mean(str(value), options)}: expected one of "
+                f"{', '.join(options)}. Choose one, or leave {key} out."
             )
 
 
 def check_keys(parsed: Sequence[Override], known: Sequence[str], groups: Groups) -> None:
-    """Raise for the first override whose key is not among those of the chosen groups.
+    """Check that each override sets an existing key of the chosen options.
 
     Raises:
-        ConfigError: It names the key.
+        ConfigError: The first override with an unknown key, or one that adds an existing key.
     """
     for item in parsed:
         key = item.key_or_group
         if key not in groups and key not in known:
             raise unknown_key(key, item.value(), known)
         if item.is_add():
-            raise ConfigError(f"{item.input_line} adds a key that is already there: drop the +.")
+            raise ConfigError(f"{item.input_line} adds a key that already exists: drop the +.")
 
 
 def dotted_keys(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of all values that are not groups."""
+    """Yield the dotted keys of all values that are not mappings."""
     for name, value in node.items():
         if isinstance(value, Mapping):
             yield from dotted_keys(value, f"{prefix}{name}.")
@@ -117,8 +119,8 @@ def dotted_keys(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def missing_extra(error: Exception) -> str:
-    """Say which extra brings the plugin that Hydra did not find; nothing where it missed none."""
-    missed = re.search(r"hydra/(?:launcher|sweeper)/([a-z]+)", str(error))
-    if missed is None or missed[1] not in _EXTRAS:
+    """Return which extra installs the plugin that Hydra did not find, or an empty string for any other error."""
+    plugin = re.search(r"hydra/(?:launcher|sweeper)/([a-z]+)", str(error))
+    if plugin is None or plugin[1] not in _EXTRAS:
         return ""
-    return f" It comes with an extra: pip install 'fedsvd[{missed[1]}]'."
+    return f" Install it as an extra: pip install 'fedsvd[{plugin[1]}]'."

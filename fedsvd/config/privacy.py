@@ -2,58 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from fedsvd.config.types import Fraction, Positive
-from fedsvd.config.validate import check_fields
+from pydantic import PositiveFloat
+from pydantic.dataclasses import dataclass
+
+from fedsvd.config.group import ConfigGroup
+from fedsvd.config.types import Fraction, Text
 from fedsvd.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class PrivacyConfig:
-    """The guarantee that each client gives to each of its examples, over the whole run.
+class PrivacyConfig(ConfigGroup):
+    """The differential privacy guarantee, over the whole run.
 
     Attributes:
         name: ``dp_sgd`` (each client protects each of its examples, with DP-SGD), ``client_level`` (the server protects
             each client's whole data set, with noise in the aggregate), or ``none``: no clipping, no noise, no
-            guarantee; the other fields mean nothing then.
-        target_epsilon: ε of the run; noise is calibrated to it.
+            guarantee; the other keys then have no effect.
+        target_epsilon: ε of the run; the noise is calibrated to it.
         target_delta: δ of the (ε, δ) guarantee.
-        max_epsilon: Most ε of all runs that a client's ledger holds, this one included; null: ``target_epsilon``.
+        max_epsilon: Largest total ε of all runs in a client's ledger, including this one; null: ``target_epsilon``.
         max_grad_norm: Largest L2 norm of one example's gradient; longer ones are scaled down (``dp_sgd``).
         max_update_norm: Largest L2 norm of one client's update in a round; longer ones are scaled down
             (``client_level``).
-        accountant: How the spend is counted: ``prv`` (tight, for δ from 1e-10) or ``rdp``.
-        noise_multiplier: σ to use instead of the one that is calibrated; null: calibrated. What it costs is accounted
-            for all the same.
-        noise_share: Each client adds its share of the noise, so that the secure sum carries the whole (see
+        accountant: Privacy accountant: ``prv`` (tight, for δ from 1e-10) or ``rdp``.
+        noise_multiplier: Noise multiplier σ to use instead of the calibrated one; null: calibrated. The resulting ε is
+            accounted for in both cases.
+        noise_share: Each client adds its share of the noise, so that the secure sum carries all of it (see
             `fedsvd.privacy.noise_share`); needs ``federation.secure_aggregation``.
-        clipping_statistics: Clients also report how many gradients they clipped, and how long they were, under the same
-            guarantee: half a percent more noise pays for it (see `fedsvd.privacy.clipping_statistics`).
-        ledger_dir: Folder of the simulated clients' ledgers, kept from run to run as ``N.sqlite``; null: the run
-            folder, where each run starts with nothing spent. A real client's own configuration names its ledger.
-        secure_random: Batches and noise from a stream cipher that the operating system keys; false takes torch's
-            generators, seeded by the operating system: faster, and not made to resist prediction.
+        clipping_statistics: Clients also report how many gradients they clipped, and the gradients' norms, under the
+            same guarantee, at the cost of half a percent more noise (see `fedsvd.privacy.clipping_statistics`).
+        ledger_dir: Directory of the simulated clients' ledgers, ``N.sqlite``, which persist across runs; null: the run
+            directory, so that each run starts with nothing spent. A real client names its ledger in its node
+            configuration.
+        secure_random: Draw batches and noise from a stream cipher keyed by the operating system; false uses torch's
+            generators, seeded by the operating system: faster, but not cryptographically secure.
     """
 
+    group: ClassVar[str] = "privacy"
+
     name: Literal["dp_sgd", "client_level", "none"]
-    target_epsilon: Positive = 6.0
+    target_epsilon: PositiveFloat = 6.0
     target_delta: Fraction = 1e-5
-    max_grad_norm: Positive = 1.0
-    max_update_norm: Positive = 1.0
+    max_grad_norm: PositiveFloat = 1.0
+    max_update_norm: PositiveFloat = 1.0
     accountant: Literal["prv", "rdp"] = "prv"
     secure_random: bool = True
-    max_epsilon: Positive | None = None
-    noise_multiplier: Positive | None = None
+    max_epsilon: PositiveFloat | None = None
+    noise_multiplier: PositiveFloat | None = None
     noise_share: bool = False
     clipping_statistics: bool = True
-    ledger_dir: str | None = None
+    ledger_dir: Text | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, "privacy")
         if self.max_epsilon is not None and self.max_epsilon < self.target_epsilon:
             raise ConfigError(
                 f"privacy.max_epsilon = {self.max_epsilon} is below privacy.target_epsilon = {self.target_epsilon}: "
-                "all runs together cannot cost less than this one; raise the first or lower the second."
+                "the total over all runs cannot be less than the ε of this run. Raise the first or lower the second."
             )

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from fedsvd.config.validate import check_fields
+from pydantic.dataclasses import dataclass
+
+from fedsvd.config.group import ConfigGroup
+from fedsvd.config.types import Text
 
 
 @dataclass(frozen=True)
-class TrackingConfig:
-    """Who else is told of each round; the run folder always is.
+class TrackingConfig(ConfigGroup):
+    """The experiment tracker that receives the metrics of each round, in addition to the run directory.
 
     Attributes:
-        name: ``none``, ``tensorboard``, ``wandb`` or ``mlflow``, each by its own library.
-        project: Weights & Biases' project, or MLflow's experiment.
-        mode: Of ``wandb``: ``online``, or ``offline``: kept in the run folder until ``wandb sync`` is called.
-        uri: MLflow's tracking server or store; null: what ``MLFLOW_TRACKING_URI`` says, else ``sqlite:///runs/mlflow.db``.
+        name: ``none``, ``tensorboard``, ``wandb`` or ``mlflow``; each except ``none`` needs its library.
+        project: Project in Weights & Biases, or experiment in MLflow.
+        mode: For ``wandb``: ``online``, or ``offline``, which stores the run in the run directory until ``wandb sync``.
+        uri: MLflow's tracking server or store; null: the value of ``MLFLOW_TRACKING_URI`` if set, else
+            ``sqlite:///runs/mlflow.db``.
     """
 
-    name: Literal["none", "tensorboard", "wandb", "mlflow"]
-    project: str = "fedsvd"
-    mode: Literal["online", "offline"] = "online"
-    uri: str | None = None
+    group: ClassVar[str] = "tracking"
 
-    def __post_init__(self) -> None:
-        check_fields(self, "tracking")
+    name: Literal["none", "tensorboard", "wandb", "mlflow"]
+    project: Text = "fedsvd"
+    mode: Literal["online", "offline"] = "online"
+    uri: Text | None = None

@@ -1,15 +1,34 @@
-"""What a field of the configuration may hold, by names that several groups share."""
+"""Types of configuration values that several groups share.
+
+pydantic checks values against these types. The error messages and ``docs/configuration.md`` describe a type by its
+``description`` where it has one, and by its base type and bounds otherwise.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from fedsvd.config.validate import Range
+from pydantic import AfterValidator, Field, Strict
 
-Count = Annotated[int, Range(1)]
-WholeNumber = Annotated[int, Range(0)]
-Positive = Annotated[float, Range(0, open_low=True)]
-NonNegative = Annotated[float, Range(0)]
-Fraction = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
-# 0 included, 1 not: dropout and momentum.
-Share = Annotated[float, Range(0, 1, open_high=True)]
+Item = TypeVar("Item")
+
+
+def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError("a name occurs twice")
+    return names
+
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+FractionOrZero = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# At least one character that is not whitespace.
+Text = Annotated[str, Field(pattern=r"\S", description="a string (quote a value that looks like a number)")]
+# YAML has lists only. The outer type is not strict, so that a list becomes a tuple; the items stay strict.
+NonEmptyTuple = Annotated[tuple[Item, ...], Strict(False), Field(min_length=1)]
+Names = Annotated[
+    NonEmptyTuple[Text],
+    AfterValidator(_check_distinct),
+    Field(description="a non-empty list of different names, for example [query,value]"),
+]

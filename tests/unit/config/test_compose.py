@@ -1,4 +1,4 @@
-"""Composing inside a Hydra application, sweeps, and where conf/ is found."""
+"""Composition inside a Hydra application, sweeps, and the location of conf/."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SWEEPS = [
     (["seed=1,2", "train.batch_size=8,many"], "train.batch_size = 'many'"),
     (["train.num_rounds=range(1,4)"], None),
     (["train.num_rounds=range(2,-1,-1)"], "train.num_rounds = 0"),
-    (["seed=range(3,3)"], "sweeps over nothing"),
+    (["seed=range(3,3)"], "no values to sweep over"),
     (["seed=range(1,9,0)"], "cannot be swept"),
     (["model=choice(tiny,tinny)"], "did you mean tiny?"),
     (["method=glob(*)"], None),
-    (["method=glob(x*)"], "sweeps over nothing"),
+    (["method=glob(x*)"], "no values to sweep over"),
     (["train.learning_rate=interval(0.1,1)"], None),
     (["train.learning_rate=interval(0,1)"], "train.learning_rate = 0.0"),
     (["federation.num_clients=4,2", "federation.clients_per_round=3"], "clients_per_round = 3"),
@@ -37,7 +37,7 @@ SWEEPS = [
 
 
 @pytest.mark.parametrize(("overrides", "message"), SWEEPS, ids=[" ".join(row[0]) for row in SWEEPS])
-def test_every_alternative_of_a_sweep_is_checked(overrides: list[str], message: str | None) -> None:
+def test_every_choice_of_a_sweep_is_checked(overrides: list[str], message: str | None) -> None:
     if message is None:
         check_overrides(overrides, multirun=True)
     else:
@@ -68,7 +68,7 @@ def job(cfg):
     assert list(HydraConfig.get().overrides.task) == task
     import logging
     logging.getLogger("quiet").info("to the file")
-    logging.getLogger("loud").warning("to the console too")
+    logging.getLogger("loud").warning("also to the console")
 
 job()
 """
@@ -82,27 +82,27 @@ def run_python(arguments: list[str], folder: Path) -> subprocess.CompletedProces
 
 
 def test_compose_inside_a_hydra_application(tmp_path: Path) -> None:
-    done = run_python(["-c", APP, "experiment=smoke", "seed=5", "run_dir='a b'"], tmp_path)
-    assert done.returncode == 0, done.stderr
+    result = run_python(["-c", APP, "experiment=smoke", "seed=5", "run_dir='a b'"], tmp_path)
+    assert result.returncode == 0, result.stderr
     (log,) = tmp_path.glob("runs/*/*/*.log")
     assert "to the file" in log.read_text(encoding="utf-8")
-    assert "to the file" not in done.stdout + done.stderr
-    assert "to the console too" in done.stderr
+    assert "to the file" not in result.stdout + result.stderr
+    assert "also to the console" in result.stderr
 
 
-def test_a_sweep_makes_one_folder_a_job(tmp_path: Path) -> None:
-    done = run_python(["-c", APP, "-m", "seed=1,2"], tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_a_sweep_creates_one_directory_per_job(tmp_path: Path) -> None:
+    result = run_python(["-c", APP, "-m", "seed=1,2"], tmp_path)
+    assert result.returncode == 0, result.stderr
     assert sorted(path.parent.name for path in tmp_path.glob("runs/sweep/*/*/*/.hydra")) == ["seed=1", "seed=2"]
 
 
-@pytest.mark.parametrize(("layout", "found"), [("fedsvd/_app", "fedsvd/_app"), (".", "."), (None, None)])
-def test_where_conf_is_found(layout: str | None, found: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layout", "root"), [("fedsvd/_app", "fedsvd/_app"), (".", "."), (None, None)])
+def test_location_of_conf(layout: str | None, root: str | None, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "fedsvd", tmp_path / "fedsvd", ignore=shutil.ignore_patterns("__pycache__", "_app"))
     if layout is not None:
         shutil.copytree(ROOT / "conf", tmp_path / layout / "conf")
     if layout == "fedsvd/_app":
-        # Somebody else's, beside an installed package.
+        # The conf/ of another package, next to an installed one.
         (tmp_path / "conf").mkdir()
         (tmp_path / "conf" / "config.yaml").write_text("zebra: 1\n", encoding="utf-8")
     code = (
@@ -110,12 +110,12 @@ def test_where_conf_is_found(layout: str | None, found: str | None, tmp_path: Pa
         "from fedsvd.config.compose import app_root, compose\n"
         "compose(), print(app_root())"
     )
-    done = run_python(["-c", code], tmp_path)
-    if found is None:
-        assert "reinstall" in done.stderr
-        assert "ConfigError" in done.stderr
+    result = run_python(["-c", code], tmp_path)
+    if root is None:
+        assert "reinstall" in result.stderr
+        assert "ConfigError" in result.stderr
     else:
-        assert Path(done.stdout.strip()) == (tmp_path / found).resolve(), done.stderr
+        assert Path(result.stdout.strip()) == (tmp_path / root).resolve(), result.stderr
 
 
 def test_the_checkout_is_the_root() -> None:

@@ -1,20 +1,24 @@
-"""The configuration: every YAML composes, into values that are bounded, typed and can key a cache."""
+"""The configuration: every YAML file composes, and its values are typed, bounded and hashable."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import pickle
 import re
 import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from pydantic.dataclasses import dataclass
 
 from fedsvd.config import DataConfig, FederationConfig, PrivacyConfig, TrainConfig
 from fedsvd.config.compose import (
@@ -27,26 +31,27 @@ from fedsvd.config.compose import (
     from_run_config,
     to_yaml,
 )
-from fedsvd.config.validate import allowed
+from fedsvd.config.group import ConfigGroup
+from fedsvd.config.messages import allowed_values
 from fedsvd.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
 YAMLS = sorted(path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml"))
-# Files beside config.yaml, each of a command of its own.
-OWN_COMMANDS = {"audit": compose_audit, "compare": compose_compare}
+# Root files other than config.yaml; each belongs to the command of its name.
+COMMANDS = {"audit": compose_audit, "compare": compose_compare}
 OPTIONS = [path for path in YAMLS if path.parent != Path()]
 
 
 def commands(path: Path) -> list[list[str]]:
-    """Overrides of the ``# fedsvd train …`` lines of a YAML."""
-    found = re.findall(
+    """Return the overrides of the ``# fedsvd train …`` lines of a YAML file."""
+    lines = re.findall(
         r"^# fedsvd (?:train|audit|compare)\b(.*?)(?: {2,}.*)?$", path.read_text(encoding="utf-8"), re.MULTILINE
     )
-    return [[word for word in shlex.split(words) if "=" in word] for words in found]
+    return [[argument for argument in shlex.split(line) if "=" in argument] for line in lines]
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=str)
-def test_every_option_composes_and_is_what_its_yaml_says(path: Path) -> None:
+def test_every_option_composes_to_the_values_of_its_yaml(path: Path) -> None:
     group_name, _, option = path.with_suffix("").as_posix().partition("/")
     config = compose([f"{group_name}={option}"])
     for key, value in OmegaConf.to_container(OmegaConf.load(conf_dir() / path)).items():
@@ -57,14 +62,14 @@ def test_every_option_composes_and_is_what_its_yaml_says(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=str)
-def test_every_yaml_opens_with_a_command_that_composes(path: Path) -> None:
+def test_every_yaml_starts_with_a_command_that_composes(path: Path) -> None:
     lines = (conf_dir() / path).read_text(encoding="utf-8").splitlines()
     assert next(line for line in lines if line != "# @package _global_").startswith(
-        f"# fedsvd {path.stem}" if path.stem in OWN_COMMANDS and path.parent == Path() else "# fedsvd train"
+        f"# fedsvd {path.stem}" if path.stem in COMMANDS and path.parent == Path() else "# fedsvd train"
     )
     for overrides in commands(conf_dir() / path):
-        composing = OWN_COMMANDS.get(path.stem, compose) if path.parent == Path() else compose
-        composing(overrides)
+        compose_command = COMMANDS.get(path.stem, compose) if path.parent == Path() else compose
+        compose_command(overrides)
 
 
 def test_the_main_experiment_is_the_default() -> None:
@@ -85,18 +90,18 @@ def test_an_override_wins_over_its_experiment() -> None:
     assert (config.train.num_rounds, config.train.local_steps, config.privacy.name) == (7, 2, "none")
 
 
-def test_a_line_is_split_as_a_shell_would() -> None:
+def test_a_line_is_split_like_a_shell_command() -> None:
     assert compose("method=ffa_lora run_dir=\"'my runs/a=b'\"").run_dir == "my runs/a=b"
     assert compose("method=ffa_lora  train.num_rounds=3") is compose(["method=ffa_lora", "train.num_rounds=3"])
 
 
-def test_the_same_overrides_are_composed_once_and_others_anew() -> None:
+def test_compositions_are_cached_per_overrides() -> None:
     assert compose("seed=3") is compose(("seed=3",))
     assert compose("seed=3") != compose("seed=4")
     assert GlobalHydra.instance().hydra is None
 
 
-def test_groups_can_key_a_cache_and_numbers_have_one_type() -> None:
+def test_groups_are_hashable_and_numbers_have_one_type() -> None:
     config = compose("train.learning_rate=1 model.target_modules=[query]")
     assert type(config.train.learning_rate) is float
     assert config.model.target_modules == ("query",)
@@ -105,7 +110,7 @@ def test_groups_can_key_a_cache_and_numbers_have_one_type() -> None:
         config.train.num_rounds = 3  # type: ignore[misc]
 
 
-def test_threads_compose_side_by_side() -> None:
+def test_threads_compose_concurrently() -> None:
     seeds = list(range(1000, 1008))
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -139,16 +144,16 @@ def test_a_fraction_is_accepted_exactly_inside_its_bounds(value: float) -> None:
 
 
 @given(st.integers(-5, 5), st.none() | st.integers(-5, 5), st.integers(-5, 5))
-def test_a_federation_is_accepted_exactly_when_a_round_can_count(clients: int, drawn: int | None, replies: int) -> None:
-    possible = 1 <= replies <= (clients if drawn is None else drawn) <= clients
+def test_a_federation_is_valid_exactly_if_a_round_can_succeed(clients: int, sampled: int | None, replies: int) -> None:
+    possible = 1 <= replies <= (clients if sampled is None else sampled) <= clients
     if possible:
-        FederationConfig("local", num_clients=clients, clients_per_round=drawn, min_replies=replies)
+        FederationConfig("local", num_clients=clients, clients_per_round=sampled, min_replies=replies)
     else:
         with pytest.raises(ConfigError, match=r"federation\."):
-            FederationConfig("local", num_clients=clients, clients_per_round=drawn, min_replies=replies)
+            FederationConfig("local", num_clients=clients, clients_per_round=sampled, min_replies=replies)
 
 
-def test_bounds_are_inside_or_outside_as_written() -> None:
+def test_bounds_are_inclusive_or_exclusive_as_declared() -> None:
     assert DataConfig("movie_reviews", min_abs_rating=0).min_abs_rating == 0
     for wrong in (-0.1, 4):
         with pytest.raises(ConfigError, match=r"≥ 0 and < 4"):
@@ -156,6 +161,41 @@ def test_bounds_are_inside_or_outside_as_written() -> None:
     assert TrainConfig("sgd", 0.1, 1, 1, 1, weight_decay=0).weight_decay == 0
 
 
-def test_an_annotation_without_a_rule_is_a_programming_error() -> None:
-    with pytest.raises(TypeError, match="bytes"):
-        allowed(bytes)
+def test_groups_remain_ordinary_frozen_dataclasses() -> None:
+    train = compose("train.num_rounds=7").train
+    assert [field.name for field in dataclasses.fields(train)] == list(dataclasses.asdict(train))
+    assert pickle.loads(pickle.dumps(train)) == copy.deepcopy(train) == copy.copy(train) == train
+    assert dataclasses.replace(train, num_rounds=8).num_rounds == 8
+    with pytest.raises(ConfigError, match=r"train\.num_rounds = 0 is invalid: expected an integer ≥ 1"):
+        dataclasses.replace(train, num_rounds=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("movie_reviews", True), "data.test_fraction = True is invalid: expected a number > 0 and < 1"),
+        (("movie_reviews", 0.2, math.inf), "data.min_abs_rating = inf is invalid"),
+        (("movie_reviews", 0.2, 10**400), "expected a number ≥ 0 and < 4"),
+        (("movie_reviews", 0.2, 0.5, ["movies", " "]), "data.domains = ['movies', ' '] is invalid"),
+        (("movie_review",), "data.name = 'movie_review' is invalid (did you mean movie_reviews?)"),
+        ((), "data.name is missing"),
+    ],
+)
+def test_the_constructor_validates(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        DataConfig(*arguments)
+    with pytest.raises(ConfigError, match=re.escape("data.test_fractio = 0.1 is invalid: unknown key")):
+        DataConfig("movie_reviews", test_fractio=0.1)  # type: ignore[call-arg]
+
+
+def test_lists_become_tuples() -> None:
+    assert DataConfig("movie_reviews", domains=["movies"]).domains == ("movies",)  # type: ignore[arg-type]
+
+
+def test_a_type_without_a_description_is_a_programming_error() -> None:
+    @dataclass(frozen=True)
+    class Undescribed(ConfigGroup):
+        payload: bytes
+
+    with pytest.raises(TypeError, match="Payload"):
+        allowed_values(Undescribed)
