@@ -1,3 +1,3 @@
-"""Federated LoRA fine-tuning under differential privacy, with an SVD on the server."""
+"""Federated LoRA fine-tuning under differential privacy, with SVD-based refactorization on the server."""
 
 __version__ = "0.1.0"

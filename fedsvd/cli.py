@@ -14,20 +14,35 @@ from fedsvd import __version__
 from fedsvd.errors import ConfigError, FedSVDError
 
 USAGE = """\
-usage: fedsvd train [KEY=VALUE …]        run a federation (Hydra overrides)
-       fedsvd train -m KEY=V1,V2 …       sweep
-       fedsvd train --cfg job            print the composed configuration
-       fedsvd train resume=RUN_FOLDER    go on with a run that was cut off (a sweep: with -m)
-       fedsvd privacy plan [KEY=VALUE …] what a run will cost each client, before it runs
-       fedsvd privacy ledger PATH        what a client's ledger says has been spent
-       fedsvd audit [KEY=VALUE …]        attack one client, and hold the outcome against its ε
-       fedsvd compare [KEY=VALUE …]      methods × budgets × seeds, each with its own learning rate
-       fedsvd doctor [certs=… ledger=… …] look this machine over, and say what to do
-       fedsvd predict RUN_FOLDER --text TEXT | --file FILE   what a run's model says
-       fedsvd evaluate RUN_FOLDER [data=…]    how good it is, also on other data
-       fedsvd export RUN_FOLDER --to FOLDER [--merge]   for transformers and PEFT alone
-       fedsvd report FOLDER… [--to DIR]  one page on a run, or on all runs below the folders
-       fedsvd --version
+usage: fedsvd COMMAND [ARGUMENT …]
+
+Federated LoRA fine-tuning under differential privacy.
+
+training:
+  train [KEY=VALUE …]                  train a model in a federation (Hydra overrides)
+  train -m KEY=V1,V2 …                 train once per combination of the values (sweep)
+  train resume=RUN_DIR                 resume an interrupted run (with -m: a sweep)
+  train --cfg job                      print the composed configuration
+  compare [KEY=VALUE …]                compare methods over tasks, budgets and seeds
+
+privacy:
+  privacy plan [KEY=VALUE …]           show the privacy cost of a run before it starts
+  privacy ledger PATH                  show the privacy spent according to a client's ledger
+  audit [KEY=VALUE …]                  attack one client and check the claimed ε
+
+finished runs:
+  report DIR… [--to DIR]               write an HTML and Markdown report on all runs in DIR
+  evaluate RUN_DIR [data=…]            evaluate the model on the run's held-out data or other data
+  predict RUN_DIR --text TEXT          predict the label of, or generate an answer to, a text
+  predict RUN_DIR --file FILE          the same for every text in a file
+  export RUN_DIR --to DIR [--merge]    export the model for transformers and PEFT
+
+deployment:
+  doctor [certs=DIR ledger=FILE …]     check this machine and suggest fixes
+
+options:
+  -h, --help                           show this message
+  --version                            show the version
 
 examples:
   fedsvd train experiment=smoke
@@ -38,29 +53,39 @@ examples:
 """
 _COMMANDS = ("train", "privacy", "audit", "compare", "doctor", "predict", "evaluate", "export", "report")
 
-# Said before flwr is imported: no run of ours reports anything to anybody.
-_QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+# Set before flwr and ray are imported, so that no run sends telemetry or checks for updates.
+_NO_TELEMETRY = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 done, 1 failed, 2 wrong usage or configuration."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
+    """Run the command line.
+
+    Args:
+        arguments: Command-line arguments without the program name; defaults to those of the process.
+
+    Returns:
+        Exit status: 0 for success, 1 for failure, 2 for invalid usage or configuration.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
-        return 0 if words else 2
-    if words[0] == "--version":
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command == "--version":
         print(f"fedsvd {__version__}")
         return 0
-    for name, value in _QUIET.items():
+    for name, value in _NO_TELEMETRY.items():
         os.environ.setdefault(name, value)
     try:
-        if words[0] not in _COMMANDS:
-            raise ConfigError(f"there is no command {words[0]!r}; allowed: {', '.join(_COMMANDS)}. See fedsvd --help.")
-        # Imported late: a command loads what it needs, and no more.
-        importlib.import_module(f"fedsvd.commands.{words[0]}").run(words[1:])
+        if command not in _COMMANDS:
+            raise ConfigError(
+                f"unknown command {command!r}; available commands: {', '.join(_COMMANDS)}. See fedsvd --help."
+            )
+        # Imported late, so that a command loads only what it needs.
+        importlib.import_module(f"fedsvd.commands.{command}").run(rest)
     except FedSVDError as error:
-        said = f"[bold red]error[/bold red] {escape(str(error))}"
-        Console(stderr=True).print(said, soft_wrap=True, highlight=False)
+        message = f"[bold red]error:[/bold red] {escape(str(error))}"
+        Console(stderr=True).print(message, soft_wrap=True, highlight=False)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
 

@@ -10,7 +10,7 @@ import pytest
 from documented import ALL, FOREIGN, KEY_VALUE, PAGES, ROOT, blocks, commands
 
 from fedsvd.cli import _COMMANDS, USAGE, main
-from fedsvd.commands.predict import _parsed
+from fedsvd.commands.predict import _parse
 from fedsvd.config.compose import check_overrides, compose, compose_audit, compose_compare
 
 
@@ -29,7 +29,7 @@ CHECKS: dict[str, Callable[[Sequence[str]], object]] = {
     "train": check_train,
     "audit": compose_audit,
     "compare": compose_compare,
-    "predict": _parsed,
+    "predict": _parse,
     "evaluate": check_folder_command,
     "doctor": lambda words: [word for word in words if not KEY_VALUE.match(word)] == [] or pytest.fail(str(words)),
     "privacy": lambda words: compose([word for word in words[1:] if KEY_VALUE.match(word) and words[0] == "plan"]),
@@ -66,7 +66,7 @@ def wrong_ones() -> Iterator[tuple[str, str]]:
     """Yield ``$ command`` with the error that the page shows below it."""
     for page in PAGES:
         for body in blocks(page):
-            yield from re.findall(r"^ *\$ (fedsvd .*)\n((?: *error (?:.*\n)+?)(?=^ *\$ |\Z))", body, re.MULTILINE)
+            yield from re.findall(r"^ *\$ (fedsvd .*)\n((?: *error:? (?:.*\n)+?)(?=^ *\$ |\Z))", body, re.MULTILINE)
 
 
 def is_shown_as_wrong(page: str, words: Sequence[str]) -> bool:

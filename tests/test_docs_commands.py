@@ -93,7 +93,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_the_command_runs(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["fedsvd"])
     words = shlex.split(line)
-    names = {"RUN_FOLDER": "runs/made", "SWEEP_FOLDER": "runs/swept", "RUN_OR_SWEEP_FOLDER…": "runs/swept"}
+    names = {"RUN_DIR": "runs/made", "SWEEP_DIR": "runs/swept", "RUN_OR_SWEEP_DIR…": "runs/swept"}
     for name in sorted(names, key=len, reverse=True):
         words = [word.replace(name, names[name]) for word in words]
     assert main([words[1], *small(words[1], words[2:])]) == 0

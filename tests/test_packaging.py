@@ -60,7 +60,7 @@ def test_the_wheel_alone_runs_outside_the_checkout(wheel: Path, tmp_path: Path) 
 
     out = call(tmp_path / "venv" / "bin" / "fedsvd", "train", "experiment=smoke", cwd=tmp_path)
 
-    assert "run folder" in out
+    assert "run directory" in out
     [metrics] = (tmp_path / "runs").glob("*/*/metrics.jsonl")
     # Before the first round and after each of two.
     assert len(metrics.read_text().splitlines()) == 3

@@ -1,1 +1,1 @@
-"""One module a command of ``fedsvd``; each has ``run(words)``, which `fedsvd.cli` calls."""
+"""One module per command of ``fedsvd``; each has a function ``run(arguments)``, which `fedsvd.cli` calls."""

@@ -1,4 +1,4 @@
-"""``fedsvd audit``: attack one client of a federation, and hold the outcome against what is claimed."""
+"""``fedsvd audit``: attack one client of a federation and compare the result with the claimed ε."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from fedsvd.config.compose import compose_audit
 from fedsvd.errors import AuditError, ConfigError
 
 
-def run(words: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> None:
     """Audit the run that the overrides describe.
 
     Raises:
-        ConfigError: A key, type or value that is not allowed, before anything is loaded.
-        AuditError: The audit contradicts the claim.
+        ConfigError: A key, type or value is invalid; raised before anything is loaded.
+        AuditError: The audit contradicts the claimed ε.
     """
-    for word in words:
-        if word.startswith("-"):
-            raise ConfigError(f"fedsvd audit has no option {word!r}: it takes KEY=VALUE only, one run at a time.")
-        if word.startswith("hydra."):
-            raise ConfigError(f"{word} is not for fedsvd audit: choose its folder with run_dir=FOLDER.")
-    config, settings = compose_audit(words)
-    # Imported late: it loads torch and transformers, which a wrong key should not have to wait for.
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise ConfigError(
+                f"fedsvd audit has no option {argument!r}: it accepts only KEY=VALUE overrides, for one run at a time."
+            )
+        if argument.startswith("hydra."):
+            raise ConfigError(f"fedsvd audit does not accept {argument}; set the run directory with run_dir=DIR.")
+    config, settings = compose_audit(arguments)
+    # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.audit import run_audit
     from fedsvd.report.audit_tables import attacks_table, audit_table, verdict
 
     console = Console()
     folder = Path(config.run_dir) if config.run_dir else Path("runs", "audit", f"{datetime.now():%Y-%m-%d/%H-%M-%S}")
-    found = run_audit(config, settings, folder, lambda line: console.print(line, style="dim"))
-    console.print(audit_table(found))
-    console.print(attacks_table(found))
-    console.print(f"run folder  {folder}", soft_wrap=True, highlight=False)
-    if found["contradicts_claim"]:
-        raise AuditError(verdict(found))
-    console.print(verdict(found), soft_wrap=True, highlight=False)
+    result = run_audit(config, settings, folder, lambda line: console.print(line, style="dim"))
+    console.print(audit_table(result))
+    console.print(attacks_table(result))
+    console.print(f"run directory  {folder}", soft_wrap=True, highlight=False)
+    if result["contradicts_claim"]:
+        raise AuditError(verdict(result))
+    console.print(verdict(result), soft_wrap=True, highlight=False)

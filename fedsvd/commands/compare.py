@@ -1,4 +1,4 @@
-"""``fedsvd compare``: every contender on every task and budget, with seeds, and a table of means and errors."""
+"""``fedsvd compare``: run every contender on every task, budget and seed, and tabulate means and standard errors."""
 
 from __future__ import annotations
 
@@ -13,37 +13,39 @@ from fedsvd.config.compose import compose_compare
 from fedsvd.errors import ConfigError
 
 
-def run(words: Sequence[str]) -> None:
-    """Run the comparison that the overrides describe, or go on with one that was cut off.
+def run(arguments: Sequence[str]) -> None:
+    """Run the comparison that the overrides describe, or resume an interrupted one.
 
     Raises:
-        ConfigError: A key, type or value that is not allowed, before anything runs.
+        ConfigError: A key, type or value is invalid; raised before anything runs.
     """
-    for word in words:
-        if word.startswith(("-", "hydra.")):
+    for argument in arguments:
+        if argument.startswith(("-", "hydra.")):
             raise ConfigError(
-                f"fedsvd compare takes KEY=VALUE only, not {word!r}; choose its folder with run_dir=FOLDER."
+                f"fedsvd compare does not accept {argument!r}: it accepts only KEY=VALUE overrides; set the output "
+                "directory with run_dir=DIR."
             )
-    config, settings = compose_compare(words)
-    # Imported late: it loads torch and transformers, which a wrong key should not have to wait for.
+    config, settings = compose_compare(arguments)
+    # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.comparison import run_comparison
     from fedsvd.report.comparison import write_report
 
     folder = Path(config.run_dir or "runs/compare")
-    # A contender or task is added with +compare.contenders.NAME=…
-    ours = [word for word in words if not word.lstrip("+~").startswith(("compare.", "run_dir="))]
-    base = ours if any(word.startswith("experiment=") for word in ours) else ["experiment=compare", *ours]
+    # The prefixes + and ~ add and remove contenders and tasks, as in +compare.contenders.NAME=…
+    overrides = [item for item in arguments if not item.lstrip("+~").startswith(("compare.", "run_dir="))]
+    if not any(item.startswith("experiment=") for item in overrides):
+        overrides = ["experiment=compare", *overrides]
     console = Console()
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
         bar = progress.add_task("")
 
-        def tell(phase: str, done: int, total: int) -> None:
+        def report_progress(phase: str, done: int, total: int) -> None:
             progress.update(bar, description=phase, completed=done, total=total)
             if not console.is_terminal and done % 20 == 0:
                 console.print(f"{phase} {done}/{total}")
 
-        rows = run_comparison(base, settings, folder, tell)
-    report = write_report(rows, settings, folder, shlex.join(["fedsvd", "compare", *words]))
+        rows = run_comparison(overrides, settings, folder, report_progress)
+    report = write_report(rows, settings, folder, shlex.join(["fedsvd", "compare", *arguments]))
     console.print(report.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"folder  {folder}", soft_wrap=True, highlight=False)
+    console.print(f"output directory  {folder}", soft_wrap=True, highlight=False)

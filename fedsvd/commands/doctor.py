@@ -1,4 +1,4 @@
-"""``fedsvd doctor``: look a machine over, and say what to do."""
+"""``fedsvd doctor``: check a machine and suggest fixes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,22 @@ from fedsvd.assets import cache_folder
 from fedsvd.doctor import Finding
 from fedsvd.errors import ConfigError, FedSVDError, RunError
 
-_USAGE = (
-    "fedsvd doctor [certs=FOLDER] [superlink=HOST:PORT] [ledger=FILE] [runs=FOLDER] [node='NODE CONFIG' KEY=VALUE …]"
-)
-_STYLES = {"ok": "green", "note": "yellow", "bad": "bold red"}
+_USAGE = "fedsvd doctor [certs=DIR] [superlink=HOST:PORT] [ledger=FILE] [runs=DIR] [node='NODE_CONFIG' KEY=VALUE …]"
+_STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 _PORTS = ((8000, "SuperLink"), (9094, "SuperNode"))
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What the words ask for beside the machine itself."""
+class _Options:
+    """Options of the command: what to check in addition to the machine itself.
+
+    Attributes:
+        certs: Directory of certificates and keys.
+        superlink: Address of a SuperLink, ``host:port``.
+        ledger: Path of a privacy ledger.
+        runs: Directory of run directories.
+        node: Configuration of a node, as passed to its SuperNode.
+    """
 
     certs: str | None = None
     superlink: str | None = None
@@ -33,83 +39,83 @@ class _Asked:
     node: str | None = None
 
 
-def run(words: Sequence[str]) -> None:
-    """Run all checks that can be made here, and print what was found.
+def run(arguments: Sequence[str]) -> None:
+    """Run all applicable checks and print their results.
 
     Raises:
-        ConfigError: Words that are not understood.
-        RunError: Something will not work.
+        ConfigError: The arguments are invalid.
+        RunError: At least one check failed.
     """
-    ours = {field.name for field in fields(_Asked)}
-    given = dict(word.split("=", 1) for word in words if word.split("=", 1)[0] in ours and "=" in word)
-    overrides = [word for word in words if word.split("=", 1)[0] not in ours]
-    asked = _Asked(**given)
-    if any("=" not in word for word in words) or (overrides and asked.node is None):
-        raise ConfigError(f"fedsvd doctor {' '.join(words)} is not understood; write {_USAGE}.")
-    findings = list(_findings(asked, overrides))
-    _print(findings)
-    bad = sum(finding.state == "bad" for finding in findings)
-    if bad:
-        raise RunError(f"{bad} of {len(findings)} checks failed; what to do about each stands above.")
+    names = {field.name for field in fields(_Options)}
+    values = dict(item.split("=", 1) for item in arguments if item.split("=", 1)[0] in names and "=" in item)
+    overrides = [item for item in arguments if item.split("=", 1)[0] not in names]
+    options = _Options(**values)
+    if any("=" not in item for item in arguments) or (overrides and options.node is None):
+        raise ConfigError(f"invalid arguments: fedsvd doctor {' '.join(arguments)}. Usage: {_USAGE}")
+    findings = list(_run_checks(options, overrides))
+    _print_table(findings)
+    failed = sum(finding.status == "error" for finding in findings)
+    if failed:
+        raise RunError(f"{failed} of {len(findings)} checks failed; see the suggested fixes above.")
 
 
-def _findings(asked: _Asked, overrides: Sequence[str]) -> Iterator[Finding]:
+def _run_checks(options: _Options, overrides: Sequence[str]) -> Iterator[Finding]:
     yield doctor.check_python()
     yield from doctor.check_packages()
     yield doctor.check_gpu()
-    for port, what in _PORTS:
-        yield doctor.check_port(port, what)
-    yield doctor.check_folder(Path(asked.runs), "run folders")
-    yield doctor.check_folder(cache_folder(), "models and texts")
-    certs = Path(asked.certs or "certs")
-    if asked.certs or certs.is_dir():
+    for port, service in _PORTS:
+        yield doctor.check_port(port, service)
+    yield doctor.check_folder(Path(options.runs), "run directories")
+    yield doctor.check_folder(cache_folder(), "model and data cache")
+    certs = Path(options.certs or "certs")
+    if options.certs or certs.is_dir():
         yield from doctor.check_certificates(certs)
-    if asked.superlink:
-        trusted = certs / "ca.crt"
-        yield doctor.check_superlink(asked.superlink, trusted if trusted.is_file() else None)
-    if asked.ledger:
-        yield _check_ledger(Path(asked.ledger))
-    if asked.node is not None:
-        yield from _check_node(asked.node, overrides)
+    if options.superlink:
+        root_certificate = certs / "ca.crt"
+        yield doctor.check_superlink(options.superlink, root_certificate if root_certificate.is_file() else None)
+    if options.ledger:
+        yield _check_ledger(Path(options.ledger))
+    if options.node is not None:
+        yield from _check_node(options.node, overrides)
 
 
 def _check_ledger(path: Path) -> Finding:
     from fedsvd.privacy.ledger import Ledger  # Imported late: it loads torch.
 
-    what = f"ledger {path}"
+    check = f"ledger {path}"
     if not path.exists():
         folder = doctor.check_folder(path.parent, "ledger")
-        if folder.state == "bad":
+        if folder.status == "error":
             return folder
         return Finding(
-            what, "note", "not there", "The first private round makes it. If there was one, restore the backup."
+            check, "warning", "not found", "The first private round creates it. If it existed before, restore a backup."
         )
     try:
         with Ledger.read(path) as ledger:
             entries = ledger.entries()
     except FedSVDError as error:
-        return Finding(what, "bad", str(error), "fedsvd privacy ledger PATH shows what it says; never delete it.")
+        return Finding(check, "error", str(error), "fedsvd privacy ledger PATH shows its content; never delete it.")
     folder = doctor.check_folder(path.parent, "ledger")
-    if folder.state == "bad":
+    if folder.status == "error":
         return folder
     runs = len({entry.run_id for entry in entries})
-    return Finding(what, "ok", f"whole; {len(entries)} charges of {runs} runs")
+    return Finding(check, "ok", f"intact; {len(entries)} charges from {runs} runs")
 
 
 def _check_node(node_config: str, overrides: Sequence[str]) -> Iterator[Finding]:
     from fedsvd.launch import check_node  # Imported late: it loads torch.
 
     try:
-        yield from (Finding("node", "ok", said) for said in check_node(node_config, overrides))
+        yield from (Finding("node", "ok", detail) for detail in check_node(node_config, overrides))
     except FedSVDError as error:
-        yield Finding("node", "bad", str(error), "docs/deployment.md lists the keys of a node's configuration.")
+        yield Finding("node", "error", str(error), "docs/deployment.md lists the keys of a node configuration.")
 
 
-def _print(findings: Sequence[Finding]) -> None:
-    table = Table("", "check", "found", box=None, pad_edge=False)
+def _print_table(findings: Sequence[Finding]) -> None:
+    table = Table("status", "check", "result", box=None, pad_edge=False)
     for finding in findings:
-        said = Text(finding.found)
+        result = Text(finding.detail)
         if finding.advice:
-            said.append(f"\n→ {finding.advice}", style="italic")
-        table.add_row(Text(finding.state, style=_STYLES[finding.state]), Text(finding.what), said)
+            result.append(f"\n→ {finding.advice}", style="italic")
+        table.add_row(Text(finding.status, style=_STYLES[finding.status]), Text(finding.check), result)
     Console().print(table)

@@ -1,4 +1,4 @@
-"""``fedsvd export``: a finished run's model for those who do not have fedsvd."""
+"""``fedsvd export``: export a finished run's model for use without fedsvd."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedsvd.commands.arguments import Arguments
+from fedsvd.commands.arguments import CommandParser
 
-_USAGE = "fedsvd export RUN_FOLDER --to FOLDER [--merge]"
+_USAGE = "fedsvd export RUN_DIR --to DIR [--merge]"
 
 
-def run(words: Sequence[str]) -> None:
-    """Export.
+def run(arguments: Sequence[str]) -> None:
+    """Export a model with its tokenizer and model card.
 
     Raises:
-        ConfigError: Words that are not understood, a folder that is no run's, or one that is not empty.
-        RunError: A run that has no final model.
+        ConfigError: The arguments are invalid, the directory is not a run directory, or the target is not empty.
+        RunError: The run has no final model.
         ModelError: The base model cannot be loaded.
     """
-    parser = Arguments("export", _USAGE)
-    parser.add_argument("folder")
+    parser = CommandParser("export", _USAGE)
+    parser.add_argument("folder", metavar="RUN_DIR")
     parser.add_argument("--to", required=True)
     parser.add_argument("--merge", action="store_true")
-    given = parser.parse_args(list(words))
-    # Imported late: it loads torch and transformers, which a wrong word should not have to wait for.
+    options = parser.parse_args(list(arguments))
+    # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.trained.export import export_model
     from fedsvd.trained.run import read_run
 
-    export_model(read_run(Path(given.folder)), Path(given.to), merge=given.merge)
-    what = "the merged model" if given.merge else "the adapter"
-    Console().print(f"{what}, its tokenizer and its card (README.md) are in {given.to}", soft_wrap=True)
+    export_model(read_run(Path(options.folder)), Path(options.to), merge=options.merge)
+    exported = "the merged model" if options.merge else "the adapter"
+    Console().print(f"wrote {exported}, its tokenizer and its model card (README.md) to {options.to}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``fedsvd privacy``: what a run will cost, and what has been spent."""
+"""``fedsvd privacy``: show the privacy cost of a planned run, or the privacy spent according to a ledger."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ from fedsvd.privacy.plan import configured_budget, plan_client, plan_warnings
 from fedsvd.report.privacy_tables import RunTotal, charges_table, plan_table, runs_table
 from fedsvd.runs.folder import RunFolder, ledger_path
 
-_USAGE = "fedsvd privacy plan [KEY=VALUE …], or fedsvd privacy ledger PATH [target_delta=… accountant=…]"
+_USAGE = "fedsvd privacy plan [KEY=VALUE …] | fedsvd privacy ledger PATH [target_delta=… accountant=…]"
 
 
-def run(words: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> None:
     """Plan a run, or show a ledger.
 
     Raises:
-        ConfigError: Words that are not understood, or a configuration that is not allowed.
-        LedgerError: A ledger that is missing, damaged, no ledger, or about other data than the plan.
-        PrivacyError: A budget that no noise can keep.
+        ConfigError: The arguments or the configuration are invalid.
+        LedgerError: The ledger is missing, damaged, not a ledger, or belongs to other data than the plan.
+        PrivacyError: No amount of noise satisfies the budget.
     """
-    if words and words[0] == "plan":
-        _plan(words[1:])
-    elif len(words) > 1 and words[0] == "ledger":
-        _show(Path(words[1]), words[2:])
+    if arguments and arguments[0] == "plan":
+        _plan(arguments[1:])
+    elif len(arguments) > 1 and arguments[0] == "ledger":
+        _show_ledger(Path(arguments[1]), arguments[2:])
     else:
-        raise ConfigError(f"fedsvd privacy {' '.join(words)}".rstrip() + f" is not understood; write {_USAGE}.")
+        raise ConfigError(
+            "invalid arguments: " + f"fedsvd privacy {' '.join(arguments)}".rstrip() + f". Usage: {_USAGE}"
+        )
 
 
-def _plan(words: Sequence[str]) -> None:
-    config = _resumable(words)
+def _plan(overrides: Sequence[str]) -> None:
+    config = _compose_resumable(overrides)
     privacy = config.privacy
     if privacy.name == "none":
-        raise ConfigError("privacy = none gives no guarantee to plan; take privacy=dp_sgd or privacy=client_level.")
-    # Imported late: it loads torch and transformers, which a wrong key should not have to wait for.
+        raise ConfigError("privacy = none gives no guarantee to plan; set privacy=dp_sgd or privacy=client_level.")
+    # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd import data
     from fedsvd.runtime.data import load_partition
 
@@ -53,34 +55,35 @@ def _plan(words: Sequence[str]) -> None:
     budget, console = configured_budget(privacy), Console()
     unit, bound = ("example", "max_grad_norm") if privacy.name == "dp_sgd" else ("client", "max_update_norm")
     console.print(plan_table(plans, budget.target_delta, unit))
-    rounds = f"{config.train.num_rounds} rounds" + (f", {done} of them done" if done else "")
+    rounds = f"{config.train.num_rounds} rounds" + (f", {done} already done" if done else "")
     console.print(
-        f"{rounds}; ε of the run ≤ {privacy.target_epsilon:g}, in all ≤ {budget.max_epsilon:g}, at δ = "
-        f"{privacy.target_delta:g}, counted by {privacy.accountant}; {bound} = {getattr(privacy, bound):g}",
+        f"{rounds}; budget: ε ≤ {privacy.target_epsilon:g} for this run and ε ≤ {budget.max_epsilon:g} in total, at "
+        f"δ = {privacy.target_delta:g}, {privacy.accountant} accountant; {bound} = {getattr(privacy, bound):g}",
         highlight=False,
         soft_wrap=True,
     )
     if not (privacy.ledger_dir or config.resume):
         console.print(
-            "No ledger is known: privacy.ledger_dir or resume would name one. A real client's own ledger and limits "
-            "are known to its node alone.",
+            "No ledgers are taken into account; set privacy.ledger_dir or resume to include them. The ledger and "
+            "limits of a real client are known only to its node.",
             soft_wrap=True,
         )
     for warning in plan_warnings(config, plans):
-        console.print(f"[yellow]warning[/yellow] {warning}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
 
 
-def _resumable(words: Sequence[str]) -> Config:
-    config = compose(list(words))
+def _compose_resumable(overrides: Sequence[str]) -> Config:
+    """Compose the configuration; with ``resume``, on top of the overrides of the run to resume."""
+    config = compose(list(overrides))
     if config.resume is None:
         return config
     from fedsvd.launch import saved_overrides
 
-    return compose([*saved_overrides(Path(config.resume)), *words])
+    return compose([*saved_overrides(Path(config.resume)), *overrides])
 
 
 def _history(config: Config, partition_id: int, fingerprint: str) -> list[Spend]:
-    """Return what a client's ledger holds; nothing where the client has not started one."""
+    """Return the spends in a client's ledger; empty if the client has no ledger yet."""
     if not (config.privacy.ledger_dir or config.resume):
         return []
     path = ledger_path(config.privacy.ledger_dir, Path(config.resume or ""), partition_id)
@@ -89,14 +92,14 @@ def _history(config: Config, partition_id: int, fingerprint: str) -> list[Spend]
     with Ledger.read(path) as ledger:
         if ledger.fingerprint != fingerprint:
             raise LedgerError(
-                f"the privacy ledger {path} keeps the account of other data than client {partition_id} would hold; "
-                "choose another privacy.ledger_dir, or the data, seed and partition that it was kept for."
+                f"the privacy ledger {path} belongs to other data than client {partition_id} would hold in this run; "
+                "set another privacy.ledger_dir, or the data, seed and partition that the ledger was created for."
             )
         return ledger.history()
 
 
 def _rounds_done(resume: str | None) -> int:
-    """Return the last round whose checkpoint is whole; a checkpoint gets its name when it is."""
+    """Return the last round with a complete checkpoint; a checkpoint gets its final name once it is complete."""
     done = 0
     if resume is not None:
         for path in RunFolder(Path(resume)).checkpoints.glob("round-*"):
@@ -105,47 +108,47 @@ def _rounds_done(resume: str | None) -> int:
     return done
 
 
-def _show(path: Path, words: Sequence[str]) -> None:
+def _show_ledger(path: Path, arguments: Sequence[str]) -> None:
     with Ledger.read(path) as ledger:
         entries, fingerprint = ledger.entries(), ledger.fingerprint
     console = Console()
     console.print(f"[bold]{path}[/bold]  data {fingerprint[:12]}…", highlight=False, soft_wrap=True)
     if not entries:
-        console.print("nothing has been spent")
+        console.print("no privacy has been spent")
         return
-    target_delta, accountant = _terms(words, entries[-1])
+    target_delta, accountant = _accounting_options(arguments, entries[-1])
     console.print(charges_table(entries))
-    console.print(runs_table(_totals(entries, target_delta, accountant), target_delta, accountant))
+    console.print(runs_table(_run_totals(entries, target_delta, accountant), target_delta, accountant))
     last = entries[-1].budget
     console.print(
-        f"allowed when last asked: ε ≤ {last.max_epsilon:g} in all at δ = {last.max_delta:g}, ε ≤ "
+        f"budget at the last charge: ε ≤ {last.max_epsilon:g} in total at δ = {last.max_delta:g}, ε ≤ "
         f"{last.target_epsilon:g} for the run at δ = {last.target_delta:g}",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _terms(words: Sequence[str], last: Entry) -> tuple[float, str]:
-    """Return δ and the accountant: those that are asked for, or else those of the last charge."""
-    given = dict(word.partition("=")[::2] for word in words)
+def _accounting_options(arguments: Sequence[str], last: Entry) -> tuple[float, str]:
+    """Return δ and the accountant from the arguments; the defaults are those of the last charge."""
+    given = dict(item.partition("=")[::2] for item in arguments)
     unknown = sorted(given.keys() - {"target_delta", "accountant"})
     if unknown:
-        raise ConfigError(f"{unknown[0]} means nothing to fedsvd privacy ledger; write {_USAGE}.")
+        raise ConfigError(f"fedsvd privacy ledger does not accept {unknown[0]}. Usage: {_USAGE}")
     try:
         target_delta = float(given.get("target_delta", last.budget.max_delta))
     except ValueError as error:
         raise ConfigError(
-            f"target_delta = {given['target_delta']!r} is no number; give one above 0, below 1."
+            f"target_delta = {given['target_delta']!r} is invalid: expected a number > 0 and < 1."
         ) from error
     return target_delta, given.get("accountant", last.budget.accountant)
 
 
-def _totals(entries: Sequence[Entry], target_delta: float, accountant: str) -> list[RunTotal]:
+def _run_totals(entries: Sequence[Entry], target_delta: float, accountant: str) -> list[RunTotal]:
     totals = []
     runs = list(dict.fromkeys(entry.run_id for entry in entries))
     for run_id in runs:
         own = [entry for entry in entries if entry.run_id == run_id]
-        # Two runs at once interleave: what counts is all that had been charged when this one last was.
+        # Charges of concurrent runs interleave: the total includes all charges up to this run's last one.
         before = entries[: entries.index(own[-1]) + 1]
         totals.append(
             RunTotal(

@@ -1,4 +1,4 @@
-"""``fedsvd report``: one page on a run, or on all runs below the folders that are named."""
+"""``fedsvd report``: write a report on one run, or on all runs below the given directories."""
 
 from __future__ import annotations
 
@@ -13,37 +13,39 @@ from fedsvd.report.document import write_report
 from fedsvd.report.loaded_runs import find_runs
 from fedsvd.report.sweep_sections import report_sections
 
-_USAGE = "fedsvd report RUN_OR_SWEEP_FOLDER… [--to FOLDER]"
+_USAGE = "fedsvd report RUN_OR_SWEEP_DIR… [--to DIR]"
 
 
-def run(words: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> None:
     """Write ``report.html`` and ``report.md``.
 
     Raises:
-        ConfigError: Words that are not understood.
-        RunError: A folder that holds no run, or one whose files cannot be read.
+        ConfigError: The arguments are invalid.
+        RunError: A directory contains no run, or its files cannot be read.
     """
-    folders, to = _read(list(words))
+    folders, target = _parse(list(arguments))
     runs = find_runs(folders)
-    if to is None:
-        to = folders[0] if len(folders) == 1 else Path("runs/report") / datetime.now().strftime("%Y-%m-%d/%H-%M-%S")
-    titled = folders[0].resolve().name if len(folders) == 1 else f"{len(folders)} folders"
-    page, told = write_report(f"fedsvd report: {titled}", report_sections(runs), to)
+    if target is None:
+        timestamp = datetime.now().strftime("%Y-%m-%d/%H-%M-%S")
+        target = folders[0] if len(folders) == 1 else Path("runs/report") / timestamp
+    subject = folders[0].resolve().name if len(folders) == 1 else f"{len(folders)} directories"
+    html, markdown = write_report(f"fedsvd report: {subject}", report_sections(runs), target)
     console = Console()
-    said = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    console.print(f"{said}  {page}  {told}", soft_wrap=True, highlight=False, markup=False)
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    console.print(f"wrote a report on {count}: {html}, {markdown}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _read(words: list[str]) -> tuple[list[Path], Path | None]:
-    to = None
-    if "--to" in words:
-        place = words.index("--to")
-        if place + 1 == len(words):
-            raise ConfigError(f"--to needs a folder; write {_USAGE}.")
-        to = Path(words[place + 1])
-        del words[place : place + 2]
-    wrong = [word for word in words if word.startswith("-")]
-    if wrong or not words:
-        said = f"fedsvd report has no option {wrong[0]}" if wrong else "fedsvd report needs a folder"
-        raise ConfigError(f"{said}; write {_USAGE}.")
-    return [Path(word) for word in words], to
+def _parse(arguments: list[str]) -> tuple[list[Path], Path | None]:
+    """Return the directories to report on and the value of ``--to`` (None if absent)."""
+    target = None
+    if "--to" in arguments:
+        index = arguments.index("--to")
+        if index + 1 == len(arguments):
+            raise ConfigError(f"--to needs a directory. Usage: {_USAGE}")
+        target = Path(arguments[index + 1])
+        del arguments[index : index + 2]
+    unknown = [argument for argument in arguments if argument.startswith("-")]
+    if unknown or not arguments:
+        problem = f"fedsvd report has no option {unknown[0]}" if unknown else "fedsvd report needs a directory"
+        raise ConfigError(f"{problem}. Usage: {_USAGE}")
+    return [Path(argument) for argument in arguments], target

@@ -1,4 +1,4 @@
-"""``fedsvd doctor``: checks of a machine, each with what was found and what to do about it."""
+"""Checks for ``fedsvd doctor``: each returns its result and, if something is wrong, a suggested fix."""
 
 from fedsvd.doctor.certificates import check_certificates
 from fedsvd.doctor.environment import check_folder, check_gpu, check_packages, check_port, check_python

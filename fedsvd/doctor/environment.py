@@ -1,4 +1,4 @@
-"""The machine: Python, packages, GPU, ports, folders."""
+"""Checks of the machine: Python, packages, GPU, ports and directories."""
 
 from __future__ import annotations
 
@@ -17,48 +17,53 @@ from packaging.specifiers import SpecifierSet
 from fedsvd.config.compose import app_root
 from fedsvd.doctor.finding import Finding
 
-_LITTLE_SPACE = 2 * 2**30
+_LOW_SPACE_BYTES = 2 * 2**30
 
 
 def check_python() -> Finding:
-    """Hold the running Python against what the package asks for."""
-    wanted = SpecifierSet(importlib.metadata.metadata("fedsvd")["Requires-Python"])
-    here = ".".join(map(str, sys.version_info[:3]))
-    if here in wanted:
-        return Finding("Python", "ok", here)
-    return Finding("Python", "bad", f"{here}; {wanted} is needed", "Make the environment anew with such a Python.")
+    """Check the running Python against the version that the package requires."""
+    required = SpecifierSet(importlib.metadata.metadata("fedsvd")["Requires-Python"])
+    installed = ".".join(map(str, sys.version_info[:3]))
+    if installed in required:
+        return Finding("Python", "ok", installed)
+    advice = f"Recreate the environment with Python {required}."
+    return Finding("Python", "error", f"{installed}; {required} is required", advice)
 
 
 def check_packages() -> Iterator[Finding]:
-    """Hold each package against the range that is allowed, and against the version that was tested."""
+    """Check each dependency against the required range and the tested version."""
     tested = _tested_versions()
     for line in importlib.metadata.requires("fedsvd") or []:
-        needed = Requirement(line)
-        if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        yield check_package(needed, tested.get(needed.name.lower()))
+        yield check_package(requirement, tested.get(requirement.name.lower()))
 
 
-def check_package(needed: Requirement, tested: str | None) -> Finding:
-    """Check one package."""
-    install = f"pip install '{needed.name}=={tested}'" if tested else f"pip install '{needed}'"
+def check_package(requirement: Requirement, tested: str | None) -> Finding:
+    """Check one package.
+
+    Args:
+        requirement: Name and required range.
+        tested: Version in the lock file; None if the package is not in it.
+    """
+    name = requirement.name
+    install = f"pip install '{name}=={tested}'" if tested else f"pip install '{requirement}'"
     try:
-        here = importlib.metadata.version(needed.name)
+        installed = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(needed.name, "bad", "not installed", install)
-    # A local label, as of a build for CPUs, is no other version.
-    plain = here.partition("+")[0]
-    if not needed.specifier.contains(plain, prereleases=True):
-        return Finding(needed.name, "bad", f"{here}; {needed.specifier} is needed", install)
-    if tested and plain != tested:
-        return Finding(
-            needed.name, "note", f"{here}; {tested} is what the tests ran with", f"In case of doubt: {install}"
-        )
-    return Finding(needed.name, "ok", here)
+        return Finding(name, "error", "not installed", install)
+    # A local version label, such as +cpu, does not make it another version.
+    public = installed.partition("+")[0]
+    if not requirement.specifier.contains(public, prereleases=True):
+        return Finding(name, "error", f"{installed}; {requirement.specifier} is required", install)
+    if tested and public != tested:
+        return Finding(name, "warning", f"{installed}; tested with {tested}", f"If problems occur: {install}")
+    return Finding(name, "ok", installed)
 
 
 def check_gpu() -> Finding:
-    """See what torch can train on."""
+    """Check which GPUs torch can use."""
     import torch
 
     if torch.cuda.is_available():
@@ -69,58 +74,61 @@ def check_gpu() -> Finding:
         return Finding("GPU", "ok", ", ".join(devices))
     if shutil.which("nvidia-smi"):
         advice = (
-            "Install torch's build for CUDA (docs/deployment.md, GPU), and in a container hand in the device "
-            "(the profile gpu); nvidia-smi itself must list it."
+            "Install a CUDA build of torch (docs/deployment.md, GPU); in a container, use the Compose profile gpu. "
+            "nvidia-smi must list the device."
         )
-        return Finding("GPU", "note", f"nvidia-smi is there, but torch {torch.__version__} sees no device", advice)
+        return Finding(
+            "GPU", "warning", f"nvidia-smi is installed, but torch {torch.__version__} finds no device", advice
+        )
     return Finding("GPU", "ok", "none; training runs on the CPU")
 
 
-def check_port(port: int, what: str, host: str = "127.0.0.1") -> Finding:
-    """See whether a port is free to listen on.
+def check_port(port: int, service: str, host: str = "127.0.0.1") -> Finding:
+    """Check whether a port is free to listen on.
 
     Args:
-        port: Its number.
-        what: Who wants it.
+        port: Port number.
+        service: Service that listens on this port.
         host: Address to listen on.
     """
-    name = f"port {port} ({what})"
-    with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    name = f"port {port} ({service})"
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            one.bind((host, port))
+            probe.bind((host, port))
         except OSError as error:
             advice = (
-                f"Fine where it is a {what} that is meant to run here; else stop what listens, or take another port."
+                f"Ignore this if a {service} is meant to run here; otherwise stop the process that listens on the "
+                "port, or use another port."
             )
-            return Finding(name, "note", f"taken ({error.strerror})", advice)
+            return Finding(name, "warning", f"in use ({error.strerror})", advice)
     return Finding(name, "ok", "free")
 
 
-def check_folder(path: Path, what: str) -> Finding:
-    """See whether files can be written, kept and renamed in a folder, and whether there is room.
+def check_folder(path: Path, purpose: str) -> Finding:
+    """Check whether files can be written, synced and renamed in a directory, and whether disk space is left.
 
     Args:
-        path: It need not be there yet.
-        what: What is kept in it.
+        path: The directory; if it does not exist yet, its nearest existing parent is checked.
+        purpose: What is stored in it.
     """
-    name = f"{what} ({path})"
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    name = f"{purpose} ({path})"
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     try:
-        with tempfile.TemporaryDirectory(dir=there, prefix=".fedsvd-doctor-") as folder:
+        with tempfile.TemporaryDirectory(dir=existing, prefix=".fedsvd-doctor-") as folder:
             probe = Path(folder) / "probe"
             with probe.open("wb") as stream:
                 stream.write(b"probe")
                 os.fsync(stream.fileno())
             probe.replace(Path(folder) / "renamed")
     except OSError as error:
-        advice = f"Give user {os.getuid()} the right to write there, or point to another folder."
-        return Finding(name, "bad", f"cannot be written ({error.strerror})", advice)
-    free = shutil.disk_usage(there).free
-    room = f"writable, {free / 2**30:.1f} GiB free"
-    if free < _LITTLE_SPACE:
-        return Finding(name, "note", room, "Make room: a full disk ends a run at its next checkpoint.")
-    return Finding(name, "ok", room)
+        advice = f"Give user {os.getuid()} write permission, or use another directory."
+        return Finding(name, "error", f"not writable ({error.strerror})", advice)
+    free = shutil.disk_usage(existing).free
+    detail = f"writable, {free / 2**30:.1f} GiB free"
+    if free < _LOW_SPACE_BYTES:
+        return Finding(name, "warning", detail, "Free disk space: a full disk ends a run at its next checkpoint.")
+    return Finding(name, "ok", detail)
 
 
 def _tested_versions() -> dict[str, str]:

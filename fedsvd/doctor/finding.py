@@ -1,4 +1,4 @@
-"""What one check came to."""
+"""The result of one check."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's outcome.
+    """The result of one check.
 
     Attributes:
-        what: What was looked at.
-        state: ``ok``; ``note``: works, and may surprise; ``bad``: will not work.
-        found: What there is.
-        advice: What to do about it; empty where nothing need be done.
+        check: What was checked.
+        status: ``ok``; ``warning``: works, but may cause surprises; ``error``: will not work.
+        detail: What the check found.
+        advice: Suggested fix; empty if none is needed.
     """
 
-    what: str
-    state: Literal["ok", "note", "bad"]
-    found: str
+    check: str
+    status: Literal["ok", "warning", "error"]
+    detail: str
     advice: str = ""

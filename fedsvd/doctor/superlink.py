@@ -1,4 +1,4 @@
-"""A SuperLink, seen from here: name, port, certificate, health."""
+"""Check that a SuperLink is reachable from this machine: host name, port, certificate, health."""
 
 from __future__ import annotations
 
@@ -13,35 +13,44 @@ _TIMEOUT_S = 10.0
 
 
 def check_superlink(address: str, root_certificates: Path | None) -> Finding:
-    """Ask a SuperLink for its health, as a node would reach it.
+    """Request the health endpoint of a SuperLink over the connection that a node would use.
 
     Args:
-        address: ``host:port``.
-        root_certificates: Certificate of the authority that its own must be signed by; None: without TLS.
+        address: Address of the SuperLink, ``host:port``.
+        root_certificates: Certificate of the authority that must have signed the server's certificate; None to connect
+            without TLS.
     """
-    what = f"SuperLink {address}"
+    check = f"SuperLink {address}"
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        return Finding(what, "bad", "no address", "Write host:port, as in superlink=fed.example.org:8000.")
+        return Finding(
+            check, "error", "invalid address", "Expected host:port, for example superlink=fed.example.org:8000."
+        )
     try:
         status = _health(host, int(port), root_certificates)
     except ssl.SSLCertVerificationError as error:
-        advice = "Is ca.crt the server's, and was its certificate made for this name (scripts/certs --host … --renew)?"
-        return Finding(what, "bad", f"its certificate is refused: {error.verify_message}", advice)
+        advice = (
+            "Check that ca.crt is the server's and that its certificate includes this host name "
+            "(scripts/certs --host … --renew)."
+        )
+        return Finding(check, "error", f"certificate rejected: {error.verify_message}", advice)
     except ssl.SSLError as error:
-        return Finding(what, "bad", f"no TLS there ({error.reason})", "Check the port; a proxy may stand in between.")
+        return Finding(
+            check, "error", f"TLS handshake failed ({error.reason})", "Check the port, and any proxy in between."
+        )
     except socket.gaierror:
-        return Finding(what, "bad", f"the name {host} is not known", "Check it, and this machine's DNS.")
+        return Finding(check, "error", f"unknown host name {host}", "Check the name and this machine's DNS.")
     except (OSError, http.client.HTTPException) as error:
-        advice = "Is it up? Does a firewall let this machine out to that port? (docs/deployment.md, ports)"
-        return Finding(what, "bad", f"does not answer ({error})", advice)
+        advice = (
+            "Check that it is running and that no firewall blocks outgoing connections to this port "
+            "(docs/deployment.md, ports)."
+        )
+        return Finding(check, "error", f"no response ({error})", advice)
     if status != http.HTTPStatus.OK:
         return Finding(
-            what, "bad", f"answers with status {status}", "Look into its log: docker compose logs superlink."
+            check, "error", f"responds with HTTP status {status}", "Check its log: docker compose logs superlink."
         )
-    return Finding(
-        what, "ok", "answers, and its certificate is trusted" if root_certificates else "answers, without TLS"
-    )
+    return Finding(check, "ok", "responds; certificate trusted" if root_certificates else "responds without TLS")
 
 
 def _health(host: str, port: int, root_certificates: Path | None) -> int:

@@ -1,1 +1,1 @@
-"""What people look at: live progress, tables and plots, made from a run's rows."""
+"""Live progress, tables, plots and reports, computed from the rows that a run writes."""

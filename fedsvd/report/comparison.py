@@ -1,4 +1,8 @@
-"""The outcome of a comparison: tables with standard errors, paired differences, a plot."""
+"""Result of ``fedsvd compare``: tables with standard errors, paired differences and a plot.
+
+A contender is a method with its options, as named in ``compare.contenders``; a cell is one contender on one task at
+one ε.
+"""
 
 from __future__ import annotations
 
@@ -21,30 +25,30 @@ _MARKERS = "osD^v<>PX*ph"
 
 
 def write_report(rows: Rows, settings: CompareConfig, folder: Path, command: str) -> Path:
-    """Write ``comparison.md`` and ``comparison.png``, and return the former.
+    """Write ``comparison.md`` and ``comparison.png`` and return the path of the former.
 
     Args:
-        rows: Of ``results.jsonl``.
-        settings: The group ``compare``.
-        folder: Where to write.
-        command: What was typed.
+        rows: Rows of ``results.jsonl``.
+        settings: Configuration group ``compare``.
+        folder: Output directory.
+        command: Command line of the comparison, quoted at the top of the report.
     """
     plot_comparison(rows, settings, folder / "comparison.png")
-    parts = [f"`{command}`", *(_task_part(rows, settings, task) for task in settings.chosen_tasks)]
+    parts = [f"`{command}`", *(_task_section(rows, settings, task) for task in settings.chosen_tasks)]
     path = folder / "comparison.md"
     write_text(path, "\n\n".join(parts) + "\n")
     return path
 
 
 def accuracies(rows: Rows, task: str, contender: str, epsilon: float) -> dict[int, float]:
-    """Return the final accuracies of one cell by seed."""
-    wanted = ("final", task, contender, epsilon)
+    """Return the final accuracies of one cell, keyed by seed."""
+    cell = ("final", task, contender, epsilon)
     keys = ("phase", "task", "contender", "epsilon")
-    return {row["seed"]: row["accuracy"] for row in rows if tuple(row[key] for key in keys) == wanted}
+    return {row["seed"]: row["accuracy"] for row in rows if tuple(row[key] for key in keys) == cell}
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and its standard error (nan for a single value)."""
+    """Return the mean and its standard error (NaN for a single value)."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return mean, math.nan
@@ -52,19 +56,27 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(variance / len(values))
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[float, float, float]:
-    """Return mean difference, its standard error, and the p value of a two-sided paired t test over common seeds."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    differences = [ours[seed] - theirs[seed] for seed in seeds]
+def paired_difference(contender: Mapping[int, float], baseline: Mapping[int, float]) -> tuple[float, float, float]:
+    """Compare two contenders over the seeds they have in common.
+
+    Args:
+        contender: Accuracies by seed.
+        baseline: Accuracies by seed to subtract.
+
+    Returns:
+        Mean difference, its standard error, and the p value of a two-sided paired t test (NaN where it is undefined).
+    """
+    seeds = sorted(contender.keys() & baseline.keys())
+    differences = [contender[seed] - baseline[seed] for seed in seeds]
     mean, error = mean_and_error(differences)
     if len(seeds) < 2 or not error:
         return mean, error, math.nan
-    test = stats.ttest_rel([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+    test = stats.ttest_rel([contender[seed] for seed in seeds], [baseline[seed] for seed in seeds])
     return mean, error, float(test.pvalue)
 
 
 def plot_comparison(rows: Rows, settings: CompareConfig, path: Path) -> None:
-    """Draw accuracy over ε, a panel a task, a line a contender, with standard errors."""
+    """Plot accuracy against ε with standard errors: one panel per task, one line per contender."""
     figure = Figure(figsize=(5.2 * len(settings.chosen_tasks), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(settings.chosen_tasks), squeeze=False)[0]
@@ -76,7 +88,7 @@ def plot_comparison(rows: Rows, settings: CompareConfig, path: Path) -> None:
             if not points:
                 continue
             x, means, errors = zip(*points, strict=True)
-            # A little aside of each other, so that bars do not hide bars.
+            # Offset the lines slightly so that error bars do not overlap.
             shifted = [value + 0.03 * (index - len(settings.chosen_contenders) / 2) for value in x]
             axis.errorbar(
                 shifted, means, yerr=[0 if math.isnan(error) else error for error in errors], label=contender,
@@ -95,26 +107,26 @@ def plot_comparison(rows: Rows, settings: CompareConfig, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _task_part(rows: Rows, settings: CompareConfig, task: str) -> str:
-    heads = [f"ε = {epsilon:g}" if epsilon else "ε = ∞" for epsilon in settings.epsilons]
+def _task_section(rows: Rows, settings: CompareConfig, task: str) -> str:
+    headings = [f"ε = {epsilon:g}" if epsilon else "ε = ∞" for epsilon in settings.epsilons]
     lines = [
         f"## {task}",
         "",
         f"Held-out accuracy in percent, mean ± standard error over {len(settings.seeds)} seeds.",
         "",
-        f"| | {' | '.join(heads)} | learning rates |",
-        "|---" * (len(heads) + 2) + "|",
+        f"| | {' | '.join(headings)} | learning rates |",
+        "|---" * (len(headings) + 2) + "|",
     ]
     for contender in settings.chosen_contenders:
         cells = [_cell(list(accuracies(rows, task, contender, epsilon).values())) for epsilon in settings.epsilons]
-        lines.append(f"| {contender} | {' | '.join(cells)} | {_rates(rows, task, contender)} |")
+        lines.append(f"| {contender} | {' | '.join(cells)} | {_learning_rates(rows, task, contender)} |")
     lines += [
         "",
-        f"Difference to {settings.baseline} in points, paired by seed (p of a two-sided t test, not corrected for the "
-        "number of comparisons).",
+        f"Difference from {settings.baseline} in percentage points, paired by seed (p value of a two-sided t test, not "
+        "corrected for multiple comparisons).",
         "",
-        f"| | {' | '.join(heads)} |",
-        "|---" * (len(heads) + 1) + "|",
+        f"| | {' | '.join(headings)} |",
+        "|---" * (len(headings) + 1) + "|",
     ]
     for contender in settings.chosen_contenders:
         if contender != settings.baseline:
@@ -131,15 +143,15 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _difference(rows: Rows, settings: CompareConfig, task: str, contender: str, epsilon: float) -> str:
-    ours, theirs = (accuracies(rows, task, name, epsilon) for name in (contender, settings.baseline))
-    if not ours.keys() & theirs.keys():
+    own, baseline = (accuracies(rows, task, name, epsilon) for name in (contender, settings.baseline))
+    if not own.keys() & baseline.keys():
         return "–"
-    mean, error, p = paired(ours, theirs)
-    said = f"{100 * mean:+.1f}"
-    return said if math.isnan(error) else f"{said} ± {100 * error:.1f}" + ("" if math.isnan(p) else f" (p {p:.3f})")
+    mean, error, p = paired_difference(own, baseline)
+    text = f"{100 * mean:+.1f}"
+    return text if math.isnan(error) else f"{text} ± {100 * error:.1f}" + ("" if math.isnan(p) else f" (p {p:.3f})")
 
 
-def _rates(rows: Rows, task: str, contender: str) -> str:
-    wanted = [r for r in rows if (r["phase"], r["task"], r["contender"]) == ("final", task, contender)]
-    rates = {("∞" if not row["epsilon"] else "private"): row["learning_rate"] for row in wanted}
+def _learning_rates(rows: Rows, task: str, contender: str) -> str:
+    final = [row for row in rows if (row["phase"], row["task"], row["contender"]) == ("final", task, contender)]
+    rates = {("∞" if not row["epsilon"] else "private"): row["learning_rate"] for row in final}
     return ", ".join(f"{key}: {rate:g}" for key, rate in rates.items())

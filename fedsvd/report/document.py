@@ -1,4 +1,4 @@
-"""A report as a document: paragraphs, tables and figures, written as one HTML page or as Markdown."""
+"""Document model of a report: paragraphs, lists, tables and figures, rendered as one HTML page or as Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedsvd.runs.folder import write_text
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Plain text; ``kind`` is empty, ``note`` or ``warning``."""
+    """A paragraph of plain text; ``kind`` is empty, ``note`` or ``warning``."""
 
     text: str
     kind: str = ""
@@ -24,19 +24,19 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list of plain texts."""
+    """A bulleted list of plain texts."""
 
     items: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table of plain texts; columns whose cells are all numbers are set to the right.
+class TableBlock:
+    """A table of plain texts; numeric columns are right-aligned.
 
     Attributes:
-        headings: One a column.
-        rows: Cells, as many as headings.
-        caption: What it shows.
+        headings: One heading per column.
+        rows: Rows of cells, as many cells per row as headings.
+        caption: Caption above the table.
     """
 
     headings: Sequence[str]
@@ -44,8 +44,8 @@ class Grid:
     caption: str = ""
 
     @property
-    def right(self) -> list[bool]:
-        """Which columns hold numbers: one a cell, not a list of them."""
+    def right_aligned(self) -> list[bool]:
+        """For each column, whether all its cells are single numbers (the first column never counts)."""
         return [
             index > 0 and all(row[index][:1] in "0123456789-+−–≤≥∞" and ", " not in row[index] for row in self.rows)
             for index in range(len(self.headings))
@@ -53,83 +53,86 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class FigureBlock:
     """A figure.
 
     Attributes:
-        source: An image as a data URI.
-        caption: What it shows.
-        described: What a reader who cannot see it should know.
+        source: The image as a data URI.
+        caption: Caption below the figure.
+        alt_text: Text alternative for readers who cannot see the image.
     """
 
     source: str
     caption: str
-    described: str
+    alt_text: str
 
 
-Block = Paragraph | Bullets | Grid | Drawing
+Block = Paragraph | Bullets | TableBlock | FigureBlock
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and the blocks below it."""
 
     title: str
     blocks: Sequence[Block]
 
 
-def drawing(figure: Figure, caption: str, described: str) -> Drawing:
-    """Turn a figure into vector graphics that a page can carry within itself."""
+def figure_block(figure: Figure, caption: str, alt_text: str) -> FigureBlock:
+    """Convert a figure to SVG and embed it as a data URI."""
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return Drawing("data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode(), caption, described)
+    return FigureBlock("data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode(), caption, alt_text)
 
 
 def to_html(title: str, sections: Sequence[Section]) -> str:
-    """Write one page that needs no other file and nothing from the network."""
+    """Render one self-contained page that loads no other file and nothing from the network."""
     template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
-    # Names and reasons come from clients and command lines: everything is escaped.
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    kinds = {type(block): type(block).__name__ for section in sections for block in section.blocks}
-    return page.from_string(template).render(title=title, sections=sections, kind_of=lambda block: kinds[type(block)])
+    # Names and failure reasons come from clients and command lines, so everything is escaped.
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.from_string(template)
+    return page.render(title=title, sections=sections, kind_of=lambda block: type(block).__name__)
 
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
-    """Write the words and numbers; a figure is told by its description."""
-    parts = [f"# {_plain(title)}"]
+    """Render text and tables as Markdown; a figure is replaced by its caption and text alternative."""
+    parts = [f"# {_escape(title)}"]
     for section in sections:
-        parts += [f"## {_plain(section.title)}", *(block_to_markdown(block) for block in section.blocks)]
+        parts += [f"## {_escape(section.title)}", *(block_to_markdown(block) for block in section.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
 def block_to_markdown(block: Block) -> str:
-    """Write one block."""
+    """Render one block as Markdown."""
     match block:
         case Paragraph(text, kind):
-            return f"> {_plain(text)}" if kind else _plain(text)
+            return f"> {_escape(text)}" if kind else _escape(text)
         case Bullets(items):
-            return "\n".join(f"- {_plain(item)}" for item in items)
-        case Drawing(_, caption, described):
-            return f"*{_plain(caption)} {_plain(described)}*"
-        case Grid(headings, rows, caption):
-            lines = [_row(headings), _row(["--:" if right else ":--" for right in block.right]), *map(_row, rows)]
-            return "\n".join([_plain(caption), ""] * bool(caption) + lines)
+            return "\n".join(f"- {_escape(item)}" for item in items)
+        case FigureBlock(_, caption, alt_text):
+            return f"*{_escape(caption)} {_escape(alt_text)}*"
+        case TableBlock(headings, rows, caption):
+            alignment = ["--:" if right else ":--" for right in block.right_aligned]
+            lines = [_row(headings), _row(alignment), *map(_row, rows)]
+            return "\n".join([_escape(caption), ""] * bool(caption) + lines)
 
 
 def write_report(title: str, sections: Sequence[Section], folder: Path) -> tuple[Path, Path]:
-    """Write ``report.html`` and ``report.md``, each whole or not at all, and return their paths."""
-    page, words = folder / "report.html", folder / "report.md"
-    write_text(page, to_html(title, sections))
-    write_text(words, to_markdown(title, sections))
-    return page, words
+    """Write ``report.html`` and ``report.md``, each atomically, and return their paths."""
+    html, markdown = folder / "report.html", folder / "report.md"
+    write_text(html, to_html(title, sections))
+    write_text(markdown, to_markdown(title, sections))
+    return html, markdown
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_escape(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
-def _plain(text: str) -> str:
-    """Keep text from being taken for markup, and on one line."""
+def _escape(text: str) -> str:
+    """Escape Markdown characters and put the text on one line."""
     for mark in ("\\", "<", "*", "`", "["):
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())

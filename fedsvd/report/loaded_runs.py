@@ -1,4 +1,4 @@
-"""Run folders, read back: one, or all that lie below a sweep's folder."""
+"""Read run directories for reports: one run, or all runs below a directory such as a sweep's."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from fedsvd.config.compose import as_dict, compose, read_yaml
 from fedsvd.errors import RunError
 from fedsvd.runs.folder import RunFolder, read_json, read_rows
 
-# Where a run lies says nothing about what it is.
-_PLACES = ("run_dir", "resume")
+# The location of a run directory is not a setting worth reporting.
+_LOCATION_KEYS = ("run_dir", "resume")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left behind.
+    """The contents of a run directory.
 
     Attributes:
-        folder: Its folder.
-        name: The folder's name below the one that was asked for.
-        config: Values by dotted key.
-        overrides: What it was composed from.
-        rows: Of ``metrics.jsonl``, at least one.
-        privacy: ``privacy.json``; empty without privacy.
-        record: ``run.json``; empty for runs that kept none.
-        clients: Of ``partitions.json``; empty where the clients were not simulated.
-        samples: Of ``samples.json``; empty but for language models.
+        folder: The run directory.
+        name: Path of the run directory relative to the directory that was searched.
+        config: Configuration values by dotted key.
+        overrides: Overrides that the configuration was composed from.
+        rows: Rows of ``metrics.jsonl``, at least one.
+        privacy: Content of ``privacy.json``; empty without privacy.
+        record: Content of ``run.json``; empty for runs that wrote none.
+        clients: Clients in ``partitions.json``; empty if the clients were not simulated.
+        samples: Content of ``samples.json``; empty except for language models.
     """
 
     folder: Path
@@ -43,14 +43,14 @@ class Run:
     samples: Sequence[Mapping[str, str]] = ()
 
     @property
-    def measured(self) -> list[Mapping[str, Any]]:
-        """The rows that were evaluated."""
+    def evaluated_rows(self) -> list[Mapping[str, Any]]:
+        """The rows of the rounds that were evaluated."""
         return [row for row in self.rows if row["accuracy"] is not None]
 
     @property
     def accuracy(self) -> float | None:
         """The last held-out accuracy."""
-        return self.measured[-1]["accuracy"] if self.measured else None
+        return self.evaluated_rows[-1]["accuracy"] if self.evaluated_rows else None
 
     @property
     def epsilon(self) -> float | None:
@@ -60,94 +60,101 @@ class Run:
 
     @property
     def budget(self) -> float | None:
-        """The ε that the run was allowed; None without privacy."""
+        """The configured ε budget; None without privacy."""
         private = self.config["privacy.name"] != "none"
         return float(self.config["privacy.target_epsilon"]) if private else None
 
     @property
     def state(self) -> str:
         """``finished``, ``failed``, or ``unfinished``."""
-        told = self.record.get("state")
-        if told in ("finished", "failed"):
-            return str(told)
+        recorded = self.record.get("state")
+        if recorded in ("finished", "failed"):
+            return str(recorded)
         done = self.rows[-1]["server_round"] >= self.config["train.num_rounds"]
-        return "finished" if told is None and done else "unfinished"
+        return "finished" if recorded is None and done else "unfinished"
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read all runs that the folders are or hold.
+    """Read all runs in the given directories, each once.
+
+    Args:
+        folders: Run directories, or directories that contain run directories at any depth.
 
     Raises:
-        RunError: A folder that is not there or holds no run with a row, or a file that cannot be read.
+        RunError: A directory is missing or contains no run with a row, or a file cannot be read.
     """
     runs = []
     for folder in folders:
         if not folder.is_dir():
-            raise RunError(f"{folder} is not a folder; give the folder of a run, or one that holds runs.")
+            raise RunError(f"{folder} is not a directory; give a run directory, or a directory that contains runs.")
         found = [read_run(path, folder) for path in sorted(_run_folders(folder))]
         if not found:
             raise RunError(
-                f"{folder} holds no run that has written a row (no metrics.jsonl in it or below it); give the folder "
-                "of a run, or one that holds runs."
+                f"{folder} contains no run with results (no non-empty metrics.jsonl in it or below it); give a run "
+                "directory, or a directory that contains runs."
             )
         runs += found
     return list({run.folder.resolve(): run for run in runs}.values())
 
 
-def read_run(folder: Path, below: Path) -> Run:
-    """Read one run folder.
+def read_run(folder: Path, parent: Path) -> Run:
+    """Read one run directory.
+
+    Args:
+        folder: The run directory.
+        parent: Directory that the run's name is relative to; may be ``folder`` itself.
 
     Raises:
-        RunError: Its rows cannot be read.
-        ConfigError: Its configuration cannot be read.
+        RunError: The rows cannot be read.
+        ConfigError: The configuration cannot be read.
     """
     paths = RunFolder(folder)
     try:
         rows = read_rows(paths.metrics)
     except (OSError, ValueError) as error:
-        raise RunError(f"{paths.metrics} cannot be read ({error}): it must hold a JSON object a line.") from error
-    name = folder.name if folder == below else folder.relative_to(below).as_posix()
+        raise RunError(f"{paths.metrics} cannot be read ({error}): expected one JSON object per line.") from error
+    name = folder.name if folder == parent else folder.relative_to(parent).as_posix()
     return Run(
         folder,
         name,
-        flat(read_yaml(paths.config)),
-        _list(paths.overrides),  # A run that Flower's own command started has none.
+        flatten(read_yaml(paths.config)),
+        _read_list(paths.overrides),  # Runs started by ``flwr run`` have none.
         rows,
         read_json(paths.privacy),
         read_json(paths.record),
         read_json(paths.partitions).get("clients", []),
-        _list(paths.samples),
+        _read_list(paths.samples),
     )
 
 
-def _list(path: Path) -> list[Any]:
+def _read_list(path: Path) -> list[Any]:
     try:
         return list(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return []
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted key; tuples become lists, as in YAML."""
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested values to dotted keys; tuples become lists, as in YAML."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
+            result |= flatten(value, f"{prefix}{key}.")
         else:
             result[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return result
 
 
 def changed_keys(run: Run) -> list[tuple[str, Any, Any]]:
-    """Return key, default and value for all that differs from what ``fedsvd train`` alone would run."""
-    default = flat(as_dict(compose()))
-    pairs = [(key, default.get(key, "–"), value) for key, value in run.config.items() if key not in _PLACES]
+    """Return (key, default, value) for every setting that differs from ``fedsvd train`` without overrides."""
+    default = flatten(as_dict(compose()))
+    pairs = [(key, default.get(key, "–"), value) for key, value in run.config.items() if key not in _LOCATION_KEYS]
     return [(key, old, new) for key, old, new in pairs if old != new]
 
 
 def varied_keys(runs: Sequence[Run]) -> list[str]:
-    """Return the keys in which runs differ."""
-    keys = dict.fromkeys(key for run in runs for key in run.config if key not in _PLACES)
+    """Return the configuration keys whose values differ between runs."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if key not in _LOCATION_KEYS)
     return [key for key in keys if len({json.dumps(run.config.get(key)) for run in runs}) > 1]
 
 

@@ -1,4 +1,4 @@
-"""Plots of one run."""
+"""Plots of one run, and the colors and markers that all plots share."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-# Okabe and Ito's palette: told apart by colour-blind readers, and by brightness in print.
+# Okabe and Ito's palette: distinguishable by color-blind readers, and by brightness in grayscale print.
 BLUE, VERMILION = "#0072B2", "#D55E00"
 PALETTE = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
-# For lines on white paper: without the yellow, and with a marker each for those who see no colours.
-INKS = tuple(colour for colour in PALETTE if colour != "#F0E442")
+# Lines on white omit yellow and have one marker per color, so that they differ without color as well.
+LINE_COLORS = tuple(color for color in PALETTE if color != "#F0E442")
 MARKERS = "osD^v<>"
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
@@ -26,40 +26,41 @@ def save(figure: Figure, path: Path) -> None:
 
 def plot_accuracy(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write `accuracy_figure` as PNG."""
-    save(accuracy_figure(rows), path)
+    save_png(accuracy_figure(rows), path)
 
 
 def plot_partitions(counts: Sequence[Mapping[str, int]], path: Path) -> None:
     """Write `partitions_figure` as PNG."""
-    save(partitions_figure(counts), path)
+    save_png(partitions_figure(counts), path)
 
 
 def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw held-out accuracy over rounds and, where there is a budget, the largest ε spent below it.
+    """Plot held-out accuracy over rounds and, for private runs, the largest ε spent in a panel below.
 
     Args:
-        rows: Rows of ``metrics.jsonl``; rounds that were not evaluated are left out of the accuracy line.
+        rows: Rows of ``metrics.jsonl``; rounds that were not evaluated are omitted from the accuracy line.
     """
-    spends = [(row["server_round"], row["epsilon"]) for row in rows if row["epsilon"] is not None]
-    figure = Figure(figsize=(7, 5 if spends else 3.6), layout="constrained")
+    epsilons = [(row["server_round"], row["epsilon"]) for row in rows if row["epsilon"] is not None]
+    figure = Figure(figsize=(7, 5 if epsilons else 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2 if spends else 1, 1, sharex=True, squeeze=False, height_ratios=[2, 1] if spends else [1])
-    measured = [(row["server_round"], row["accuracy"]) for row in rows if row["accuracy"] is not None]
+    panels, ratios = (2, [2, 1]) if epsilons else (1, [1])
+    axes = figure.subplots(panels, 1, sharex=True, squeeze=False, height_ratios=ratios)
+    evaluated = [(row["server_round"], row["accuracy"]) for row in rows if row["accuracy"] is not None]
     top = axes[0][0]
-    if measured:
-        said = f"{measured[-1][1]:.1%}"
-        top.plot(*zip(*measured, strict=True), marker="o", color=BLUE)
-        top.annotate(said, measured[-1], textcoords="offset points", xytext=(0, 8), ha="center", color=BLUE)
+    if evaluated:
+        label = f"{evaluated[-1][1]:.1%}"
+        top.plot(*zip(*evaluated, strict=True), marker="o", color=BLUE)
+        top.annotate(label, evaluated[-1], textcoords="offset points", xytext=(0, 8), ha="center", color=BLUE)
     else:
-        top.annotate("nothing is held out", (0.5, 0.5), xycoords="axes fraction", ha="center")
+        top.annotate("no held-out evaluation", (0.5, 0.5), xycoords="axes fraction", ha="center")
     top.set_ylabel("held-out accuracy")
     top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     top.margins(y=0.15)
-    if spends:
+    if epsilons:
         bottom = axes[1][0]
-        bottom.plot(*zip(*spends, strict=True), marker="s", color=VERMILION)
+        bottom.plot(*zip(*epsilons, strict=True), marker="s", color=VERMILION)
         bottom.set_ylabel("largest ε spent")
-        bottom.set_ylim(0, 1.12 * max(epsilon for _, epsilon in spends))
+        bottom.set_ylim(0, 1.12 * max(epsilon for _, epsilon in epsilons))
     for axis in axes[:, 0]:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -69,10 +70,10 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def partitions_figure(counts: Sequence[Mapping[str, int]]) -> Figure:
-    """Draw who holds what: a bar a client, stacked by class.
+    """Plot the number of training examples per client: one bar per client, stacked by class.
 
     Args:
-        counts: For each client, its examples by class; all with the same classes in the same order.
+        counts: For each client, the number of examples by class; all with the same classes in the same order.
     """
     height = max(0.9 + 0.35 * min(len(counts), 40), 0.3 + 0.18 * len(counts[0]))
     figure = Figure(figsize=(7, height), layout="constrained")
@@ -81,10 +82,10 @@ def partitions_figure(counts: Sequence[Mapping[str, int]]) -> Figure:
     left = [0] * len(counts)
     for index, name in enumerate(counts[0]):
         sizes = [client[name] for client in counts]
-        colour = PALETTE[index % len(PALETTE)]
-        # Colours come round again after eight classes; hatching tells the rounds apart.
+        color = PALETTE[index % len(PALETTE)]
+        # Colors repeat after eight classes; hatching distinguishes the repetitions.
         hatch = ("", "//", "..", "xx")[index // len(PALETTE) % 4]
-        axes.barh(range(len(counts)), sizes, left=left, label=name, color=colour, hatch=hatch, edgecolor="white")
+        axes.barh(range(len(counts)), sizes, left=left, label=name, color=color, hatch=hatch, edgecolor="white")
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     for client, total in enumerate(left):
         axes.annotate(f"{total:,}", (total, client), textcoords="offset points", xytext=(4, 0), va="center", fontsize=8)

@@ -1,4 +1,4 @@
-"""Tables of what a run will cost its clients, and of what a ledger holds."""
+"""Tables of the privacy cost that is planned for a run, and of the charges in a ledger."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fedsvd.report.tables import rounded_up
 
 @dataclass(frozen=True)
 class RunTotal:
-    """One run's part in a ledger.
+    """Total of one run's charges in a ledger.
 
     Attributes:
-        run_id: Flower's number of the run.
-        rounds: Rounds that were charged at least once.
-        steps: Noisy steps charged.
+        run_id: Flower's run ID.
+        rounds: Number of rounds that were charged at least once.
+        steps: Number of noisy steps charged.
         epsilon: ε of this run's charges alone.
-        epsilon_after: ε of the whole ledger up to this run's last charge.
+        epsilon_after: ε of all charges in the ledger up to this run's last one.
     """
 
     run_id: str
@@ -32,17 +32,23 @@ class RunTotal:
 
 
 def plan_table(plans: Sequence[ClientPlan], target_delta: float, unit: str) -> Table:
-    """A row a client: its mechanism, and what the run will cost it."""
-    table = Table(title=f"what the run will cost, per {unit}, at δ = {target_delta:g}")
+    """Return a table with one row per client: its mechanism and the planned privacy cost.
+
+    Args:
+        plans: Plans of the clients, in the order of their numbers.
+        target_delta: δ at which ε is reported.
+        unit: Unit of protection, ``example`` or ``client``.
+    """
+    table = Table(title=f"Planned privacy cost per {unit} at δ = {target_delta:g}")
     for heading in (
         "client",
         "examples",
         "sample\nrate",
         "noise\nmultiplier",
-        "steps\nat\nmost",
-        "ε of\nthe run",
-        "ε\nbefore",
-        "ε\nin all",
+        "max\nsteps",
+        "ε of\nthis run",
+        "ε spent\nbefore",
+        "ε\ntotal",
     ):
         table.add_column(heading, justify="right")
     for number, plan in enumerate(plans):
@@ -61,9 +67,9 @@ def plan_table(plans: Sequence[ClientPlan], target_delta: float, unit: str) -> T
 
 
 def charges_table(entries: Sequence[Entry]) -> Table:
-    """A row a charge, oldest first; runs are numbered as in `runs_table`."""
-    table = Table(title="charges")
-    for heading in ("run", "round", "steps", "noise\nmultiplier", "sample\nrate", "charged (UTC)", "result\nleft"):
+    """Return a table with one row per charge, oldest first; runs are numbered as in `runs_table`."""
+    table = Table(title="Charges")
+    for heading in ("run", "round", "steps", "noise\nmultiplier", "sample\nrate", "charged (UTC)", "result\nsent"):
         table.add_column(heading, justify="right")
     runs = list(dict.fromkeys(entry.run_id for entry in entries))
     for entry in entries:
@@ -80,10 +86,10 @@ def charges_table(entries: Sequence[Entry]) -> Table:
 
 
 def runs_table(runs: Sequence[RunTotal], target_delta: float, accountant: str) -> Table:
-    """A row a run: what it cost alone, and what all had cost when it was last charged."""
-    table = Table(title=f"ε spent at δ = {target_delta:g}, counted by {accountant}")
-    for heading in ("run", "run id", "rounds", "steps", "ε of\nthe run", "ε in all\nafter it"):
-        table.add_column(heading, justify="right", no_wrap=heading == "run id")
+    """Return a table with one row per run: its own privacy cost, and the total when it was last charged."""
+    table = Table(title=f"ε spent at δ = {target_delta:g}, {accountant} accountant")
+    for heading in ("run", "run ID", "rounds", "steps", "ε of\nthis run", "ε total\nafterwards"):
+        table.add_column(heading, justify="right", no_wrap=heading == "run ID")
     for number, run in enumerate(runs, 1):
         table.add_row(
             str(number),

@@ -1,4 +1,4 @@
-"""The plot of an audit."""
+"""ROC plot of an audit's membership inference attacks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fedsvd.privacy.membership import Roc
 from fedsvd.report.plots import PALETTE
 
 
-def allowed_rate(false_positive_rate: np.ndarray, epsilon: float, delta: float) -> np.ndarray:
-    """Return the largest true positive rate that (ε, δ) allows at each false positive rate.
+def max_true_positive_rate(false_positive_rate: np.ndarray, epsilon: float, delta: float) -> np.ndarray:
+    """Return the largest true positive rate that (ε, δ)-differential privacy allows at each false positive rate.
 
     ``min(e^ε FPR + δ, 1 − e^−ε (1 − δ − FPR), 1)`` (Kairouz, Oh and Viswanath 2015, arXiv 1311.0776, section 2).
     """
@@ -25,43 +25,43 @@ def allowed_rate(false_positive_rate: np.ndarray, epsilon: float, delta: float) 
 
 
 def plot_roc(curves: Mapping[str, Roc], epsilon: float, delta: float, path: Path) -> None:
-    """Draw the attacks' curves on logarithmic axes, beside chance and what the claim allows.
+    """Plot the ROC curves of the attacks on logarithmic axes, with chance level and the bound that the claim implies.
 
     Args:
-        curves: From the name of an attack to its curve.
+        curves: ROC curve by name of the attack.
         epsilon: The claimed ε.
         delta: The claimed δ.
-        path: PNG to write.
+        path: PNG file to write.
     """
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     resolved = {name: curve.false_positive_rate > 0 for name, curve in curves.items()}
-    least = min(float(curves[name].false_positive_rate[shown].min()) for name, shown in resolved.items())
-    rates = np.geomspace(least, 1.0, 400)
-    axes.fill_between(rates, allowed_rate(rates, epsilon, delta), 1.0, color="0.92", linewidth=0)
+    lowest = min(float(curves[name].false_positive_rate[shown].min()) for name, shown in resolved.items())
+    rates = np.geomspace(lowest, 1.0, 400)
+    axes.fill_between(rates, max_true_positive_rate(rates, epsilon, delta), 1.0, color="0.92", linewidth=0)
     axes.plot(
         rates,
-        allowed_rate(rates, epsilon, delta),
+        max_true_positive_rate(rates, epsilon, delta),
         color="0.45",
         linewidth=1,
-        label=f"most that ε = {epsilon:.2f} allows",
+        label=f"upper bound at ε = {epsilon:.2f}",
     )
-    for colour, (name, curve) in zip(PALETTE, curves.items(), strict=False):
-        # A curve starts where one non-member is accused: below that its sample resolves nothing.
+    for color, (name, curve) in zip(PALETTE, curves.items(), strict=False):
+        # A curve starts at one false positive: the sample cannot resolve smaller rates.
         shown = resolved[name]
         axes.step(
             curve.false_positive_rate[shown],
             curve.true_positive_rate[shown],
             where="post",
-            color=colour,
+            color=color,
             label=f"{name} (AUC {curve.auc:.3f})",
         )
     axes.plot(rates, rates, color="0.45", linestyle="--", linewidth=1, label="chance (AUC 0.500)")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlim(least, 1)
-    axes.set_ylim(least, 1.05)
+    axes.set_xlim(lowest, 1)
+    axes.set_ylim(lowest, 1.05)
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
     axes.grid(alpha=0.3)

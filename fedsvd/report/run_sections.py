@@ -1,4 +1,4 @@
-"""The parts of a report on one run."""
+"""Sections of a report on one run."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedsvd.report.diagnostics_plot import diagnostics_figure
-from fedsvd.report.document import Block, Grid, Paragraph, Section, drawing
+from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure_block
 from fedsvd.report.loaded_runs import Run, changed_keys
 from fedsvd.report.plots import accuracy_figure, partitions_figure
-from fedsvd.report.privacy_statement import statement
-from fedsvd.report.run_plots import costs_figure, spends_figure
+from fedsvd.report.privacy_statement import statement_section
+from fedsvd.report.run_plots import epsilon_figure, traffic_and_time_figure
 from fedsvd.report.tables import PHASES, rounded_up
 
-# Long runs: the plots hold every round, a table as many as a page does.
-_MOST_ROWS = 40
+# For long runs the plots show every round; tables show a sample that fits on a page.
+_MAX_ROWS = 40
 
 
 def run_sections(run: Run) -> list[Section]:
     """Return all sections on one run."""
     return [
         summary(run),
-        what_ran(run),
+        run_configuration(run),
         _accuracy(run),
-        *samples(run),
-        *spends(run),
-        *who_holds_what(run),
+        *generation_samples(run),
+        *privacy_spent(run),
+        *label_distribution(run),
         _costs(run),
-        *factors(run),
-        statement(run),
+        *factor_spectrum(run),
+        statement_section(run),
     ]
 
 
 def summary(run: Run) -> Section:
-    """The run in a few words."""
+    """Summarize the run in one sentence."""
     accuracy = "no held-out accuracy yet" if run.accuracy is None else f"held-out accuracy {run.accuracy:.1%}"
     spent = (
         "without privacy"
@@ -42,34 +42,37 @@ def summary(run: Run) -> Section:
     )
     if run.epsilon is not None:
         spent += f" ({rounded_up(run.epsilon, 2)} spent)"
-    rounds, wanted = run.rows[-1]["server_round"], run.config["train.num_rounds"]
+    rounds, num_rounds = run.rows[-1]["server_round"], run.config["train.num_rounds"]
     blocks: list[Block] = [
         Paragraph(
-            f"{run.config['method.name']} on {run.config['model.source']}, data {run.config['data.name']}, "
-            f"{run.config['federation.num_clients']} clients: {accuracy} after {rounds} of {wanted} rounds, {spent}."
+            f"Method {run.config['method.name']}, model {run.config['model.source']}, data "
+            f"{run.config['data.name']}, {run.config['federation.num_clients']} clients: {accuracy} after {rounds} of "
+            f"{num_rounds} rounds, {spent}."
         )
     ]
     if run.state != "finished":
-        why = run.record.get("reason")
-        blocks.append(Paragraph(f"This run is {run.state}" + (f": {why}" if why else "."), "warning"))
+        reason = run.record.get("reason")
+        outcome = "This run failed" if run.state == "failed" else "This run is unfinished"
+        blocks.append(Paragraph(outcome + (f": {reason}" if reason else "."), "warning"))
     return Section("Summary", blocks)
 
 
-def what_ran(run: Run) -> Section:
-    """Overrides, the differences to the defaults, versions, seed, fingerprints, times."""
-    changed = [[key, text(old), text(new)] for key, old, new in changed_keys(run)]
-    blocks: list[Block] = [Paragraph("fedsvd train " + " ".join(run.overrides))] if run.overrides else []
+def run_configuration(run: Run) -> Section:
+    """List the command, the settings that differ from the defaults, and the provenance of the run."""
+    changed = [[key, yaml_text(old), yaml_text(new)] for key, old, new in changed_keys(run)]
+    command = "Command: fedsvd train " + " ".join(run.overrides)
+    blocks: list[Block] = [Paragraph(command)] if run.overrides else []
     if changed:
-        blocks.append(Grid(["key", "default", "this run"], changed, "What differs from the defaults"))
+        blocks.append(TableBlock(["key", "default", "this run"], changed, "Settings that differ from the defaults"))
     else:
-        blocks.append(Paragraph("Nothing differs from the defaults."))
-    return Section("What was run", [*blocks, provenance(run)])
+        blocks.append(Paragraph("All settings have their default values."))
+    return Section("Configuration", [*blocks, provenance(run)])
 
 
-def provenance(run: Run) -> Grid:
-    """Seed, versions, machine, fingerprints and times of a run."""
+def provenance(run: Run) -> TableBlock:
+    """Return a table of the seed, versions, machine, data fingerprint and times of a run."""
     record = run.record
-    rows = [["run folder", run.folder.name], ["seed", str(run.config["seed"])], ["state", run.state]]
+    rows = [["run directory", run.folder.name], ["seed", str(run.config["seed"])], ["state", run.state]]
     rows += [[key.replace("_at", ""), record[key]] for key in ("started_at", "finished_at") if record.get(key)]
     rows += [["versions", ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items())]]
     machine = record.get("machine", {})
@@ -77,20 +80,20 @@ def provenance(run: Run) -> Grid:
     held_out = record.get("held_out")
     if held_out:
         rows.append(["held-out data", f"{held_out['num_examples']:,} examples, SHA-256 {held_out['fingerprint']}"])
-    return Grid(["what", "value"], [row for row in rows if row[1]], "Where it comes from")
+    return TableBlock(["property", "value"], [row for row in rows if row[1]], "Provenance")
 
 
 def _accuracy(run: Run) -> Section:
-    measured = run.measured
+    evaluated = run.evaluated_rows
     blocks: list[Block] = []
-    if measured:
-        best = max(measured, key=lambda row: row["accuracy"])
+    if evaluated:
+        best = max(evaluated, key=lambda row: row["accuracy"])
         blocks.append(
-            drawing(
+            figure_block(
                 accuracy_figure(run.rows),
                 "Held-out accuracy after each evaluated round" + (", and the largest ε spent." if run.epsilon else "."),
-                f"From {measured[0]['accuracy']:.1%} at round {measured[0]['server_round']} to {run.accuracy:.1%} at "
-                f"round {measured[-1]['server_round']}; best {best['accuracy']:.1%} at round {best['server_round']}.",
+                f"From {evaluated[0]['accuracy']:.1%} at round {evaluated[0]['server_round']} to {run.accuracy:.1%} at "
+                f"round {evaluated[-1]['server_round']}; best {best['accuracy']:.1%} at round {best['server_round']}.",
             )
         )
     rows = [
@@ -103,34 +106,36 @@ def _accuracy(run: Run) -> Section:
             f"{row['clients_used']}/{row['clients_sampled']}",
             "; ".join(f"{name}: {reason}" for name, reason in row["clients_refused"].items()),
         ]
-        for row in _thinned(run.rows)
+        for row in _sample_rows(run.rows)
     ]
-    headings = ["round", "accuracy", "loss", "perplexity", "largest ε", "clients", "went on without"]
-    # A column that says nothing is left out.
+    headings = ["round", "accuracy", "loss", "perplexity", "largest ε", "clients", "excluded clients"]
+    # Empty columns are omitted.
     shown = [index for index in range(len(headings)) if index != 3 or any(row[3] != "–" for row in rows)]
     shown = [index for index in shown if index != 6 or any(row[6] for row in rows)]
     headings, rows = [headings[index] for index in shown], [[row[index] for index in shown] for row in rows]
-    return Section("Accuracy over rounds", [*blocks, Grid(headings, rows)])
+    return Section("Accuracy over rounds", [*blocks, TableBlock(headings, rows)])
 
 
-def samples(run: Run) -> list[Section]:
-    """What a language model answers to held-out prompts, before and after training."""
+def generation_samples(run: Run) -> list[Section]:
+    """Show a language model's answers to held-out prompts before and after training, if there are any."""
     rows = [[row.get(key, "") for key in ("prompt", "expected", "before", "generated")] for row in run.samples]
-    table = Grid(["prompt", "expected", "before training", "after"], rows, "The first few held-out prompts")
+    table = TableBlock(["prompt", "expected", "before training", "after training"], rows, "The first held-out prompts")
     return [Section("Generation samples", [table])] if rows else []
 
 
-def spends(run: Run) -> list[Section]:
-    """ε of each client over rounds, against the budget."""
+def privacy_spent(run: Run) -> list[Section]:
+    """Show the ε that each client has spent over rounds, with the budget; empty without privacy."""
     if run.epsilon is None or run.budget is None:
         return []
-    figure = spends_figure(run.rows, run.budget)
-    told = f"The largest is {rounded_up(run.epsilon, 2)} of {run.budget:g} after round {run.rows[-1]['server_round']}."
-    return [Section("Spend of each client", [drawing(figure, "ε spent by each client, against its budget.", told)])]
+    figure = epsilon_figure(run.rows, run.budget)
+    alt_text = (
+        f"The largest is {rounded_up(run.epsilon, 2)} of {run.budget:g} after round {run.rows[-1]['server_round']}."
+    )
+    return [Section("Privacy spent", [figure_block(figure, "ε spent by each client, and the budget.", alt_text)])]
 
 
-def who_holds_what(run: Run) -> list[Section]:
-    """Examples by client and class, where the clients were simulated."""
+def label_distribution(run: Run) -> list[Section]:
+    """Show the number of examples by client and class; empty unless the clients were simulated."""
     if not run.clients:
         return []
     counts = [client["examples_by_class"] for client in run.clients]
@@ -141,41 +146,43 @@ def who_holds_what(run: Run) -> list[Section]:
         for number, client in enumerate(run.clients)
     ]  # fmt: skip
     blocks: list[Block] = [
-        drawing(partitions_figure(counts), "Training examples of each client, by class.", "The table has the numbers."),
-        Grid(["client", *classes, "in all", "SHA-256 of the data"], rows),
-        Paragraph("Known because these clients were simulated; of real clients a server learns no such thing.", "note"),
+        figure_block(partitions_figure(counts), "Training examples of each client, by class.", "See the table below."),
+        TableBlock(["client", *classes, "total", "SHA-256 of the data"], rows),
+        Paragraph("Known only because the clients were simulated; real clients do not disclose this.", "note"),
     ]
-    return [Section("Who holds which labels", blocks)]
+    return [Section("Label distribution", blocks)]
 
 
 def _costs(run: Run) -> Section:
-    seconds = [[what, f"{sum(row[key] for row in run.rows):.2f}"] for key, what in PHASES.items()]
+    seconds = [[phase, f"{sum(row[key] for row in run.rows):.2f}"] for key, phase in PHASES.items()]
     rounds = max(1, run.rows[-1]["server_round"])
     traffic = [
-        [what, f"{total:,}", f"{total / rounds:,.0f}"]
-        for what, total in (
-            ("from the server to the clients", sum(row["bytes_down"] for row in run.rows)),
-            ("from the clients to the server", sum(row["bytes_up"] for row in run.rows)),
+        [direction, f"{total:,}", f"{total / rounds:,.0f}"]
+        for direction, total in (
+            ("downlink (server to clients)", sum(row["bytes_down"] for row in run.rows)),
+            ("uplink (clients to server)", sum(row["bytes_up"] for row in run.rows)),
         )
     ]
-    figure = drawing(costs_figure(run.rows), "Bytes and seconds of each round.", "The tables have the sums.")
+    figure = figure_block(
+        traffic_and_time_figure(run.rows), "Traffic and time of each round.", "See the tables below for the totals."
+    )
     tables = [
-        Grid(["phase", "seconds"], seconds, "Seconds by phase"),
-        Grid(["bytes", "in all", "a round"], traffic, "Traffic of all clients together"),
+        TableBlock(["phase", "seconds"], seconds, "Time by phase"),
+        TableBlock(["direction", "bytes", "bytes per round"], traffic, "Traffic of all clients"),
     ]
-    return Section("Bytes and seconds", [figure, *tables])
+    return Section("Traffic and time", [figure, *tables])
 
 
-def factors(run: Run) -> list[Section]:
-    """What the rounds did to the factors, and how much was clipped."""
+def factor_spectrum(run: Run) -> list[Section]:
+    """Show the spectrum of the factors and the share of clipped examples; empty if no round had a server step."""
     figure = diagnostics_figure(run.rows)
     if figure is None:
         return []
     stepped = [row for row in run.rows if row["sites"]]
     rows = []
-    for row in _thinned(stepped):
+    for row in _sample_rows(stepped):
         sites = row["sites"].values()
-        values = [sum(site["singular_values"][k] for site in sites) / len(sites) for k in range(_least_rank(stepped))]
+        values = [sum(site["singular_values"][k] for site in sites) / len(sites) for k in range(_lowest_rank(stepped))]
         clipped = row.get("clipped_share")
         rows.append(
             [
@@ -186,25 +193,26 @@ def factors(run: Run) -> list[Section]:
             ]
         )
     caption = (
-        "Singular values of BA, effective rank and the angle of A (means over sites), signal to noise and clipping."
+        "Singular values of BA, effective rank and angle between successive A factors (means over adapted layers), "
+        "signal-to-noise ratio and clipping."
     )
-    grid = Grid(["round", "singular values of BA, mean over sites", "effective rank", "clipped"], rows)
-    return [Section("Spectrum of BA, and clipping", [drawing(figure, caption, "The table has the numbers."), grid])]
+    table = TableBlock(["round", "singular values of BA (mean over layers)", "effective rank", "clipped"], rows)
+    return [Section("Spectrum of BA and clipping", [figure_block(figure, caption, "See the table below."), table])]
 
 
-def _least_rank(rows: Sequence[Any]) -> int:
+def _lowest_rank(rows: Sequence[Any]) -> int:
     return min(len(site["singular_values"]) for row in rows for site in row["sites"].values())
 
 
-def text(value: Any) -> str:
-    """Write a value as YAML would."""
+def yaml_text(value: Any) -> str:
+    """Format a value as in YAML."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _thinned(rows: Sequence[Any]) -> list[Any]:
-    """Return so many rows as a page holds, evenly spaced, the first and the last among them."""
-    if len(rows) <= _MOST_ROWS:
+def _sample_rows(rows: Sequence[Any]) -> list[Any]:
+    """Return at most `_MAX_ROWS` evenly spaced rows, including the first and the last."""
+    if len(rows) <= _MAX_ROWS:
         return list(rows)
-    return [rows[round(k * (len(rows) - 1) / (_MOST_ROWS - 1))] for k in range(_MOST_ROWS)]
+    return [rows[round(k * (len(rows) - 1) / (_MAX_ROWS - 1))] for k in range(_MAX_ROWS)]

@@ -1,4 +1,4 @@
-"""Figures on many runs: accuracy over ε, over rounds, and over what a search tried."""
+"""Figures of many runs: accuracy over ε, over rounds, and over the settings that a search varied."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 
 from fedsvd.report.comparison import mean_and_error
 from fedsvd.report.loaded_runs import Run
-from fedsvd.report.plots import INKS, MARKERS
-from fedsvd.report.run_plots import new_figure, tidy
+from fedsvd.report.plots import LINE_COLORS, MARKERS
+from fedsvd.report.run_plots import new_figure, style_axes
 
-# From a label to the accuracies at each budget; infinity is no privacy.
+# Accuracies by label and budget; an infinite budget means no privacy.
 Cells = Mapping[str, Mapping[float, Sequence[float]]]
 
 
-def budget_of(run: Run) -> float:
-    """Return a run's ε as a number that can be ordered."""
+def budget_or_infinity(run: Run) -> float:
+    """Return a run's ε budget, or infinity without privacy."""
     return math.inf if run.budget is None else run.budget
 
 
-def budget_text(budget: float) -> str:
-    """Write an ε."""
+def format_budget(budget: float) -> str:
+    """Format an ε budget."""
     return "∞" if math.isinf(budget) else f"{budget:g}"
 
 
-def style(index: int) -> dict[str, object]:
-    """Return how the line of one label looks: colours, markers and dashes come round at different times."""
+def line_style(index: int) -> dict[str, object]:
+    """Return the line style of one label; colors, markers and dashes repeat with different periods."""
     return {
-        "color": INKS[index % len(INKS)],
+        "color": LINE_COLORS[index % len(LINE_COLORS)],
         "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": ("-", "--", ":", "-.")[index // len(INKS) % 4],
+        "linestyle": ("-", "--", ":", "-.")[index // len(LINE_COLORS) % 4],
         "linewidth": 1.4,
         "markersize": 5,
     }
 
 
 def over_epsilon_figure(cells: Cells) -> Figure:
-    """Draw mean accuracy over ε, a line a label, with standard errors and every single run as a dot."""
+    """Plot mean accuracy over ε with standard errors: one line per label, one dot per run."""
     figure = new_figure(7.5, 4.6)
     axes = figure.subplots()
     budgets = sorted({budget for by_budget in cells.values() for budget in by_budget})
     for index, (label, by_budget) in enumerate(cells.items()):
-        # A little aside of each other, so that bars do not hide bars.
-        aside = 0.36 * ((index + 0.5) / len(cells) - 0.5)
-        told = [(budgets.index(budget) + aside, values) for budget, values in sorted(by_budget.items())]
-        means = [mean_and_error(values) for _, values in told]
+        # Offset the lines slightly so that error bars do not overlap.
+        offset = 0.36 * ((index + 0.5) / len(cells) - 0.5)
+        points = [(budgets.index(budget) + offset, values) for budget, values in sorted(by_budget.items())]
+        means = [mean_and_error(values) for _, values in points]
         errors = [0.0 if math.isnan(error) else error for _, error in means]
-        x = [place for place, _ in told]
-        axes.errorbar(x, [mean for mean, _ in means], yerr=errors, label=label, capsize=3, **style(index))  # type: ignore[arg-type]
-        dots = [(place, value) for place, values in told if len(values) > 1 for value in values]
+        x = [position for position, _ in points]
+        axes.errorbar(x, [mean for mean, _ in means], yerr=errors, label=label, capsize=3, **line_style(index))  # type: ignore[arg-type]
+        dots = [(position, value) for position, values in points if len(values) > 1 for value in values]
         if dots:
-            across, up = zip(*dots, strict=True)
-            axes.scatter(across, up, s=9, color=INKS[index % len(INKS)], alpha=0.45, linewidths=0)
-    axes.set_xticks(range(len(budgets)), [budget_text(budget) for budget in budgets])
+            dot_x, dot_y = zip(*dots, strict=True)
+            axes.scatter(dot_x, dot_y, s=9, color=LINE_COLORS[index % len(LINE_COLORS)], alpha=0.45, linewidths=0)
+    axes.set_xticks(range(len(budgets)), [format_budget(budget) for budget in budgets])
     axes.set_xlim(-0.5, len(budgets) - 0.5)
-    axes.set_xlabel("privacy budget ε of each client (∞: no privacy)")
+    axes.set_xlabel("privacy budget ε per client (∞: no privacy)")
     axes.set_ylabel("held-out accuracy")
     _in_percent(axes)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
@@ -66,53 +66,61 @@ def over_epsilon_figure(cells: Cells) -> Figure:
 
 
 def over_rounds_figure(lines: Mapping[str, Sequence[Run]]) -> Figure:
-    """Draw mean accuracy over rounds and the range over runs: a panel a budget, a line a label, as over ε."""
-    budgets = sorted({budget_of(run) for runs in lines.values() for run in runs})
-    across = min(len(budgets), 3)
-    down = math.ceil(len(budgets) / across)
-    figure = new_figure(7.5 if across == 1 else 3.2 * across + 0.6, 1.0 + 3.2 * down)
-    panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).reshape(-1)
+    """Plot mean accuracy over rounds and its range over runs: one panel per budget, one line per label.
+
+    Labels have the same line styles as in `over_epsilon_figure`.
+    """
+    budgets = sorted({budget_or_infinity(run) for runs in lines.values() for run in runs})
+    columns = min(len(budgets), 3)
+    rows = math.ceil(len(budgets) / columns)
+    figure = new_figure(7.5 if columns == 1 else 3.2 * columns + 0.6, 1.0 + 3.2 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).reshape(-1)
     for axes, budget in zip(panels, budgets, strict=False):
         for index, (label, runs) in enumerate(lines.items()):
-            _draw_rounds(axes, [run for run in runs if budget_of(run) == budget], label, index)
-        axes.set_title(f"ε = {budget_text(budget)}", fontsize=10)
+            _plot_rounds(axes, [run for run in runs if budget_or_infinity(run) == budget], label, index)
+        axes.set_title(f"ε = {format_budget(budget)}", fontsize=10)
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _in_percent(axes)
     for axes in panels[len(budgets) :]:
         axes.remove()
-    for axes in panels[::across]:
+    for axes in panels[::columns]:
         axes.set_ylabel("held-out accuracy")
-    named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    legend = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
-def _draw_rounds(axes: Axes, runs: Sequence[Run], label: str, index: int) -> None:
+def _plot_rounds(axes: Axes, runs: Sequence[Run], label: str, index: int) -> None:
     by_round: dict[int, list[float]] = {}
     for run in runs:
-        for row in run.measured:
+        for row in run.evaluated_rows:
             by_round.setdefault(row["server_round"], []).append(row["accuracy"])
     if not by_round:
         return
     rounds = sorted(by_round)
     means = [sum(by_round[number]) / len(by_round[number]) for number in rounds]
-    axes.plot(rounds, means, label=label, **style(index))  # type: ignore[arg-type]
+    axes.plot(rounds, means, label=label, **line_style(index))  # type: ignore[arg-type]
     if len(runs) > 1:
-        least, most = ([pick(by_round[number]) for number in rounds] for pick in (min, max))
-        axes.fill_between(rounds, least, most, color=INKS[index % len(INKS)], alpha=0.12, linewidth=0)
+        lowest, highest = ([extreme(by_round[number]) for number in rounds] for extreme in (min, max))
+        axes.fill_between(rounds, lowest, highest, color=LINE_COLORS[index % len(LINE_COLORS)], alpha=0.12, linewidth=0)
 
 
 def search_figure(runs: Sequence[Run], keys: Sequence[str]) -> Figure:
-    """Draw accuracy over each number that a search varied, a panel a key, the best run marked."""
+    """Plot accuracy over each numeric setting that a search varied: one panel per key, with the best run marked."""
     figure = new_figure(3.1 * len(keys) + 0.6, 3.4)
     panels = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
     best = max(runs, key=lambda run: run.accuracy or 0.0)
     for axes, key in zip(panels, keys, strict=True):
         values = [float(run.config[key]) for run in runs]
-        axes.scatter(values, [run.accuracy for run in runs], s=22, color=INKS[0], alpha=0.75, linewidths=0)
+        axes.scatter(values, [run.accuracy for run in runs], s=22, color=LINE_COLORS[0], alpha=0.75, linewidths=0)
         axes.scatter(
-            [float(best.config[key])], [best.accuracy], s=110, facecolors="none", edgecolors=INKS[1], linewidths=2
+            [float(best.config[key])],
+            [best.accuracy],
+            s=110,
+            facecolors="none",
+            edgecolors=LINE_COLORS[1],
+            linewidths=2,
         )
         if min(values) > 0 and max(values) / min(values) > 8:
             axes.set_xscale("log")
@@ -129,4 +137,4 @@ def search_figure(runs: Sequence[Run], keys: Sequence[str]) -> Figure:
 
 def _in_percent(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    tidy(axes)
+    style_axes(axes)

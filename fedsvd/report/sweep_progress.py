@@ -1,4 +1,4 @@
-"""Live progress of a whole sweep, read from its run folders: it sees the runs of every launcher, in every process."""
+"""Progress of a sweep, read from its run directories, so that it covers the runs of every launcher and process."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from fedsvd.errors import ConfigError
 from fedsvd.report.tables import rounded_up
 from fedsvd.runs.folder import RunFolder, read_json, read_rows
 
-_OVER = ("finished", "failed")
+_END_STATES = ("finished", "failed")
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far one run of a sweep has come.
+    """State and progress of one run of a sweep.
 
     Attributes:
-        name: Its folder below the sweep's.
+        name: Path of the run directory relative to the sweep directory.
         state: ``running``, ``finished`` or ``failed``.
-        done: Rounds done as a share of all; 1 where the run is over.
+        done: Fraction of the rounds that are done; 1 if the run has ended.
         epsilon: The largest ε spent so far.
         accuracy: The last held-out accuracy.
-        reason: Why it failed.
-        changed: When its record was last written.
-        num_rounds: Rounds in all; 0 where that is not known yet.
+        reason: Reason of a failure.
+        modified_at: Modification time of the run's record.
+        num_rounds: Total number of rounds; 0 if not known yet.
     """
 
     name: str
@@ -44,11 +44,11 @@ class RunStatus:
     epsilon: float | None = None
     accuracy: float | None = None
     reason: str | None = None
-    changed: float = 0.0
+    modified_at: float = 0.0
     num_rounds: int = 0
 
-    def said(self) -> str:
-        """The newest numbers in a few words."""
+    def summary(self) -> str:
+        """Return the latest accuracy and ε, or the reason of a failure, on one line."""
         if self.state == "failed":
             return f"failed: {self.reason}"
         parts = [] if self.accuracy is None else [f"accuracy {self.accuracy:.1%}"]
@@ -57,24 +57,24 @@ class RunStatus:
         return "  ".join(parts)
 
 
-def statuses(folder: Path, known: Mapping[str, RunStatus]) -> list[RunStatus]:
-    """Look at all runs below a sweep's folder.
+def read_statuses(folder: Path, previous: Mapping[str, RunStatus]) -> list[RunStatus]:
+    """Read the status of all runs in a sweep directory.
 
     Args:
-        folder: The sweep's.
-        known: What an earlier look found, by name; runs that were over then and have not changed are not read again.
+        folder: Sweep directory.
+        previous: Result of an earlier call, by name; runs that had ended then and have not changed are not read again.
     """
     names = [path.parent.relative_to(folder).as_posix() for path in sorted(folder.rglob("run.json"))]
-    return [_status(folder, name, known.get(name)) for name in names]
+    return [_read_status(folder, name, previous.get(name)) for name in names]
 
 
-def _status(folder: Path, name: str, known: RunStatus | None) -> RunStatus:
-    paths, changed, rows = RunFolder(folder / name), 0.0, []
+def _read_status(folder: Path, name: str, previous: RunStatus | None) -> RunStatus:
+    paths, modified_at, rows = RunFolder(folder / name), 0.0, []
     with suppress(OSError):
-        changed = paths.record.stat().st_mtime
-    if known is not None and known.state in _OVER and known.changed == changed:
-        return known
-    num_rounds = known.num_rounds if known else 0
+        modified_at = paths.record.stat().st_mtime
+    if previous is not None and previous.state in _END_STATES and previous.modified_at == modified_at:
+        return previous
+    num_rounds = previous.num_rounds if previous else 0
     with suppress(OSError, ConfigError, KeyError):
         num_rounds = num_rounds or int(read_yaml(paths.config)["train"]["num_rounds"])
     with suppress(OSError, ValueError):
@@ -82,37 +82,37 @@ def _status(folder: Path, name: str, known: RunStatus | None) -> RunStatus:
     record = read_json(paths.record)
     state = str(record.get("state", "running"))
     done = rows[-1]["server_round"] / max(1, num_rounds) if rows else 0.0
-    measured = [row["accuracy"] for row in rows if row["accuracy"] is not None]
+    accuracies = [row["accuracy"] for row in rows if row["accuracy"] is not None]
     return RunStatus(
         name,
         state,
-        1.0 if state in _OVER else min(1.0, done),
+        1.0 if state in _END_STATES else min(1.0, done),
         rows[-1]["epsilon"] if rows else None,
-        measured[-1] if measured else None,
+        accuracies[-1] if accuracies else None,
         record.get("reason"),
-        changed,
+        modified_at,
         num_rounds,
     )
 
 
 def seconds_left(work_done: float, work_before: float, total: float, elapsed: float) -> float | None:
-    """Estimate the time that is left: what this process has done so far tells how fast it is.
+    """Estimate the remaining time from the speed of this process so far.
 
     Args:
-        work_done: Runs that are over, and shares of those that are not.
+        work_done: Number of runs that have ended, plus the completed fractions of the others.
         work_before: The same when this process started.
-        total: Runs in all.
-        elapsed: Seconds since then.
+        total: Total number of runs.
+        elapsed: Seconds since this process started.
 
     Returns:
-        None before anything can be told.
+        None if no work has been done yet, so that no estimate is possible.
     """
-    fresh = work_done - work_before
-    return elapsed * max(0.0, total - work_done) / fresh if fresh > 0 else None
+    work_here = work_done - work_before
+    return elapsed * max(0.0, total - work_done) / work_here if work_here > 0 else None
 
 
-def duration(seconds: float | None) -> str:
-    """Write a time for people."""
+def format_duration(seconds: float | None) -> str:
+    """Format a number of seconds as seconds, minutes or hours."""
     if seconds is None:
         return "?"
     minutes, hours = round(seconds / 60), round(seconds / 3600, 1)
@@ -121,35 +121,35 @@ def duration(seconds: float | None) -> str:
 
 @dataclass
 class SweepReporter:
-    """Tell of a sweep as it goes on, from a thread that reads its folders.
+    """Report the progress of a sweep from a thread that reads its run directories.
 
     Attributes:
-        folder: The sweep's.
-        total: Runs in all.
-        console: Where to write; the standard output of the moment it was made, which runs may redirect.
-        every: Seconds between two looks.
+        folder: Sweep directory.
+        total: Total number of runs.
+        console: Where to print; created before the runs start, since runs may redirect standard output.
+        poll_interval_s: Seconds between two reads of the run directories.
     """
 
     folder: Path
     total: int
     console: Console
-    every: float = 1.0
-    _known: dict[str, RunStatus] = field(default_factory=dict)
-    _told: set[tuple[str, float]] = field(default_factory=set)
+    poll_interval_s: float = 1.0
+    _previous: dict[str, RunStatus] = field(default_factory=dict)
+    _reported: set[tuple[str, float]] = field(default_factory=set)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> SweepReporter:
-        earlier = self._over(self._statuses())
-        # What failed before is taken up again.
-        self._before = float(sum(status.state == "finished" for status in earlier))
-        self._failed_before = {(status.name, status.changed) for status in earlier if status.state == "failed"}
-        self._told = {(status.name, status.changed) for status in earlier}
-        known = f", {self._before:g} of them finished before" if self._before else ""
-        self.console.print(f"sweep of {self.total} runs{known}  {self.folder}", soft_wrap=True, highlight=False)
+        ended = _ended(self._read_statuses())
+        # Runs that failed earlier are run again, so they do not count as done.
+        self._before = float(sum(status.state == "finished" for status in ended))
+        self._failed_before = {(status.name, status.modified_at) for status in ended if status.state == "failed"}
+        self._reported = {(status.name, status.modified_at) for status in ended}
+        finished = f", {self._before:g} already finished" if self._before else ""
+        self.console.print(f"sweep of {self.total} runs{finished}  {self.folder}", soft_wrap=True, highlight=False)
         self._started = time.monotonic()
-        columns = (TextColumn("runs {task.fields[over]}/{task.total:g}"), BarColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, TextColumn("{task.fields[left]}"), console=self.console)
-        self._bar = self._progress.add_task("", total=float(self.total), over=f"{self._before:g}", left="")
+        columns = (TextColumn("runs {task.fields[ended]}/{task.total:g}"), BarColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, TextColumn("{task.fields[remaining]}"), console=self.console)
+        self._bar = self._progress.add_task("", total=float(self.total), ended=f"{self._before:g}", remaining="")
         self._live = Live(self._progress, console=self.console, redirect_stdout=False, redirect_stderr=False)
         if self.console.is_terminal:
             self._live.start()
@@ -162,45 +162,45 @@ class SweepReporter:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self.look()
+        self.refresh()
         if self.console.is_terminal:
             self._live.stop()
 
-    def look(self) -> None:
-        """Read the folders, and tell what is new."""
-        found = [s for s in self._statuses() if (s.name, s.changed) not in self._failed_before]
-        work, over = sum(status.done for status in found), self._over(found)
-        left = seconds_left(work, self._before, self.total, time.monotonic() - self._started)
-        self._progress.update(
-            self._bar, completed=work, over=str(len(over)), left="" if left is None else f"{duration(left)} left"
-        )
-        running = [status for status in found if status.state not in _OVER]
+    def refresh(self) -> None:
+        """Read the run directories and report every run that has ended since the last call."""
+        statuses = [s for s in self._read_statuses() if (s.name, s.modified_at) not in self._failed_before]
+        work, ended = sum(status.done for status in statuses), _ended(statuses)
+        seconds = seconds_left(work, self._before, self.total, time.monotonic() - self._started)
+        remaining = "" if seconds is None else f"{format_duration(seconds)} left"
+        self._progress.update(self._bar, completed=work, ended=str(len(ended)), remaining=remaining)
+        running = [status for status in statuses if status.state not in _END_STATES]
         if self.console.is_terminal:
             self._live.update(Group(self._progress, _running_table(running[:12])))
-        for status in over:
-            if (status.name, status.changed) not in self._told:
-                self._told.add((status.name, status.changed))
-                rest = "" if len(over) >= self.total or left is None else f"  about {duration(left)} left"
+        for status in ended:
+            if (status.name, status.modified_at) not in self._reported:
+                self._reported.add((status.name, status.modified_at))
+                estimate = f"  about {remaining}" if remaining and len(ended) < self.total else ""
                 self.console.print(
-                    f"run {len(over)}/{self.total}  {status.name}  {status.said()}{rest}",
+                    f"run {len(ended)}/{self.total}  {status.name}  {status.summary()}{estimate}",
                     soft_wrap=True, highlight=False, markup=False,
                 )  # fmt: skip
 
     def _watch(self) -> None:
-        while not self._stop.wait(self.every):
-            self.look()
+        while not self._stop.wait(self.poll_interval_s):
+            self.refresh()
 
-    def _statuses(self) -> list[RunStatus]:
-        found = statuses(self.folder, self._known)
-        self._known = {status.name: status for status in found}
-        return found
+    def _read_statuses(self) -> list[RunStatus]:
+        statuses = read_statuses(self.folder, self._previous)
+        self._previous = {status.name: status for status in statuses}
+        return statuses
 
-    def _over(self, found: Iterable[RunStatus]) -> list[RunStatus]:
-        return [status for status in found if status.state in _OVER]
+
+def _ended(statuses: Iterable[RunStatus]) -> list[RunStatus]:
+    return [status for status in statuses if status.state in _END_STATES]
 
 
 def _running_table(running: Sequence[RunStatus]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for status in running:
-        table.add_row(f"{status.done:.0%}", status.name, status.said())
+        table.add_row(f"{status.done:.0%}", status.name, status.summary())
     return table

@@ -1,4 +1,8 @@
-"""The parts of a report on many runs."""
+"""Sections of a report on many runs.
+
+Runs are grouped by setting, i.e. by method and by every other varied key except ε and seed; the name of a group is
+its label.
+"""
 
 from __future__ import annotations
 
@@ -9,97 +13,112 @@ from dataclasses import replace
 from typing import Any
 
 from fedsvd.report.comparison import mean_and_error
-from fedsvd.report.document import Block, Grid, Paragraph, Section, drawing
+from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure_block
 from fedsvd.report.loaded_runs import Run, changed_keys, varied_keys
-from fedsvd.report.privacy_statement import TITLE, composed, statement
-from fedsvd.report.run_sections import factors, provenance, run_sections, spends, text, who_holds_what
-from fedsvd.report.sweep_plots import budget_of, budget_text, over_epsilon_figure, over_rounds_figure, search_figure
+from fedsvd.report.privacy_statement import TITLE, statement_section, total_privacy_cost
+from fedsvd.report.run_sections import (
+    factor_spectrum,
+    label_distribution,
+    privacy_spent,
+    provenance,
+    run_sections,
+    yaml_text,
+)
+from fedsvd.report.sweep_plots import (
+    budget_or_infinity,
+    format_budget,
+    over_epsilon_figure,
+    over_rounds_figure,
+    search_figure,
+)
 from fedsvd.report.tables import rounded_up
 
-# What the axes of the plots stand for, and what follows from it.
-_ON_AXES = ("seed", "privacy.name", "privacy.target_epsilon", "privacy.max_epsilon")
-_MOST_LABELS = 12
-_MOST_LINES = 14
+# Keys that the axes of the plots represent, and keys that follow from them.
+_AXIS_KEYS = ("seed", "privacy.name", "privacy.target_epsilon", "privacy.max_epsilon")
+_MAX_LABELS = 12
+_MAX_LINES = 14
 
 
 def report_sections(runs: Sequence[Run]) -> list[Section]:
     """Return the sections of a report on one run or many."""
     if len(runs) == 1:
         return run_sections(runs[0])
-    labels = labelled(runs)
-    sections = [_summary(runs, labels), _what_ran(runs), _table(runs)]
-    numbers = [key for key in varied_keys(runs) if key not in _ON_AXES and _all_numbers(runs, key)]
-    done = [run for run in runs if run.accuracy is not None]
-    if numbers and done and (len(labels) > _MOST_LABELS or _is_search(runs, labels)):
-        sections.append(_search(done, numbers[:4]))
-    elif done:
-        sections += [_over_epsilon(labelled(done)), _over_rounds(labelled(done))]
-    sections += [_costs(runs, labels), *_best_run(_best(done)), _statement(runs)]
+    labels = group_by_setting(runs)
+    sections = [_summary(runs, labels), _configuration(runs), _runs_table(runs)]
+    numeric_keys = [key for key in varied_keys(runs) if key not in _AXIS_KEYS and _is_numeric(runs, key)]
+    evaluated = [run for run in runs if run.accuracy is not None]
+    if numeric_keys and evaluated and (len(labels) > _MAX_LABELS or _is_search(runs, labels)):
+        sections.append(_search(evaluated, numeric_keys[:4]))
+    elif evaluated:
+        sections += [_over_epsilon(group_by_setting(evaluated)), _over_rounds(group_by_setting(evaluated))]
+    sections += [_costs(runs, labels), *_best_run(_best(evaluated)), _statement(runs)]
     return sections
 
 
-def labelled(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Group runs by what differs between them beside ε and seed: by method, and by other keys that vary."""
+def group_by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Group runs by setting: by method, and by every other key that varies except ε and seed."""
     methods = {run.config["method.name"] for run in runs}
     keys = []
     for key in varied_keys(runs):
-        if key in _ON_AXES or key == "method.name":
+        if key in _AXIS_KEYS or key == "method.name":
             continue
-        # Options that only one method has tell nothing that its name does not.
+        # Method options that are constant within each method are implied by its name.
         within = [{json.dumps(run.config.get(key)) for run in runs if run.config["method.name"] == m} for m in methods]
         if not key.startswith("method.") or any(len(values) > 1 for values in within):
             keys.append(key)
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        extra = [f"{key.rpartition('.')[2]}={text(run.config[key])}" for key in keys if key in run.config]
+        extra = [f"{key.rpartition('.')[2]}={yaml_text(run.config[key])}" for key in keys if key in run.config]
         groups.setdefault(", ".join([run.config["method.name"], *extra]), []).append(run)
     return groups
 
 
 def _summary(runs: Sequence[Run], labels: Mapping[str, Sequence[Run]]) -> Section:
-    seeds, budgets = sorted({run.config["seed"] for run in runs}), sorted({budget_of(run) for run in runs})
-    if len(labels) > _MOST_LABELS:
-        settings = f"of {', '.join(key for key in varied_keys(runs) if key not in _ON_AXES)}"
+    seeds, budgets = sorted({run.config["seed"] for run in runs}), sorted({budget_or_infinity(run) for run in runs})
+    if len(labels) > _MAX_LABELS:
+        settings = f"of {', '.join(key for key in varied_keys(runs) if key not in _AXIS_KEYS)}"
     else:
         settings = f"({', '.join(labels)})"
-    told = f"ε = {', '.join(map(budget_text, budgets))}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-    blocks: list[Block] = [Paragraph(f"{len(runs)} runs: {len(labels)} settings {settings}, {told}.")]
+    counts = f"ε = {', '.join(map(format_budget, budgets))}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+    blocks: list[Block] = [Paragraph(f"{len(runs)} runs: {len(labels)} settings {settings}, {counts}.")]
     best = _best([run for run in runs if run.accuracy is not None])
     if best is not None:
         blocks.append(Paragraph(f"The best single run reached {best.accuracy:.1%}: {best.name}."))
     for state in ("unfinished", "failed"):
-        these = [run for run in runs if run.state == state]
-        if these:
-            named = ", ".join(run.name for run in these[:10]) + (", …" if len(these) > 10 else "")
-            blocks.append(Paragraph(f"{len(these)} {state}: {named}. Figures hold what they have reached.", "warning"))
+        selected = [run for run in runs if run.state == state]
+        if selected:
+            names = ", ".join(run.name for run in selected[:10]) + (", …" if len(selected) > 10 else "")
+            text = f"{len(selected)} {state}: {names}. Tables and figures use their results so far."
+            blocks.append(Paragraph(text, "warning"))
     return Section("Summary", blocks)
 
 
-def _what_ran(runs: Sequence[Run]) -> Section:
+def _configuration(runs: Sequence[Run]) -> Section:
     varied = varied_keys(runs)
-    common = [[key, text(old), text(new)] for key, old, new in changed_keys(runs[0]) if key not in varied]
-    tried = [
-        [key, ", ".join(_shortened(dict.fromkeys(text(run.config[key]) for run in runs if key in run.config)))]
+    common = [[key, yaml_text(old), yaml_text(new)] for key, old, new in changed_keys(runs[0]) if key not in varied]
+    values = [
+        [key, ", ".join(_shortened(dict.fromkeys(yaml_text(run.config[key]) for run in runs if key in run.config)))]
         for key in varied
     ]
-    blocks: list[Block] = [Grid(["key", "values"], tried, "What differs between the runs")] if tried else []
+    blocks: list[Block] = [TableBlock(["key", "values"], values, "Settings that differ between runs")] if values else []
     if common:
-        blocks.append(Grid(["key", "default", "all runs"], common, "What all runs share, where it is not the default"))
-    return Section("What was run", [*blocks, provenance(runs[0])])
+        caption = "Settings that all runs share and that differ from the defaults"
+        blocks.append(TableBlock(["key", "default", "all runs"], common, caption))
+    return Section("Configuration", [*blocks, provenance(runs[0])])
 
 
 def _shortened(values: Mapping[str, None]) -> list[str]:
-    told = list(values)
-    return told if len(told) <= 12 else [*told[:11], f"… ({len(told)} in all)"]
+    items = list(values)
+    return items if len(items) <= 12 else [*items[:11], f"… ({len(items)} in total)"]
 
 
-def _table(runs: Sequence[Run]) -> Section:
+def _runs_table(runs: Sequence[Run]) -> Section:
     keys = [key for key in varied_keys(runs) if key not in ("privacy.max_epsilon", "privacy.name")]
     keys = [key for key in keys if key == "method.name" or not key.startswith("method.")][:6]
     rows = [
         [
             run.name,
-            *(text(run.config.get(key)) for key in keys),
+            *(yaml_text(run.config.get(key)) for key in keys),
             "–" if run.accuracy is None else f"{run.accuracy:.1%}",
             "–" if run.epsilon is None else rounded_up(run.epsilon, 2),
             f"{run.rows[-1]['server_round']}/{run.config['train.num_rounds']}",
@@ -108,26 +127,26 @@ def _table(runs: Sequence[Run]) -> Section:
         for run in sorted(runs, key=lambda run: -(run.accuracy or 0.0))
     ]
     headings = ["run", *(key.rpartition(".")[2] if key != "method.name" else "method" for key in keys)]
-    return Section("All runs", [Grid([*headings, "accuracy", "ε spent", "rounds", "state"], rows)])
+    return Section("All runs", [TableBlock([*headings, "accuracy", "ε spent", "rounds", "state"], rows)])
 
 
 def _over_epsilon(labels: Mapping[str, Sequence[Run]]) -> Section:
     cells: dict[str, dict[float, list[float]]] = {}
     for label, runs in labels.items():
         for run in runs:
-            cells.setdefault(label, {}).setdefault(budget_of(run), []).append(run.accuracy or 0.0)
+            cells.setdefault(label, {}).setdefault(budget_or_infinity(run), []).append(run.accuracy or 0.0)
     budgets = sorted({budget for by_budget in cells.values() for budget in by_budget})
     rows = [[label, *(_cell(by_budget.get(budget, [])) for budget in budgets)] for label, by_budget in cells.items()]
-    figure = drawing(
+    figure = figure_block(
         over_epsilon_figure(cells),
-        "Held-out accuracy over ε: means over seeds, bars of one standard error, a dot for each run.",
-        "The table has the numbers.",
+        "Held-out accuracy over ε: mean over seeds, error bars of one standard error, one dot per run.",
+        "See the table below.",
     )
-    grid = Grid(
-        ["", *(f"ε = {budget_text(budget)}" for budget in budgets)], rows,
+    table = TableBlock(
+        ["", *(f"ε = {format_budget(budget)}" for budget in budgets)], rows,
         "Held-out accuracy in percent, mean ± standard error (number of runs)",
     )  # fmt: skip
-    return Section("Accuracy over ε", [figure, grid])
+    return Section("Accuracy over ε", [figure, table])
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -138,89 +157,90 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _over_rounds(labels: Mapping[str, Sequence[Run]]) -> Section:
-    caption = "Held-out accuracy over rounds, by budget: means over seeds, shaded from the least to the most."
-    figure = over_rounds_figure(dict(list(labels.items())[:_MOST_LINES]))
-    blocks: list[Block] = [drawing(figure, caption, "The table of all runs has the last values.")]
-    if len(labels) > _MOST_LINES:
-        blocks.append(Paragraph(f"The first {_MOST_LINES} of {len(labels)} settings.", "note"))
+    caption = "Held-out accuracy over rounds, by budget: mean over seeds, shaded from minimum to maximum."
+    figure = over_rounds_figure(dict(list(labels.items())[:_MAX_LINES]))
+    blocks: list[Block] = [figure_block(figure, caption, "See the table of all runs for the final values.")]
+    if len(labels) > _MAX_LINES:
+        blocks.append(Paragraph(f"Shows the first {_MAX_LINES} of {len(labels)} settings.", "note"))
     return Section("Accuracy over rounds", blocks)
 
 
 def _search(runs: Sequence[Run], keys: Sequence[str]) -> Section:
     best = _best(runs)
-    assert best is not None  # noqa: S101 - there are runs
-    told = ", ".join(f"{key} = {text(best.config[key])}" for key in keys)
-    figure = drawing(
+    assert best is not None  # noqa: S101 - runs is not empty
+    values = ", ".join(f"{key} = {yaml_text(best.config[key])}" for key in keys)
+    figure = figure_block(
         search_figure(runs, keys),
-        "Held-out accuracy of every run over each number that was varied; the ring is the best.",
-        f"Best: {told}.",
+        "Held-out accuracy of every run over each numeric setting that was varied; the best run is circled.",
+        f"Best: {values}.",
     )
-    return Section("What the search found", [Paragraph(f"Best of {len(runs)}: {told}: {best.accuracy:.1%}."), figure])
+    best_text = Paragraph(f"Best of {len(runs)} runs: {values}, with accuracy {best.accuracy:.1%}.")
+    return Section("Search results", [best_text, figure])
 
 
 def _best_run(run: Run | None) -> list[Section]:
-    """Return what is shown of one run alone: its spends, its data, its factors."""
+    """Return the sections that are shown for the best run only: privacy spent, label distribution, factors."""
     if run is None:
         return []
     return [
         replace(section, title=f"Best run: {section.title[0].lower()}{section.title[1:]}")
-        for section in (*spends(run), *who_holds_what(run), *factors(run))
+        for section in (*privacy_spent(run), *label_distribution(run), *factor_spectrum(run))
     ]
 
 
 def _costs(runs: Sequence[Run], labels: Mapping[str, Sequence[Run]]) -> Section:
-    def mean(these: Sequence[Run], *keys: str) -> float:
-        return sum(float(row[key]) for run in these for row in run.rows for key in keys) / len(these)
+    def mean(group: Sequence[Run], *keys: str) -> float:
+        return sum(float(row[key]) for run in group for row in run.rows for key in keys) / len(group)
 
     rows = [
         [
             label,
-            f"{mean(these, 'bytes_down'):,.0f}",
-            f"{mean(these, 'bytes_up'):,.0f}",
-            f"{mean(these, 'seconds_train'):.1f}",
-            f"{mean(these, 'seconds_aggregate'):.2f}",
-            f"{mean(these, 'seconds_evaluate'):.1f}",
+            f"{mean(group, 'bytes_down'):,.0f}",
+            f"{mean(group, 'bytes_up'):,.0f}",
+            f"{mean(group, 'seconds_train'):.1f}",
+            f"{mean(group, 'seconds_aggregate'):.2f}",
+            f"{mean(group, 'seconds_evaluate'):.1f}",
         ]
-        for label, these in labels.items()
+        for label, group in labels.items()
     ]
     headings = ["", "bytes down", "bytes up", "s training", "s server step", "s evaluation"]
-    caution = (
-        "Seconds are no comparison of methods: what runs of one process share, such as the states of frozen layers, "
-        "counts for the first of them."
+    note = (
+        "Do not compare methods by these times: work that runs in one process share, such as caching the states of "
+        "frozen layers, is counted in the first of these runs."
     )
-    return Section("Bytes and seconds", [Grid(headings, rows[:40], "Means a run"), Paragraph(caution, "note")])
+    return Section("Traffic and time", [TableBlock(headings, rows[:40], "Mean per run"), Paragraph(note, "note")])
 
 
 def _statement(runs: Sequence[Run]) -> Section:
     private = [run for run in runs if run.budget is not None]
     open_runs = len(runs) - len(private)
     blocks: list[Block] = []
-    total = composed(runs)
+    total = total_privacy_cost(runs)
     if total is not None:
         blocks.append(
             Paragraph(
-                f"{len(private)} runs were private, each for itself. Where they were made on the same private text and "
-                f"all their outcomes are shown, what they cost adds up: together at most ε = "
-                f"{rounded_up(total['epsilon'], 2)} at δ = {total['delta']:g} (basic composition over the largest "
-                "spend of each). A single run's statement holds for that run alone, and choosing the best of many by "
-                "looking at private data is covered by the sum, not by the chosen run's ε."
+                f"{len(private)} runs were private, each with its own guarantee. If they used the same private text "
+                f"and all their results are disclosed, their privacy costs add up: in total at most ε = "
+                f"{rounded_up(total['epsilon'], 2)} at δ = {total['delta']:g} (basic composition of the largest ε "
+                "spent in each run). The statement of a single run holds for that run alone, and choosing the best of "
+                "many runs by looking at private data is covered by the total, not by the ε of the chosen run."
             )
         )
     if open_runs:
-        blocks.append(Paragraph(f"{open_runs} runs were made without privacy: they give no guarantee.", "warning"))
+        blocks.append(Paragraph(f"{open_runs} runs were trained without privacy: they give no guarantee.", "warning"))
     chosen = max(private, key=lambda run: run.epsilon or 0.0) if private else runs[0]
-    blocks.append(Paragraph(f"The statement of one run follows, {chosen.name}, the one that spent most:"))
-    return Section(TITLE, [*blocks, *statement(chosen).blocks])
+    blocks.append(Paragraph(f"The following statement is that of {chosen.name}, the run that spent the most:"))
+    return Section(TITLE, [*blocks, *statement_section(chosen).blocks])
 
 
 def _best(runs: Sequence[Run]) -> Run | None:
     return max(runs, key=lambda run: run.accuracy or 0.0, default=None)
 
 
-def _all_numbers(runs: Sequence[Run], key: str) -> bool:
+def _is_numeric(runs: Sequence[Run], key: str) -> bool:
     return all(isinstance(v := run.config.get(key), int | float) and not isinstance(v, bool) for run in runs)
 
 
 def _is_search(runs: Sequence[Run], labels: Mapping[str, Any]) -> bool:
-    """Say whether nearly every run is a setting of its own, as in a search."""
+    """Return whether nearly every run has a setting that no other run has, as in a search."""
     return len(runs) > 4 and len(labels) > 0.8 * len(runs)

@@ -1,4 +1,4 @@
-"""Tables of one run for a terminal."""
+"""Tables of one run for the terminal."""
 
 from __future__ import annotations
 
@@ -9,30 +9,28 @@ from typing import Any
 from rich.table import Table
 
 PHASES = {
-    "seconds_train": "clients' training, messages included",
+    "seconds_train": "client training and messages",
     "seconds_aggregate": "server step",
     "seconds_evaluate": "evaluation",
-    "seconds_write": "checkpoint and run folder",
+    "seconds_write": "checkpoint and run directory",
 }
+_CLIENT_COLUMNS = {"num_examples": "d", "sample_rate": ".4f", "noise_multiplier": ".3f", "steps": "d"}
 
 
-_COLUMNS = {"num_examples": "d", "sample_rate": ".4f", "noise_multiplier": ".3f", "steps": "d"}
-
-
-def _told(client: Mapping[str, Any], key: str, how: str) -> str:
-    """Write a number, or a dash where a secure sum hides it."""
-    return "–" if client[key] is None else format(client[key], how)
+def _format_or_dash(value: Any, spec: str) -> str:
+    """Format a number, or return a dash if secure aggregation hides it."""
+    return "–" if value is None else format(value, spec)
 
 
 def rounded_up(epsilon: float, digits: int) -> str:
-    """Write an ε with so many digits, rounded up: a budget must not look less spent than it is."""
+    """Format ε with this many decimals, rounded up so that the privacy spent is never understated."""
     return str(Decimal(repr(epsilon)).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_CEILING))
 
 
 def rounds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Accuracy, loss, ε and bytes of each round."""
-    table = Table(title="rounds")
-    # A language model's rows tell how hard the answers were to guess, and how many it gives word for word.
+    """Return a table of accuracy, loss, ε and traffic of each round."""
+    table = Table(title="Rounds")
+    # Language models are measured by perplexity and by the share of answers that match exactly.
     answers = any(row.get("perplexity") is not None for row in rows)
     for heading in (
         "round",
@@ -64,24 +62,30 @@ def _loss(row: Mapping[str, Any]) -> str:
 
 
 def clients_table(clients: Mapping[str, Mapping[str, Any]], target_delta: float, unit: str) -> Table:
-    """What each client has spent, for each ``unit`` (example or client)."""
-    table = Table(title=f"privacy spent, per {unit}, at δ = {target_delta:g}")
+    """Return a table of the privacy spent by each client.
+
+    Args:
+        clients: Entries of ``privacy.json`` by client number.
+        target_delta: δ at which ε is reported.
+        unit: Unit of protection, ``example`` or ``client``.
+    """
+    table = Table(title=f"Privacy spent per {unit} at δ = {target_delta:g}")
     for heading in ("client", "examples", "sample rate", "noise multiplier", "steps", "ε"):
         table.add_column(heading, justify="right")
     for name, client in sorted(clients.items(), key=lambda item: int(item[0])):
         table.add_row(
             name,
-            *(_told(client, key, how) for key, how in _COLUMNS.items()),
+            *(_format_or_dash(client[key], spec) for key, spec in _CLIENT_COLUMNS.items()),
             rounded_up(client["epsilon"], 4),
         )
     return table
 
 
 def phases_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Seconds by phase, over all rounds."""
-    table = Table(title="seconds by phase")
+    """Return a table of the seconds spent in each phase, summed over all rounds."""
+    table = Table(title="Time by phase")
     table.add_column("phase")
     table.add_column("seconds", justify="right")
-    for key, what in PHASES.items():
-        table.add_row(what, f"{sum(row[key] for row in rows):.2f}")
+    for key, phase in PHASES.items():
+        table.add_row(phase, f"{sum(row[key] for row in rows):.2f}")
     return table

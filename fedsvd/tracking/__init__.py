@@ -1,7 +1,7 @@
-"""Tell TensorBoard, Weights & Biases or MLflow of each round, through its own library.
+"""Log each round to TensorBoard, Weights & Biases or MLflow, through its own library.
 
-What is told is what stands in ``metrics.jsonl`` and ``config.yaml``: numbers that the server has anyway, so that they
-cost no more privacy; but they go to whoever runs the service.
+Trackers receive the content of ``metrics.jsonl`` and ``config.yaml``. The server has these numbers anyway, so logging
+them has no additional privacy cost; but whoever operates the tracking service receives them.
 """
 
 from __future__ import annotations
@@ -17,43 +17,47 @@ from fedsvd.config.tracking import TrackingConfig
 from fedsvd.errors import ConfigError
 from fedsvd.runs.folder import RunFolder
 
-Track = Callable[[Mapping[str, Any]], None]
+LogRow = Callable[[Mapping[str, Any]], None]
 
 
 class Tracker(Protocol):
-    """One run at one service."""
+    """A run at a tracking service."""
 
     def log(self, server_round: int, values: Mapping[str, float]) -> None:
-        """Tell of a round."""
+        """Log the metrics of a round."""
 
     def close(self, succeeded: bool) -> None:
-        """Say how the run ended, and let go."""
+        """Mark the run as finished or failed and release all resources."""
 
 
 def check_tracking(tracking: TrackingConfig) -> None:
-    """See that the library is there, before anything is loaded.
+    """Check that the tracking library is installed, before anything is loaded.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: The library is not installed.
     """
     if tracking.name != "none" and importlib.util.find_spec(tracking.name) is None:
         raise ConfigError(
-            f"tracking = {tracking.name!r} needs a library that is not installed: pip install "
-            f"'fedsvd[{tracking.name}]', or leave tracking at none."
+            f"tracking = {tracking.name!r} needs a library that is not installed; run pip install "
+            f"'fedsvd[{tracking.name}]', or set tracking=none."
         )
 
 
 @contextmanager
-def tracked(config: Config, folder: RunFolder, warn: Callable[[str], None]) -> Iterator[Track]:
-    """Open a run at the service that the configuration names, and yield what is called with each row.
+def open_tracker(config: Config, folder: RunFolder, warn: Callable[[str], None]) -> Iterator[LogRow]:
+    """Open a run at the configured tracking service and yield a function that logs a row of metrics.
 
-    A run that is resumed goes on with the same run there. A service that fails in the middle is warned of once and told
-    no more: what has been spent on privacy must not be lost for it, and all is in the run folder.
+    A resumed run continues the same run at the service. If the service fails during the run, one warning is issued and
+    logging stops: privacy budget that has been spent must not be wasted because of a tracker, and the run directory has
+    all the metrics.
 
     Args:
-        config: The run's.
-        folder: The run's.
-        warn: Called with what went wrong.
+        config: Configuration of the run.
+        folder: Run directory.
+        warn: Called with the text of a warning.
+
+    Yields:
+        Function to call with each row of ``metrics.jsonl``; does nothing with ``tracking=none``.
 
     Raises:
         ConfigError: The library is not installed.
@@ -63,20 +67,23 @@ def tracked(config: Config, folder: RunFolder, warn: Callable[[str], None]) -> I
         yield lambda row: None
         return
     tracker: Tracker = importlib.import_module(f"fedsvd.tracking.{config.tracking.name}_run").start(config, folder)
-    working = True
+    enabled = True
 
-    def tell(row: Mapping[str, Any]) -> None:
-        nonlocal working
-        if not working:
+    def log_row(row: Mapping[str, Any]) -> None:
+        nonlocal enabled
+        if not enabled:
             return
         try:
             tracker.log(row["server_round"], scalars(row))
-        except Exception as error:  # Whatever a service's library raises, the run goes on.
-            working = False
-            warn(f"tracking={config.tracking.name} failed and is told no more ({error}); metrics.jsonl has every round")
+        except Exception as error:  # No error of a tracking library may end the run.
+            enabled = False
+            warn(
+                f"tracking={config.tracking.name} failed and is disabled for the rest of the run ({error}); "
+                "metrics.jsonl has every round"
+            )
 
     try:
-        yield tell
+        yield log_row
     except BaseException:
         tracker.close(succeeded=False)
         raise
@@ -84,7 +91,7 @@ def tracked(config: Config, folder: RunFolder, warn: Callable[[str], None]) -> I
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a row: its own, each client's ε, and means over sites; what is null is left out."""
+    """Return the numbers in a row: its own, each client's ε, and means over adapted layers; nulls are omitted."""
     values = {key: float(value) for key, value in row.items() if _is_number(value) and key != "server_round"}
     for name, epsilon in row.get("client_epsilons", {}).items():
         if _is_number(epsilon):

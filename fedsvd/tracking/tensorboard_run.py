@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the run folder, by the writer that torch has for them."""
+"""TensorBoard tracker: writes event files to the run directory with torch's `SummaryWriter`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from fedsvd.runs.folder import RunFolder, read_rows
 
 
 class TensorBoardRun:
-    """See `fedsvd.tracking.Tracker`; ``tensorboard --logdir runs`` shows it."""
+    """A `fedsvd.tracking.Tracker`; view it with ``tensorboard --logdir runs``."""
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
-        # What an earlier process told of rounds that are now taken again is struck out.
-        again = read_rows(folder.metrics)[-1]["server_round"] + 1 if config.resume and folder.metrics.exists() else None
-        self._writer = SummaryWriter(str(folder.root / "tensorboard"), purge_step=again)
-        if again is None:
+        # Events of rounds that an interrupted process logged and this one repeats are purged.
+        first_round = (
+            read_rows(folder.metrics)[-1]["server_round"] + 1 if config.resume and folder.metrics.exists() else None
+        )
+        self._writer = SummaryWriter(str(folder.root / "tensorboard"), purge_step=first_round)
+        if first_round is None:
             self._writer.add_text("config", f"```\n{to_yaml(config)}\n```", 0)
 
     def log(self, server_round: int, values: Mapping[str, float]) -> None:
-        """Write a round's numbers to disk."""
+        """Write the metrics of a round to disk."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, server_round)
         self._writer.flush()
@@ -33,5 +35,5 @@ class TensorBoardRun:
 
 
 def start(config: Config, folder: RunFolder) -> TensorBoardRun:
-    """Open the run's event file."""
+    """Open an event file for the run."""
     return TensorBoardRun(config, folder)

@@ -1,4 +1,4 @@
-"""Weights & Biases: a run in a project, by its library."""
+"""Weights & Biases tracker: logs to a run of a project through `wandb`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedsvd.runs.folder import RunFolder, read_json, write_json
 
 
 class WandbRun:
-    """See `fedsvd.tracking.Tracker`; offline runs wait in the run folder for ``wandb sync``."""
+    """A `fedsvd.tracking.Tracker`; offline runs are stored in the run directory and uploaded by ``wandb sync``."""
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         earlier = read_json(folder.tracking).get("wandb") if config.resume else None
@@ -27,19 +27,19 @@ class WandbRun:
             dir=str(folder.root),
             mode=config.tracking.mode,
             config=as_dict(config),
-            # The numbers are meant to be told; source, terminal output and repository are not.
+            # Only metrics and configuration are uploaded, not source code, console output or repository state.
             settings=wandb.Settings(console="off", silent=True, disable_code=True, disable_git=True),
         )
 
     def log(self, server_round: int, values: Mapping[str, float]) -> None:
-        """Hand a round's numbers to the library's own process."""
+        """Pass the metrics of a round to the library's background process."""
         self._run.log(dict(values), step=server_round)
 
     def close(self, succeeded: bool) -> None:
-        """Say how the run ended, and wait for what is not sent yet."""
+        """Mark the run as finished or failed and wait for pending uploads."""
         self._run.finish(exit_code=0 if succeeded else 1)
 
 
 def start(config: Config, folder: RunFolder) -> WandbRun:
-    """Open the run, or an earlier process's."""
+    """Create a run, or continue that of the run being resumed."""
     return WandbRun(config, folder)

@@ -23,7 +23,7 @@ from fedsvd.comparison.workers import Job, take_job_group
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.compose import compose, compose_compare
 from fedsvd.errors import ConfigError
-from fedsvd.report.comparison import mean_and_error, paired, write_report
+from fedsvd.report.comparison import mean_and_error, paired_difference, write_report
 
 SMALL = [
     "compare.only_contenders=[fedsvd,flora]", "compare.only_tasks=[movies]", "compare.epsilons=[0,3]",
@@ -152,7 +152,7 @@ def test_means_errors_and_paired_differences_by_hand() -> None:
     assert mean_and_error([1.0, 3.0]) == (2.0, 1.0)
     assert math.isnan(mean_and_error([1.0])[1])
     # Differences 1, 2, 3: mean 2, error 1/√3, t = 2√3 with 2 degrees of freedom.
-    mean, error, p = paired({0: 2.0, 1: 4.0, 2: 6.0, 7: 0.0}, {0: 1.0, 1: 2.0, 2: 3.0})
+    mean, error, p = paired_difference({0: 2.0, 1: 4.0, 2: 6.0, 7: 0.0}, {0: 1.0, 1: 2.0, 2: 3.0})
     assert (mean, error) == (2.0, pytest.approx(1 / math.sqrt(3)))
     assert p == pytest.approx(0.0742, abs=1e-4)
 

@@ -37,7 +37,7 @@ def test_a_plan_says_what_a_run_will_cost(capsys: pytest.CaptureFixture[str]) ->
     assert 0.98 * 6 < float(run) == float(in_all) <= 6
     assert "max_grad_norm = 1" in printed
     assert "δ = 1e-05" in printed
-    assert "No ledger is known" in printed
+    assert "No ledgers are taken into account" in printed
 
 
 def test_a_plan_counts_what_the_ledgers_hold(ledgers: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,8 +49,8 @@ def test_a_plan_counts_what_the_ledgers_hold(ledgers: Path, capsys: pytest.Captu
     *_, run, before, in_all = map(float, numbers(printed, "0"))
     assert len({entry.run_id for entry in entries}) == 2
     assert run < before < in_all
-    assert re.search(r"client \d: its budget holds \d of the 2 rounds to come", printed)
-    assert "No ledger is known" not in printed
+    assert re.search(r"client \d: its budget covers \d of the 2 remaining rounds", printed)
+    assert "No ledgers are taken into account" not in printed
 
 
 def test_a_second_run_adds_up_and_ends_at_the_budget(ledgers: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_plan_for_a_resumed_run_counts_the_rounds_that_are_done(
     printed = capsys.readouterr().out
     *_, run, before, in_all = map(float, numbers(printed, "0"))
     assert run == before == in_all
-    assert "2 rounds, 2 of them done" in printed
+    assert "2 rounds, 2 already done" in printed
 
 
 def test_warnings_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,8 +94,8 @@ def test_a_plan_of_client_level_privacy_and_what_comes_of_it(
     assert main(["train", *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     capsys.readouterr()
     for words_after, said in (
-        ([*words, f"resume={tmp_path / 'run'}"], "2 rounds, 2 of them done"),
-        (words, "its budget holds 0 of the 2 rounds"),
+        ([*words, f"resume={tmp_path / 'run'}"], "2 rounds, 2 already done"),
+        (words, "its budget covers 0 of the 2 remaining rounds"),
     ):
         assert main(["privacy", "plan", *words_after]) == 0
         printed = capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_a_ledger_is_shown_by_run_and_round(ledgers: Path, capsys: pytest.Captur
             assert entry.run_id in printed
     one, two = (re.findall(rf"│ +{run} │ +\d+ │ +2 │ +4 │ +([\d.]+) │ +([\d.]+) │", printed)[0] for run in (1, 2))
     assert float(one[0]) == float(one[1]) == float(two[0]) < float(two[1]) <= 4
-    assert "allowed when last asked: ε ≤ 4 in all" in printed
+    assert "budget at the last charge: ε ≤ 4 in total" in printed
     assert (ledgers / "0.sqlite").read_bytes() == content
 
 
@@ -124,7 +124,7 @@ def test_a_ledger_is_counted_at_another_delta(ledgers: Path, capsys: pytest.Capt
     words = ["target_delta=1e-6", "accountant=rdp"]
     assert main(["privacy", "ledger", str(ledgers / "0.sqlite"), *words]) == 0
 
-    assert "δ = 1e-06, counted by rdp" in capsys.readouterr().out
+    assert "δ = 1e-06, rdp accountant" in capsys.readouterr().out
 
 
 def test_an_empty_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,21 +132,21 @@ def test_an_empty_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         pass
     assert main(["privacy", "ledger", str(tmp_path / "ledger")]) == 0
 
-    assert "nothing has been spent" in capsys.readouterr().out
+    assert "no privacy has been spent" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
         ([], 2, "fedsvd privacy plan"),
-        (["plon"], 2, "not understood"),
+        (["plon"], 2, "invalid arguments"),
         (["ledger"], 2, "ledger PATH"),
         (["plan", "train.lerning_rate=1"], 2, "did you mean train.learning_rate"),
         (["plan", "experiment=smoke", "privacy=none"], 2, "no guarantee to plan"),
         (["plan", "experiment=smoke", "privacy.max_epsilon=1"], 2, "below privacy.target_epsilon"),
         (["plan", "experiment=smoke", "privacy.target_delta=1e-12"], 1, "accountant = rdp"),
-        (["plan", "resume=/nowhere"], 2, "not the folder of a run"),
-        (["ledger", "nowhere.sqlite"], 1, "there is no privacy ledger"),
+        (["plan", "resume=/nowhere"], 2, "not a run directory"),
+        (["ledger", "nowhere.sqlite"], 1, "no privacy ledger at"),
     ],
 )
 def test_wrong_words_end_in_one_readable_line(
@@ -159,9 +159,14 @@ def test_wrong_words_end_in_one_readable_line(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["delta=1"], "delta means nothing"), (["target_delta=x"], "no number"),
-                        (["target_delta=2"], "between 0 and 1"), (["accountant=pld"], "not known")],
-)  # fmt: skip
+    ("words", "said"),
+    [
+        (["delta=1"], "does not accept delta"),
+        (["target_delta=x"], "expected a number"),
+        (["target_delta=2"], "expected 0 < target_delta < 1"),
+        (["accountant=pld"], "expected one of prv, rdp"),
+    ],
+)
 def test_wrong_terms_for_a_ledger(
     ledgers: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,7 +54,7 @@ def test_a_sweep_runs_all_and_is_recognised_when_it_is_run_again(
     assert main(["train", "-m", f"resume={swept}"]) == 0
 
     said = capsys.readouterr().out
-    assert "sweep of 4 runs, 4 of them finished before" in said
+    assert "sweep of 4 runs, 4 already finished" in said
     assert "round 1" not in said
     assert records(swept) == before
 

@@ -181,17 +181,17 @@ def test_nothing_is_overwritten(classifier: Path, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["predict"], "the following arguments are required: folder"),
-        (["predict", "RUN"], "give either --text or --file"),
+        (["predict"], "the following arguments are required: RUN_DIR"),
+        (["predict", "RUN"], "exactly one of --text and --file is required"),
         (["predict", "RUN", "--text", "a", "--text-pair", "b", "--text-pair", "c"], "1 --text and 2 --text-pair"),
-        (["predict", "RUN", "--text", "a", "--text-pair", "b"], "reads single texts"),
+        (["predict", "RUN", "--text", "a", "--text-pair", "b"], "expects single texts"),
         (["predict", "RUN", "--file", "nowhere.txt"], "cannot be read as text"),
-        (["predict", "/nowhere", "--text", "a"], "is /nowhere the folder of a run?"),
-        (["evaluate", "RUN", "model.rank=2"], "model.rank=2 is not for fedsvd evaluate"),
-        (["evaluate", "RUN", "--all"], "--all is for other data"),
+        (["predict", "/nowhere", "--text", "a"], "is /nowhere a run directory?"),
+        (["evaluate", "RUN", "model.rank=2"], "fedsvd evaluate does not accept model.rank=2"),
+        (["evaluate", "RUN", "--all"], "--all is invalid for the run's own data"),
         (["evaluate", "RUN", "data=bbc_news"], "the model knows negative, positive"),
         (["export", "RUN"], "the following arguments are required: --to"),
-        (["export", "RUN", "--too", "x"], "fedsvd export RUN_FOLDER --to FOLDER"),
+        (["export", "RUN", "--too", "x"], "fedsvd export RUN_DIR --to DIR"),
     ],
 )
 def test_wrong_words_end_in_one_readable_line(

@@ -1,4 +1,4 @@
-"""``fedsvd doctor``: each thing that can be wrong with a machine is found, named, and comes with advice."""
+"""``fedsvd doctor``: every problem is detected and reported with a suggested fix."""
 
 import datetime
 import http.server
@@ -35,92 +35,97 @@ def certs(tmp_path: Path) -> Path:
     return folder
 
 
-def wrong(folder: Path) -> Finding:
-    [found] = [finding for finding in doctor.check_certificates(folder) if finding.state != "ok"]
-    assert found.advice
-    return found
+def only_problem(folder: Path) -> Finding:
+    """Check the certificates in a directory and return the one finding that is not ok."""
+    [finding] = [finding for finding in doctor.check_certificates(folder) if finding.status != "ok"]
+    assert finding.advice
+    return finding
 
 
-def test_a_machine_on_which_the_tests_run_is_well() -> None:
-    assert doctor.check_python().state == "ok"
-    assert {finding.state for finding in doctor.check_packages()} == {"ok"}
-    assert doctor.check_gpu().state in ("ok", "note")
+def test_the_test_machine_passes() -> None:
+    assert doctor.check_python().status == "ok"
+    assert {finding.status for finding in doctor.check_packages()} == {"ok"}
+    assert doctor.check_gpu().status in ("ok", "warning")
 
 
 @pytest.mark.parametrize(
-    ("needed", "tested", "state"),
+    ("requirement", "tested", "status"),
     [
         ("numpy>=1", None, "ok"),
-        ("numpy<1", "0.9", "bad"),
-        ("numpy>=1", "0.9", "note"),
-        ("a-package-of-no-name>=1", None, "bad"),
+        ("numpy<1", "0.9", "error"),
+        ("numpy>=1", "0.9", "warning"),
+        ("a-package-of-no-name>=1", None, "error"),
     ],
 )
-def test_a_package_is_held_against_range_and_tested_version(needed: str, tested: str | None, state: str) -> None:
-    found = check_package(Requirement(needed), tested)
-    assert found.state == state
-    assert (found.advice == "") == (state == "ok")
+def test_packages_are_checked_against_the_required_range_and_the_tested_version(
+    requirement: str, tested: str | None, status: str
+) -> None:
+    finding = check_package(Requirement(requirement), tested)
+    assert finding.status == status
+    assert (finding.advice == "") == (status == "ok")
 
 
-def test_a_port_that_is_taken_is_said_to_be() -> None:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        one.listen()
-        port = one.getsockname()[1]
-        assert doctor.check_port(port, "SuperLink").state == "note"
-    assert doctor.check_port(port, "SuperLink").state == "ok"
+def test_a_port_in_use_is_reported() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert doctor.check_port(port, "SuperLink").status == "warning"
+    assert doctor.check_port(port, "SuperLink").status == "ok"
 
 
-def test_a_folder_that_cannot_be_written_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.check_folder(tmp_path / "not" / "yet", "run folders").state == "ok"
+def test_a_directory_that_is_not_writable_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_folder(tmp_path / "not" / "yet", "run directories").status == "ok"
     assert list(tmp_path.iterdir()) == []
 
     def refuse(*arguments: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    # Root, as whom tests may run, may write anywhere.
+    # File permissions are not used, because the tests may run as root.
     monkeypatch.setattr(os, "fsync", refuse)
-    found = doctor.check_folder(tmp_path, "run folders")
-    assert (found.state, "Permission denied" in found.found) == ("bad", True)
+    finding = doctor.check_folder(tmp_path, "run directories")
+    assert (finding.status, "Permission denied" in finding.detail) == ("error", True)
 
 
-def test_certificates_as_they_are_made_are_well(certs: Path) -> None:
-    assert {finding.state for finding in doctor.check_certificates(certs)} == {"ok"}
+def test_newly_created_certificates_pass(certs: Path) -> None:
+    assert {finding.status for finding in doctor.check_certificates(certs)} == {"ok"}
 
 
-def test_a_missing_authority_is_found(certs: Path) -> None:
+def test_a_missing_authority_is_reported(certs: Path) -> None:
     (certs / "ca.crt").unlink()
-    assert wrong(certs).found == "not there"
+    assert only_problem(certs).detail == "not found"
 
 
-def test_a_server_certificate_of_another_authority_is_found(certs: Path) -> None:
-    (certs / "ca.crt").write_bytes(signed("other", datetime.timedelta(days=99))[0])
-    assert "not signed" in wrong(certs).found
+def test_a_server_certificate_of_another_authority_is_reported(certs: Path) -> None:
+    (certs / "ca.crt").write_bytes(self_signed("other", datetime.timedelta(days=99))[0])
+    assert "not signed" in only_problem(certs).detail
 
 
-@pytest.mark.parametrize(("days", "state", "word"), [(-1, "bad", "expired"), (7, "note", "from now")])
-def test_expiry_is_told_before_it_comes(days: int, state: str, word: str, tmp_path: Path) -> None:
-    (tmp_path / "ca.crt").write_bytes(signed("ca", datetime.timedelta(days=days, hours=1))[0])
-    found = wrong(tmp_path)
-    assert (found.state, word in found.found) == (state, True)
+@pytest.mark.parametrize(("days", "status", "text"), [(-1, "error", "expired"), (7, "warning", "from now")])
+def test_expired_and_soon_expiring_certificates_are_reported(days: int, status: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_bytes(self_signed("ca", datetime.timedelta(days=days, hours=1))[0])
+    finding = only_problem(tmp_path)
+    assert (finding.status, text in finding.detail) == (status, True)
 
 
-def test_a_key_that_belongs_elsewhere_or_lies_open_is_found(certs: Path) -> None:
-    other = signed("other", datetime.timedelta(days=99))[1]
+def test_a_mismatched_key_and_wrong_permissions_are_reported(certs: Path) -> None:
+    other = self_signed("other", datetime.timedelta(days=99))[1]
     key = (certs / "server.key").read_bytes()
     (certs / "server.key").write_bytes(other)
-    assert "another certificate's" in wrong(certs).found
+    assert "belongs to another certificate" in only_problem(certs).detail
     (certs / "server.key").write_bytes(key)
     (certs / "node-0.key").chmod(0o644)
-    assert "open to others (mode 644)" in wrong(certs).found
+    assert "accessible by other users (mode 644)" in only_problem(certs).detail
 
 
-def signed(name: str, holds: datetime.timedelta) -> tuple[bytes, bytes]:
-    """A certificate that signs itself, and its key."""
+def self_signed(name: str, validity: datetime.timedelta) -> tuple[bytes, bytes]:
+    """Return a self-signed certificate and its key, both as PEM."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
     names = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     builder = x509.CertificateBuilder().subject_name(names).issuer_name(names).public_key(key.public_key())
-    builder = builder.serial_number(1).not_valid_before(now - datetime.timedelta(days=9)).not_valid_after(now + holds)
+    builder = (
+        builder.serial_number(1).not_valid_before(now - datetime.timedelta(days=9)).not_valid_after(now + validity)
+    )
     form = serialization.PrivateFormat.PKCS8
     private = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), private
@@ -137,7 +142,7 @@ class Health(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def superlink(certs: Path) -> Iterator[str]:
-    """What answers as a SuperLink does, with the certificate that scripts/certs made."""
+    """Address of a server with a SuperLink's health endpoint and the certificate from scripts/certs."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Health)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certs / "server.crt", certs / "server.key")
@@ -150,22 +155,22 @@ def superlink(certs: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_superlink_is_reached_as_a_node_would(superlink: str, certs: Path, tmp_path: Path) -> None:
-    assert doctor.check_superlink(superlink, certs / "ca.crt").state == "ok"
-    strange = tmp_path / "strange.crt"
-    strange.write_bytes(signed("strange", datetime.timedelta(days=9))[0])
-    found = doctor.check_superlink(superlink, strange)
-    assert (found.state, "its certificate is refused" in found.found) == ("bad", True)
-    assert doctor.check_superlink(superlink, None).state == "bad"
+def test_the_health_and_certificate_of_a_superlink_are_checked(superlink: str, certs: Path, tmp_path: Path) -> None:
+    assert doctor.check_superlink(superlink, certs / "ca.crt").status == "ok"
+    other_authority = tmp_path / "other.crt"
+    other_authority.write_bytes(self_signed("other", datetime.timedelta(days=9))[0])
+    finding = doctor.check_superlink(superlink, other_authority)
+    assert (finding.status, "certificate rejected" in finding.detail) == ("error", True)
+    assert doctor.check_superlink(superlink, None).status == "error"
 
 
 @pytest.mark.parametrize("address", ["nobody", "127.0.0.1:1", "no.such.name.invalid:8000"])
-def test_a_superlink_that_is_not_there_is_named(address: str, certs: Path) -> None:
-    found = doctor.check_superlink(address, certs / "ca.crt")
-    assert (found.state, bool(found.advice)) == ("bad", True)
+def test_an_unreachable_superlink_is_reported(address: str, certs: Path) -> None:
+    finding = doctor.check_superlink(address, certs / "ca.crt")
+    assert (finding.status, bool(finding.advice)) == ("error", True)
 
 
-def test_the_command_checks_what_it_is_given_and_fails_where_something_is_bad(
+def test_the_command_runs_the_requested_checks_and_fails_on_an_error(
     certs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ledger = tmp_path / "ledger.sqlite"
@@ -173,24 +178,25 @@ def test_the_command_checks_what_it_is_given_and_fails_where_something_is_bad(
         opened.reserve("7", 1, "m", Spend(1.0, 0.1, 2), Budget(9.0, 1e-5, 9.0, 1e-5, "rdp"))
     site = tmp_path / "site.csv"
     site.write_text("text,label\nfine,1\npoor,0\n")
-    words = [f"certs={certs}", f"ledger={ledger}", f"runs={tmp_path}", f'node=partition-id=0 data-path="{site}"']
-    run = ["experiment=smoke", "data=node", "data.labels=['0','1']", "federation.weighting=uniform"]
+    arguments = [f"certs={certs}", f"ledger={ledger}", f"runs={tmp_path}", f'node=partition-id=0 data-path="{site}"']
+    overrides = ["experiment=smoke", "data=node", "data.labels=['0','1']", "federation.weighting=uniform"]
 
-    assert main(["doctor", *words, *run]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "whole; 1 charges of 1 runs" in said
-    assert "holds 1 of 0, 1 of 1" in said
-    assert "allows share-counts = False" in said
+    assert main(["doctor", *arguments, *overrides]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "intact; 1 charges from 1 runs" in output
+    assert "label counts: 0 = 1, 1 = 1" in output
+    assert "limits: share-counts = False" in output
 
     other = tmp_path / "other.csv"
     other.write_text("text,label\nfine,good\n")
-    assert main(["doctor", *[word.replace(str(site), str(other)) for word in words], *run]) == 1
+    arguments = [argument.replace(str(site), str(other)) for argument in arguments]
+    assert main(["doctor", *arguments, *overrides]) == 1
     captured = capsys.readouterr()
     assert "does not know: good" in " ".join(captured.out.split())
     assert "1 of" in captured.err
 
 
-@pytest.mark.parametrize("words", [["certificates=x"], ["all"]])
-def test_words_that_are_not_understood_end_with_the_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", *words]) == 2
-    assert "write fedsvd doctor" in capsys.readouterr().err
+@pytest.mark.parametrize("arguments", [["certificates=x"], ["all"]])
+def test_invalid_arguments_print_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", *arguments]) == 2
+    assert "Usage: fedsvd doctor" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What is told of a run, while it goes on and at its end."""
+"""Console output of a run, during training and at its end."""
 
 import io
 from pathlib import Path
@@ -38,55 +38,56 @@ CLIENT = {"num_examples": 10, "sample_rate": 0.5, "noise_multiplier": 1.25, "ste
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "written"), [(6.0, "6.00"), (5.98, "5.98"), (5.981, "5.99"), (1e-9, "0.01"), (0.0, "0.00")]
+    ("epsilon", "expected"), [(6.0, "6.00"), (5.98, "5.98"), (5.981, "5.99"), (1e-9, "0.01"), (0.0, "0.00")]
 )
-def test_epsilon_is_rounded_up(epsilon: float, written: str) -> None:
-    assert rounded_up(epsilon, 2) == written
+def test_epsilon_is_rounded_up(epsilon: float, expected: str) -> None:
+    assert rounded_up(epsilon, 2) == expected
 
 
 @given(st.floats(0, 1e6), st.integers(0, 6))
-def test_a_written_epsilon_is_never_below_the_real_one(epsilon: float, digits: int) -> None:
+def test_a_formatted_epsilon_is_never_below_the_exact_value(epsilon: float, digits: int) -> None:
     assert epsilon <= float(rounded_up(epsilon, digits)) <= epsilon + 10.0**-digits + 1e-9
 
 
-def told(terminal: bool) -> str:
+def report_run(terminal: bool) -> str:
+    """Report a run of two rounds and return the console output."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
     with Reporter(Path("the-run"), 2, 1e-5, console=console) as reporter:
         reporter.started(0, 2)
-        for server_round in ROWS:
+        for round_row in ROWS:
             reporter.reply_arrived(None)
-            reporter.round_done(server_round)
+            reporter.round_done(round_row)
     reporter.finished(ROWS, {"0": CLIENT})
     return console.file.getvalue()
 
 
-def test_without_a_terminal_each_round_is_one_line() -> None:
-    lines = told(terminal=False).splitlines()
+def test_without_a_terminal_each_round_prints_one_line() -> None:
+    lines = report_run(terminal=False).splitlines()
 
     assert lines[:4] == [
         "round 0/2  loss 0.500  accuracy 50.0%",
         "round 1/2  loss 0.500  accuracy 62.5%  ε ≤ 1.24",
         "round 2/2  ε ≤ 2.00",
-        "  without client 1: no budget left",
+        "  excluded client 1: no budget left",
     ]
 
 
-def test_a_terminal_shows_the_last_measurement_beside_what_is_spent_since() -> None:
-    shown = told(terminal=True)
+def test_a_terminal_shows_the_last_evaluation_and_the_current_epsilon() -> None:
+    output = report_run(terminal=True)
 
-    assert "accuracy 62.5% at round 1  ε ≤ 2.00" in shown
-    assert "clients" in shown
+    assert "accuracy 62.5% at round 1  ε ≤ 2.00" in output
+    assert "clients" in output
 
 
-def test_the_end_tells_accuracy_spends_bytes_phases_and_where_all_lies() -> None:
-    shown = told(terminal=False)
+def test_the_final_output_has_accuracy_privacy_spent_traffic_phases_and_files() -> None:
+    output = report_run(terminal=False)
 
     for part in ("62.5%", "1.0001", "1.250", "2/2", "4.50", "the-run", "adapter/", "metrics.jsonl"):
-        assert part in shown
+        assert part in output
 
 
 @pytest.mark.parametrize("rows", [ROWS, [row(0, 0.5, None)]])
-def test_the_plot_is_a_picture(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_the_plot_is_a_png_file(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     plot_accuracy(rows, tmp_path / "plots" / "accuracy.png")
 
     assert (tmp_path / "plots" / "accuracy.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""``fedsvd report`` on run folders written by hand: what stands in the page, and what must not."""
+"""``fedsvd report`` on synthetic run directories: what the report contains, and what it must not contain."""
 
 import html.parser
 import json
@@ -10,10 +10,10 @@ import pytest
 
 from fedsvd.cli import main
 from fedsvd.config.compose import compose, to_yaml
-from fedsvd.report.document import Grid, Paragraph, Section, to_html, to_markdown
+from fedsvd.report.document import Paragraph, Section, TableBlock, to_html, to_markdown
 from fedsvd.report.loaded_runs import changed_keys, find_runs, read_run, varied_keys
-from fedsvd.report.privacy_statement import composed, statement_markdown
-from fedsvd.report.sweep_sections import labelled, report_sections
+from fedsvd.report.privacy_statement import statement_markdown, total_privacy_cost
+from fedsvd.report.sweep_sections import group_by_setting, report_sections
 
 SITE = {"singular_values": [0.5, 0.25], "effective_rank": 1.9, "nuclear_norm": 0.75, "principal_angle": 0.0}
 
@@ -28,152 +28,159 @@ def row(number: int, accuracy: float | None, epsilon: float | None) -> dict[str,
     }  # fmt: skip
 
 
-def write_run(folder: Path, *words: str, accuracy: float = 0.75, **record: Any) -> Path:
-    """A run of two rounds, as `fedsvd train experiment=smoke` would leave it."""
-    config = compose(["experiment=smoke", *words])
+def write_run(folder: Path, *overrides: str, accuracy: float = 0.75, **record: Any) -> Path:
+    """Write a run directory with two rounds, as `fedsvd train experiment=smoke` does."""
+    config = compose(["experiment=smoke", *overrides])
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    (folder / "overrides.json").write_text(json.dumps(["experiment=smoke", *words]), encoding="utf-8")
+    (folder / "overrides.json").write_text(json.dumps(["experiment=smoke", *overrides]), encoding="utf-8")
     private = config.privacy.name != "none"
-    spent = [None, config.privacy.target_epsilon / 2, config.privacy.target_epsilon - 0.0049] if private else [None] * 3
-    rows = [row(number, value, spent[number]) for number, value in enumerate((0.5, None, accuracy))]
+    budget = config.privacy.target_epsilon
+    epsilons = [None, budget / 2, budget - 0.0049] if private else [None] * 3
+    rows = [row(number, value, epsilons[number]) for number, value in enumerate((0.5, None, accuracy))]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    facts = {"state": "finished", "parts_sent": ["B"], "parts_trained": ["B"], "versions": {"flwr": "1.41.0"}, **record}
-    (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    record = {
+        "state": "finished",
+        "parts_sent": ["B"],
+        "parts_trained": ["B"],
+        "versions": {"flwr": "1.41.0"},
+        **record,
+    }
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
     counts = [{"examples_by_class": {"negative": 9, "positive": 4}, "fingerprint": "ab" * 32}] * 2
     (folder / "partitions.json").write_text(json.dumps({"clients": counts}), encoding="utf-8")
     if private:
-        client = {"num_examples": 13, "sample_rate": 0.5, "noise_multiplier": 1.25, "steps": 4, "epsilon": spent[2]}
+        client = {"num_examples": 13, "sample_rate": 0.5, "noise_multiplier": 1.25, "steps": 4, "epsilon": epsilons[2]}
         (folder / "privacy.json").write_text(json.dumps({"clients": {"0": client}}), encoding="utf-8")
     return folder
 
 
 class Page(html.parser.HTMLParser):
-    """Whatever a page would fetch, and the tags that it opens."""
+    """Collects the URLs that a page loads or links to, its opening tags and the text alternatives of its images."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.fetched: list[str] = []
+        self.urls: list[str] = []
         self.tags: list[str] = []
         self.alternatives: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        given: Mapping[str, str | None] = dict(attrs)
-        self.fetched += [str(given[key]) for key in ("src", "href") if key in given]
+        attributes: Mapping[str, str | None] = dict(attrs)
+        self.urls += [str(attributes[key]) for key in ("src", "href") if key in attributes]
         if tag == "img":
-            self.alternatives.append(given.get("alt") or "")
+            self.alternatives.append(attributes.get("alt") or "")
 
 
-def test_a_report_tells_all_of_a_run_and_fetches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_on_one_run_is_self_contained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path / "run", "privacy.target_epsilon=3")
 
     assert main(["report", str(folder)]) == 0
 
     assert "report.html" in capsys.readouterr().out
-    told, page = (folder / "report.md").read_text("utf-8"), Page((folder / "report.html").read_text("utf-8"))
+    markdown, page = (folder / "report.md").read_text("utf-8"), Page((folder / "report.html").read_text("utf-8"))
     for part in (
         "| privacy.target_epsilon | 6 | 3 |", "| train.batch_size | 500 | 16 |", "flwr 1.41.0", "| seed | 0 |",
         "| 2 | 75.0% | 0.600 | 3.00 | 2/2 |", "| 0 | 9 | 4 | 13 | abababababababab… |", "0.5, 0.25", "25%",
-        "| from the server to the clients | 6,144 | 3,072 |", "## Privacy statement", "ε = 3.00",
+        "| downlink (server to clients) | 6,144 | 3,072 |", "## Privacy statement", "ε = 3.00",
         "updates of: LoRA factor B",
     ):  # fmt: skip
-        assert part in told, part
+        assert part in markdown, part
     assert page.tags.count("img") == 5
     assert all(page.alternatives)
-    assert all(target.startswith(("data:image/svg+xml;base64,", "#s")) for target in page.fetched)
+    assert all(target.startswith(("data:image/svg+xml;base64,", "#s")) for target in page.urls)
     assert "script" not in page.tags
 
 
-def test_what_comes_from_outside_cannot_become_markup() -> None:
+def test_untrusted_text_is_escaped() -> None:
     evil = "<script>alert(1)</script> | **x**"
-    sections = [Section(evil, [Paragraph(evil), Grid([evil, "b"], [[evil, "1"]], evil)])]
+    sections = [Section(evil, [Paragraph(evil), TableBlock([evil, "b"], [[evil, "1"]], evil)])]
 
     assert "script" not in Page(to_html(evil, sections)).tags
-    told = to_markdown(evil, sections)
-    assert "<script" not in told.replace("\\<", "")
-    assert "| \\<script>alert(1)\\</script> \\| \\*\\*x\\*\\* | 1 |" in told
+    markdown = to_markdown(evil, sections)
+    assert "<script" not in markdown.replace("\\<", "")
+    assert "| \\<script>alert(1)\\</script> \\| \\*\\*x\\*\\* | 1 |" in markdown
 
 
-def sweep(folder: Path) -> Path:
+def write_sweep(folder: Path) -> Path:
     for method in ("fedsvd", "ffa_lora"):
         for epsilon in (1, 3):
             for seed in (0, 1):
-                words = [f"method={method}", f"privacy.target_epsilon={epsilon}", f"seed={seed}"]
+                overrides = [f"method={method}", f"privacy.target_epsilon={epsilon}", f"seed={seed}"]
                 accuracy = 0.5 + 0.1 * epsilon + 0.02 * seed - 0.05 * (method == "ffa_lora")
-                write_run(folder / ",".join(words), *words, accuracy=accuracy)
+                write_run(folder / ",".join(overrides), *overrides, accuracy=accuracy)
     return folder
 
 
-def test_a_sweep_is_told_by_method_and_budget(tmp_path: Path) -> None:
-    runs = find_runs([sweep(tmp_path)])
-    told = to_markdown("a sweep", report_sections(runs))
+def test_the_report_on_a_sweep_groups_by_method_and_budget(tmp_path: Path) -> None:
+    runs = find_runs([write_sweep(tmp_path)])
+    markdown = to_markdown("a sweep", report_sections(runs))
 
-    assert list(labelled(runs)) == ["fedsvd", "ffa_lora"]
-    # Means of 60 and 62 %, of 80 and 82 %; the standard error of two values is half their distance.
-    assert "| fedsvd | 61.0 ± 1.0 (2) | 81.0 ± 1.0 (2) |" in told
-    assert "| ffa_lora | 56.0 ± 1.0 (2) | 76.0 ± 1.0 (2) |" in told
-    assert "8 runs were private" in told
+    assert list(group_by_setting(runs)) == ["fedsvd", "ffa_lora"]
+    # Means of 60 and 62 %, of 80 and 82 %; the standard error of two values is half their difference.
+    assert "| fedsvd | 61.0 ± 1.0 (2) | 81.0 ± 1.0 (2) |" in markdown
+    assert "| ffa_lora | 56.0 ± 1.0 (2) | 76.0 ± 1.0 (2) |" in markdown
+    assert "8 runs were private" in markdown
     # 4 (1 − 0.0049) + 4 (3 − 0.0049) = 15.9608, rounded up.
-    assert "ε = 15.97 at δ = 8e-05" in told
+    assert "ε = 15.97 at δ = 8e-05" in markdown
     assert varied_keys(runs)[0] == "seed"
 
 
-def test_a_search_is_told_by_what_it_varied(tmp_path: Path) -> None:
+def test_the_report_on_a_search_shows_the_varied_settings(tmp_path: Path) -> None:
     for number, rate in enumerate((0.1, 0.2, 0.4, 0.8, 1.6)):
-        words = [f"train.learning_rate={rate}", f"model.rank={2 + number}"]
-        write_run(tmp_path / str(number), *words, accuracy=0.5 + 0.05 * number * (number < 4))
-    told = to_markdown("a search", report_sections(find_runs([tmp_path])))
+        overrides = [f"train.learning_rate={rate}", f"model.rank={2 + number}"]
+        write_run(tmp_path / str(number), *overrides, accuracy=0.5 + 0.05 * number * (number < 4))
+    markdown = to_markdown("a search", report_sections(find_runs([tmp_path])))
 
-    assert "## What the search found" in told
-    assert "train.learning\\_rate = 0.8" in told or "train.learning_rate = 0.8" in told
+    assert "## Search results" in markdown
+    assert "train.learning\\_rate = 0.8" in markdown or "train.learning_rate = 0.8" in markdown
 
 
-def test_runs_that_failed_or_were_cut_off_are_named(tmp_path: Path) -> None:
+def test_failed_and_unfinished_runs_are_listed(tmp_path: Path) -> None:
     write_run(tmp_path / "good")
     write_run(tmp_path / "bad", "seed=1", state="failed", reason="RunError: the model has diverged")
     write_run(tmp_path / "cut", "seed=2", state="running")
-    told = to_markdown("three", report_sections(find_runs([tmp_path])))
+    markdown = to_markdown("three", report_sections(find_runs([tmp_path])))
 
-    assert "1 failed: bad" in told
-    assert "1 unfinished: cut" in told
-    alone = to_markdown("one", report_sections([read_run(tmp_path / "bad", tmp_path)]))
-    assert "This run is failed: RunError: the model has diverged" in alone
-
-
-def test_without_privacy_the_statement_promises_nothing(tmp_path: Path) -> None:
-    told = statement_markdown(write_run(tmp_path / "open", "privacy=none"))
-
-    assert "no guarantee" in told
-    assert "ε =" not in told
-    assert composed(find_runs([tmp_path])) is None
+    assert "1 failed: bad" in markdown
+    assert "1 unfinished: cut" in markdown
+    single = to_markdown("one", report_sections([read_run(tmp_path / "bad", tmp_path)]))
+    assert "This run failed: RunError: the model has diverged" in single
 
 
-def test_a_language_model_shows_what_it_answers(tmp_path: Path) -> None:
+def test_without_privacy_the_statement_gives_no_guarantee(tmp_path: Path) -> None:
+    markdown = statement_markdown(write_run(tmp_path / "open", "privacy=none"))
+
+    assert "no guarantee" in markdown
+    assert "ε =" not in markdown
+    assert total_privacy_cost(find_runs([tmp_path])) is None
+
+
+def test_the_report_shows_generated_answers(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     sample = {"prompt": "2 + 2?", "expected": "4", "before": "two | two", "generated": "4"}
     (folder / "samples.json").write_text(json.dumps([sample]), encoding="utf-8")
-    told = to_markdown("one", report_sections([read_run(folder, folder)]))
+    markdown = to_markdown("one", report_sections([read_run(folder, folder)]))
 
-    assert "| 2 + 2? | 4 | two \\| two | 4 |" in told
-
-
-def test_client_level_trusts_the_server_and_says_so(tmp_path: Path) -> None:
-    told = statement_markdown(write_run(tmp_path / "level", "privacy=client_level"))
-
-    assert "The unit of protection is one client with all its data" in told
-    assert "The server is trusted" in told
-    assert "the server adds the noise to the sum" in told
+    assert "| 2 + 2? | 4 | two \\| two | 4 |" in markdown
 
 
-def test_secure_sums_hide_what_the_server_would_have_seen(tmp_path: Path) -> None:
-    told = statement_markdown(write_run(tmp_path / "secure", "federation.secure_aggregation=true"))
+def test_the_client_level_statement_says_that_the_server_is_trusted(tmp_path: Path) -> None:
+    markdown = statement_markdown(write_run(tmp_path / "level", "privacy=client_level"))
 
-    assert "| number of examples, sample rate, noise multiplier | no | hidden in the sum |" in told
+    assert "The unit of protection is one client with all its data" in markdown
+    assert "The server is trusted" in markdown
+    assert "the server adds the noise to the sum" in markdown
 
 
-def test_the_defaults_differ_in_nothing(tmp_path: Path) -> None:
+def test_with_secure_aggregation_the_statement_lists_counts_as_hidden(tmp_path: Path) -> None:
+    markdown = statement_markdown(write_run(tmp_path / "secure", "federation.secure_aggregation=true"))
+
+    assert "| number of examples, sample rate, noise multiplier | no | hidden in the sum |" in markdown
+
+
+def test_a_default_run_has_no_changed_keys(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     (folder / "config.yaml").write_text(to_yaml(compose()), encoding="utf-8")
 
@@ -181,32 +188,31 @@ def test_the_defaults_differ_in_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
-        ([], "needs a folder"),
-        (["/nowhere"], "is not a folder"),
+        ([], "needs a directory"),
+        (["/nowhere"], "is not a directory"),
         (["--too", "x"], "no option --too"),
-        (["x", "--to"], "--to needs a folder"),
+        (["x", "--to"], "--to needs a directory"),
     ],
 )
-def test_wrong_words_are_told(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", *words]) in (1, 2)
-    assert said in capsys.readouterr().err
+def test_invalid_arguments_are_reported(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", *arguments]) in (1, 2)
+    assert message in capsys.readouterr().err
 
 
-def test_folders_without_a_run_and_torn_files_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_runs_and_truncated_files_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 1
-    assert "holds no run" in capsys.readouterr().err
+    assert "contains no run" in capsys.readouterr().err
     folder = write_run(tmp_path / "run")
     (folder / "metrics.jsonl").write_text("{", encoding="utf-8")
     assert main(["report", str(folder)]) == 1
     assert "metrics.jsonl cannot be read" in capsys.readouterr().err
 
 
-def test_several_folders_go_into_the_one_that_is_named(tmp_path: Path) -> None:
+def test_a_report_on_several_directories_is_written_to_the_target_directory(tmp_path: Path) -> None:
     one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two", "privacy=none")
 
     assert main(["report", str(one), str(two), "--to", str(tmp_path / "out")]) == 0
 
-    told = (tmp_path / "out" / "report.md").read_text("utf-8")
-    assert "ε = ∞" in told
+    assert "ε = ∞" in (tmp_path / "out" / "report.md").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""What trackers are told, through their real libraries, offline."""
+"""What trackers log, with their real libraries, offline."""
 
 import importlib.util
 import sys
@@ -31,20 +31,20 @@ def needs(library: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(importlib.util.find_spec(library) is None, reason=f"{library} is not installed")
 
 
-def told(folder: RunFolder, rows: list[Mapping[str, Any]], *words: str) -> list[str]:
-    """Tell a tracker of these rows, as a run does, and return its warnings."""
+def log_rows(folder: RunFolder, rows: list[Mapping[str, Any]], *overrides: str) -> list[str]:
+    """Log rows to a tracker, as a run does, and return the warnings."""
     warnings: list[str] = []
-    with tracking.tracked(config(*words), folder, warnings.append) as track:
+    with tracking.open_tracker(config(*overrides), folder, warnings.append) as log_row:
         for row in rows:
-            track(row)
+            log_row(row)
     return warnings
 
 
-def config(*words: str) -> Config:
-    return compose(["experiment=smoke", *words])
+def config(*overrides: str) -> Config:
+    return compose(["experiment=smoke", *overrides])
 
 
-def test_rows_become_numbers_and_nothing_else() -> None:
+def test_only_the_numbers_of_a_row_are_logged() -> None:
     assert tracking.scalars(ROWS[0]) == {"accuracy": 0.5}
     assert tracking.scalars(ROWS[1]) == {
         "epsilon": 1.5, "client_epsilon/0": 1.5, "sites/effective_rank": 2.0, "sites/nuclear_norm": 4.25,
@@ -53,15 +53,15 @@ def test_rows_become_numbers_and_nothing_else() -> None:
 
 
 @needs("tensorboard")
-def test_tensorboard_reads_what_was_told_and_a_resumed_run_goes_on(tmp_path: Path) -> None:
+def test_tensorboard_events_can_be_read_and_a_resumed_run_continues_them(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = RunFolder(tmp_path)
-    assert told(folder, ROWS, "tracking=tensorboard") == []
-    # Round 2 was told, but its row was never written: it is taken again.
+    assert log_rows(folder, ROWS, "tracking=tensorboard") == []
+    # Round 2 was logged, but its row was not written, so the resumed run repeats it.
     write_rows(folder.metrics, ROWS[:2])
-    again = {**ROWS[2], "accuracy": 0.875}
-    assert told(folder, [again], "tracking=tensorboard", f"resume='{tmp_path}'") == []
+    repeated = {**ROWS[2], "accuracy": 0.875}
+    assert log_rows(folder, [repeated], "tracking=tensorboard", f"resume='{tmp_path}'") == []
 
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("accuracy")] == [(0, 0.5), (2, 0.875)]
@@ -70,27 +70,27 @@ def test_tensorboard_reads_what_was_told_and_a_resumed_run_goes_on(tmp_path: Pat
     assert "config/text_summary" in events.Tags()["tensors"]
 
 
-# MLflow's SQL store is written for a SQLAlchemy before the one that Flower brings.
+# MLflow's SQL store uses features that are deprecated in the SQLAlchemy version that Flower requires.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @needs("mlflow")
-def test_mlflow_keeps_one_run_through_a_resume_and_knows_how_it_ended(tmp_path: Path) -> None:
+def test_mlflow_uses_one_run_across_a_resume_and_records_its_status(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     folder, uri = RunFolder(tmp_path / "run"), f"sqlite:///{tmp_path / 'store.db'}"
-    words = ["tracking=mlflow", f"tracking.uri='{uri}'", "tracking.project=hospitals"]
+    overrides = ["tracking=mlflow", f"tracking.uri='{uri}'", "tracking.project=hospitals"]
 
-    def cut_off(row: Mapping[str, Any]) -> None:
-        with tracking.tracked(config(*words), folder, print) as track:
-            track(row)
+    def fail_after(row: Mapping[str, Any]) -> None:
+        with tracking.open_tracker(config(*overrides), folder, print) as log_row:
+            log_row(row)
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        cut_off(ROWS[0])
+        fail_after(ROWS[0])
     client = MlflowClient(tracking_uri=uri)
     run_id = read_json(folder.tracking)["mlflow"]
     assert client.get_run(run_id).info.status == "FAILED"
 
-    assert told(folder, ROWS[1:], *words, f"resume='{folder.root}'") == []
+    assert log_rows(folder, ROWS[1:], *overrides, f"resume='{folder.root}'") == []
 
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -100,21 +100,21 @@ def test_mlflow_keeps_one_run_through_a_resume_and_knows_how_it_ended(tmp_path: 
 
 
 @needs("wandb")
-def test_wandb_offline_leaves_a_run_to_be_synced(tmp_path: Path) -> None:
-    words = ["tracking=wandb", "tracking.mode=offline"]
-    assert told(RunFolder(tmp_path), ROWS, *words) == []
+def test_wandb_offline_writes_a_run_that_can_be_synced(tmp_path: Path) -> None:
+    overrides = ["tracking=wandb", "tracking.mode=offline"]
+    assert log_rows(RunFolder(tmp_path), ROWS, *overrides) == []
 
     name = read_json(tmp_path / "tracking.json")["wandb"]
-    found = list(tmp_path.rglob(f"run-{name}.wandb"))
-    assert len(found) == 1
-    # The library's own process may still be writing when it says that the run is finished.
-    wait_until(lambda: b"accuracy" in found[0].read_bytes(), 30, "the accuracy in the run's file")
-    written = found[0].read_bytes()
-    assert b"accuracy" in written
-    assert b"client_epsilon/0" in written
+    files = list(tmp_path.rglob(f"run-{name}.wandb"))
+    assert len(files) == 1
+    # The library's background process may still be writing after it has reported the run as finished.
+    wait_until(lambda: b"accuracy" in files[0].read_bytes(), 30, "the accuracy in the run's file")
+    content = files[0].read_bytes()
+    assert b"accuracy" in content
+    assert b"client_epsilon/0" in content
 
 
-def test_a_service_that_fails_is_warned_of_once_and_the_run_goes_on(
+def test_a_failing_service_causes_one_warning_and_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -127,14 +127,14 @@ def test_a_service_that_fails_is_warned_of_once_and_the_run_goes_on(
     monkeypatch.setattr(tracking, "check_tracking", lambda settings: None)
     monkeypatch.setitem(sys.modules, "fedsvd.tracking.wandb_run", SimpleNamespace(start=lambda *_: tracker))
 
-    warnings = told(RunFolder(tmp_path), ROWS, "tracking=wandb")
+    warnings = log_rows(RunFolder(tmp_path), ROWS, "tracking=wandb")
 
     assert calls == ["log", "close True"]
     assert len(warnings) == 1
     assert "no route to host" in warnings[0]
 
 
-def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
     with pytest.raises(ConfigError, match=r"pip install 'fedsvd\[mlflow\]'"):
