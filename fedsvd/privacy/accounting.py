@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +92,7 @@ def calibrate(
 ) -> float:
     """Return a noise multiplier that keeps ``steps`` steps within (ε, δ), using all but half a percent of the budget.
 
-    The search stops earlier, with less of the budget used, where the noise multiplier would fall below 0.25 or its
+    The search stops earlier, with less of the budget used, if the noise multiplier would fall below 0.25 or its
     bracket is narrower than 0.1 %.
 
     Args:
@@ -116,7 +116,7 @@ def calibrate(
         coarse_suffices = coarse - 2 * _COARSE_EPS_ERROR > target_epsilon or coarse < target_epsilon / 2
         return coarse if coarse_suffices else epsilon([spend], target_delta, accountant)
 
-    # The budget is exceeded at ``low`` and kept at ``high``.
+    # The budget is exceeded at ``low`` and not exceeded at ``high``.
     low, high, epsilon_low = 0.0, 1.0, math.inf
     while (epsilon_high := epsilon_of(high)) > target_epsilon:
         low, high, epsilon_low = high, 2 * high, epsilon_high
@@ -197,7 +197,7 @@ def check_delta(target_delta: float, accountant: str) -> None:
 
 
 @lru_cache(maxsize=1)
-def _accountants() -> ModuleType:
+def _accountants() -> Any:
     """Import Opacus' accountants when the first ε is computed, because they load all of Opacus and SciPy."""
     from opacus import accountants
     from opacus.accountants.analysis import rdp as renyi

@@ -48,7 +48,7 @@ def decode(total: np.ndarray) -> tuple[np.ndarray, float]:
         The mean, float64 of shape (n,), and the sum of the weights.
 
     Raises:
-        PayloadError: The total weight is out of range, which happens if masks did not cancel.
+        PayloadError: The total weight is below 1 or too large for a valid sum, which happens if masks did not cancel.
     """
     numbers = total.view(np.int64).astype(np.float64) / 2.0**FRACTION_BITS
     weight = float(numbers[-1])
