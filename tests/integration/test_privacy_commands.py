@@ -163,7 +163,7 @@ def test_wrong_words_end_in_one_readable_line(
     [
         (["delta=1"], "does not accept delta"),
         (["target_delta=x"], "expected a number"),
-        (["target_delta=2"], "expected 0 < target_delta < 1"),
+        (["target_delta=2"], "0 < target_delta < 1"),
         (["accountant=pld"], "expected one of prv, rdp"),
     ],
 )
