@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from scipy import stats
 
-from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
+from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness, poisson_batches
 
 Source = Callable[[int], Randomness]
 
@@ -97,3 +98,14 @@ def test_poisson_batches_have_the_expected_rate(source: Source, sample_rate: flo
 @SOURCES
 def test_rate_one_takes_all_examples(source: Source) -> None:
     assert [sorted(batch) for batch in source(3).batches(5, 1.0, 2)] == [[0, 1, 2, 3, 4]] * 2
+
+
+@given(
+    num_examples=st.integers(1, 50), sample_rate=st.floats(0.01, 1.0), steps=st.integers(1, 5), seed=st.integers(0, 99)
+)
+def test_poisson_batches_are_those_of_opacus(num_examples: int, sample_rate: float, steps: int, seed: int) -> None:
+    expected = UniformWithReplacementSampler(
+        num_samples=num_examples, sample_rate=sample_rate, generator=torch.Generator().manual_seed(seed), steps=steps
+    )
+    batches = poisson_batches(num_examples, sample_rate, steps, torch.Generator().manual_seed(seed))
+    assert list(batches) == list(expected)
