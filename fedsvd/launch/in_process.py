@@ -14,7 +14,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 
-# Private API: Flower reads the identity that it attaches to messages from here. Its minor version is therefore pinned.
+# Private API: Flower reads the identity that it attaches to messages from here, so its minor version is pinned.
 from flwr.supercore.task_identity import TaskIdentity
 
 

@@ -58,7 +58,7 @@ def run_remote(federation: FederationConfig, overrides: Sequence[str], folder: R
         folder: The local run directory.
 
     Raises:
-        RunError: The SuperLink cannot be reached, the run failed there, or its folder cannot be fetched.
+        RunError: The SuperLink cannot be reached, the run failed there, or its run directory cannot be fetched.
     """
     console = Console()
     with connect(federation) as connection:

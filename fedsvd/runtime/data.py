@@ -37,7 +37,7 @@ def load_partition(config: Config, partition_id: int) -> Dataset:
 
 
 def load_client_data(config: Config, partition_id: int) -> ClientData:
-    """Load one client's tokenised partition."""
+    """Load one client's tokenized partition."""
     return _load_client_data(
         config.data,
         config.partition,

@@ -60,7 +60,7 @@ def test_a_broken_build_is_contradicted(sabotage: str, tmp_path: Path, capsys: p
         ["train=adamw", "train.num_rounds=5", "train.local_steps=2", "train.grad_sample_mode=hooks"],
     ],
 )
-def test_every_method_and_optimiser_can_be_audited(overrides: list[str], tmp_path: Path) -> None:
+def test_every_method_and_optimizer_can_be_audited(overrides: list[str], tmp_path: Path) -> None:
     status, found = audit(tmp_path, *overrides, "audit.num_shadow_models=0", "audit.num_canaries=2000")
 
     assert status == 0
