@@ -144,6 +144,11 @@ def frozen_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: _ORIGINAL_WEIGHTS.get(layer, base_weight(layer)) for name, layer in _lora_layers(model)}
 
 
+def has_merged_base(model: nn.Module) -> bool:
+    """Return whether `write` has merged a base into the frozen weights of a site."""
+    return any(layer in _ORIGINAL_WEIGHTS for _, layer in _lora_layers(model))
+
+
 def set_trainable(model: peft.PeftModel, parts: Collection[Part]) -> list[nn.Parameter]:
     """Enable gradients for the given parts only, and return their parameters in a fixed order."""
     model.requires_grad_(False)

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from fedsvd import data
 from fedsvd.config import Config, ModelConfig
+from fedsvd.models.pooled import PooledClassifier
 from fedsvd.runtime.data import ClientData, clear_data_cache, load_tokenizer
 from fedsvd.runtime.model import clear_model_cache, load_model, resolve_device
-from fedsvd.training.loop import example_losses, model_inputs, to_device
+from fedsvd.training.feature_cache import FeatureCache, FeatureStore
+from fedsvd.training.loop import StateCache, example_losses, model_inputs, to_device
 from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 
 # Settings that determine the frozen lower layers, their inputs and the layers that read their output: source, adapted
-# layers and modules, attention implementation, dtype, task, chat template.
-_PrefixKey = tuple[str, str, str | tuple[str, ...], str, str, str, bool]
+# layers and modules, attention implementation, dtype, task, chat template, pooled layer.
+_PrefixKey = tuple[str, str, str | tuple[str, ...], str, str, str, bool, int | str]
 
 
 def per_example_losses(client_data: ClientData, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
@@ -36,19 +38,29 @@ def per_example_losses(client_data: ClientData, config: Config) -> Callable[[nn.
     return losses
 
 
-def load_prefix_cache(config: Config) -> PrefixCache:
-    """Return the model's prefix cache; all models with the same frozen lower layers share its states."""
-    return _load_prefix(load_model(config), _load_store(_prefix_key(config.model), config.train.prefix_cache_mib))
+def load_prefix_cache(config: Config) -> StateCache:
+    """Return the model's cache of frozen layers; all models with the same frozen lower layers share its states."""
+    mebibytes = config.train.prefix_cache_mib
+    states, features = _load_store(_prefix_key(config.model), mebibytes), _load_features(config.model, mebibytes)
+    return _load_prefix(load_model(config), states, features)
 
 
 @lru_cache(maxsize=4)
-def _load_prefix(model: peft.PeftModel, store: StateStore) -> PrefixCache:
-    return PrefixCache(model, store)
+def _load_prefix(model: peft.PeftModel, store: StateStore, features: FeatureStore) -> StateCache:
+    prefix = PrefixCache(model, store)
+    base = model.get_base_model()
+    return FeatureCache(model, base, prefix, features) if isinstance(base, PooledClassifier) else prefix
 
 
 @lru_cache(maxsize=2)
 def _load_store(prefix_key: _PrefixKey, mebibytes: int) -> StateStore:
     return StateStore(_memory_budget(mebibytes))
+
+
+# The features depend on more settings than the states below the lowest adapted layer, on the standardization for one.
+@lru_cache(maxsize=2)
+def _load_features(config: ModelConfig, mebibytes: int) -> FeatureStore:
+    return FeatureStore(_memory_budget(mebibytes))
 
 
 def clear_caches(keep_states: bool = False) -> None:
@@ -61,6 +73,7 @@ def clear_caches(keep_states: bool = False) -> None:
     _load_prefix.cache_clear()
     if not keep_states:
         _load_store.cache_clear()
+        _load_features.cache_clear()
     clear_model_cache()
     clear_data_cache()
     gc.collect()
@@ -68,7 +81,7 @@ def clear_caches(keep_states: bool = False) -> None:
 
 def _prefix_key(model: ModelConfig) -> _PrefixKey:
     adapted = (model.source, model.lora_layers, model.target_modules, model.attn_implementation)
-    return (*adapted, model.dtype, model.task, model.chat_template)
+    return (*adapted, model.dtype, model.task, model.chat_template, model.pooling_layer)
 
 
 @lru_cache(maxsize=1)

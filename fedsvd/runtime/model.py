@@ -16,6 +16,7 @@ from fedsvd.lora.initialization import initialize_factors
 from fedsvd.methods import Method, build_method
 from fedsvd.models import loading
 from fedsvd.models.first_token import use_first_token_only
+from fedsvd.runtime import base_model
 from fedsvd.runtime.data import class_names, load_held_out, load_tokenizer
 from fedsvd.training.generation import generate_samples
 
@@ -87,7 +88,7 @@ def clear_model_cache() -> None:
 # Clients of different ranks that share a process need one model each.
 @lru_cache(maxsize=4)
 def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, core: bool) -> peft.PeftModel:
-    loaded, head_modules = loading.load_base(config, num_labels, seed)
+    loaded, head_modules = base_model.load_base(config, num_labels, seed, device)
     adapted = peft_model.attach(
         loaded,
         rank=config.rank,
@@ -101,7 +102,9 @@ def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, co
     )
     if config.gradient_checkpointing:
         loading.checkpoint_activations(loaded)
-    use_first_token_only(adapted)
+    choice = base_model.pooling_choice(config)
+    if choice is not None and choice.pooling == "first":
+        use_first_token_only(adapted)
     return adapted.to(device)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,15 @@ from torch.nn import functional
 from fedsvd.config import TrainConfig
 from fedsvd.errors import RunError
 from fedsvd.training.causal_lm import score_answers
-from fedsvd.training.prefix_cache import PrefixCache
 
 Batch = dict[str, Tensor]
+
+
+class StateCache(Protocol):
+    """A cache of what frozen layers compute: `fedsvd.training.prefix_cache` or `fedsvd.training.feature_cache`."""
+
+    def reuse_states(self, model: nn.Module, inputs: Batch) -> AbstractContextManager[None]:
+        """Reuse cached states in forward passes of ``model`` on ``inputs``, inside the context."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ def train_plain(
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Iterable[Batch], device: torch.device, prefix: PrefixCache | None = None
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, prefix: StateCache | None = None
 ) -> Evaluation:
     """Evaluate loss and accuracy over batches.
 

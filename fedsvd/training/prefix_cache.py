@@ -123,7 +123,7 @@ class PrefixCache:
 
     def _gather(self, model: nn.Module, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
         """Return states and products of a batch, padded, shape (batch, length, d); compute those not cached yet."""
-        keys = _keys(inputs, mask)
+        keys = example_keys(inputs, mask)
         rows = [self._store.states.get(key) for key in keys]
         missing = {key: row for row, key in enumerate(keys) if rows[row] is None}
         computed: dict[bytes, Tensor] = {}
@@ -198,7 +198,7 @@ class PrefixCache:
         return None if matches else "cached states change the model's output"
 
 
-def _keys(inputs: dict[str, Tensor], mask: Tensor) -> list[bytes]:
+def example_keys(inputs: dict[str, Tensor], mask: Tensor) -> list[bytes]:
     """Return a key per example: the bytes of its tokens and, where given, of their types and positions."""
     names = sorted(inputs.keys() - {"attention_mask"})
     columns = [inputs[name].cpu().numpy() for name in names]

@@ -1,0 +1,139 @@
+"""Load a `PooledClassifier`, and the standardization of its features, which is computed once and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from fedsvd.assets import build_once, cache_folder
+from fedsvd.config import ModelConfig
+from fedsvd.errors import ModelError
+from fedsvd.models.embedded import quiet_transformers, resolve_source
+from fedsvd.models.loading import DTYPES, adjust_config, convert_errors, load_tokenizer
+from fedsvd.models.pooled import PooledClassifier
+from fedsvd.models.pooling import PoolingChoice
+from fedsvd.models.standardization import Standardization, half_whitening
+
+# Part of the cache key: increase it when the definition of features or statistics changes.
+_VERSION = 1
+_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class PublicText:
+    """Texts that are known to everybody, for statistics that cost no privacy.
+
+    Attributes:
+        texts: The texts.
+        corpus: ``name``, ``sha256`` and ``num_texts``, as strings.
+    """
+
+    texts: tuple[str, ...]
+    corpus: Mapping[str, str]
+
+
+def load_pooled(
+    config: ModelConfig,
+    choice: PoolingChoice,
+    num_labels: int,
+    seed: int,
+    standardization: Standardization | PublicText | None = None,
+    device: str = "cpu",
+) -> PooledClassifier:
+    """Load the backbone up to the pooled layer and put a new head on it.
+
+    Args:
+        config: The ``model`` configuration group.
+        choice: The resolved pooling.
+        num_labels: Number of classes.
+        seed: Seed of the head.
+        standardization: The standardization, or the public text to compute it from; None for none.
+        device: Where to compute statistics that are not cached yet.
+
+    Returns:
+        The model on the CPU, in eval mode, without dropout.
+
+    Raises:
+        ModelError: The model cannot be loaded, or its checkpoint lacks parameters of the backbone.
+        AssetError: The package of an embedded model is unavailable.
+    """
+    backbone = _load_backbone(config, choice.layer)
+    if isinstance(standardization, PublicText):
+        standardization = _cached_standardization(backbone, config, choice, standardization, device)
+    return PooledClassifier(backbone, choice.pooling, num_labels, seed, standardization).eval()
+
+
+def _load_backbone(config: ModelConfig, layer: int | None) -> PreTrainedModel:
+    folder = resolve_source(config.source)
+    with quiet_transformers(), convert_errors(config.source), torch.random.fork_rng(devices=[]):
+        architecture = AutoConfig.from_pretrained(folder)
+        adjust_config(architecture, config.source)
+        if layer is not None:
+            # Weights of the layers above are not read.
+            architecture.num_hidden_layers = layer
+            if getattr(architecture, "layer_types", None):
+                architecture.layer_types = architecture.layer_types[:layer]
+        model, info = AutoModel.from_pretrained(
+            folder,
+            config=architecture,
+            output_loading_info=True,
+            attn_implementation=config.attn_implementation,
+            dtype=DTYPES[config.dtype],
+        )
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise ModelError(
+            f"model.source = {config.source!r} lacks parameters of {type(model).__name__}: {', '.join(missing[:3])}. "
+            "Choose a complete checkpoint."
+        )
+    if isinstance(getattr(model, "pooler", None), torch.nn.Module):
+        model.pooler = None
+    backbone: PreTrainedModel = model.eval()
+    return backbone
+
+
+def _cached_standardization(
+    backbone: PreTrainedModel, config: ModelConfig, choice: PoolingChoice, public: PublicText, device: str
+) -> Standardization:
+    settings = [_VERSION, choice.pooling, choice.layer, config.max_length, config.dtype, public.corpus["sha256"]]
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for name, parameter in sorted(backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy())
+
+    def build(folder: Path) -> None:
+        tokenizer = load_tokenizer(config.source)
+        model = PooledClassifier(backbone, choice.pooling, 1, 0).eval().to(device)
+        pooled = _pool_texts(model, public.texts, tokenizer, config.max_length)
+        backbone.to("cpu")
+        half_whitening(pooled, public.corpus).save(folder / "standardization.safetensors")
+
+    folder = build_once(cache_folder() / f"standardization-{digest.hexdigest()[:32]}", build)
+    return Standardization.load(folder / "standardization.safetensors")
+
+
+@torch.inference_mode()
+def _pool_texts(
+    model: PooledClassifier, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Tensor:
+    """Return the pooled states of texts in the order of their lengths, shape (texts, d), on the CPU."""
+    # Statistics do not depend on the order, and texts of one length need no padding.
+    ordered = sorted(texts, key=lambda text: (len(text), text))
+    rows = []
+    for start in range(0, len(ordered), _BATCH_SIZE):
+        batch = tokenizer(
+            ordered[start : start + _BATCH_SIZE],
+            padding=True,
+            truncation=True,
+            max_length=max_length,
+            return_tensors="pt",
+        ).to(model.device)
+        rows.append(model.pooled_states(**batch).cpu())
+    return torch.cat(rows)
