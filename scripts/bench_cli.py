@@ -1,8 +1,9 @@
-"""Measure one part of fedsvd against its rivals: `scripts/bench refactorize --help`."""
+"""Run a benchmark of one component against alternatives; see for example `scripts/bench refactorize --help`."""
 
 import argparse
 
 import bench_dp_step
+import bench_imports
 import bench_refactorize
 import bench_scale
 import bench_traffic
@@ -14,6 +15,7 @@ def main() -> None:
     benches = parser.add_subparsers(required=True, metavar="BENCH")
     bench_refactorize.add_parser(benches)
     bench_dp_step.add_parser(benches)
+    bench_imports.add_parser(benches)
     bench_traffic.add_parser(benches)
     bench_scale.add_parser(benches)
     bench_wire.add_parser(benches)
