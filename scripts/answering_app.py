@@ -1,4 +1,4 @@
-"""A ClientApp without a model: its nodes say which partition they hold, and answer a round as they are told to."""
+"""A ClientApp without a model, for tests and benchmarks: a given function computes the reply to each round."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,12 @@ from flwr.clientapp import ClientApp
 
 from fedsvd.wire import train_messages
 
-# From a partition's number, what is asked and what came with it, to the reply.
+# (partition id, task, received factors) -> content of the reply
 Train = Callable[[int, train_messages.TrainTask, ArrayRecord], RecordDict]
 
 
 def answering_app(train: Train) -> ClientApp:
+    """Return a ClientApp whose nodes report their partition id and reply to each round with the result of ``train``."""
     app = ClientApp()
 
     @app.query("partition")

@@ -1,12 +1,12 @@
-"""Adapters of large models' shapes, without the models."""
+"""Adapters with the shapes of large models, without the models."""
 
 import torch
 
 from fedsvd.lora.adapter import Adapter
 
-# Each site's (d_out, d_in).
+# (d_out, d_in) of each adapted layer.
 Sites = list[tuple[int, int]]
-# What is adapted, and the rank.
+# Adapted layers and rank, by model.
 SHAPES: dict[str, tuple[Sites, int]] = {
     "minilm": ([(384, 384)] * 12, 8),
     "roberta-large": ([(1024, 1024)] * 48, 8),
@@ -14,6 +14,13 @@ SHAPES: dict[str, tuple[Sites, int]] = {
 
 
 def zero_adapter(sites: Sites, rank: int, core: bool = False) -> Adapter:
+    """Return an adapter of this rank whose factors are all zero, with scale 1.
+
+    Args:
+        sites: Shapes of the adapted layers.
+        rank: LoRA rank.
+        core: Whether to include an r × r core per layer.
+    """
     named = {f"site{k}": shape for k, shape in enumerate(sites)}
     return Adapter(
         A={name: torch.zeros(rank, d_in) for name, (_, d_in) in named.items()},

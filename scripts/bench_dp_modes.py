@@ -1,4 +1,4 @@
-"""Models, batches and ways to take one step on LoRA's B, for `scripts/bench dp_step`."""
+"""Models, batches and implementations of one training step on LoRA's B, for `scripts/bench dp_step`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,12 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 class Shape:
     """One model and one batch.
 
-    `length` tokens of random text an example; None for real movie reviews.
+    Attributes:
+        title: Description.
+        batch: Number of examples.
+        length: Tokens of random text per example; None for real movie reviews.
+        targets: Target modules of LoRA.
+        lora_layers: Transformer layers that are adapted.
     """
 
     title: str
@@ -51,7 +56,7 @@ SHAPES = {
 
 @dataclass
 class Bench:
-    """A model with B trained, one batch, and plain SGD."""
+    """A model with B trainable, one batch, and plain SGD."""
 
     model: nn.Module
     inputs: dict[str, Tensor]
@@ -79,20 +84,20 @@ class Bench:
 def build(key: str, attention: str) -> Bench:
     shape = SHAPES[key]
     torch.manual_seed(0)
-    base, inputs, labels = real(shape, attention) if shape.length is None else random(key, shape, attention)
+    base, inputs, labels = real_text(shape, attention) if shape.length is None else random_text(key, shape, attention)
     model = peft_model.attach(base, rank=8, lora_alpha=16, target_modules=shape.targets, lora_layers=shape.lora_layers)
     peft_model.write(model, initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
     return Bench(model.train(), inputs, labels, causal=key.startswith("gpt2"))
 
 
-def real(shape: Shape, attention: str) -> tuple[PreTrainedModel, dict[str, Tensor], Tensor]:
+def real_text(shape: Shape, attention: str) -> tuple[PreTrainedModel, dict[str, Tensor], Tensor]:
     batch = next(batch for batch in load_test_batches(compose("")) if batch["input_ids"].shape[1] >= 28)
     model = load_classifier("embedded:minilm", num_labels=2, seed=0, attn_implementation=attention).model
     inputs = {name: tensor[: shape.batch] for name, tensor in batch.items()}
     return model, inputs, inputs.pop("labels")
 
 
-def random(key: str, shape: Shape, attention: str) -> tuple[PreTrainedModel, dict[str, Tensor], Tensor]:
+def random_text(key: str, shape: Shape, attention: str) -> tuple[PreTrainedModel, dict[str, Tensor], Tensor]:
     ids = torch.randint(3, 1000, (shape.batch, shape.length or 0))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if key.startswith("gpt2"):
@@ -105,7 +110,7 @@ def random(key: str, shape: Shape, attention: str) -> tuple[PreTrainedModel, dic
     return RobertaForSequenceClassification(config), inputs, torch.randint(0, 2, (shape.batch,))
 
 
-def plain_step(bench: Bench) -> None:
+def non_private_step(bench: Bench) -> None:
     bench.optimizer.zero_grad(set_to_none=True)
     bench.losses(bench.model, range(len(bench.labels))).mean().backward()
     bench.optimizer.step()
@@ -119,7 +124,7 @@ def private_step(bench: Bench, per_example: GradSampleMode, cached: bool = False
 
 
 class ExampleLoss(nn.Module):
-    """A criterion as Opacus' ghost clipping wants it: one that can be told to leave examples apart."""
+    """A criterion for Opacus' ghost clipping, which needs one that can return per-example losses."""
 
     reduction = "mean"
 
@@ -153,14 +158,14 @@ def ghost_step(bench: Bench) -> None:
 
 
 MODES: dict[str, Callable[[Bench], None]] = {
-    "plain PEFT, not private": plain_step,
+    "PEFT, non-private": non_private_step,
     "fused": lambda bench: private_step(bench, fused_gradients),
-    "fused, prefix kept": lambda bench: private_step(bench, fused_gradients, cached=True),
-    "Opacus' hooks": lambda bench: private_step(bench, opacus_hooks),
-    "Opacus' ghost clipping": ghost_step,
+    "fused, prefix cached": lambda bench: private_step(bench, fused_gradients, cached=True),
+    "Opacus hooks": lambda bench: private_step(bench, opacus_hooks),
+    "Opacus ghost clipping": ghost_step,
 }
 
 
 def modes(key: str) -> list[str]:
-    """All of them, but the kept prefix only where something lies below the lowest adapted layer."""
+    """Return the names of the modes that apply: the prefix cache needs frozen layers below the lowest adapted one."""
     return [name for name in MODES if "prefix" not in name or SHAPES[key].lora_layers != "all"]

@@ -1,9 +1,9 @@
-"""One DP-SGD step on LoRA's B against a plain, non-private step of PEFT training, interleaved in one run.
+"""Compare a DP-SGD step on LoRA's B with a non-private step of PEFT training.
 
-A step is forward, backward, clipping, noise (ChaCha20) and SGD over one batch. Every turn takes each way once. A ratio
-is the median over turns of a way's time to the plain step's of the same turn; "fastest x fastest" compares the
-best turns, which a busy machine disturbs the least. Memory is the most resident memory that two steps add to a loaded
-model, each way in a process of its own (Linux only).
+A step is forward, backward, clipping, noise (ChaCha20) and SGD on one batch. Each repeat runs every mode once. A ratio
+is the median over repeats of a mode's time divided by that of the non-private step in the same repeat; "ratio of
+minima" compares the fastest repeats, which a busy machine affects the least. Memory is the peak resident memory that
+two steps add to a loaded model, each mode in its own process (Linux only).
 """
 
 import argparse
@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from bench_dp_modes import MODES, SHAPES, build, modes
-from bench_report import add_json_option, tell_machine, write_json
+from bench_report import add_json_option, print_machine, write_json
 from rich.console import Console
 from rich.table import Table
 
-PLAIN = next(iter(MODES))
+NON_PRIVATE = next(iter(MODES))
 STATUS = Path("/proc/self/status")
 
 
@@ -41,16 +41,19 @@ class Result:
 
 def add_parser(benches: Any) -> None:
     parser = benches.add_parser(
-        "dp_step", help="a private step", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        "dp_step",
+        help="time and memory of a private step",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--repeats", type=int, default=7, help="turns that every way takes (default 7)")
+    parser.add_argument("--repeats", type=int, default=7, help="repeats of every mode (default 7)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's)")
     parser.add_argument("--precision", choices=["highest", "high", "medium"], default="medium")
     parser.add_argument("--attention", choices=["eager", "sdpa"], default="eager")
     parser.add_argument("--no-memory", action="store_true", help="measure time only")
     add_json_option(parser)
-    parser.add_argument("--memory-of", nargs=2, metavar=("SHAPE", "WAY"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", nargs=2, metavar=("SHAPE", "MODE"), help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
 
@@ -65,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     console = Console(width=None if sys.stdout.isatty() else 120)
     setting = f"matmul precision {arguments.precision}, {arguments.attention} attention"
-    machine = tell_machine(console, setting=setting)
+    machine = print_machine(console, setting=setting)
     results: list[Result] = []
     for key in arguments.shapes:
         measured = measure(key, arguments)
@@ -77,37 +80,37 @@ def run(arguments: argparse.Namespace) -> None:
 def measure(key: str, arguments: argparse.Namespace) -> list[Result]:
     bench = build(key, arguments.attention)
     seconds: dict[str, list[float]] = {name: [] for name in modes(key)}
-    for turn in range(arguments.repeats + 1):
+    for repeat in range(arguments.repeats + 1):
         for name in seconds:
             start = time.perf_counter()
             MODES[name](bench)
-            # The first turn warms up, and fills the cache of the prefix.
-            if turn:
+            # The first repeat is a warm-up and fills the prefix cache.
+            if repeat:
                 seconds[name].append(time.perf_counter() - start)
     del bench
     results = []
     for name, runs in seconds.items():
-        ratios = [run / plain for run, plain in zip(runs, seconds[PLAIN], strict=True)]
-        memory = None if arguments.no_memory or not STATUS.exists() else memory_of(key, name, arguments)
-        fastest = min(runs) / min(seconds[PLAIN])
-        middle = statistics.median(runs), statistics.median(ratios)
-        results.append(Result(key, name, len(runs), *middle, min(ratios), max(ratios), fastest, memory))
+        ratios = [run / baseline for run, baseline in zip(runs, seconds[NON_PRIVATE], strict=True)]
+        memory = None if arguments.no_memory or not STATUS.exists() else measure_memory(key, name, arguments)
+        fastest = min(runs) / min(seconds[NON_PRIVATE])
+        medians = statistics.median(runs), statistics.median(ratios)
+        results.append(Result(key, name, len(runs), *medians, min(ratios), max(ratios), fastest, memory))
     return results
 
 
-def memory_of(key: str, mode: str, arguments: argparse.Namespace) -> float:
-    words = ["--memory-of", key, mode, "--threads", str(arguments.threads)]
-    words += ["--precision", arguments.precision, "--attention", arguments.attention]
-    command = [sys.executable, str(Path(__file__).with_name("bench_cli.py")), "dp_step", *words]
+def measure_memory(key: str, mode: str, arguments: argparse.Namespace) -> float:
+    options = ["--memory-of", key, mode, "--threads", str(arguments.threads)]
+    options += ["--precision", arguments.precision, "--attention", arguments.attention]
+    command = [sys.executable, str(Path(__file__).with_name("bench_cli.py")), "dp_step", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.strip().splitlines()[-1])
 
 
 def peak_memory(key: str, mode: str, attention: str) -> float:
-    """MiB that two steps add to the resident memory of a process with the model loaded."""
+    """Return the MiB that two steps add to the peak resident memory of a process with the model loaded."""
     bench = build(key, attention)
     before = resident("VmRSS")
-    # Linux: forget the peak that loading made.
+    # Linux: reset the peak, which loading the model has raised.
     Path("/proc/self/clear_refs").write_text("5")
     for _ in range(2):
         MODES[mode](bench)
@@ -121,8 +124,8 @@ def resident(field: str) -> int:
 
 def table(title: str, results: list[Result]) -> Table:
     grid = Table(title=title)
-    grid.add_column("step")
-    for heading in ("median ms", "x plain", "min … max", "fastest x fastest", "peak MiB"):
+    grid.add_column("mode")
+    for heading in ("median ms", "x non-private", "min … max", "ratio of minima", "peak MiB"):
         grid.add_column(heading, justify="right")
     for result in results:
         grid.add_row(

@@ -1,8 +1,8 @@
-"""The whole server step for all sites of a shape, against what else one could do, interleaved in one run.
+"""Compare FedSVD's server step, for all adapted layers (sites) of a model, with alternatives.
 
-Every repeat runs each contender once, in turn; at 7B shapes the dense ones take part in the first two turns only.
-`warm` is the median of 50 calls back to back, where caches hold the factors and the bare copy is at its fastest. A step
-timed on fewer sites than there are is scaled up and marked with *.
+Each repeat runs every alternative once; at 7B shapes the dense ones run in the first two repeats only. `warm` is the
+median of 50 consecutive calls, when the factors are in the CPU caches and copying is fastest. A step that was timed on
+fewer sites than the model has is scaled up and marked with *.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from bench_report import add_json_option, tell_machine, write_json
+from bench_report import add_json_option, print_machine, write_json
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -26,9 +26,15 @@ Factors = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """All sites of one shape in a model.
+    """The adapted layers of a model, all of one shape.
 
-    The dense rivals take `dense_sites` of them at a time unless --full, and no more than `dense_repeats` turns.
+    Attributes:
+        model: Name of the model.
+        sites: Number of adapted layers.
+        d: Input and output dimension.
+        rank: LoRA rank.
+        dense_sites: Number of sites on which the dense alternatives are timed, unless --full is given.
+        dense_repeats: Maximum number of repeats of the dense alternatives.
     """
 
     model: str
@@ -48,6 +54,15 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Contender:
+    """One implementation of the server step.
+
+    Attributes:
+        name: Name in the table.
+        step: Function from (B, A) to the new (B, A).
+        dense: Whether it forms the products BA.
+        first_round: Whether its input has a random A, as in the first round; otherwise A has orthonormal rows.
+    """
+
     name: str
     step: Callable[[Tensor, Tensor], Factors]
     dense: bool = False
@@ -97,7 +112,7 @@ def step_full_svd(B: Tensor, A: Tensor) -> Factors:
 
 CONTENDERS = (
     Contender("refactorize", step_refactorize),
-    Contender("bare copy of A and B", step_copy),
+    Contender("copy of A and B", step_copy),
     Contender("refactorize, first round", step_refactorize, first_round=True),
     Contender("svd_lowrank of each BA", step_lowrank, dense=True),
     Contender("full SVD of each BA", step_full_svd, dense=True),
@@ -109,10 +124,10 @@ def add_parser(benches: Any) -> None:
         "refactorize", help="FedSVD's server step", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--repeats", type=int, default=5, help="turns that every contender takes (default 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of every alternative (default 5)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's)")
     parser.add_argument(
-        "--full", action="store_true", help="time the dense rivals on every site, however long it takes"
+        "--full", action="store_true", help="time the dense alternatives on every site, which may take very long"
     )
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -123,7 +138,7 @@ def run(arguments: argparse.Namespace) -> None:
         sys.exit("--repeats and --threads must be at least 1")
     torch.set_num_threads(arguments.threads)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    machine = tell_machine(console)
+    machine = print_machine(console)
     results: list[Result] = []
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         for key in arguments.shapes:
@@ -137,15 +152,15 @@ def measure(shape: Shape, device: str, repeats: int, full: bool) -> list[Result]
     inputs = draw_inputs(shape, device, full)
     outputs: dict[str, Factors] = {}
     seconds = {contender.name: list[float]() for contender in CONTENDERS}
-    for turn in range(repeats):
+    for repeat in range(repeats):
         for contender in CONTENDERS:
-            if contender.dense and turn >= shape.dense_repeats:
+            if contender.dense and repeat >= shape.dense_repeats:
                 continue
             elapsed, outputs[contender.name] = timed(contender, *inputs[contender.name])
             seconds[contender.name].append(elapsed * shape.sites / len(inputs[contender.name][0]))
     reference = statistics.median(seconds[CONTENDERS[0].name])
     return [
-        summarise(shape, device, contender, inputs[contender.name], outputs[contender.name], runs, reference)
+        summarize(shape, device, contender, inputs[contender.name], outputs[contender.name], runs, reference)
         for contender, runs in zip(CONTENDERS, seconds.values(), strict=True)
     ]
 
@@ -163,7 +178,7 @@ def draw_inputs(shape: Shape, device: str, full: bool) -> dict[str, Factors]:
     return inputs
 
 
-def summarise(
+def summarize(
     shape: Shape, device: str, contender: Contender, old: Factors, new: Factors, runs: list[float], reference: float
 ) -> Result:
     warm = None if contender.dense else statistics.median(timed(contender, *old)[0] for _ in range(50))
@@ -195,7 +210,11 @@ def timed(contender: Contender, B: Tensor, A: Tensor) -> tuple[float, Factors]:
 
 
 def product_error(old: Factors, new: Factors) -> float:
-    """Largest ‖B'A' - BA‖_F / ‖BA‖_F of a site, from the factors: [B', -B] [A'; A] by QR of each, in float64."""
+    """Return the largest ‖B'A' - BA‖_F / ‖BA‖_F over sites.
+
+    It is computed from the factors in float64: the difference is [B', -B] [A'; A], whose norm follows from QR
+    decompositions of the two blocks.
+    """
 
     def norm(B: Tensor, A: Tensor) -> Tensor:
         cores = torch.linalg.qr(B.double(), mode="r").R, torch.linalg.qr(A.double().mT, mode="r").R
@@ -214,9 +233,9 @@ def orthonormality_error(A: Tensor) -> float:
 def table(shape: Shape, results: list[Result]) -> Table:
     title = f"{shape.model}: {shape.sites} sites of {shape.d} x {shape.d}, r = {shape.rank}, {results[0].device}"
     scaled = sorted({result.sites_timed for result in results if result.sites_timed < result.sites})
-    caption = "".join(f"* timed on {n} of {shape.sites} sites and scaled up: extrapolated" for n in scaled)
+    caption = "".join(f"* extrapolated: timed on {n} of {shape.sites} sites and scaled up" for n in scaled)
     grid = Table(title=title, caption=caption or None)
-    grid.add_column("contender")
+    grid.add_column("step")
     for heading in ("median ms", "min … max ms", "warm ms", "x refactorize", "error of BA", "error of AAᵀ"):
         grid.add_column(heading, justify="right")
     for result in results:

@@ -1,4 +1,4 @@
-"""What a benchmark says of its machine, and where its figures go."""
+"""Description of the machine, and JSON output, for all benchmarks."""
 
 import argparse
 import json
@@ -12,6 +12,8 @@ from rich.console import Console
 
 
 def describe_machine() -> dict[str, str]:
+    """Return the command line, CPU, GPU and versions."""
+
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
@@ -24,16 +26,18 @@ def describe_machine() -> dict[str, str]:
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    """Add the option --json FILE."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
 
 
-def tell_machine(console: Console, **more: str) -> dict[str, str]:
-    """Print what the machine and the command are, and return it."""
+def print_machine(console: Console, **more: str) -> dict[str, str]:
+    """Print the description of the machine with additional entries, and return it."""
     machine = describe_machine() | more
     console.print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", highlight=False)
     return machine
 
 
-def write_json(path: Path | None, figures: object) -> None:
+def write_json(path: Path | None, results: object) -> None:
+    """Write results as JSON; do nothing if there is no path."""
     if path:
-        path.write_text(json.dumps(figures, indent=2) + "\n")
+        path.write_text(json.dumps(results, indent=2) + "\n")

@@ -1,8 +1,8 @@
-"""Bytes that one client sends and is sent in a round, by method, against the formula of each.
+"""Measure the bytes that one client receives and sends per round, by method, and compare them with formulas.
 
-The real messages of the real strategy's downlink, packed as they travel, for adapters of a model's shapes and clients
-that answer with random factors. "steady" is a client that took part in every round, "new" one that joins in the last
-round. Formulas count the numbers of 4 bytes of the steady case; what is beyond is the headers of the arrays.
+The messages are those of the server's downlink, packed for the wire, for adapters with the shapes of a model and
+clients that reply with random factors. "down" is for a client that took part in every round, "down, new" for one that
+joins in the last round. The formulas count 4-byte numbers of the former case; the rest is array headers.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from fedsvd.wire.train_messages import TrainTask
 from server.downlink import Downlink
 
 ROUNDS = 6
-# Numbers a site of a round in the steady case: (down, up), from d_out, d_in, r and the clients K.
+# (d_out, d_in, rank, number of clients K) -> numbers per site and round, (down, up), for a client in every round.
 Formula = Callable[[int, int, int, int], tuple[float, float]]
 FORMULAS: dict[str, tuple[dict[str, Any], str, str, Formula]] = {
     "fedsvd": ({}, "r·d_out + 2r²", "r·d_out", lambda o, i, r, k: (r * o + 2 * r * r, r * o)),
@@ -60,7 +60,7 @@ class Traffic:
 
 def add_parser(benches: Any) -> None:
     parser = benches.add_parser(
-        "traffic", help="bytes a round", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        "traffic", help="bytes per round", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--shape", choices=SHAPES, default="minilm")
     parser.add_argument("--clients", type=int, default=4)
@@ -70,26 +70,29 @@ def add_parser(benches: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     sites, rank = SHAPES[arguments.shape]
-    found = [measure(name, sites, rank, arguments.clients) for name in FORMULAS]
-    table = Table(title=f"{arguments.shape}: {len(sites)} sites, r = {rank}, K = {arguments.clients}; bytes a client")
-    for head in ("method", "down", "formula", "x", "down, new", "up", "formula", "x"):
-        table.add_column(head, justify="left" if head in ("method", "formula") else "right")
-    for row in found:
+    results = [measure(name, sites, rank, arguments.clients) for name in FORMULAS]
+    title = f"{arguments.shape}: {len(sites)} sites, r = {rank}, K = {arguments.clients}; bytes per client"
+    table = Table(title=title)
+    for heading in ("method", "down", "formula", "ratio", "down, new", "up", "formula", "ratio"):
+        table.add_column(heading, justify="left" if heading in ("method", "formula") else "right")
+    for row in results:
         table.add_row(
             row.method, f"{row.down:,}", row.formula_down, f"{row.down / row.expected_down:.3f}",
             f"{row.down_new:,}", f"{row.up:,}", row.formula_up, f"{row.up / row.expected_up:.3f}",
         )  # fmt: skip
     Console(width=150).print(table)
-    write_json(arguments.json, [asdict(row) for row in found])
+    write_json(arguments.json, [asdict(row) for row in results])
 
 
 def measure(name: str, sites: Sites, rank: int, clients: int) -> Traffic:
     options, formula_down, formula_up, formula = FORMULAS[name]
     method = build_method({"name": name.split(",")[0], **options})
-    weights = {f"site{k}": torch.randn(d, generator=torch.Generator().manual_seed(k)) for k, d in enumerate(sites)}
+    weights = {
+        f"site{k}": torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k, shape in enumerate(sites)
+    }
     zeros = zero_adapter(sites, rank, core=method.traits.core)
-    start = initialize_factors(zeros, init_a=method.init_a, init_b=method.init_b, seed=0, weights=weights)
-    downlink, up = Downlink(method, start, weights=weights), 0
+    initial = initialize_factors(zeros, init_a=method.init_a, init_b=method.init_b, seed=0, weights=weights)
+    downlink, up = Downlink(method, initial, weights=weights), 0
     state: State = {}
     for server_round in range(1, ROUNDS + 1):
         trains, uplink = method.trains(server_round), method.uplink(server_round)
@@ -110,8 +113,8 @@ def measure(name: str, sites: Sites, rank: int, clients: int) -> Traffic:
 
 def random_reply(adapter: Adapter, parts: frozenset[Any], client: int) -> Reply:
     generator = torch.Generator().manual_seed(client)
-    moved = {
+    updated = {
         part: {name: t + 0.1 * torch.randn(t.shape, generator=generator) for name, t in adapter.part(part).items()}
         for part in parts
     }
-    return Reply(client, 1, moved)
+    return Reply(client, 1, updated)

@@ -1,11 +1,11 @@
-"""Seconds that a round on real nodes takes beyond the clients' own work, and its bytes against the formula.
+"""Measure the transport overhead of a round on real nodes, and its bytes.
 
-One SuperLink and as many SuperNodes as asked for, real processes on loopback, each message in a process of its own, as
-Flower deploys them. The server sends and waits as fedsvd does (packed arrays, `server.polling_grid`); clients answer
-with an update of the right size and train nothing. A client's own work is the time from the start of its process,
-Python and Flower's imports included, until its answer is ready; a round's is that of its slowest client. What is left
-is the transport: Flower's SuperNode sleeps 3 s between two looks for work, and its server's grid as much between two
-looks for answers, where fedsvd's looks every 0.05 to 0.5 s. Nodes, sizes and repeats take turns in one run.
+Starts a SuperLink and SuperNodes as processes on the loopback interface; each message is handled by its own process, as
+in a Flower deployment. The server sends and waits as fedsvd does (packed arrays, `server.polling_grid`); clients reply
+with an update of the right size without training. A client's compute time is the time from the start of its process,
+including Python startup and imports, until its reply is ready; a round's is that of its slowest client. The overhead is
+the rest of the round: Flower's SuperNode polls for work every 3 s and its server-side grid polls for replies every 3 s,
+whereas fedsvd's grid polls for replies every 0.05 to 0.5 s. Node counts, sizes and repeats are interleaved in one run.
 """
 
 import argparse
@@ -17,12 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_report import add_json_option, tell_machine, write_json
+from bench_report import add_json_option, print_machine, write_json
 from loopback import Loopback
 from rich.console import Console
 from rich.table import Table
 
-SLEEPS_S = 6.0
+# The two polling intervals of Flower's transport.
+POLLING_S = 6.0
+# (sites, d, rank) by model.
 SHAPES = {"minilm": (12, 384, 8), "roberta-large": (48, 1024, 8)}
 CLIENT = """
 import os, time
@@ -32,7 +34,7 @@ from flwr.clientapp import ClientApp
 
 app = ClientApp()
 
-def own_work():
+def compute_time():
     ticks = int(open("/proc/self/stat").read().rpartition(")")[2].split()[19])
     return float(open("/proc/uptime").read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
 
@@ -40,10 +42,10 @@ def own_work():
 def train(message, context):
     size = int(message.content.config_records["size"]["up"])
     factors = ArrayRecord({"B": Array(np.zeros(size, dtype=np.float32))})
-    return Message(RecordDict({"factors": factors, "m": MetricRecord({"own": own_work()})}), reply_to=message)
+    return Message(RecordDict({"factors": factors, "m": MetricRecord({"compute": compute_time()})}), reply_to=message)
 """
 SERVER = """
-import json, time
+import json, os, time
 import numpy as np, torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
@@ -56,27 +58,29 @@ app = ServerApp()
 def main(grid, context):
     plan = json.load(open(context.run_config["plan"]))
     polling = PollingGrid(grid)
-    most = max(turn["nodes"] for turn in plan["turns"])
-    while len(nodes := sorted(grid.get_node_ids())) < most:
+    num_nodes = max(spec["nodes"] for spec in plan["rounds"])
+    while len(nodes := sorted(grid.get_node_ids())) < num_nodes:
         time.sleep(0.2)
-    found = []
-    for number, turn in enumerate(plan["turns"]):
-        sites, d, r = turn["shape"]
+    rows = []
+    for number, spec in enumerate(plan["rounds"]):
+        sites, d, r = spec["shape"]
         B = {f"s{k}": torch.randn(d, r) for k in range(sites)}
         rotation = {f"s{k}": torch.randn(r, r, dtype=torch.float64) for k in range(sites)}
         array = Array(np.concatenate([b.numpy().reshape(-1) for b in B.values()]))
         sent = ArrayRecord({"B": array, "A.rotation": payload.pack_sites(rotation, np.float64)})
         size = ConfigRecord({"up": sites * d * r})
         messages = [Message(RecordDict({"f": sent, "size": size}), node, "train", group_id=str(number), ttl=300.0)
-                    for node in nodes[: turn["nodes"]]]
+                    for node in nodes[: spec["nodes"]]]
         started = time.perf_counter()
         replies = list(polling.send_and_receive(messages, timeout=300))
         wall = time.perf_counter() - started
-        own = max(reply.content["m"]["own"] for reply in replies)
+        compute = max(reply.content["m"]["compute"] for reply in replies)
         up = sum(payload.payload_bytes(reply.content["factors"]) for reply in replies)
-        found.append({**turn, "wall": wall, "own": own, "down": len(replies) * payload.payload_bytes(sent), "up": up})
-        open(plan["out"] + ".tmp", "w").write(json.dumps(found))
-    open(plan["out"], "w").write(json.dumps(found))
+        down = len(replies) * payload.payload_bytes(sent)
+        rows.append({**spec, "wall": wall, "compute": compute, "down": down, "up": up})
+        with open(plan["out"] + ".tmp", "w") as stream:
+            stream.write(json.dumps(rows))
+    os.replace(plan["out"] + ".tmp", plan["out"])
 """
 PROJECT = """
 [project]
@@ -95,13 +99,13 @@ plan = ""
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
+class WireResult:
     shape: str
     nodes: int
-    beyond_s: float
-    lowest_s: float
-    highest_s: float
-    own_s: float
+    overhead_s: float
+    min_s: float
+    max_s: float
+    compute_s: float
     down: int
     up: int
     expected_down: int
@@ -110,7 +114,7 @@ class EvaluationResult:
 
 def add_parser(benches: Any) -> None:
     parser = benches.add_parser(
-        "wire", help="seconds a round on real nodes", description=__doc__,
+        "wire", help="overhead of a round on real nodes", description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 4, 8])
@@ -121,56 +125,65 @@ def add_parser(benches: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    turns = [
+    rounds = [
         {"nodes": nodes, "name": shape, "shape": SHAPES[shape]}
         for _ in range(arguments.repeats)
         for shape in arguments.shapes
         for nodes in arguments.nodes
     ]
     with tempfile.TemporaryDirectory() as folder:
-        rows = on_real_nodes(Path(folder), max(arguments.nodes), turns)
-    found = [summarise(rows, shape, nodes) for shape in arguments.shapes for nodes in arguments.nodes]
+        rows = run_on_nodes(Path(folder), max(arguments.nodes), rounds)
+    results = [summarize(rows, shape, nodes) for shape in arguments.shapes for nodes in arguments.nodes]
     console = Console(width=140)
-    machine = tell_machine(console)
-    console.print(table(found))
-    write_json(arguments.json, {"machine": machine, "results": [asdict(row) for row in found]})
+    machine = print_machine(console)
+    console.print(table(results))
+    write_json(arguments.json, {"machine": machine, "results": [asdict(row) for row in results]})
 
 
-def summarise(rows: list[dict[str, Any]], shape: str, nodes: int) -> EvaluationResult:
-    mine = [row for row in rows if (row["name"], row["nodes"]) == (shape, nodes)]
-    beyond = [row["wall"] - row["own"] for row in mine]
+def summarize(rows: list[dict[str, Any]], shape: str, nodes: int) -> WireResult:
+    selected = [row for row in rows if (row["name"], row["nodes"]) == (shape, nodes)]
+    overhead = [row["wall"] - row["compute"] for row in selected]
     sites, d, r = SHAPES[shape]
     down, up = 4 * sites * (r * d + 2 * r * r) * nodes, 4 * sites * r * d * nodes
-    own = statistics.median(row["own"] for row in mine)
-    return EvaluationResult(
-        shape, nodes, statistics.median(beyond), min(beyond), max(beyond), own, mine[0]["down"], mine[0]["up"], down, up
+    return WireResult(
+        shape,
+        nodes,
+        overhead_s=statistics.median(overhead),
+        min_s=min(overhead),
+        max_s=max(overhead),
+        compute_s=statistics.median(row["compute"] for row in selected),
+        down=selected[0]["down"],
+        up=selected[0]["up"],
+        expected_down=down,
+        expected_up=up,
     )
 
 
-def table(found: list[EvaluationResult]) -> Table:
-    grid = Table(title=f"{os.cpu_count()} CPU cores; the two fixed sleeps of the transport: {SLEEPS_S:g} s")
-    heads = ["adapter", "nodes", "s beyond own work", "min … max", "x sleeps", "own work, s"]
-    for head in (*heads, "bytes down", "x formula", "bytes up", "x formula"):
-        grid.add_column(head, justify="left" if head == "adapter" else "right")
-    for row in found:
+def table(results: list[WireResult]) -> Table:
+    grid = Table(title=f"{os.cpu_count()} CPU cores; polling intervals of Flower's transport: {POLLING_S:g} s in total")
+    headings = ["adapter", "nodes", "overhead, s", "min … max", "/ polling", "compute, s"]
+    for heading in (*headings, "bytes down", "/ formula", "bytes up", "/ formula"):
+        grid.add_column(heading, justify="left" if heading == "adapter" else "right")
+    for row in results:
         grid.add_row(
-            row.shape, str(row.nodes), f"{row.beyond_s:.1f}", f"{row.lowest_s:.1f} … {row.highest_s:.1f}",
-            f"{row.beyond_s / SLEEPS_S:.2f}", f"{row.own_s:.1f}", f"{row.down:,}",
+            row.shape, str(row.nodes), f"{row.overhead_s:.1f}", f"{row.min_s:.1f} … {row.max_s:.1f}",
+            f"{row.overhead_s / POLLING_S:.2f}", f"{row.compute_s:.1f}", f"{row.down:,}",
             f"{row.down / row.expected_down:.3f}", f"{row.up:,}", f"{row.up / row.expected_up:.3f}",
         )  # fmt: skip
     return grid
 
 
-def on_real_nodes(folder: Path, count: int, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    app, out = folder / "app", folder / "found.json"
+def run_on_nodes(folder: Path, count: int, rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Run the rounds on this many SuperNodes and return one row per round."""
+    app, out = folder / "app", folder / "results.json"
     app.mkdir()
     (app / "pyproject.toml").write_text(PROJECT)
     (app / "wire_client.py").write_text(CLIENT)
     (app / "wire_server.py").write_text(SERVER)
     plan = folder / "plan.json"
-    plan.write_text(json.dumps({"turns": turns, "out": str(out)}))
+    plan.write_text(json.dumps({"rounds": rounds, "out": str(out)}))
     with Loopback(folder / "flower", [""] * count) as nodes:
         nodes.submit(app, f'plan="{plan}"')
-        nodes.wait(out.exists, 3600, "the last turn")
+        nodes.wait(out.exists, 3600, "the results")
     rows: list[dict[str, Any]] = json.loads(out.read_text())
     return rows

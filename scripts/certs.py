@@ -1,7 +1,7 @@
-"""Make what a federation needs to know its own: certificates, node keys and secrets, in one folder.
+"""Create the certificates, node keys and secrets of a federation in one directory.
 
-What is already there is kept, so that a second call adds nodes; --renew makes the server's certificate anew. The
-certificate authority is one of your own: good for development, and for a federation that has no better one.
+Existing files are kept, so that a second call adds nodes; --renew creates a new server certificate. The certificate
+authority is self-signed: use it for development, or for a federation without an authority of its own.
 """
 
 import argparse
@@ -16,23 +16,23 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec
 
-# Of the user in the image; see the Dockerfile.
+# User ID in the container image; see the Dockerfile.
 IMAGE_UID = 49999
-# The SuperLink's name in docker-compose.yml, and what its own health check calls it.
+# The SuperLink's host name in docker-compose.yml, and those that its health check uses.
 OWN_NAMES = ("superlink", "localhost", "127.0.0.1")
 KeyPair = ec.EllipticCurvePrivateKey
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/certs", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("certs"), help="where everything goes (certs)")
-    parser.add_argument("--nodes", type=int, default=3, help="how many nodes get a key (3)")
-    parser.add_argument("--host", action="append", default=[], help="a name or address by which nodes reach the server")
-    parser.add_argument("--days", type=int, default=365, help="how long certificates hold (365)")
-    parser.add_argument("--renew", action="store_true", help="make the server's certificate anew, for these names")
+    parser.add_argument("--folder", type=Path, default=Path("certs"), help="output directory (default: certs)")
+    parser.add_argument("--nodes", type=int, default=3, help="number of nodes that get a key and a secret (default: 3)")
+    parser.add_argument("--host", action="append", default=[], help="additional host name or address of the server")
+    parser.add_argument("--days", type=int, default=365, help="validity of certificates in days (default: 365)")
+    parser.add_argument("--renew", action="store_true", help="create a new server certificate, for these hosts")
     arguments = parser.parse_args()
     if arguments.nodes < 1 or arguments.days < 1:
-        parser.error(f"--nodes {arguments.nodes} --days {arguments.days}: both are 1 or more")
+        parser.error(f"--nodes {arguments.nodes} --days {arguments.days} is invalid: both must be at least 1")
     folder: Path = arguments.folder
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     make_authority(folder, arguments.days)
@@ -41,11 +41,11 @@ def main() -> None:
     for node in range(arguments.nodes):
         make_node_key(folder, node)
         make_secret(folder / f"node-{node}.secret")
-    let_containers_read(folder)
+    grant_container_access(folder)
 
 
 def make_authority(folder: Path, days: int) -> None:
-    """The certificate authority: ca.key signs, ca.crt is what everybody trusts."""
+    """Create the certificate authority: ca.key signs certificates, ca.crt is distributed to all sites."""
     if (folder / "ca.key").exists():
         return
     key = ec.generate_private_key(ec.SECP256R1())
@@ -63,7 +63,7 @@ def make_authority(folder: Path, days: int) -> None:
 
 
 def make_server_certificate(folder: Path, names: list[str], days: int, *, renew: bool) -> None:
-    """server.key and server.crt, for all names by which the SuperLink is reached."""
+    """Create server.key and server.crt, valid for all host names and addresses of the SuperLink."""
     if (folder / "server.crt").exists() and not renew:
         return
     authority = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
@@ -83,7 +83,7 @@ def make_server_certificate(folder: Path, names: list[str], days: int, *, renew:
 
 
 def make_node_key(folder: Path, node: int) -> None:
-    """node-N.key stays with the node; node-N.pub is registered with the SuperLink."""
+    """Create node-N.key, which stays at the node, and node-N.pub, which is registered with the SuperLink."""
     path = folder / f"node-{node}.key"
     if path.exists():
         return
@@ -94,27 +94,28 @@ def make_node_key(folder: Path, node: int) -> None:
 
 
 def make_secret(path: Path) -> None:
-    """What a SuperLink or SuperNode and the executor beside it share."""
+    """Create the secret that a SuperLink or SuperNode shares with its SuperExec process."""
     if not path.exists():
         _write(path, secrets.token_hex(32).encode(), private=True)
 
 
-def let_containers_read(folder: Path) -> None:
-    """Compose mounts these files as they are, so the containers' user must be the one who may read them.
+def grant_container_access(folder: Path) -> None:
+    """Make the files readable for the user of the containers, because Compose mounts them with their permissions.
 
-    Called by root they are handed to the image's own user; by anybody else, .env lets the image be built for this one.
+    If root calls this, the user of the image becomes the owner of all files except ca.key. Otherwise, the user
+    ID of the caller is written to .env, so that the image is built for that user.
     """
     if os.getuid() == 0:
         for path in [folder, *folder.iterdir()]:
             if path.name != "ca.key":
                 os.chown(path, IMAGE_UID, IMAGE_UID)
-        print(f"{folder}: ready; readable by root and by the containers' user {IMAGE_UID}")
+        print(f"{folder}: ready; readable by root and by the containers' user (ID {IMAGE_UID})")
         return
     environment = Path(".env")
     lines = environment.read_text(encoding="utf-8").splitlines() if environment.exists() else []
-    kept = [line for line in lines if not line.startswith("FEDSVD_UID=")]
-    environment.write_text("\n".join([*kept, f"FEDSVD_UID={os.getuid()}"]) + "\n", encoding="utf-8")
-    print(f"{folder}: ready; .env has the containers run as you (FEDSVD_UID={os.getuid()})")
+    other_lines = [line for line in lines if not line.startswith("FEDSVD_UID=")]
+    environment.write_text("\n".join([*other_lines, f"FEDSVD_UID={os.getuid()}"]) + "\n", encoding="utf-8")
+    print(f"{folder}: ready; .env makes the containers run as your user (FEDSVD_UID={os.getuid()})")
 
 
 def _certificate(
@@ -127,7 +128,7 @@ def _certificate(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        # Clocks of other machines may be behind.
+        # Allow for clocks of other machines that are behind.
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=days))
     )
@@ -145,6 +146,8 @@ def _pem(key: KeyPair) -> bytes:
 
 
 def _write(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file atomically; a private one is readable by the owner only."""
+
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
     with os.fdopen(descriptor, "wb") as stream:

@@ -87,6 +87,10 @@ class Reporter:
         for client, reason in row["clients_refused"].items():
             self.console.print(f"  excluded client {client}: {reason}", style="yellow", soft_wrap=True)
 
+    def note(self, message: str) -> None:
+        """Print a line about the run."""
+        self.console.print(message, soft_wrap=True, markup=False, highlight=False)
+
     def warn(self, message: str) -> None:
         """Print a warning about a problem that does not end the run."""
         self.console.print(f"warning: {message}", style="yellow", soft_wrap=True, markup=False)

@@ -77,6 +77,11 @@ def provenance(run: Run) -> TableBlock:
     rows += [["versions", ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items())]]
     machine = record.get("machine", {})
     rows += [["machine", f"{machine['platform']}, {machine['cpu_count']} cores"]] if machine else []
+    pooling = record.get("pooling")
+    rows += [["pooling", pooling["summary"]]] if pooling else []
+    corpus = (pooling or {}).get("public_text")
+    if corpus:
+        rows.append(["public text", f"{corpus['name']}, {corpus['num_texts']} texts, SHA-256 {corpus['sha256']}"])
     held_out = record.get("held_out")
     if held_out:
         rows.append(["held-out data", f"{held_out['num_examples']:,} examples, SHA-256 {held_out['fingerprint']}"])

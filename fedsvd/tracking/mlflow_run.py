@@ -20,7 +20,7 @@ _MAX_VALUE_LENGTH, _MAX_PARAMS = 500, 100
 
 
 class MlflowRun:
-    """A `fedsvd.tracking.Tracker`."""
+    """A `fedsvd.tracking.Tracker`; ``mlflow ui --backend-store-uri runs/mlruns`` shows the default store."""
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         uri = (
