@@ -171,9 +171,9 @@ def test_invalid_prompt_templates_are_rejected(template: str) -> None:
     ("overrides", "message"),
     [
         (["train.packing=true"], r"train\.packing = True is not possible"),
-        (["train.packing=true", "model=tiny_llama"], "share a sequence"),
-        (["data=csv", "data.label_column=null"], "leave nothing to learn"),
-        (["data=csv", "data.label_column=null", "data.response_column=answer"], r"take model\.task=causal_lm"),
+        (["train.packing=true", "model=tiny_llama"], "protect a packed sequence"),
+        (["data=csv", "data.label_column=null"], "leave nothing to train on"),
+        (["data=csv", "data.label_column=null", "data.response_column=answer"], r"use model\.task=causal_lm"),
         (["model=tiny_llama", "model.max_length=4"], "no room for a prompt"),
     ],
 )
@@ -187,7 +187,7 @@ def test_a_checkpoint_without_a_language_model_head_is_rejected(tmp_path) -> Non
     load_tokenizer("embedded:tiny-llama").save_pretrained(tmp_path)
     from fedsvd.errors import ModelError
 
-    with pytest.raises(ModelError, match="no causal language model"):
+    with pytest.raises(ModelError, match="not a causal language model"):
         load_causal_lm(str(tmp_path))
 
 
