@@ -40,7 +40,7 @@ def train(message: Message, context: Context) -> Message:
         identity.limits.check(config)
 
         def local_round() -> RecordDict:
-            # A process serves one message, and few of them train: torch and transformers are loaded for those alone.
+            # A process serves one message, and few of them train: torch and transformers are loaded only for those.
             from client.local_round import run_local_round
 
             task, factors = train_messages.read_train_request(message.content)

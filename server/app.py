@@ -1,4 +1,4 @@
-"""The Flower ServerApp: compose, build the method and the strategy, start, and leave a run folder behind."""
+"""The Flower ServerApp: compose the configuration, build method and strategy, run, and write the run directory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from fedsvd.report.plots import plot_accuracy, plot_partitions
 from fedsvd.report.progress import Reporter
 from fedsvd.runs.folder import RunFolder, run_root, write_json, write_text
 from fedsvd.runs.record import record_run
+from fedsvd.runtime.base_model import describe_pooling, save_standardization
 from fedsvd.runtime.data import class_names, partition_counts
 from fedsvd.runtime.description import describe_partitions, describe_run
 from fedsvd.runtime.model import initial_adapter, load_model, resolve_device
-from fedsvd.tracking import tracked
+from fedsvd.tracking import open_tracker
 from fedsvd.wire import payload
 from server.checkpoint import load_latest
 from server.client_level import ClientLevelServer
@@ -33,7 +34,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the federation that the run's overrides describe."""
+    """Run the federation that is configured by the run's overrides."""
     config = from_run_config(context.run_config)
     folder = RunFolder(run_root(config.run_dir, context.run_id))
     with record_run(folder, describe_run(config), resumed=config.resume is not None):
@@ -41,44 +42,54 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
-    """Build everything, start, and leave adapter and plots behind."""
+    """Build the strategy, run all rounds, and write adapter and plots to the run directory."""
     method = build_method(config.method)
     adapter = initial_adapter(config, method)
-    earlier = load_latest(folder.checkpoints, adapter) if config.resume else None
+    checkpoint = load_latest(folder.checkpoints, adapter) if config.resume else None
+    _write_inputs(config, folder)
+    device = resolve_device(config.device)
+    adapter = (checkpoint.adapter if checkpoint else adapter).to(device)
+    saved_state = checkpoint.state if checkpoint else {}
+    state = {key: {name: t.to(device) for name, t in tensors.items()} for key, tensors in saved_state.items()}
+    client_level = ClientLevelServer(config, folder.server_ledger) if config.privacy.name == "client_level" else None
+    first_round = checkpoint.server_round if checkpoint else 0
+    assumptions = ASSUMPTIONS if config.privacy.noise_share else ()
+    federation = config.federation
+    unit, is_secure = "client" if client_level else "example", federation.secure_aggregation
+    with (
+        Reporter(folder.root, config.train.num_rounds, config.privacy.target_delta, unit, assumptions) as reporter,
+        open_tracker(config, folder, reporter.warn) as track,
+    ):
+        polling: Grid = PollingGrid(grid, reporter.reply_arrived)
+        # The second grid is for the stages without training: their replies are not reported as progress.
+        secure = SecureGrid(polling, federation.min_survivors, PollingGrid(grid)) if is_secure else None
+        weights = peft_model.frozen_weights(load_model(config))
+        strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure, state, weights)
+        callback = RoundEndCallback(config, folder, strategy, reporter, track, checkpoint)
+        reporter.started(strategy.first_round, federation.clients_per_round or federation.num_clients)
+        if pooling := describe_pooling(config.model):
+            reporter.note(f"pooling: {pooling['summary']}")
+        strategy.start(
+            secure or RetryGrid(polling, strategy.full_request, federation.retries, federation.retry_after_s),
+            payload.pack(adapter, ["A", "B"]),
+            num_rounds=config.train.num_rounds - strategy.first_round,
+            timeout=federation.round_timeout_s,
+            evaluate_fn=callback,
+        )
+        callback.finish()
+        peft_model.save_pretrained(load_model(config), strategy.adapter, folder.adapter)
+        if config.plots:
+            plot_accuracy(callback.history, folder.accuracy_plot)
+            plot_diagnostics(callback.history, folder.diagnostics_plot)
+    reporter.finished(callback.history, callback.clients)
+
+
+def _write_inputs(config: Config, folder: RunFolder) -> None:
+    """Write what the run starts from: configuration, classes, standardization, and simulated clients' data."""
     write_text(folder.config, to_yaml(config))
     write_json(folder.classes, class_names(config))
+    save_standardization(load_model(config), folder.standardization)
     if config.data.name != "node":
         write_json(folder.partitions, describe_partitions(config))
         if config.plots:
             plot_partitions(partition_counts(config), folder.partitions_plot)
-    device = resolve_device(config.device)
-    adapter = (earlier.adapter if earlier else adapter).to(device)
-    state = {k: {n: t.to(device) for n, t in named.items()} for k, named in earlier.state.items()} if earlier else {}
-    client_level = ClientLevelServer(config, folder.server_ledger) if config.privacy.name == "client_level" else None
-    first_round = earlier.server_round if earlier else 0
-    assumptions = ASSUMPTIONS if config.privacy.noise_share else ()
-    federation = config.federation
-    unit, hidden = "client" if client_level else "example", federation.secure_aggregation
-    with (
-        Reporter(folder.root, config.train.num_rounds, config.privacy.target_delta, unit, assumptions) as reporter,
-        tracked(config, folder, reporter.warn) as track,
-    ):
-        polling: Grid = PollingGrid(grid, reporter.reply_arrived)
-        secure = SecureGrid(polling, federation.min_survivors, PollingGrid(grid)) if hidden else None
-        weights = peft_model.frozen_weights(load_model(config))
-        strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure, state, weights)
-        keeper = RoundEndCallback(config, folder, strategy, reporter, track, earlier)
-        reporter.started(strategy.first_round, federation.clients_per_round or federation.num_clients)
-        strategy.start(
-            secure or RetryGrid(polling, strategy.in_full, federation.retries, federation.retry_after_s),
-            payload.pack(adapter, ["A", "B"]),
-            num_rounds=config.train.num_rounds - strategy.first_round,
-            timeout=federation.round_timeout_s,
-            evaluate_fn=keeper,
-        )
-        keeper.finish()
-        peft_model.save_pretrained(load_model(config), strategy.adapter, folder.adapter)
-        if config.plots:
-            plot_accuracy(keeper.history, folder.accuracy_plot)
-            plot_diagnostics(keeper.history, folder.diagnostics_plot)
-    reporter.finished(keeper.history, keeper.clients)

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder a round, there whole or not at all."""
+"""Checkpoints: one directory per round, written atomically."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ from fedsvd.methods import State
 from fedsvd.runs.folder import fsync_path, write_json
 
 MAX_CHECKPOINTS = 3
-_GROWING = ("base_left", "base_right")
-_KEPT = "state"
-_ADAPTER, _STATE, _TEMPORARY = "adapter.safetensors", "state.json", ".tmp"
+# Parts whose rank grows from round to round.
+_BASE_PARTS = ("base_left", "base_right")
+# Prefix of the state's tensors in the checkpoint file.
+_STATE_PREFIX = "state"
+_TENSORS_FILE, _STATE_FILE, _TEMPORARY = "adapter.safetensors", "state.json", ".tmp"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on: nothing else carries over from round to round.
+    """Everything that a run needs to resume; no other state is carried over from round to round.
 
     Attributes:
-        server_round: Rounds done.
+        server_round: Number of completed rounds.
         adapter: The global adapter after that round.
         history: The rows of ``metrics.jsonl`` so far.
-        clients: What ``privacy.json`` says so far, by client number.
-        state: What the method, the server's optimiser and the downlink remember.
+        clients: The clients' entries of ``privacy.json`` so far, by client number.
+        state: State of the method, the server optimizer and the downlink.
     """
 
     server_round: int
@@ -47,13 +49,14 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write one checkpoint, make it durable, and delete all but the newest few.
+    """Write one checkpoint, flush it to disk, and delete all but the newest `MAX_CHECKPOINTS`.
 
-    The folder is written under a temporary name and renamed, so that a crash leaves the older ones as they were. Where
-    the disk is full, all but the newest make room for it.
+    The directory is written under a temporary name and renamed, so that a crash does not damage older checkpoints. If
+    writing fails, e.g. because the disk is full, all older checkpoints but the newest are deleted and the write is
+    retried.
 
     Raises:
-        RunError: It cannot be written even so; the newest one from before is whole.
+        RunError: If the retry fails too; the newest older checkpoint is intact.
     """
     try:
         try:
@@ -62,7 +65,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             older = _rounds(folder)[:-1] if folder.is_dir() else []
             if not older:
                 raise
-            logger.warning("round %d: %s; older checkpoints make room for this one", checkpoint.server_round, error)
+            logger.warning(
+                "round %d: checkpoint failed (%s); deleting older checkpoints to free space",
+                checkpoint.server_round,
+                error,
+            )
             remove_incomplete(folder)
             for old in older:
                 _delete(old)
@@ -70,18 +77,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder / _TEMPORARY, ignore_errors=True)
         raise RunError(
-            f"the checkpoint of round {checkpoint.server_round} cannot be written ({error}), and a round that is not "
-            f"kept would be paid for in vain: make room, then go on with resume={folder.parent}."
+            f"checkpoint of round {checkpoint.server_round} cannot be written ({error}); without it, the privacy "
+            f"spent on the round would be wasted: free disk space, then resume with resume={folder.parent}."
         ) from error
     for old in _rounds(folder)[:-MAX_CHECKPOINTS]:
         _delete(old)
 
 
 def remove_incomplete(folder: Path) -> None:
-    """Delete what an earlier process was writing, or deleting, when it was cut off."""
-    for left in folder.glob(f"{_TEMPORARY}*"):
-        logger.warning("%s was being written when the run was cut off, and is dropped", left)
-        shutil.rmtree(left)
+    """Delete directories that an interrupted process was writing or deleting."""
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
+        logger.warning("deleting %s, which an interrupted run left incomplete", leftover)
+        shutil.rmtree(leftover)
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -94,16 +101,19 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         for part in PARTS
         for name, tensor in checkpoint.adapter.part(part).items()
     }
-    for key, named in checkpoint.state.items():
-        tensors |= {f"{_KEPT}/{key}/{name}": tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-    save_file(tensors, temporary / _ADAPTER)
-    fsync_path(temporary / _ADAPTER)
+    for key, state_tensors in checkpoint.state.items():
+        tensors |= {
+            f"{_STATE_PREFIX}/{key}/{name}": tensor.detach().cpu().contiguous()
+            for name, tensor in state_tensors.items()
+        }
+    save_file(tensors, temporary / _TENSORS_FILE)
+    fsync_path(temporary / _TENSORS_FILE)
     state = {
         "server_round": checkpoint.server_round,
         "history": checkpoint.history,
         "clients": dict(checkpoint.clients),
     }
-    write_json(temporary / _STATE, state)
+    write_json(temporary / _STATE_FILE, state)
     final = folder / f"round-{checkpoint.server_round:06d}"
     if final.exists():
         _delete(final)
@@ -112,56 +122,58 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _delete(old: Path) -> None:
-    """Take a checkpoint out of sight first: one that is deleted in part must not look like one."""
-    doomed = old.with_name(f"{_TEMPORARY}-{old.name}")
-    old.rename(doomed)
-    shutil.rmtree(doomed)
+    """Delete a checkpoint; it is renamed first, so that a partially deleted one is not taken for a checkpoint."""
+    renamed = old.with_name(f"{_TEMPORARY}-{old.name}")
+    old.rename(renamed)
+    shutil.rmtree(renamed)
 
 
 def load_latest(folder: Path, like: Adapter) -> Checkpoint:
     """Load the newest checkpoint.
 
     Args:
-        folder: A run's ``checkpoints`` folder.
-        like: An adapter with the sites, shapes and scales that the checkpoint must have.
+        folder: The ``checkpoints`` directory of a run.
+        like: Adapter with the expected sites, shapes and scales.
 
     Raises:
-        RunError: There is none, it cannot be read, or it belongs to another model or rank.
+        RunError: If there is no checkpoint, it cannot be read, or it belongs to another model or rank.
     """
     rounds = _rounds(folder)
     if not rounds:
-        raise RunError(f"{folder} holds no checkpoint; give resume=RUN_DIR the folder of a run that finished a round.")
+        raise RunError(f"{folder} contains no checkpoint: set resume to the directory of a run that completed a round.")
     newest = rounds[-1]
     try:
-        state = json.loads((newest / _STATE).read_text(encoding="utf-8"))
-        tensors = load_file(newest / _ADAPTER)
+        state = json.loads((newest / _STATE_FILE).read_text(encoding="utf-8"))
+        tensors = load_file(newest / _TENSORS_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(
-            f"checkpoint {newest} cannot be read ({error}); delete it to go on from the one before."
+            f"checkpoint {newest} cannot be read ({error}): delete it to resume from the previous one."
         ) from error
     parts = {}
     for part in PARTS:
-        found = _named(tensors, f"{part}/")
-        wanted = {name: tensor.shape for name, tensor in like.part(part).items()}
-        # The base is as large as the rounds have made it.
-        if part not in _GROWING and {name: tensor.shape for name, tensor in found.items()} != wanted:
-            raise RunError(f"checkpoint {newest} belongs to another model or rank; resume with the run's own settings.")
-        parts[part] = {name: found[name] for name in (wanted or like.A) if name in found}
+        loaded = _with_prefix(tensors, f"{part}/")
+        expected = {name: tensor.shape for name, tensor in like.part(part).items()}
+        # The rank of the base depends on the rounds so far and cannot be checked.
+        if part not in _BASE_PARTS and {name: tensor.shape for name, tensor in loaded.items()} != expected:
+            raise RunError(
+                f"checkpoint {newest} belongs to another model or rank: resume with the settings of its run."
+            )
+        parts[part] = {name: loaded[name] for name in (expected or like.A) if name in loaded}
     return Checkpoint(
-        state["server_round"], like.with_parts(parts), state["history"], state["clients"], _state(tensors)
+        state["server_round"], like.with_parts(parts), state["history"], state["clients"], _read_state(tensors)
     )
 
 
-def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
-def _state(tensors: Mapping[str, Tensor]) -> State:
-    kept: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in _named(tensors, f"{_KEPT}/").items():
+def _read_state(tensors: Mapping[str, Tensor]) -> State:
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in _with_prefix(tensors, f"{_STATE_PREFIX}/").items():
         group, _, name = key.partition("/")
-        kept.setdefault(group, {})[name] = tensor
-    return kept
+        state.setdefault(group, {})[name] = tensor
+    return state
 
 
 def _rounds(folder: Path) -> list[Path]:

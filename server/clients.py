@@ -1,4 +1,4 @@
-"""Who is there: nodes, and the partitions that they hold."""
+"""The connected nodes, and their partitions."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ logger = logging.getLogger(__name__)
 
 
 class Clients:
-    """The run's clients, by the nodes on which they live.
+    """The run's clients and their nodes.
 
-    Node numbers are random, so clients are known, and ordered, by their partitions. A node that was started anew may
-    come back under another number: it takes the place of the one that is gone.
+    Node IDs are random, so clients are identified and ordered by their partitions. A restarted node may reconnect under
+    another ID; it then replaces the disconnected node of the same partition.
 
     Attributes:
-        partitions: Partitions by node, one node for each.
+        partitions: Partition by node ID, with one node per partition.
 
     Args:
-        federation: The run's.
+        federation: The run's settings.
     """
 
     def __init__(self, federation: FederationConfig) -> None:
         self._federation = federation
-        self._tries: Counter[int] = Counter()
+        self._attempts: Counter[int] = Counter()
         self._answered: set[int] = set()
         self.partitions: dict[int, int] = {}
 
@@ -41,11 +41,11 @@ class Clients:
         """The nodes in the order of their partitions."""
         return sorted(self.partitions, key=self.partitions.__getitem__)
 
-    def find(self, grid: Grid) -> None:
-        """Wait for all clients the first time; later take in those that have come since.
+    def refresh(self, grid: Grid) -> None:
+        """Wait for all clients on the first call; on later calls, add the clients that have connected since.
 
         Raises:
-            RunError: No node answers in time.
+            RunError: If no node answers the query in time.
         """
         nodes = sorted(grid.get_node_ids())
         if not self.partitions:
@@ -53,54 +53,55 @@ class Clients:
             while len(nodes) < self._federation.num_clients and time.monotonic() < deadline:
                 time.sleep(0.2)
                 nodes = sorted(grid.get_node_ids())
-        new = self._to_ask(nodes)
+        new = self._nodes_to_query(nodes)
         if new or not self.partitions:
-            self._admit(nodes, new, grid)
+            self._query(nodes, new, grid)
 
-    def _to_ask(self, nodes: list[int]) -> list[int]:
-        """Return nodes that have not been asked; while a client is missing, those too that gave no answer (yet)."""
+    def _nodes_to_query(self, nodes: list[int]) -> list[int]:
+        """Return the nodes that were not queried yet and, while a client is missing, those that have not answered."""
         complete = len(self.partitions) == self._federation.num_clients and self.partitions.keys() <= set(nodes)
-        tries = 1 if complete else 1 + self._federation.retries
-        return [node for node in nodes if node not in self._answered and self._tries[node] < tries]
+        max_attempts = 1 if complete else 1 + self._federation.retries
+        return [node for node in nodes if node not in self._answered and self._attempts[node] < max_attempts]
 
-    def _admit(self, nodes: list[int], new: list[int], grid: Grid) -> None:
-        self._tries.update(new)
+    def _query(self, nodes: list[int], new: list[int], grid: Grid) -> None:
+        self._attempts.update(new)
         queries = [Message(RecordDict(), node, train_messages.PARTITION_QUERY, group_id="0") for node in new]
         answers = grid.send_and_receive(queries, timeout=self._federation.connect_timeout_s)
-        found = dict(sorted(_read(answers).items()))
-        self._answered |= found.keys()
-        wanted, first = self._federation.num_clients, not self.partitions
-        for node, partition in found.items():
-            holder = next((old for old, held in self.partitions.items() if held == partition), None)
+        answered = dict(sorted(_read_partitions(answers).items()))
+        self._answered |= answered.keys()
+        num_clients, first = self._federation.num_clients, not self.partitions
+        for node, partition in answered.items():
+            known = next((old for old, other in self.partitions.items() if other == partition), None)
             if partition is None:
-                logger.warning("node %d names no partition; is it one of fedsvd's?", node)
+                logger.warning("node %d is ignored: its reply has no partition number; check that it runs fedsvd", node)
                 continue
-            if partition >= wanted or (holder is not None and holder in nodes):
-                logger.warning("node %d is left alone: its partition %d is not wanted, or taken", node, partition)
+            if partition >= num_clients or (known is not None and known in nodes):
+                logger.warning("node %d is ignored: its partition %d is out of range or taken", node, partition)
                 continue
-            if holder is not None:
-                del self.partitions[holder]
+            if known is not None:
+                del self.partitions[known]
             self.partitions[node] = partition
             if not first:
-                logger.warning("client %d is back, on node %d", partition, node)
+                logger.warning("client %d connected on node %d", partition, node)
         if not self.partitions:
             raise RunError(
-                f"no node with a partition below {wanted} answered ({len(nodes)} nodes in all); "
-                "start the clients, or raise federation.connect_timeout_s."
+                f"no node with a partition below {num_clients} answered ({len(nodes)} nodes connected): start the "
+                "clients, or increase federation.connect_timeout_s."
             )
-        missing = sorted(set(range(wanted)) - set(self.partitions.values()))
+        missing = sorted(set(range(num_clients)) - set(self.partitions.values()))
         if missing:
-            logger.warning("%d of %d clients are there; missing partitions: %s", wanted - len(missing), wanted, missing)
+            found = num_clients - len(missing)
+            logger.warning("%d of %d clients are connected; missing partitions: %s", found, num_clients, missing)
 
 
-def _read(answers: Iterable[Message]) -> dict[int, int | None]:
-    """Return the partition that each node names; None where its answer names none."""
+def _read_partitions(answers: Iterable[Message]) -> dict[int, int | None]:
+    """Return the partition in each node's answer; None if the answer has no valid partition."""
     partitions: dict[int, int | None] = {}
     for answer in answers:
         node = answer.metadata.src_node_id
         if answer.has_error():
             reason = train_messages.one_line(answer.error.reason or "no reason given")
-            logger.warning("node %d did not say what it holds: %s", node, reason)
+            logger.warning("the partition query to node %d failed: %s", node, reason)
             continue
         record = answer.content.metric_records.get(train_messages.METRICS)
         partition = None if record is None else record.get("partition-id")

@@ -1,4 +1,4 @@
-"""What a round did to the factors, in numbers."""
+"""Diagnostics of a round: singular values, rank, subspace rotation, signal-to-noise ratio, clipping."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from fedsvd.wire.train_messages import ClientReport
 
 
 def site_diagnostics(before: Adapter, after: Adapter) -> dict[str, dict[str, Any]]:
-    """Describe each site after a round.
+    """Compute the diagnostics of each site after a round.
 
     Returns:
-        By site: ``singular_values`` of B A (with a core, of B C A; without what was merged), descending;
-        ``effective_rank``, the exponential of the entropy of the singular values' shares (Roy and Vetterli 2007), 0 for
-        a product of zero; ``nuclear_norm``, their sum; ``principal_angle``, the largest angle in degrees between the
-        row spaces of the old and the new A.
+        By site: ``singular_values`` of B A in descending order (with a core, of B C A; merged weights are excluded);
+        ``effective_rank``, the exponential of the entropy of the normalized singular values (Roy and Vetterli 2007), or
+        0 if the product is zero; ``nuclear_norm``, the sum of the singular values; ``principal_angle``, the largest
+        principal angle in degrees between the row spaces of the old and the new A.
     """
-    bare = as_plain_lora(after.with_parts({"base_left": {}, "base_right": {}}))
+    unmerged = as_plain_lora(after.with_parts({"base_left": {}, "base_right": {}}))
     result = {}
-    for name, A in bare.A.items():
-        values = _singular_values(bare.B[name], A)
+    for name, A in unmerged.A.items():
+        values = _singular_values(unmerged.B[name], A)
         total = float(values.sum())
         result[name] = {
             "singular_values": [float(value) for value in values],
@@ -38,31 +38,31 @@ def site_diagnostics(before: Adapter, after: Adapter) -> dict[str, dict[str, Any
 
 
 def signal_to_noise(before: Adapter, after: Adapter, noise_std: float) -> float | None:
-    """Estimate how far a mean update stands out of its noise: ``√(max(0, ‖Δ‖² − d s²) / (d s²))``.
+    """Estimate the signal-to-noise ratio of a mean update: ``√(max(0, ‖Δ‖² − d s²) / (d s²))``.
 
     Args:
-        before: What the clients started from.
-        after: The plain mean of what they sent, in the same coordinates.
+        before: The adapter that the clients started from.
+        after: The plain mean of the adapters that they sent, in the same coordinates.
         noise_std: s, the standard deviation of the noise in each of its d entries.
 
     Returns:
-        None without noise. From a noised update and public numbers, so that it costs no privacy.
+        The ratio, or None without noise. It is computed from a noisy update and public numbers, so it costs no privacy.
     """
     if noise_std <= 0:
         return None
-    changed = [
+    deltas = [
         (after.part(part)[name].double() - old.double())
         for part in ("A", "B", "core", "head")
         for name, old in before.part(part).items()
         if not torch.equal(old, after.part(part)[name])
     ]
-    expected = sum(delta.numel() for delta in changed) * noise_std**2
-    energy = sum(float((delta**2).sum()) for delta in changed)
-    return math.sqrt(max(0.0, energy - expected) / expected) if expected else None
+    noise_energy = sum(delta.numel() for delta in deltas) * noise_std**2
+    energy = sum(float((delta**2).sum()) for delta in deltas)
+    return math.sqrt(max(0.0, energy - noise_energy) / noise_energy) if noise_energy else None
 
 
 def mean_clipping_statistics(reports: Iterable[ClientReport]) -> dict[str, float | None]:
-    """Return the clients' mean share of clipped examples and mean gradient norm; None where nobody reports them."""
+    """Average the clients' clipping statistics: clipped share and mean gradient norm; None if no client reports one."""
     reports = list(reports)
     result: dict[str, float | None] = {}
     for key in ("clipped_share", "mean_grad_norm"):

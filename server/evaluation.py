@@ -1,4 +1,4 @@
-"""After each round: evaluate on held-out data, write the run folder, checkpoint, tell the reporter."""
+"""The end of each round: evaluate on held-out data, write the run directory and a checkpoint, report progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedsvd.runs.folder import RunFolder, read_json, write_json, write_rows
 from fedsvd.runtime.data import load_test_batches
 from fedsvd.runtime.losses import load_prefix_cache
 from fedsvd.runtime.model import load_model, resolve_device, sample_answers
-from fedsvd.tracking import Track
+from fedsvd.tracking import LogRow
 from fedsvd.training.loop import evaluate
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.diagnostics import mean_clipping_statistics
@@ -42,11 +42,11 @@ class RoundEndCallback:
 
     Args:
         config: The run's configuration.
-        folder: Where the run is written.
-        strategy: Whose adapter is evaluated and kept.
-        reporter: Who is told.
-        track: Called with each row, too.
-        earlier: The checkpoint that the run goes on from, if any.
+        folder: The run directory.
+        strategy: The strategy, whose adapter is evaluated and saved.
+        reporter: Receives each row of ``metrics.jsonl``, to show progress.
+        track: Called with each row, to log it to an experiment tracker.
+        checkpoint: The checkpoint that the run resumes from, if any.
     """
 
     def __init__(
@@ -55,33 +55,33 @@ class RoundEndCallback:
         folder: RunFolder,
         strategy: FederatedLoRA,
         reporter: Reporter,
-        track: Track,
-        earlier: Checkpoint | None = None,
+        track: LogRow,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
         self.strategy = strategy
         self.reporter = reporter
         self.track = track
-        self.history: list[dict[str, Any]] = list(earlier.history) if earlier else []
-        self.clients: dict[str, Any] = _known_spends(folder, earlier) if earlier else {}
+        self.history: list[dict[str, Any]] = list(checkpoint.history) if checkpoint else []
+        self.clients: dict[str, Any] = _latest_spends(folder, checkpoint) if checkpoint else {}
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Evaluate, write and report; return the held-out metrics to Flower, or None where there are none.
+        """Evaluate, write and report; return the held-out metrics to Flower, or None if there are none.
 
         Raises:
-            RunError: The held-out loss is not finite.
+            RunError: If the held-out loss is not finite, or the run directory cannot be written.
         """
         this_round = self.strategy.first_round + server_round
         record = self.strategy.round if server_round else RoundRecord(0, 0)
         if server_round == 0 and self.strategy.first_round:
-            # The process before this one may have been cut off between its last checkpoint and these.
+            # The previous process may have been interrupted after its last checkpoint and before it wrote these files.
             write_rows(self.folder.metrics, self.history)
             if self.config.privacy.name != "none":
                 write_json(self.folder.privacy, self._privacy())
             return None
-        self._remember_spends(record)
-        row = self._row(record, self._measure(this_round))
+        self._update_spends(record)
+        row = self._row(record, self._evaluate(this_round))
         self.history.append(row)
         self._write(this_round, row)
         self.reporter.round_done(row)
@@ -91,7 +91,7 @@ class RoundEndCallback:
         return MetricRecord({"accuracy": row["accuracy"], "loss": row["loss"]})
 
     def finish(self) -> None:
-        """Let a language model answer a few held-out prompts, for the record."""
+        """Write a language model's answers to a few held-out prompts to the run directory."""
         if self.config.model.task == "causal_lm":
             peft_model.write(load_model(self.config), self.strategy.adapter)
             write_json(self.folder.samples, self._samples(sample_answers(self.config)))
@@ -101,37 +101,37 @@ class RoundEndCallback:
             before = [row["generated"] for row in sample_answers(self.config)]
         return [{**row, "before": answer} for row, answer in zip(after, before, strict=True)]
 
-    def _measure(self, this_round: int) -> dict[str, Any]:
+    def _evaluate(self, this_round: int) -> dict[str, Any]:
         due = this_round % self.config.train.eval_every == 0 or this_round == self.config.train.num_rounds
-        own = self.strategy.round.measured
-        if not due or not (own or load_test_batches(self.config)):
+        personal = self.strategy.round.personal_metrics
+        if not due or not (personal or load_test_batches(self.config)):
             return {"accuracy": None, "loss": None, "seconds_evaluate": 0.0}
-        if own:
-            return {**own, "seconds_evaluate": 0.0}
+        if personal:
+            return {**personal, "seconds_evaluate": 0.0}
         model = load_model(self.config)
         peft_model.write(model, self.strategy.adapter)
         device = resolve_device(self.config.device)
         result = evaluate(model, load_test_batches(self.config), device, load_prefix_cache(self.config))
         if not math.isfinite(result.loss):
             raise RunError(
-                f"the held-out loss after round {this_round} is {result.loss}: the model has diverged, and more rounds "
-                f"would spend privacy for nothing. Lower train.learning_rate ({self.config.train.learning_rate:g})."
+                f"held-out loss after round {this_round} is {result.loss}: the model has diverged, and more rounds "
+                f"would waste privacy; decrease train.learning_rate ({self.config.train.learning_rate:g})."
             )
         return {"accuracy": result.accuracy, "loss": result.loss, "seconds_evaluate": result.seconds}
 
-    def _remember_spends(self, record: RoundRecord) -> None:
-        passing = ("seconds", "train_loss", "server_round", "accuracy", "loss")
+    def _update_spends(self, record: RoundRecord) -> None:
+        per_round = ("seconds", "train_loss", "server_round", "accuracy", "loss")
         for report in record.reports:
-            known = {key: value for key, value in vars(report).items() if key not in passing}
-            self.clients[str(report.partition_id)] = known
+            spent = {key: value for key, value in vars(report).items() if key not in per_round}
+            self.clients[str(report.partition_id)] = spent
 
-    def _row(self, record: RoundRecord, measured: dict[str, Any]) -> dict[str, Any]:
+    def _row(self, record: RoundRecord, metrics: dict[str, Any]) -> dict[str, Any]:
         losses = [report.train_loss for report in record.reports if report.train_loss is not None]
         spends = [client["epsilon"] for client in self.clients.values() if client["epsilon"] is not None]
         return {
             "server_round": record.server_round,
-            **measured,
-            "perplexity": self._perplexity(measured["loss"]),
+            **metrics,
+            "perplexity": self._perplexity(metrics["loss"]),
             "train_loss": sum(losses) / len(losses) if losses else None,
             "epsilon": record.epsilon or (max(spends) if spends else None),
             "client_epsilons": {name: client["epsilon"] for name, client in sorted(self.clients.items())},
@@ -146,19 +146,19 @@ class RoundEndCallback:
             "bytes_up": record.bytes_up,
             "seconds_train": record.seconds_train,
             "seconds_aggregate": record.seconds_aggregate,
-            # Known once the row is on disk; a resumed run counts its last checkpoint's as nothing.
+            # Set after writing the checkpoint, so a resumed run has 0 for the round that it resumes from.
             "seconds_write": 0.0,
             "sites": record.sites,
         }
 
     def _perplexity(self, loss: float | None) -> float | None:
-        """Of a language model; its loss is a mean per token."""
+        """Return a language model's perplexity; its loss is the mean per token."""
         return math.exp(loss) if loss is not None and self.config.model.task == "causal_lm" else None
 
     def _write(self, this_round: int, row: dict[str, Any]) -> None:
         started = time.perf_counter()
         try:
-            # First of all: what is spent must be told, whatever becomes of the rest.
+            # Written first: spending must be recorded even if the other files cannot be written.
             if self.config.privacy.name != "none":
                 write_json(self.folder.privacy, self._privacy())
             adapter = self.strategy.adapter.to(torch.device("cpu"))
@@ -168,8 +168,8 @@ class RoundEndCallback:
             write_rows(self.folder.metrics, self.history)
         except OSError as error:
             raise RunError(
-                f"round {this_round} cannot be written to {self.folder.root} ({error}): make room, then go on with "
-                f"resume={self.folder.root}."
+                f"round {this_round} cannot be written to {self.folder.root} ({error}): free disk space, then resume "
+                f"with resume={self.folder.root}."
             ) from error
 
     def _privacy(self) -> dict[str, Any]:
@@ -188,14 +188,14 @@ class RoundEndCallback:
         }
 
 
-def _known_spends(folder: RunFolder, earlier: Checkpoint) -> dict[str, Any]:
-    """Return what each client said last, be it to the checkpoint or to a round after it that was cut off.
+def _latest_spends(folder: RunFolder, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return each client's latest reported spending, from the checkpoint or from ``privacy.json``.
 
-    A round that no checkpoint holds is lost, but what its clients spent on it is not.
+    A round after the last checkpoint is repeated, but the privacy that clients spent on it still counts.
     """
-    clients = dict(earlier.clients)
+    clients = dict(checkpoint.clients)
     if folder.privacy.exists():
-        for number, said in read_json(folder.privacy).get("clients", {}).items():
-            if (said["steps"] or 0) > (clients.get(number, said)["steps"] or 0) or number not in clients:
-                clients[number] = said
+        for number, spent in read_json(folder.privacy).get("clients", {}).items():
+            if (spent["steps"] or 0) > (clients.get(number, spent)["steps"] or 0) or number not in clients:
+                clients[number] = spent
     return clients

@@ -1,4 +1,4 @@
-"""What clients with models of their own say about them."""
+"""Metrics of the clients' personalized models."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from fedsvd.wire.train_messages import ClientReport
 
 
 def mean_personal_metrics(reports: Iterable[ClientReport]) -> dict[str, float]:
-    """Return the mean accuracy and loss over clients, each counted once; empty where none measured its model."""
-    found = [(r.accuracy, r.loss) for r in reports if r.accuracy is not None and r.loss is not None]
-    if not found:
+    """Return the unweighted mean of the clients' accuracy and loss; empty if no client evaluated its model."""
+    metrics = [(r.accuracy, r.loss) for r in reports if r.accuracy is not None and r.loss is not None]
+    if not metrics:
         return {}
     return {
-        "accuracy": sum(accuracy for accuracy, _ in found) / len(found),
-        "loss": sum(loss for _, loss in found) / len(found),
+        "accuracy": sum(accuracy for accuracy, _ in metrics) / len(metrics),
+        "loss": sum(loss for _, loss in metrics) / len(metrics),
     }

@@ -1,4 +1,4 @@
-"""A Grid that returns one reply for each message as it comes in, and asks more often than Flower's own does."""
+"""A Grid that yields exactly one reply per message as replies arrive, and polls more often than Flower's own grid."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from fedsvd.launch.forwarding_grid import ForwardingGrid
 
 logger = logging.getLogger(__name__)
 
-FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 0.5
+MIN_PAUSE_S = 0.05
+MAX_PAUSE_S = 0.5
 
 
 class PollingGrid(ForwardingGrid):
-    """Pass everything to another grid, but wait for replies with growing pauses and hand on each one as it arrives.
+    """Forward all calls to another grid, but poll for replies with growing pauses and yield each as it arrives.
 
-    Flower's own network grid sleeps three seconds between two looks; most rounds are over sooner than that.
+    Flower's network grid sleeps three seconds between two polls; most rounds take less time than that.
 
-    Every message gets exactly one reply, from the node that it was sent to: what did not come in time, could not be
-    sent, or came from somebody else becomes an error reply of that node. (Flower's own notes of lost nodes and expired
-    messages carry its SuperLink as their sender.)
+    Each message gets exactly one reply, from the node that it was sent to. If the message could not be sent, or its
+    reply is missing after the timeout or came from another node, an error reply of the addressed node replaces it.
+    (The sender of Flower's own errors about lost nodes and expired messages is the SuperLink.)
 
     Args:
-        grid: The grid that does the work.
-        on_reply: Called with every reply as it arrives; by default nobody is told.
+        grid: The grid to forward to.
+        on_reply: Called with each reply as it arrives; does nothing by default.
     """
 
     def __init__(self, grid: Grid, on_reply: Callable[[Message], None] = lambda reply: None) -> None:
@@ -37,7 +37,7 @@ class PollingGrid(ForwardingGrid):
         self._on_reply = on_reply
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Send all messages now; yield replies until the last has come or ``timeout`` seconds have passed."""
+        """Send all messages now; yield replies until all have arrived or ``timeout`` seconds have passed."""
         sent = list(messages)
         started = time.monotonic()
         ids = list(self.push_messages(sent)) if sent else []
@@ -49,48 +49,54 @@ class PollingGrid(ForwardingGrid):
         waiting = {message_id: message for message_id, message in zip(ids, sent, strict=True) if message_id}
         for message_id, message in zip(ids, sent, strict=True):
             if not message_id:
-                yield self._told(_failed(message, ErrorCode.UNKNOWN, "the transport did not take the message"))
+                yield self._notify(_error_reply(message, ErrorCode.UNKNOWN, "the message could not be sent"))
         del sent
-        pause = FIRST_PAUSE_S
+        pause = MIN_PAUSE_S
         while waiting:
             arrived = 0
             for reply in self.pull_messages(set(waiting)):
-                asked = reply.metadata.reply_to_message_id
-                if asked not in waiting:
-                    logger.warning("node %d answers what it was not asked; dropped", reply.metadata.src_node_id)
+                message_id = reply.metadata.reply_to_message_id
+                if message_id not in waiting:
+                    logger.warning("dropped a reply of node %d to an unknown message", reply.metadata.src_node_id)
                     continue
                 arrived += 1
-                yield self._told(_from_its_node(reply, waiting.pop(asked)))
+                yield self._notify(_validate_sender(reply, waiting.pop(message_id)))
             if not waiting or (timeout is not None and time.monotonic() - started >= timeout):
                 break
-            pause = FIRST_PAUSE_S if arrived else min(LONGEST_PAUSE_S, pause * 1.3)
+            pause = MIN_PAUSE_S if arrived else min(MAX_PAUSE_S, pause * 1.3)
             if not arrived:
                 time.sleep(pause)
         for message in waiting.values():
-            yield self._told(_failed(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, _late(timeout or 0.0)))
+            yield self._notify(
+                _error_reply(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, _timeout_reason(timeout or 0.0))
+            )
 
-    def _told(self, reply: Message) -> Message:
+    def _notify(self, reply: Message) -> Message:
         self._on_reply(reply)
         return reply
 
 
-def _from_its_node(reply: Message, message: Message) -> Message:
+def _validate_sender(reply: Message, message: Message) -> Message:
     if reply.has_error():
-        # The SuperLink may have let go of the message a moment before the deadline is looked at here.
+        # The SuperLink may have dropped the expired message shortly before this grid noticed the deadline.
         expired = time.time() >= message.metadata.created_at + message.metadata.ttl
         unavailable = reply.error.code in (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
-        reason = _late(message.metadata.ttl) if expired and unavailable else reply.error.reason or ""
-        return _failed(message, reply.error.code, reason)
-    one, other = reply.metadata, message.metadata
-    if (one.src_node_id, one.message_type, one.group_id) != (other.dst_node_id, other.message_type, other.group_id):
-        reason = f"the reply is node {one.src_node_id}'s {one.message_type} of round {one.group_id or 'none'}"
-        return _failed(message, ErrorCode.MOD_FAILED_PRECONDITION, reason)
+        reason = _timeout_reason(message.metadata.ttl) if expired and unavailable else reply.error.reason or ""
+        return _error_reply(message, reply.error.code, reason)
+    answer, request = reply.metadata, message.metadata
+    expected = request.dst_node_id, request.message_type, request.group_id
+    if (answer.src_node_id, answer.message_type, answer.group_id) != expected:
+        reason = (
+            f"the reply is from node {answer.src_node_id}, of type {answer.message_type} and round "
+            f"{answer.group_id or 'none'}: it does not match the request"
+        )
+        return _error_reply(message, ErrorCode.MOD_FAILED_PRECONDITION, reason)
     return reply
 
 
-def _late(seconds: float) -> str:
-    return f"no answer within {seconds:g} s (federation.round_timeout_s)"
+def _timeout_reason(seconds: float) -> str:
+    return f"no reply within {seconds:g} s (federation.round_timeout_s)"
 
 
-def _failed(message: Message, code: int, reason: str) -> Message:
+def _error_reply(message: Message, code: int, reason: str) -> Message:
     return Message(Error(code, reason), reply_to=message)

@@ -1,4 +1,4 @@
-"""Clients' replies: read, checked, and either used or dropped with a reason."""
+"""Clients' replies: read, validated, and either used or rejected with a reason."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from server.reply_bounds import check_report, check_update_norm
 
 logger = logging.getLogger(__name__)
 
-# In the place of a client's number, where a node is none of the run's.
+# Client number of nodes that do not belong to the run.
 UNKNOWN_CLIENT = -1
 
 
 @dataclass
 class RoundRecord:
-    """What one round's communication came to; the run folder keeps it as a row.
+    """The result of one round's communication; it becomes a row of ``metrics.jsonl``.
 
-    ``refused`` has a reason for each client without a good reply, ``dropped`` counts all replies that were not used,
-    ``runaways`` those among them whose updates were not finite or too long.
+    ``refused`` has the first reason of each client with a rejected reply, ``dropped`` counts all rejected replies, and
+    ``diverged`` counts those of them whose update was not finite or exceeded its norm bound. ``personal_metrics`` has
+    the mean metrics of the clients' personalized models.
     """
 
     server_round: int
@@ -40,14 +41,14 @@ class RoundRecord:
     reports: list[ClientReport] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
     dropped: int = 0
-    runaways: int = 0
+    diverged: int = 0
     skipped: bool = False
     bytes_down: int = 0
     bytes_up: int = 0
     seconds_train: float = 0.0
     seconds_aggregate: float = 0.0
     epsilon: float | None = None
-    measured: dict[str, float] = field(default_factory=dict)
+    personal_metrics: dict[str, float] = field(default_factory=dict)
     signal_to_noise: float | None = None
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -58,27 +59,27 @@ def valid_replies(
     partitions: Mapping[int, int],
     read: Callable[[Message, int], tuple[Reply, ClientReport, int]],
 ) -> Iterator[Reply]:
-    """Yield the replies that are what was asked for, as they come, and note all in the round's record.
+    """Yield the valid replies as they arrive, and enter all replies in the round's record.
 
     Args:
-        replies: As they came.
-        record: Gets reports, reasons and bytes.
-        partitions: Client number by node.
-        read: From a message and its client's number to reply, report and bytes; raises `PayloadError`.
+        replies: The replies, as they arrive.
+        record: Updated with reports, reasons for rejections, and bytes.
+        partitions: Client number by node ID.
+        read: Function from a message and its client number to reply, report and bytes; raises `PayloadError`.
     """
-    seen: set[int] = set()
+    accepted: set[int] = set()
     for message in replies:
         node = message.metadata.src_node_id
         partition_id = partitions.get(node, UNKNOWN_CLIENT)
         try:
-            if partition_id in seen:
-                raise PayloadError("a second reply to one request.")
+            if partition_id in accepted:
+                raise PayloadError("a second reply to the same request.")
             reply, report, size = _read(message, partition_id, record.server_round, read)
         except PayloadError as error:
-            record.runaways += isinstance(error, DivergedUpdateError)
+            record.diverged += isinstance(error, DivergedUpdateError)
             _refuse(record, partition_id, node, str(error))
             continue
-        seen.add(partition_id)
+        accepted.add(partition_id)
         record.reports.append(report)
         record.bytes_up += size
         yield reply
@@ -91,28 +92,28 @@ def _read(
     read: Callable[[Message, int], tuple[Reply, ClientReport, int]],
 ) -> tuple[Reply, ClientReport, int]:
     if partition_id == UNKNOWN_CLIENT:
-        raise PayloadError("no client of this run lives there.")
+        raise PayloadError("the node has no client of this run.")
     if message.has_error():
         raise PayloadError(
             f"error {message.error.code}: {train_messages.one_line(message.error.reason or 'no reason given')}"
         )
     reason = train_messages.declined_reason(message.content)
     if reason is not None:
-        raise PayloadError(f"it declined: {reason}")
+        raise PayloadError(f"the client declined: {reason}")
     reply, report, size = read(message, partition_id)
     if report.partition_id != partition_id:
-        raise PayloadError(f"it calls itself client {report.partition_id}.")
+        raise PayloadError(f"the report is of client {report.partition_id}.")
     if report.server_round != server_round:
-        raise PayloadError(f"it answers round {report.server_round}.")
+        raise PayloadError(f"the report is for round {report.server_round}.")
     return reply, report, size
 
 
 def _refuse(record: RoundRecord, partition_id: int, node: int, reason: str) -> None:
     record.dropped += 1
-    # A good reply stays one, whatever comes after it; a stranger's takes nobody's place.
+    # The first reason is kept. A node without a client is recorded under UNKNOWN_CLIENT, never under a client's number.
     record.refused.setdefault(partition_id, reason)
-    who = f"client {partition_id}" if partition_id != UNKNOWN_CLIENT else f"node {node}"
-    logger.warning("round %d goes on without the reply of %s: %s", record.server_round, who, reason)
+    sender = f"client {partition_id}" if partition_id != UNKNOWN_CLIENT else f"node {node}"
+    logger.warning("round %d: dropped the reply of %s: %s", record.server_round, sender, reason)
 
 
 def read_plain_reply(
@@ -124,11 +125,27 @@ def read_plain_reply(
     server_round: int,
     earlier_num_examples: int | None = None,
 ) -> tuple[Reply, ClientReport, int]:
-    """Read a reply whose factors are there to see; raises `PayloadError`."""
+    """Read a reply of a run without secure aggregation, whose factors the server can see.
+
+    Args:
+        message: The reply.
+        partition_id: The client's number.
+        parts: The requested parts.
+        like: Adapter that the client started from.
+        config: The run's configuration.
+        server_round: 1-based.
+        earlier_num_examples: Number of examples that the client reported earlier in this run, if any.
+
+    Returns:
+        The reply, the client's report, and the number of bytes.
+
+    Raises:
+        PayloadError: If the reply is not valid.
+    """
     report, factors = train_messages.read_train_reply(message.content)
     uniform = config.federation.weighting == "uniform"
     if report.num_examples is None and not uniform:
-        raise PayloadError("num_examples is missing beside factors that are to be weighted by it.")
+        raise PayloadError("num_examples is missing: federation.weighting=examples requires it.")
     check_report(report, config, earlier_num_examples)
     tensors = payload.unpack(factors, parts, like, like.device)
     check_update_norm(tensors, like, report, config, server_round)
@@ -138,16 +155,20 @@ def read_plain_reply(
 
 
 def read_masked_reply(message: Message, partition_id: int) -> tuple[Reply, ClientReport, int]:
-    """Read a reply whose factors went into a secure sum; raises `PayloadError`."""
+    """Read a reply of a run with secure aggregation, whose factors are part of a secure sum.
+
+    Raises:
+        PayloadError: If the report is not valid.
+    """
     report, _ = train_messages.read_train_reply(message.content)
     return Reply(partition_id, 1, {}), report, messages.masked_bytes(message.content)
 
 
 def report_noise_std(report: ClientReport, config: Config, server_round: int) -> float:
-    """Return the standard deviation of the noise in each entry that a client sends; 0 where it is not known.
+    """Return the standard deviation of the noise in each entry of a client's update; 0 if it is not known.
 
-    Plain SGD adds ``learning_rate · σ · max_grad_norm / (sample_rate · num_examples)`` a step, and steps add up in
-    squares.
+    Plain SGD adds noise of standard deviation ``learning_rate · σ · max_grad_norm / (sample_rate · num_examples)`` per
+    step, and the variances of the steps add up.
     """
     if config.privacy.name != "dp_sgd" or config.train.optimizer != "sgd" or config.train.momentum:
         return 0.0

@@ -1,4 +1,4 @@
-"""From a round's good replies to what the server step is given: their mean as they come, or all of them."""
+"""Aggregation of a round's valid replies into the input of the server step."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from server.running_mean import running_mean
 def aggregate_replies(
     replies: Iterable[Reply], adapter: Adapter, method: Method, aggregation: AggregationConfig
 ) -> Replies:
-    """Take replies in as they come.
+    """Aggregate replies as they arrive.
 
     Args:
-        replies: Those that were found good, in any order.
-        adapter: What the clients started from.
-        method: The run's; one that needs no more than the mean gets one reply that holds it, and no other is kept.
-        aggregation: The run's; any but the mean keeps all replies until the last has come.
+        replies: The valid replies, in any order.
+        adapter: The adapter that the clients started from.
+        method: The run's method. If its server step needs only the mean, no single replies are stored.
+        aggregation: The run's aggregation. The median and the trimmed mean store all replies until the last has
+            arrived.
 
     Returns:
-        What the server step is to be given; nothing where nobody replied.
+        The replies for the server step: one reply with the mean, or all of them; empty if there are none.
     """
     if aggregation.name == "mean" and method.traits.linear:
         mean = running_mean(adapter, replies)
         return [mean.reply] if mean.count else []
-    kept = list(replies)
-    if not kept or aggregation.name == "mean":
-        return kept
+    stored = list(replies)
+    if not stored or aggregation.name == "mean":
+        return stored
     if aggregation.name == "median":
-        return [robust_mean.median(adapter, kept)]
-    return [robust_mean.trimmed_mean(adapter, kept, aggregation.trim_share)]
+        return [robust_mean.median(adapter, stored)]
+    return [robust_mean.trimmed_mean(adapter, stored, aggregation.trim_share)]

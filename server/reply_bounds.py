@@ -1,4 +1,4 @@
-"""What an honest client's numbers can be: beyond that, a reply is a mistake or an attack."""
+"""Bounds on the numbers of an honest client's reply; a reply beyond them is an error or an attack."""
 
 from __future__ import annotations
 
@@ -17,42 +17,45 @@ from fedsvd.privacy.plan import poisson_rate
 from fedsvd.training.loop import learning_rate
 from fedsvd.wire.train_messages import ClientReport
 
-# A normal number lies within so many standard deviations of its mean, but for a chance of 1e-14.
+# Number of standard deviations that a normal random variable exceeds with probability below 1e-14.
 TAIL_STDS = 8.0
-# Adam's largest step in one coordinate, in units of the learning rate: (1 - β₁) / √(1 - β₂) (Kingma and Ba 2015,
-# arXiv 1412.6980, Section 2.1) with torch's β.
+# Largest step of Adam in one coordinate, in units of the learning rate: (1 - β₁) / √(1 - β₂) (Kingma and Ba 2015,
+# arXiv 1412.6980, Section 2.1), with the default β₁ and β₂ of PyTorch.
 MAX_ADAM_STEP = 0.1 / math.sqrt(0.001)
 
 
 def check_report(report: ClientReport, config: Config, earlier: int | None) -> None:
-    """Refuse a size of data that cannot be, and DP-SGD that is not the run's.
+    """Check that a report's data set size is plausible and its DP-SGD parameters fit the run.
 
     Args:
-        report: What the client says.
-        config: The run's.
-        earlier: The size that the same client named first in this run.
+        report: The client's report.
+        config: The run's configuration.
+        earlier: The number of examples in the client's first report of this run, if any.
 
     Raises:
-        PayloadError: What is wrong, and what was to be expected.
+        PayloadError: If a number is invalid.
     """
-    n, most = report.num_examples, config.federation.max_num_examples
-    if n is not None and n > most:
-        raise PayloadError(f"num_examples = {n} is more than federation.max_num_examples = {most}.")
+    n, maximum = report.num_examples, config.federation.max_num_examples
+    if n is not None and n > maximum:
+        raise PayloadError(f"num_examples = {n} exceeds federation.max_num_examples = {maximum}.")
     if n is not None and earlier is not None and n != earlier:
-        raise PayloadError(f"num_examples = {n}, but it was {earlier} before; data do not change within a run.")
+        raise PayloadError(f"num_examples = {n} differs from the earlier {earlier}: expected the same in each round.")
     if config.privacy.name != "dp_sgd":
         return
     if n is not None and report.sample_rate is not None:
         expected = poisson_rate(n, config.train.batch_size)
         if not math.isclose(report.sample_rate, expected, rel_tol=1e-6):
-            raise PayloadError(f"sample_rate = {report.sample_rate}; with {n} examples it is {expected}.")
+            raise PayloadError(f"sample_rate = {report.sample_rate} is invalid: expected {expected} for {n} examples.")
     largest = max_noise_multiplier(config)
     if report.noise_multiplier is not None and report.noise_multiplier > largest:
-        raise PayloadError(f"noise_multiplier = {report.noise_multiplier}; this run needs at most {largest:.4g}.")
+        raise PayloadError(f"noise_multiplier = {report.noise_multiplier} is invalid: expected at most {largest:.4g}.")
 
 
 def max_noise_multiplier(config: Config) -> float:
-    """Return the noise multiplier of a client whose every batch is its whole data, counted in the coarser way."""
+    """Return an upper bound on any client's noise multiplier.
+
+    It is that of a client whose batches are its whole data set, calibrated with the looser accountant (RDP).
+    """
     privacy, train = config.privacy, config.train
     if privacy.noise_multiplier is not None:
         return privacy.noise_multiplier * (1 + 1e-6)
@@ -65,51 +68,60 @@ def max_noise_multiplier(config: Config) -> float:
 def check_update_norm(
     parts: Mapping[Part, Mapping[str, Tensor]], before: Adapter, report: ClientReport, config: Config, server_round: int
 ) -> None:
-    """Refuse an update that is longer than clipping, noise and learning rate allow; raises `DivergedUpdateError`."""
-    squares = lengths = torch.zeros((), dtype=torch.float64, device=before.device)
+    """Check that an update's norm is possible, given clipping, noise and learning rate.
+
+    Raises:
+        DivergedUpdateError: If the norm exceeds the bound.
+    """
+    update_square = start_square = torch.zeros((), dtype=torch.float64, device=before.device)
     size = 0
-    for part, named in parts.items():
-        for name, tensor in named.items():
+    for part, tensors in parts.items():
+        for name, tensor in tensors.items():
             start = before.part(part)[name].double()
-            squares = squares + (tensor.double() - start).square().sum()
-            lengths = lengths + start.square().sum()
+            update_square = update_square + (tensor.double() - start).square().sum()
+            start_square = start_square + start.square().sum()
             size += tensor.numel()
-    norm, allowed = math.sqrt(float(squares)), config.federation.max_reply_norm
+    norm, allowed = math.sqrt(float(update_square)), config.federation.max_reply_norm
     if config.privacy.name == "dp_sgd":
-        allowed = min(allowed, max_update_norm(report, config, server_round, size, math.sqrt(float(lengths))))
+        allowed = min(allowed, max_update_norm(report, config, server_round, size, math.sqrt(float(start_square))))
     if not norm <= allowed:
-        raise DivergedUpdateError(f"its update has norm {norm:.4g}; this round's settings allow {allowed:.4g} at most.")
+        raise DivergedUpdateError(
+            f"update norm {norm:.4g} is too large: the settings of this round allow at most {allowed:.4g}."
+        )
 
 
-def max_update_norm(report: ClientReport, config: Config, server_round: int, size: int, length: float) -> float:
-    """Bound the norm of a round's update under DP-SGD; an honest client exceeds it with a chance below 1e-12.
+def max_update_norm(report: ClientReport, config: Config, server_round: int, size: int, start_norm: float) -> float:
+    """Return an upper bound on the norm of one round's update under DP-SGD.
 
-    A step moves the parameters by ``η (Σ clip(gᵢ) + σ C z) / L``, with at most C for each example of the batch and z a
-    vector of ``size`` normal numbers, so that T steps come to ``η C (N + σ √T ‖z‖) / L`` at most: N examples in all
-    batches together, L the expected batch. Momentum μ multiplies that by ``1 / (1 − μ)`` at most; AdamW moves each
-    coordinate by `MAX_ADAM_STEP` learning rates a step at most. Weight decay adds its share of the parameters.
+    An honest client exceeds it with probability below 1e-12.
+
+    A step moves the parameters by ``η (Σ clip(gᵢ) + σ C z) / L``, where each clipped gradient has norm at most C, z is
+    a vector of ``size`` standard normal numbers, and L is the expected batch size. T steps together move them by at
+    most ``η C (N + σ √T ‖z‖) / L`` for N examples in all batches. Momentum μ multiplies this by at most
+    ``1 / (1 − μ)``. AdamW moves each coordinate by at most `MAX_ADAM_STEP` learning rates per step. Weight decay adds
+    its fraction of the parameters.
 
     Args:
-        report: With the client's ``num_examples``, ``sample_rate`` and ``noise_multiplier``, which `check_report` has
-            passed; unknown ones count as what bounds least.
-        config: The run's.
+        report: The client's report, after `check_report`. If ``num_examples``, ``sample_rate`` or ``noise_multiplier``
+            is missing, the value that gives the loosest bound is used.
+        config: The run's configuration.
         server_round: 1-based.
-        size: How many numbers the update has.
-        length: Norm of the parameters before.
+        size: Number of values in the update.
+        start_norm: Norm of the parameters before the round.
     """
     train, rate = config.train, learning_rate(config.train, server_round)
     steps = train.local_steps
     if train.optimizer == "adamw":
-        moved = rate * MAX_ADAM_STEP * steps * math.sqrt(size)
+        update = rate * MAX_ADAM_STEP * steps * math.sqrt(size)
     else:
         known = report.num_examples is not None and report.sample_rate is not None
         batch = report.sample_rate * report.num_examples if known else 1.0  # type: ignore[operator]
         expected = steps * (batch if known else train.batch_size)
-        # Bernstein's bound for a sum of coins.
+        # Bernstein's bound on a sum of independent Bernoulli variables.
         examples = expected + TAIL_STDS * math.sqrt(expected) + TAIL_STDS**2
         sigma = report.noise_multiplier if report.noise_multiplier is not None else max_noise_multiplier(config)
         noise = sigma * GRADIENT_NOISE_FACTOR * math.sqrt(steps) * (math.sqrt(size) + TAIL_STDS)
-        moved = rate * config.privacy.max_grad_norm * (examples + noise) / batch / (1 - train.momentum)
-    decayed = rate * train.weight_decay * steps / (1 - train.momentum)
-    # Float32 rounds each parameter in each step.
-    return (moved + decayed * (length + moved)) * (1 + 1e-3) + 1e-6 * length * steps
+        update = rate * config.privacy.max_grad_norm * (examples + noise) / batch / (1 - train.momentum)
+    decay = rate * train.weight_decay * steps / (1 - train.momentum)
+    # The added terms cover the float32 rounding of each parameter in each step.
+    return (update + decay * (start_norm + update)) * (1 + 1e-3) + 1e-6 * start_norm * steps

@@ -1,4 +1,4 @@
-"""A Grid that sends again: in full to clients that have lost what they held, and to clients that come back."""
+"""A Grid that resends messages: in full to clients with a stale cache, and to clients that failed temporarily."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fedsvd.wire import train_messages
 
 logger = logging.getLogger(__name__)
 
-# What may be over a moment later: a worker that died, a message that did not get through, a node that was gone, a
-# ClientApp that crashed. One that raises would do so again.
+# Errors that a retry may resolve: a dead worker, a lost message, an unavailable node, a crashed ClientApp. A ClientApp
+# that raises an exception is not among them: it would raise again.
 TRANSIENT_ERRORS = (
     ErrorCode.UNKNOWN,
     ErrorCode.MESSAGE_UNAVAILABLE,
@@ -27,25 +27,25 @@ TRANSIENT_ERRORS = (
 
 
 class RetryGrid(ForwardingGrid):
-    """Pass everything on; send again, within the same round, to clients that ask for it, crash or are gone.
+    """Forward all calls; resend messages, within the round, to clients that ask for it, crash or are unavailable.
 
     Args:
-        grid: The grid that does the work.
-        in_full: From a message to a new one that holds all that it took for granted.
-        retries: How often a message is sent again to a client that crashed or is gone.
-        retry_after_s: Seconds before it is; doubled each time.
+        grid: The grid to forward to.
+        full_request: Function from a message to a new one that does not rely on the client's cache.
+        retries: How many times a message is resent to a client that crashed or is unavailable.
+        retry_after_s: Seconds before the first retry; doubled for each further one.
     """
 
     def __init__(
-        self, grid: Grid, in_full: Callable[[Message], Message], retries: int = 0, retry_after_s: float = 0.0
+        self, grid: Grid, full_request: Callable[[Message], Message], retries: int = 0, retry_after_s: float = 0.0
     ) -> None:
         super().__init__(grid)
-        self._in_full = in_full
+        self._full_request = full_request
         self._retries = retries
         self._retry_after_s = retry_after_s
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Send all messages; yield one reply each as they come. ``timeout`` is for all attempts together."""
+        """Send all messages; yield one reply each as they arrive. ``timeout`` applies to all attempts together."""
         started = time.monotonic()
         sent = {message.metadata.dst_node_id: message for message in messages}
         return self._replies(sent, self._grid.send_and_receive(sent.values(), timeout=timeout), started, timeout)
@@ -53,32 +53,32 @@ class RetryGrid(ForwardingGrid):
     def _replies(
         self, sent: dict[int, Message], replies: Iterable[Message], started: float, timeout: float | None
     ) -> Iterator[Message]:
-        filled: set[int] = set()
-        tried: Counter[int] = Counter()
+        resent_in_full: set[int] = set()
+        retries: Counter[int] = Counter()
         while sent:
-            again, pause = [], 0.0
+            resend, pause = [], 0.0
             for reply in replies:
                 node = reply.metadata.src_node_id
-                if not reply.has_error() and train_messages.asks_resend(reply.content) and node not in filled:
-                    filled.add(node)
-                elif self._may_pass(reply, tried[node], _left(started, timeout)):
-                    pause = max(pause, self._retry_after_s * 2 ** tried[node])
-                    tried[node] += 1
-                    why = train_messages.one_line(reply.error.reason or "no reason given")
-                    logger.warning("node %d is sent its message again, in %g s: %s", node, pause, why)
+                if not reply.has_error() and train_messages.asks_resend(reply.content) and node not in resent_in_full:
+                    resent_in_full.add(node)
+                elif self._should_retry(reply, retries[node], _remaining(started, timeout)):
+                    pause = max(pause, self._retry_after_s * 2 ** retries[node])
+                    retries[node] += 1
+                    reason = train_messages.one_line(reply.error.reason or "no reason given")
+                    logger.warning("resending the message of node %d in %g s: %s", node, pause, reason)
                 else:
                     yield reply
                     continue
-                again.append(sent[node])
-            if again:
+                resend.append(sent[node])
+            if resend:
                 time.sleep(pause)
-            sent = {message.metadata.dst_node_id: self._in_full(message) for message in again}
-            replies = self._grid.send_and_receive(sent.values(), timeout=_left(started, timeout)) if sent else []
+            sent = {message.metadata.dst_node_id: self._full_request(message) for message in resend}
+            replies = self._grid.send_and_receive(sent.values(), timeout=_remaining(started, timeout)) if sent else []
 
-    def _may_pass(self, reply: Message, tries: int, left: float | None) -> bool:
-        passing = reply.has_error() and reply.error.code in TRANSIENT_ERRORS and tries < self._retries
-        return passing and (left is None or left > self._retry_after_s * 2**tries)
+    def _should_retry(self, reply: Message, retries: int, remaining: float | None) -> bool:
+        transient = reply.has_error() and reply.error.code in TRANSIENT_ERRORS and retries < self._retries
+        return transient and (remaining is None or remaining > self._retry_after_s * 2**retries)
 
 
-def _left(started: float, timeout: float | None) -> float | None:
+def _remaining(started: float, timeout: float | None) -> float | None:
     return None if timeout is None else max(0.1, timeout - (time.monotonic() - started))

@@ -1,9 +1,9 @@
-"""Means that hold against clients that lie: coordinate by coordinate, each client counted once.
+"""Robust aggregation: coordinate-wise median and trimmed mean, with equal weights.
 
-Both are those of Yin et al. (ICML 2018, arXiv 1803.01498, Definitions 1 and 2). With fewer liars than are cut off at
-each end (for the median: than half), every coordinate of the result lies between two values of honest clients. Numbers
-of examples have no say, since a liar would name a large one. Replies are kept until the last has come: unlike with the
-plain mean, memory grows with the clients of a round.
+Both follow Yin et al. (ICML 2018, arXiv 1803.01498, Definitions 1 and 2). If fewer clients are malicious than are
+trimmed at each end (for the median, than half), each coordinate of the result lies between values of honest clients.
+The numbers of examples are not used as weights, since a malicious client could report a large one. All replies are
+stored until the last has arrived: unlike for the plain mean, memory grows with the number of clients in a round.
 """
 
 from __future__ import annotations
@@ -19,48 +19,48 @@ from fedsvd.methods.aggregate import Replies, Reply, pad_to_rank, sort_replies
 
 
 def median(adapter: Adapter, replies: Replies) -> Reply:
-    """Return the one reply that holds each coordinate's median; of an even number, the mean of the middle two.
+    """Return one reply with the median of each coordinate; for an even number of replies, the mean of the middle two.
 
     Args:
-        adapter: What the clients started from: it stands where a client of a lower rank holds nothing.
-        replies: At least one; all with the same parts.
+        adapter: The adapter that the clients started from; it fills the entries that a client of lower rank lacks.
+        replies: At least one reply; all with the same parts.
 
     Raises:
-        RunError: No replies, or replies that carry different parts.
+        RunError: If there are no replies, or their parts differ.
     """
-    return _reduced(adapter, replies, lambda values: _middle(values, (len(values) - 1) // 2))
+    return _reduce_coordinates(adapter, replies, lambda values: _mean_of_middle(values, (len(values) - 1) // 2))
 
 
 def trimmed_mean(adapter: Adapter, replies: Replies, trim_share: float) -> Reply:
-    """Return the one reply that holds each coordinate's mean without its extremes.
+    """Return one reply with the trimmed mean of each coordinate.
 
     Args:
-        adapter: As in `median`.
-        replies: At least one; all with the same parts.
-        trim_share: Share of the replies that is cut off at each end, rounded down; below one half.
+        adapter: As for `median`.
+        replies: At least one reply; all with the same parts.
+        trim_share: Fraction of the replies to trim at each end, below one half; the number of replies is rounded down.
 
     Raises:
-        RunError: No replies, or replies that carry different parts.
+        RunError: If there are no replies, or their parts differ.
     """
-    return _reduced(adapter, replies, lambda values: _middle(values, int(trim_share * len(values))))
+    return _reduce_coordinates(adapter, replies, lambda values: _mean_of_middle(values, int(trim_share * len(values))))
 
 
-def _middle(values: Tensor, cut: int) -> Tensor:
-    kept: Tensor = values.sort(dim=0).values[cut : len(values) - cut]
-    return kept.mean(dim=0)
+def _mean_of_middle(values: Tensor, cut: int) -> Tensor:
+    middle: Tensor = values.sort(dim=0).values[cut : len(values) - cut]
+    return middle.mean(dim=0)
 
 
-def _reduced(adapter: Adapter, replies: Replies, reduce: Callable[[Tensor], Tensor]) -> Reply:
-    in_order = sort_replies(replies)
-    if not in_order or any(reply.parts.keys() != in_order[0].parts.keys() for reply in in_order):
-        raise RunError(f"{len(in_order)} replies, of one round and with the same parts, are needed: at least 1.")
+def _reduce_coordinates(adapter: Adapter, replies: Replies, reduce: Callable[[Tensor], Tensor]) -> Reply:
+    ordered = sort_replies(replies)
+    if not ordered or any(reply.parts.keys() != ordered[0].parts.keys() for reply in ordered):
+        raise RunError(f"cannot aggregate {len(ordered)} replies: expected at least 1, all with the same parts.")
     parts: dict[Part, dict[str, Tensor]] = {
         part: {
-            name: reduce(torch.stack([pad_to_rank(reply.parts[part][name], before) for reply in in_order]))
+            name: reduce(torch.stack([pad_to_rank(reply.parts[part][name], before) for reply in ordered]))
             for name, before in adapter.part(part).items()
         }
         for part in PARTS
-        if part in in_order[0].parts
+        if part in ordered[0].parts
     }
-    # How much noise is left in a median is not known, so that nothing is built on it.
-    return Reply(0, sum(reply.num_examples for reply in in_order), parts)
+    # noise_std is left at 0 (unknown): the noise in a median or trimmed mean is not known.
+    return Reply(0, sum(reply.num_examples for reply in ordered), parts)

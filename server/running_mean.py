@@ -1,4 +1,4 @@
-"""The weighted mean of replies that are let go as soon as they are added: memory does not grow with the clients."""
+"""A weighted mean that stores no replies, so that memory does not grow with the number of clients."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fedsvd.methods.aggregate import Reply, pad_to_rank
 
 
 class RunningMean:
-    """Sums up ``Σ nₖ Xₖ / Σ nₖ`` reply by reply, in whatever order they come.
+    """Accumulates ``Σ nₖ Xₖ / Σ nₖ`` reply by reply, in any order.
 
-    Each product nₖ Xₖ of a whole number and a float32 is exact in float64, and each sum carries its rounding error
-    along (Knuth's TwoSum; The Art of Computer Programming 4.2.2, Theorem B): what the order of the replies can change
-    lies far below what the result's float32 keeps.
+    Each product nₖ Xₖ of an integer and a float32 is exact in float64, and the rounding error of each sum is
+    accumulated separately (Knuth's TwoSum; The Art of Computer Programming 4.2.2, Theorem B). The influence of the
+    order of replies is far below the precision of the float32 result.
 
     Args:
-        adapter: What the clients started from; it stands where a client of a lower rank holds nothing.
+        adapter: The adapter that the clients started from; it fills the entries that a client of lower rank lacks.
     """
 
     def __init__(self, adapter: Adapter) -> None:
@@ -36,21 +36,21 @@ class RunningMean:
         """Add one client's reply.
 
         Raises:
-            RunError: It carries other parts than those before it.
+            RunError: If its parts differ from those of earlier replies.
         """
         if self.count and reply.parts.keys() != self._sums.keys():
-            raise RunError("the replies of one round carry different parts and cannot be averaged.")
-        for part, named in reply.parts.items():
+            raise RunError("the replies of one round have different parts: expected the same parts in all of them.")
+        for part, tensors in reply.parts.items():
             sums, errors = self._sums.setdefault(part, {}), self._errors.setdefault(part, {})
             for name, before in self._adapter.part(part).items():
-                term = pad_to_rank(named[name], before) * reply.num_examples
+                term = pad_to_rank(tensors[name], before) * reply.num_examples
                 old = sums.get(name)
                 if old is None:
                     sums[name], errors[name] = term, torch.zeros_like(term)
                     continue
                 total = old + term
-                shadow = total - old
-                errors[name] += (old - (total - shadow)) + (term - shadow)
+                added = total - old
+                errors[name] += (old - (total - added)) + (term - added)
                 sums[name] = total
         self._noise += (reply.num_examples * reply.noise_std) ** 2
         self.num_examples += reply.num_examples
@@ -58,25 +58,25 @@ class RunningMean:
 
     @property
     def reply(self) -> Reply:
-        """The one reply that stands for all: the mean in float64, and the noise that is left in it.
+        """One reply with the mean in float64, and the standard deviation of its noise.
 
         Raises:
-            RunError: Nothing was added, or no examples.
+            RunError: If no replies or no examples were added.
         """
         if self.num_examples <= 0:
             raise RunError(
-                f"{self.count} replies with {self.num_examples} examples in all cannot be averaged; at least 1 is "
-                "needed."
+                f"cannot average {self.count} replies with {self.num_examples} examples in total: expected at least 1 "
+                "example."
             )
         parts = {
-            part: {name: (total + self._errors[part][name]) / self.num_examples for name, total in named.items()}
-            for part, named in self._sums.items()
+            part: {name: (total + self._errors[part][name]) / self.num_examples for name, total in sums.items()}
+            for part, sums in self._sums.items()
         }
         return Reply(0, self.num_examples, parts, math.sqrt(self._noise) / self.num_examples)
 
 
 def running_mean(adapter: Adapter, replies: Iterable[Reply]) -> RunningMean:
-    """Add replies as they come, and keep none of them."""
+    """Return the running mean of replies, each of which is discarded after it is added."""
     mean = RunningMean(adapter)
     for reply in replies:
         mean.add(reply)

@@ -1,4 +1,4 @@
-"""The server's half of secure aggregation: a Grid that turns a round of training into four stages and one sum."""
+"""The server side of secure aggregation: a Grid that runs a round of training as four stages and one secure sum."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from fedsvd.errors import PayloadError
 from fedsvd.launch.forwarding_grid import ForwardingGrid
 from fedsvd.secagg import keys, vectors
-from fedsvd.secagg import messages as wording
+from fedsvd.secagg import messages as secure_messages
 from fedsvd.wire import train_messages
 
 logger = logging.getLogger(__name__)
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SecureSum:
-    """What a secure round came to.
+    """The result of a secure round.
 
     Attributes:
         mean: Weighted mean of the clients' vectors, float64 of shape (n,).
         weight: Sum of their weights.
-        contributors: How many clients are in it.
+        contributors: Number of clients in the sum.
     """
 
     mean: np.ndarray
@@ -38,44 +38,44 @@ class SecureSum:
 
 
 class SecureGrid(ForwardingGrid):
-    """Pass everything on, but let a round of training reveal nothing but a sum.
+    """Forward all calls, but run rounds of training with secure aggregation, which reveals only a sum of updates.
 
     Args:
-        grid: The grid that does the work.
-        min_survivors: Fewest clients that a sum is taken over.
-        quiet: Another grid for the stages in which nobody trains; by default the same.
+        grid: The grid to forward to.
+        min_survivors: Minimum number of clients in a sum.
+        control_grid: Another grid for the stages without training; by default ``grid``.
 
     Attributes:
-        vector_size: Number of values that each client sends in this round; to be set before it.
-        outcome: The last round's sum, or None.
-        reason: Why there is none.
+        vector_size: Number of values that each client sends; must be set before each round.
+        outcome: The last round's sum, or None if it failed.
+        reason: Why the last round has no sum.
     """
 
-    def __init__(self, grid: Grid, min_survivors: int, quiet: Grid | None = None) -> None:
+    def __init__(self, grid: Grid, min_survivors: int, control_grid: Grid | None = None) -> None:
         super().__init__(grid)
-        self._quiet = quiet or grid
+        self._control_grid = control_grid or grid
         self._min_survivors = min_survivors
         self.vector_size = 0
         self.outcome: SecureSum | None = None
         self.reason = ""
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Run the four stages for train messages; the replies hold reports, `outcome` the sum (None: `reason`)."""
+        """Run the four stages for train messages; the replies contain the reports, and `outcome` contains the sum."""
         sent = list(messages)
         if not sent or sent[0].metadata.message_type != MessageType.TRAIN:
             return self._grid.send_and_receive(sent, timeout=timeout)
         self.outcome, self.reason = None, ""
-        stages = _Stages(self, sent, timeout)
+        secure_round = _SecureRound(self, sent, timeout)
         try:
-            self.outcome = stages.run()
-        # Keys and shares that are none fail in ways of their own.
+            self.outcome = secure_round.run()
+        # Invalid keys and shares raise various errors in the cryptography library.
         except (PayloadError, ValueError, TypeError, KeyError, InvalidTag) as error:
             self.reason = train_messages.one_line(str(error) or type(error).__name__)
-        return stages.replies
+        return secure_round.replies
 
 
-class _Stages:
-    """One secure round."""
+class _SecureRound:
+    """The stages of one secure round."""
 
     def __init__(self, grid: SecureGrid, sent: list[Message], timeout: float | None) -> None:
         self._grid = grid
@@ -85,73 +85,76 @@ class _Stages:
         self.replies: list[Message] = []
 
     def run(self) -> SecureSum:
-        """Take the sum.
+        """Run all stages and return the sum.
 
         Raises:
-            PayloadError: Too few clients for one stage, or answers that do not fit.
+            PayloadError: If too few clients complete a stage, or an answer is invalid.
         """
-        set_up = self._ask("setup", {node: {} for node in self._sent})
-        channel = {node: wording.read_key(reply, "channel-key") for node, reply in set_up.items()}
-        mask = {node: wording.read_key(reply, "mask-key") for node, reply in set_up.items()}
+        set_up = self._run_stage("setup", {node: {} for node in self._sent})
+        channel = {node: secure_messages.read_key(reply, "channel-key") for node, reply in set_up.items()}
+        mask = {node: secure_messages.read_key(reply, "mask-key") for node, reply in set_up.items()}
         nodes = sorted(set_up)
-        needed = keys.threshold(len(nodes), self._grid._min_survivors)
-        self._enough(set_up, needed, "agreed on keys")
-        lists = {
+        needed = keys.reconstruction_threshold(len(nodes), self._grid._min_survivors)
+        self._require(set_up, needed, "sent their public keys")
+        public_keys = {
             "nodes": nodes,
             "channel_keys": [channel[node] for node in nodes],
             "mask_keys": [mask[node] for node in nodes],
         }
-        shared = self._ask("share", dict.fromkeys(nodes, lists))
-        self._enough(shared, needed, "shared their keys")
-        boxes = {node: wording.read_node_map(reply, "holders", "ciphertexts") for node, reply in shared.items()}
-        masked = self._ask(
+        shared = self._run_stage("share", dict.fromkeys(nodes, public_keys))
+        self._require(shared, needed, "sent their key shares")
+        shares = {
+            node: secure_messages.read_node_map(reply, "holders", "ciphertexts") for node, reply in shared.items()
+        }
+        sources = sorted(shares)
+        masked = self._run_stage(
             "collect",
-            {
-                node: {"sources": sorted(boxes), "ciphertexts": [boxes[source][node] for source in sorted(boxes)]}
-                for node in boxes
-            },
+            {node: {"sources": sources, "ciphertexts": [shares[s][node] for s in sources]} for node in shares},
         )
-        found = {node: wording.masked_vector(reply, self._grid.vector_size + 1) for node, reply in masked.items()}
-        self._enough(found, needed, "sent a masked vector")
-        alive, dead = sorted(found), sorted(set(boxes) - set(found))
-        opened = self._ask("unmask", {node: {"alive": alive, "dead": dead} for node in alive})
-        self._enough(opened, needed, "helped to unmask")
-        total = self._unmask(
-            found, dead, [wording.read_node_map(reply, "nodes", "shares") for reply in opened.values()], mask
-        )
-        mean, weight = vectors.decode(total)
+        received = {
+            node: secure_messages.masked_vector(reply, self._grid.vector_size + 1) for node, reply in masked.items()
+        }
+        self._require(received, needed, "sent a masked vector")
+        alive, dead = sorted(received), sorted(set(shares) - set(received))
+        opened = self._run_stage("unmask", {node: {"alive": alive, "dead": dead} for node in alive})
+        self._require(opened, needed, "sent shares for unmasking")
+        unmask_shares = [secure_messages.read_node_map(reply, "nodes", "shares") for reply in opened.values()]
+        mean, weight = vectors.decode(self._unmask(received, dead, unmask_shares, mask))
         return SecureSum(mean, weight, len(alive))
 
     def _unmask(
         self,
-        found: Mapping[int, np.ndarray],
+        received: Mapping[int, np.ndarray],
         dead: list[int],
         shares: list[dict[int, bytes]],
         public: Mapping[int, bytes],
     ) -> np.ndarray:
         size = self._grid.vector_size + 1
-        total = vectors.add(np.zeros(size, dtype=np.uint64), list(found.values()))
-        for node in found:
-            total -= vectors.mask(keys.reconstruct_secret([given[node] for given in shares]), size)
-        for gone in dead:
-            private = keys.reconstruct_secret([given[gone] for given in shares])
-            for node in found:
+        total = vectors.add(np.zeros(size, dtype=np.uint64), list(received.values()))
+        for node in received:
+            total -= vectors.mask(keys.reconstruct_secret([answer[node] for answer in shares]), size)
+        for dropout in dead:
+            private = keys.reconstruct_secret([answer[dropout] for answer in shares])
+            for node in received:
                 pairwise = vectors.mask(keys.shared_key(private, public[node], "mask"), size)
-                # The survivor added it where its number is the smaller one, and nobody subtracted it.
-                total = total - pairwise if node < gone else total + pairwise
+                # The survivor added this mask if its ID is smaller than the dropout's, else subtracted it; the dropout
+                # never sent its counterpart.
+                total = total - pairwise if node < dropout else total + pairwise
         return total
 
-    def _ask(self, stage: wording.Stage, fields: Mapping[int, Mapping[str, object]]) -> dict[int, RecordDict]:
-        """Send one stage to some nodes, and return the answers of those that gave one."""
+    def _run_stage(
+        self, stage: secure_messages.Stage, fields: Mapping[int, Mapping[str, object]]
+    ) -> dict[int, RecordDict]:
+        """Send one stage to the given nodes, and return the answers of those that answered."""
         training = stage == "collect"
         sent = []
         for node, values in fields.items():
             original = self._sent[node]
-            content = wording.request(stage, self._session, original.content if training else None, **values)
+            content = secure_messages.request(stage, self._session, original.content if training else None, **values)
             ttl, group = original.metadata.ttl, original.metadata.group_id
             sent.append(Message(content, node, MessageType.TRAIN, ttl=ttl, group_id=group))
         timeout = None if self._deadline is None else max(0.1, self._deadline - time.monotonic())
-        grid = self._grid._grid if training else self._grid._quiet
+        grid = self._grid._grid if training else self._grid._control_grid
         answers: dict[int, RecordDict] = {}
         for reply in grid.send_and_receive(sent, timeout=timeout):
             refused = reply.has_error() or train_messages.declined_reason(reply.content) is not None
@@ -161,8 +164,8 @@ class _Stages:
                 answers[reply.metadata.src_node_id] = reply.content
         return answers
 
-    def _enough(self, nodes: Collection[int], needed: int, what: str) -> None:
+    def _require(self, nodes: Collection[int], needed: int, action: str) -> None:
         if len(nodes) < needed:
             raise PayloadError(
-                f"{len(nodes)} of {len(self._sent)} clients {what}; {needed} are needed for a secure sum."
+                f"{len(nodes)} of {len(self._sent)} clients {action}: a secure sum needs at least {needed}."
             )

@@ -1,4 +1,4 @@
-"""Optimisers that the server runs on the clients' mean update: post-processing, so that they cost no privacy.
+"""Server optimizers, applied to the clients' mean update. They are post-processing, so they cost no privacy.
 
 With ``Δ = Σ pₖ Xₖ − X`` (Reddi et al. 2021, arXiv 2003.00295, Algorithm 2; momentum as in Hsu et al. 2019,
 arXiv 1909.06335):
@@ -6,11 +6,11 @@ arXiv 1909.06335):
     momentum   m ← β m + Δ                                       X ← X + η m
     adam       m ← β m + (1 − β) Δ,  v ← β₂ v + (1 − β₂) Δ²      X ← X + η m / (√v + τ)
 
-A refactorization writes the same product in other coordinates. Where ``A ← Rᵀ A``, an update of B becomes ``m R⁻ᵀ`` in
-the new ones (``m V`` for an orthogonal R = V), and an update of A becomes ``R⁻¹ m`` where ``B ← B R``. With m carried
-along in this way, momentum moves B A as if there had been no refactorization at all. Adam's v, a variance for each
-coordinate, is carried along as variances of independent numbers are, by the squares of the same entries: what Adam does
-depends on the coordinates, and no rule can change that.
+A refactorization expresses the same product in other coordinates. After ``A ← Rᵀ A``, an update m of B becomes
+``m R⁻ᵀ`` (``m V`` for an orthogonal R = V); after ``B ← B R``, an update m of A becomes ``R⁻¹ m``. With m transformed
+in this way, momentum changes B A as if there had been no refactorization. Adam's v contains a variance per coordinate
+and is transformed like the variances of independent variables, with the squares of the same matrix entries. The result
+of Adam nevertheless depends on the choice of coordinates, and no transformation can change that.
 """
 
 from __future__ import annotations
@@ -31,80 +31,84 @@ _FIRST, _SECOND = "first", "second"
 def apply_server_optimizer(
     adapter: Adapter, replies: Replies, moments: State, config: TrainConfig
 ) -> tuple[Replies, State]:
-    """Turn the clients' replies into the one that the server's optimiser makes of them.
+    """Apply the server optimizer to the clients' replies.
 
     Args:
-        adapter: What the clients started from.
-        replies: At least one.
-        moments: What this returned in the round before; empty at first.
-        config: With ``server_optimizer`` and its numbers.
+        adapter: The adapter that the clients started from.
+        replies: At least one reply.
+        moments: The optimizer state that the previous round returned; empty at first.
+        config: The configuration with ``server_optimizer`` and its settings.
 
     Returns:
-        The replies (as they came, for ``none``), and the optimiser's state.
+        One reply with the optimizer's result (for ``none``, the replies unchanged), and the optimizer state.
     """
     if config.server_optimizer == "none":
         return replies, {}
     mean = average(adapter, replies)
-    moved: dict[Part, dict[str, Tensor]] = {}
-    kept = {key: dict(named) for key, named in moments.items()}
+    updated: dict[Part, dict[str, Tensor]] = {}
+    state = {key: dict(tensors) for key, tensors in moments.items()}
     for part in replies[0].parts:
-        moved[part] = {}
-        first, second = kept.setdefault(f"{_FIRST}.{part}", {}), kept.setdefault(f"{_SECOND}.{part}", {})
+        updated[part] = {}
+        first, second = state.setdefault(f"{_FIRST}.{part}", {}), state.setdefault(f"{_SECOND}.{part}", {})
         for name, old in adapter.part(part).items():
             delta = mean.part(part)[name].double() - old.double()
             step = _step(delta, name, first, second, config)
-            moved[part][name] = (old.double() + config.server_learning_rate * step).to(old.dtype)
+            updated[part][name] = (old.double() + config.server_learning_rate * step).to(old.dtype)
     examples = sum(reply.num_examples for reply in replies)
-    return [Reply(0, examples, moved, mean_noise_std(replies))], {key: named for key, named in kept.items() if named}
+    return [Reply(0, examples, updated, mean_noise_std(replies))], {
+        key: tensors for key, tensors in state.items() if tensors
+    }
 
 
 def transform_optimizer_state(moments: State, step: Step, before: Adapter) -> State:
-    """Carry the optimiser's state over to the coordinates after a server step.
+    """Transform the optimizer state to the coordinates after a server step.
 
-    A factor whose partner was replaced, rather than rotated, starts from nothing: its old updates mean nothing beside
-    the new partner.
+    If a factor's partner was replaced rather than rotated, the factor's state is reset, since earlier updates are
+    meaningless for the new partner.
 
     Args:
-        moments: As `apply_server_optimizer` returned it.
-        step: What the method made of the round.
+        moments: The state that `apply_server_optimizer` returned.
+        step: The method's server step.
         before: The adapter before the step.
     """
-    kept = {key: dict(named) for key, named in moments.items()}
+    state = {key: dict(tensors) for key, tensors in moments.items()}
     partners: dict[Part, Part] = {"B": "A", "A": "B"}
     for part, partner in partners.items():
         rotations = step.rotations.get(partner)
-        trained = part in _trained(moments)
-        if trained and rotations is not None:
-            _carry(kept, part, rotations)
-        elif trained and partner not in _trained(moments) and _replaced(before, step.adapter, partner):
-            kept = {key: named for key, named in kept.items() if not key.endswith(f".{part}")}
-    return kept
+        has_moments = part in _parts_with_moments(moments)
+        if has_moments and rotations is not None:
+            _transform(state, part, rotations)
+        elif (
+            has_moments and partner not in _parts_with_moments(moments) and _is_replaced(before, step.adapter, partner)
+        ):
+            state = {key: tensors for key, tensors in state.items() if not key.endswith(f".{part}")}
+    return state
 
 
 def _step(delta: Tensor, name: str, first: dict[str, Tensor], second: dict[str, Tensor], config: TrainConfig) -> Tensor:
     beta = config.server_momentum
-    held = first.get(name, torch.zeros_like(delta))
+    previous = first.get(name, torch.zeros_like(delta))
     if config.server_optimizer == "momentum":
-        first[name] = beta * held + delta
+        first[name] = beta * previous + delta
         return first[name]
-    first[name] = beta * held + (1 - beta) * delta
-    squares = second.get(name, torch.zeros_like(delta))
-    second[name] = config.server_beta2 * squares + (1 - config.server_beta2) * delta**2
+    first[name] = beta * previous + (1 - beta) * delta
+    previous_square = second.get(name, torch.zeros_like(delta))
+    second[name] = config.server_beta2 * previous_square + (1 - config.server_beta2) * delta**2
     return first[name] / (second[name].sqrt() + config.server_tau)
 
 
-def _carry(kept: dict[str, dict[str, Tensor]], part: Part, rotations: Mapping[str, Tensor]) -> None:
+def _transform(state: dict[str, dict[str, Tensor]], part: Part, rotations: Mapping[str, Tensor]) -> None:
     for name, R in rotations.items():
         inverse = torch.linalg.inv(R.double())
         for key, matrix in ((f"{_FIRST}.{part}", inverse), (f"{_SECOND}.{part}", inverse**2)):
-            held = kept.get(key, {}).get(name)
-            if held is not None:
-                kept[key][name] = held @ matrix.mT if part == "B" else matrix @ held
+            moment = state.get(key, {}).get(name)
+            if moment is not None:
+                state[key][name] = moment @ matrix.mT if part == "B" else matrix @ moment
 
 
-def _trained(moments: State) -> set[Part]:
+def _parts_with_moments(moments: State) -> set[Part]:
     return {part for part in PARTS if f"{_FIRST}.{part}" in moments}
 
 
-def _replaced(before: Adapter, after: Adapter, part: Part) -> bool:
+def _is_replaced(before: Adapter, after: Adapter, part: Part) -> bool:
     return any(not torch.equal(old, after.part(part)[name]) for name, old in before.part(part).items())

@@ -1,4 +1,4 @@
-"""The one Flower strategy: it samples clients, validates what they send, and lets the method make the next adapter."""
+"""The Flower strategy: it samples clients, validates replies, aggregates them, and applies the method's server step."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ logger = logging.getLogger(__name__)
 
 
 class FederatedLoRA(Strategy):
-    """Serve every `fedsvd.methods.Method`.
+    """Flower strategy for every `fedsvd.methods.Method`.
 
     Args:
-        method: Decides what is trained and what the server makes of it.
+        method: The method; determines the trained parts and the server step.
         config: The run's configuration.
-        adapter: The adapter to start from, on the device where the server steps run.
-        first_round: Rounds already done by an earlier process (0 for a fresh run).
-        client_level: Draws clients and noise where privacy is client-level; None elsewhere.
-        secure: The grid that takes secure sums; None where each client's update is seen.
-        state: What an earlier process's `state` returned.
-        weights: Each site's frozen weight, for methods whose factors are picked from it.
+        adapter: The initial adapter, on the device of the server steps.
+        first_round: Number of rounds completed by earlier processes (0 for a new run).
+        client_level: Samples clients and adds noise under client-level privacy; None otherwise.
+        secure: The grid for secure aggregation; None without.
+        state: The `state` of an earlier process, to resume from.
+        weights: Frozen weight of each site, for methods that initialize factors from it.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class FederatedLoRA(Strategy):
         self.first_round = first_round
         self.client_level = client_level
         self.secure = secure
-        self.downlink = Downlink(method, adapter, holding=secure is None, weights=weights or {})
+        self.downlink = Downlink(method, adapter, use_cache=secure is None, weights=weights or {})
         if state:
             self.downlink.restore(state)
         self.round = RoundRecord(first_round, 0)
-        self._method_state = _part_of(state or {}, "method.")
-        self._moments = _part_of(state or {}, "optimizer.")
+        self._method_state = _with_prefix(state or {}, "method.")
+        self._moments = _with_prefix(state or {}, "optimizer.")
         self._clients = Clients(config.federation)
         self._num_examples: dict[int, int | None] = {}
         self._started = 0.0
@@ -81,21 +81,21 @@ class FederatedLoRA(Strategy):
 
     @property
     def state(self) -> State:
-        """What a resumed run needs beside the adapter."""
-        method = {f"method.{key}": named for key, named in self._method_state.items()}
-        optimizer = {f"optimizer.{key}": named for key, named in self._moments.items()}
+        """The state that a resumed run needs in addition to the adapter."""
+        method = {f"method.{key}": tensors for key, tensors in self._method_state.items()}
+        optimizer = {f"optimizer.{key}": tensors for key, tensors in self._moments.items()}
         return {**self.downlink.state, **method, **optimizer}
 
     def summary(self) -> None:
-        """Log what is about to run."""
+        """Log the method and the number of sites."""
         logger.info("method %s, %d sites", self.method, len(self.adapter.A))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample clients and address to each what it lacks."""
+        """Sample clients and build each one's request."""
         this_round = self.first_round + server_round
-        self._clients.find(grid)
+        self._clients.refresh(grid)
         nodes = self._sample(this_round)
         self.round = RoundRecord(this_round, len(nodes))
         if self.secure:
@@ -103,10 +103,10 @@ class FederatedLoRA(Strategy):
         self._started = time.perf_counter()
         return [self._request(node, this_round) for node in nodes]
 
-    def in_full(self, message: Message) -> Message:
-        """Return a request again, with all that it took its client to hold."""
+    def full_request(self, message: Message) -> Message:
+        """Return a new request that replaces ``message`` and does not rely on the client's cache."""
         node = message.metadata.dst_node_id
-        self.downlink.forget(node)
+        self.downlink.clear_client(node)
         return self._request(node, int(message.metadata.group_id))
 
     def _request(self, node: int, server_round: int) -> Message:
@@ -116,13 +116,13 @@ class FederatedLoRA(Strategy):
         evaluate = due and bool(self.method.traits.personal)
         task = TrainTask(server_round, trains, self._uplink(server_round), account, evaluate=evaluate)
         core: frozenset[Part] = frozenset({"core"}) if self.method.traits.core else frozenset()
-        sent = self.downlink.request(node, task, core | (trains & {"head"}), self._lower_rank(node))
-        self.round.bytes_down += payload.payload_bytes(sent.factors)
+        request = self.downlink.request(node, task, core | (trains & {"head"}), self._lower_rank(node))
+        self.round.bytes_down += payload.payload_bytes(request.factors)
         return Message(
-            train_messages.train_request(sent.task, sent.factors),
+            train_messages.train_request(request.task, request.factors),
             node,
             MessageType.TRAIN,
-            # A client that could not answer in time must not go on spending its budget on a lost round.
+            # A client that receives the message after the deadline must not spend its budget on it.
             ttl=self.config.federation.round_timeout_s,
             group_id=str(server_round),
         )
@@ -130,13 +130,13 @@ class FederatedLoRA(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Drop the replies that are not what was asked for, and step with the rest."""
-        # Taken in one by one, as they come: where a sum is all that is needed, none is kept.
-        usable = valid_replies(replies, self.round, self._clients.partitions, self._read)
+        """Drop invalid replies, and apply the server step to the others."""
+        # Replies are consumed as they arrive. If only a sum is needed, no reply is stored.
+        valid = valid_replies(replies, self.round, self._clients.partitions, self._read)
         level, uplink = self.client_level, self._uplink(self.first_round + server_round)
-        clipped = level.clipped_total(self.adapter, usable, uplink) if level else []
-        good = aggregate_replies(usable, self.adapter, self.method, self.config.aggregation)
-        self.round.measured = mean_personal_metrics(self.round.reports)
+        clipped = level.sum_clipped_updates(self.adapter, valid, uplink) if level else []
+        good = aggregate_replies(valid, self.adapter, self.method, self.config.aggregation)
+        self.round.personal_metrics = mean_personal_metrics(self.round.reports)
         self._num_examples = {r.partition_id: r.num_examples for r in self.round.reports} | self._num_examples
         self.round.seconds_train = time.perf_counter() - self._started
         started = time.perf_counter()
@@ -147,14 +147,14 @@ class FederatedLoRA(Strategy):
                 self.round.epsilon = level.charge(self.round.server_round)
             except BudgetExceededError as error:
                 return self._skip(str(error))
-            # However few replied, even none: whether a step is taken must not hang on who took part.
+            # The step is taken for any number of replies, even 0, so that it does not reveal who took part.
             good = [self._client_level_reply(level, clipped)]
         elif self.secure:
             good = [self._secure_mean(self.secure)]
-        elif len(self.round.reports) < self._fewest:
-            self._check_runaways()
+        elif len(self.round.reports) < self._min_replies:
+            self._check_divergence()
             return self._skip(
-                f"{len(self.round.reports)} usable replies of {self.round.sampled}, and {self._fewest} are needed "
+                f"{len(self.round.reports)} valid replies of {self.round.sampled}, at least {self._min_replies} needed "
                 "(federation.min_replies, federation.min_completion)"
             )
         before = self.adapter
@@ -164,24 +164,24 @@ class FederatedLoRA(Strategy):
         self.round.signal_to_noise = signal_to_noise(before, average(before, good), mean_noise_std(good))
         return payload.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
 
-    def _check_runaways(self) -> None:
-        """End a run whose every update runs away: its next rounds would spend privacy for nothing."""
-        if 0 < self.round.sampled <= self.round.runaways:
+    def _check_divergence(self) -> None:
+        """Raise `RunError` if all updates of the round diverged, since more rounds would waste privacy."""
+        if 0 < self.round.sampled <= self.round.diverged:
             raise RunError(
-                f"all {self.round.sampled} updates of round {self.round.server_round} are not finite, or longer than "
-                "the settings allow: training has diverged, and more rounds would spend privacy for nothing. Lower "
+                f"all {self.round.sampled} updates of round {self.round.server_round} are non-finite or too large for "
+                "the settings: training has diverged, and more rounds would waste privacy; decrease "
                 f"train.learning_rate ({self.config.train.learning_rate:g})."
             )
 
     @property
-    def _fewest(self) -> int:
+    def _min_replies(self) -> int:
         federation = self.config.federation
         return max(federation.min_replies, math.ceil(federation.min_completion * self.round.sampled))
 
     def _step(self, good: Replies) -> None:
         before = self.adapter
-        moved, moments = apply_server_optimizer(before, good, self._moments, self.config.train)
-        step = self.method.server_step(before, moved, self.round.server_round, self._method_state)
+        updated, moments = apply_server_optimizer(before, good, self._moments, self.config.train)
+        step = self.method.server_step(before, updated, self.round.server_round, self._method_state)
         self._moments = transform_optimizer_state(moments, step, before)
         self._method_state = step.state
         self.downlink.advance(step, self.round.server_round)
@@ -202,7 +202,7 @@ class FederatedLoRA(Strategy):
         return rank if rank < self.config.model.rank else None
 
     def _secure_mean(self, secure: SecureGrid) -> Reply:
-        assert secure.outcome is not None  # noqa: S101 - asked for just before
+        assert secure.outcome is not None  # noqa: S101 - checked by the caller
         uplink = self._uplink(self.round.server_round)
         parts = payload.split_vector(secure.outcome.mean, uplink, self.adapter, self.adapter.device)
         return Reply(0, max(1, round(secure.outcome.weight)), parts)
@@ -211,7 +211,7 @@ class FederatedLoRA(Strategy):
         uplink = self._uplink(self.round.server_round)
         if self.secure and self.secure.outcome:
             mean, count = self._secure_mean(self.secure), self.secure.outcome.contributors
-            return client_level.aggregate_sum(self.adapter, mean, count, uplink)
+            return client_level.aggregate_secure_mean(self.adapter, mean, count, uplink)
         return client_level.aggregate(self.adapter, clipped, uplink)
 
     def _skip(self, reason: str) -> tuple[None, None]:
@@ -226,24 +226,24 @@ class FederatedLoRA(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Send nothing: the server evaluates on held-out data; what clients measure rides in their train replies."""
+        """Send nothing: the server evaluates on held-out data, and clients report metrics in their train replies."""
         return []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
-        """There is nothing."""
+        """Do nothing: there are no evaluate messages."""
 
     def _sample(self, server_round: int) -> list[int]:
         ordered = self._clients.nodes
         if self.client_level:
-            drawn = set(self.client_level.sample())
+            drawn = set(self.client_level.sample_clients())
             return [node for node in ordered if self._clients.partitions[node] in drawn]
-        wanted = self.config.federation.clients_per_round or len(ordered)
-        if wanted >= len(ordered):
+        sample_size = self.config.federation.clients_per_round or len(ordered)
+        if sample_size >= len(ordered):
             return ordered
-        # A fresh stream a round: a resumed run samples as an uninterrupted one would have.
-        chosen = random.Random(f"{self.config.seed}/{server_round}").sample(range(len(ordered)), wanted)
+        # One random stream per round, so that a resumed run samples the same clients.
+        chosen = random.Random(f"{self.config.seed}/{server_round}").sample(range(len(ordered)), sample_size)
         return [ordered[i] for i in sorted(chosen)]
 
 
-def _part_of(state: State, prefix: str) -> State:
-    return {key.removeprefix(prefix): named for key, named in state.items() if key.startswith(prefix)}
+def _with_prefix(state: State, prefix: str) -> State:
+    return {key.removeprefix(prefix): tensors for key, tensors in state.items() if key.startswith(prefix)}

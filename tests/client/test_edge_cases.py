@@ -97,7 +97,7 @@ def test_diverging_model_ends_the_run_before_it_spends_more(tmp_path: Path, caps
 
     output = capsys.readouterr().err
     assert status == 1
-    assert "all 2 updates of round 1 are not finite, or longer than the settings allow" in output
+    assert "all 2 updates of round 1 are non-finite or too large for the settings" in output
     assert "train.learning_rate (1e+38)" in output
     with Ledger.open(
         tmp_path / "clients" / "0" / "ledger.sqlite", load_client_data(compose(overrides), 0).fingerprint

@@ -55,4 +55,4 @@ def test_a_superlink_and_a_node_killed_in_mid_round_cost_no_more_than_their_roun
     # One line each of what happened.
     assert "Connection successful after" in nodes.log("node-0")
     assert "Connection successful after" in nodes.log(SUPEREXEC)
-    assert "no answer within" in rows[3]["clients_refused"]["1"]
+    assert "no reply within" in rows[3]["clients_refused"]["1"]

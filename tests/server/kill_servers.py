@@ -1,7 +1,7 @@
-"""Ends the whole of `fedsvd train` at chosen moments, resumes it, and prints as JSON what each run folder then holds.
+"""Interrupt `fedsvd train` at chosen points, resume it, and print the contents of each run directory as JSON.
 
-A run is a forked process in which one function kills the process, or takes the disk away, when it is called. Nothing of
-fedsvd knows of it. usage: kill_servers.py FOLDER
+Each run is a forked process in which one function is patched to kill the process or to simulate a full disk. The code
+of fedsvd is unchanged. usage: kill_servers.py FOLDER
 """
 
 import json
@@ -25,11 +25,11 @@ from fedsvd.runs.folder import RunFolder, read_rows
 from fedsvd.runtime.data import load_client_data, load_test_batches
 from fedsvd.runtime.model import initial_adapter
 
-# The third of five rounds is the one that breaks.
-BROKEN, ROUNDS = 3, 5
+# The third of five rounds is interrupted.
+INTERRUPTED, ROUNDS = 3, 5
 COMMON = ["experiment=smoke", f"train.num_rounds={ROUNDS}", "train.momentum=0.5", "train.server_optimizer=momentum"]
-OPEN = [*COMMON, "privacy=none", "train.head=private"]
-# Noise that is given, so that nobody need look for it, and a budget for as many rounds as it takes.
+NON_PRIVATE = [*COMMON, "privacy=none", "train.head=private"]
+# A fixed noise multiplier, which needs no calibration, and a budget for any number of repeated rounds.
 PRIVATE = [*COMMON, "privacy.accountant=rdp", "privacy.noise_multiplier=2", "privacy.target_epsilon=100"]
 
 
@@ -38,69 +38,67 @@ def die() -> None:
 
 
 def full_disk() -> None:
-    """Let every write beyond some bytes fail, as it does on a full disk."""
+    """Make each write beyond the first bytes of a file fail, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-def at_call(
-    owner: Any, name: str, happen: Callable[[], None], when: Callable[..., bool], *, after: bool = False
-) -> None:
-    """Replace a function by one that does the same, and lets something happen before or after it."""
+def patch(owner: Any, name: str, action: Callable[[], None], when: Callable[..., bool], *, after: bool = False) -> None:
+    """Replace a function by one that also runs ``action`` before or after it, for the calls that ``when`` selects."""
     original = getattr(owner, name)
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
-        chosen = when(*arguments, **options)
-        if chosen and not after:
-            happen()
+        selected = when(*arguments, **options)
+        if selected and not after:
+            action()
         result = original(*arguments, **options)
-        if chosen and after:
-            happen()
+        if selected and after:
+            action()
         return result
 
     setattr(owner, name, wrapped)
 
 
-def saves(folder: Path, checkpoint: Any) -> bool:
-    return bool(checkpoint.server_round == BROKEN)
+def saves_interrupted_round(folder: Path, checkpoint: Any) -> bool:
+    return bool(checkpoint.server_round == INTERRUPTED)
 
 
-def renames(source: Path, target: Path) -> bool:
-    return Path(target).name == f"round-{BROKEN:06d}"
+def renames_interrupted_round(source: Path, target: Path) -> bool:
+    return Path(target).name == f"round-{INTERRUPTED:06d}"
 
 
-def writes_rows(path: Path, rows: Any) -> bool:
-    return bool(rows[-1]["server_round"] == BROKEN)
+def writes_interrupted_row(path: Path, rows: Any) -> bool:
+    return bool(rows[-1]["server_round"] == INTERRUPTED)
 
 
-def steps(method: Any, adapter: Any, replies: Any, server_round: int, state: Any) -> bool:
-    return server_round == BROKEN
+def steps_interrupted_round(method: Any, adapter: Any, replies: Any, server_round: int, state: Any) -> bool:
+    return server_round == INTERRUPTED
 
 
-def last_rename(source: Path, target: Path) -> bool:
+def renames_last_round(source: Path, target: Path) -> bool:
     return Path(target).name == f"round-{ROUNDS:06d}"
 
 
-# What breaks, and how.
+# Points of interruption.
 POINTS: dict[str, Callable[[], None]] = {
-    "in mid-aggregation": lambda: at_call(FedSVD, "server_step", die, steps),
-    "after the step": lambda: at_call(FedSVD, "server_step", die, steps, after=True),
-    "between a checkpoint's files": lambda: at_call(
-        server.checkpoint, "write_json", die, lambda path, state: state["server_round"] == BROKEN
+    "during aggregation": lambda: patch(FedSVD, "server_step", die, steps_interrupted_round),
+    "after the step": lambda: patch(FedSVD, "server_step", die, steps_interrupted_round, after=True),
+    "between a checkpoint's files": lambda: patch(
+        server.checkpoint, "write_json", die, lambda path, state: state["server_round"] == INTERRUPTED
     ),
-    "right before the rename": lambda: at_call(Path, "rename", die, renames),
-    "right after the rename": lambda: at_call(Path, "rename", die, renames, after=True),
-    "before the rows": lambda: at_call(server.evaluation, "write_rows", die, writes_rows),
-    "after the last checkpoint": lambda: at_call(Path, "rename", die, last_rename, after=True),
-    "while an old checkpoint is deleted": lambda: at_call(
+    "right before the rename": lambda: patch(Path, "rename", die, renames_interrupted_round),
+    "right after the rename": lambda: patch(Path, "rename", die, renames_interrupted_round, after=True),
+    "before the rows": lambda: patch(server.evaluation, "write_rows", die, writes_interrupted_row),
+    "after the last checkpoint": lambda: patch(Path, "rename", die, renames_last_round, after=True),
+    "while an old checkpoint is deleted": lambda: patch(
         server.checkpoint.shutil, "rmtree", die, lambda path, **options: Path(path).name.endswith("round-000000")
     ),
-    "disk full": lambda: at_call(server.evaluation, "save_checkpoint", full_disk, saves),
+    "disk full": lambda: patch(server.evaluation, "save_checkpoint", full_disk, saves_interrupted_round),
 }  # fmt: skip
 
 
-def run(folder: Path, words: list[str], prepare: Callable[[], None] = lambda: None) -> int:
-    """Run `fedsvd train` in a fork; return its exit status, or less than 0 where a signal ended it."""
+def run(folder: Path, overrides: list[str], prepare: Callable[[], None] = lambda: None) -> int:
+    """Run `fedsvd train` in a fork; return its exit status, negative if a signal ended it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     process = os.fork()
     if not process:
@@ -109,60 +107,60 @@ def run(folder: Path, words: list[str], prepare: Callable[[], None] = lambda: No
             log = folder.with_suffix(".log").open("a")
             with log, redirect_stdout(log), redirect_stderr(log):
                 prepare()
-                status = fedsvd(["train", *words])
+                status = fedsvd(["train", *overrides])
                 log.flush()
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def held(folder: Path, words: list[str]) -> dict[str, Any]:
-    """What a finished run left behind."""
-    found = RunFolder(folder)
-    rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in read_rows(found.metrics)]
+def run_contents(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Return the contents of a finished run directory."""
+    paths = RunFolder(folder)
+    rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in read_rows(paths.metrics)]
     ledgers = {}
-    if "privacy=none" not in words:
+    if "privacy=none" not in overrides:
         for number in (0, 1):
-            with Ledger.open(found.ledger(number), load_client_data(compose(words), number).fingerprint) as ledger:
+            with Ledger.open(paths.ledger(number), load_client_data(compose(overrides), number).fingerprint) as ledger:
                 entries = ledger.entries()
             ledgers[number] = {
                 "rounds": [e.server_round for e in entries],
                 "steps": sum(e.spend.steps for e in entries),
             }
-        told = json.loads(found.privacy.read_text())["clients"]
+        reported = json.loads(paths.privacy.read_text())["clients"]
         for number, ledger in ledgers.items():
-            ledger["told"] = told[str(number)]["steps"]
+            ledger["reported"] = reported[str(number)]["steps"]
     return {
-        "adapter": (found.adapter / "adapter_model.safetensors").read_bytes().hex(),
+        "adapter": (paths.adapter / "adapter_model.safetensors").read_bytes().hex(),
         "rows": rows,
         "ledgers": ledgers,
-        "checkpoints": sorted(path.name for path in found.checkpoints.iterdir()),
+        "checkpoints": sorted(path.name for path in paths.checkpoints.iterdir()),
     }
 
 
-def one(folder: Path, words: list[str], point: str) -> dict[str, Any]:
-    start = [*words, f"hydra.run.dir={folder}"]
+def interrupt_and_resume(folder: Path, overrides: list[str], point: str) -> dict[str, Any]:
+    start = [*overrides, f"hydra.run.dir={folder}"]
     status = run(folder, start, POINTS[point])
-    left = sorted(path.name for path in RunFolder(folder).checkpoints.iterdir())
+    remaining = sorted(path.name for path in RunFolder(folder).checkpoints.iterdir())
     log = folder.with_suffix(".log").read_text()
     resumed = run(folder, [f"resume={folder}"])
-    return {"status": status, "left": left, "log": log, "resumed": resumed, **held(folder, words),
+    return {"status": status, "remaining": remaining, "log": log, "resumed": resumed, **run_contents(folder, overrides),
             "later": folder.with_suffix(".log").read_text()[len(log):]}  # fmt: skip
 
 
 def main(folder: Path) -> None:
-    config = compose(OPEN)
-    # Loaded once, before the forks.
+    config = compose(NON_PRIVATE)
+    # Fill the caches before forking.
     load_client_data(config, 0), load_client_data(config, 1)
     load_test_batches(config)
     initial_adapter(config, build_method(config.method))
     results: dict[str, Any] = {}
-    status = run(folder / "whole", [*OPEN, f"hydra.run.dir={folder / 'whole'}"])
-    results["whole"] = {"status": status, **held(folder / "whole", OPEN)}
+    status = run(folder / "uninterrupted", [*NON_PRIVATE, f"hydra.run.dir={folder / 'uninterrupted'}"])
+    results["uninterrupted"] = {"status": status, **run_contents(folder / "uninterrupted", NON_PRIVATE)}
     for number, point in enumerate(POINTS):
-        results[point] = one(folder / f"open-{number}", OPEN, point)
-    for number, point in enumerate(("in mid-aggregation", "right before the rename", "right after the rename")):
-        results[f"{point}, private"] = one(folder / f"private-{number}", PRIVATE, point)
+        results[point] = interrupt_and_resume(folder / f"non-private-{number}", NON_PRIVATE, point)
+    for number, point in enumerate(("during aggregation", "right before the rename", "right after the rename")):
+        results[f"{point}, private"] = interrupt_and_resume(folder / f"private-{number}", PRIVATE, point)
     print(json.dumps(results))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there."""
+"""Checkpoints are written atomically, pruned, and validated when loaded."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def make_adapter(seed: int = 0) -> Adapter:
     )
 
 
-def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+def test_checkpoint_round_trip_is_exact(tmp_path: Path) -> None:
     saved = Checkpoint(3, make_adapter(1), [{"server_round": 3, "accuracy": 0.1 + 0.2}], {"0": {"epsilon": 1.5}})
 
     save_checkpoint(tmp_path, saved)
@@ -36,7 +36,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
             assert torch.equal(loaded.adapter.part(part)[name], tensor)
 
 
-def test_the_newest_few_are_kept_and_the_newest_is_loaded(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_retained_and_the_newest_is_loaded(tmp_path: Path) -> None:
     for server_round in range(1, MAX_CHECKPOINTS + 3):
         save_checkpoint(tmp_path, Checkpoint(server_round, make_adapter(server_round), [], {}))
 
@@ -44,7 +44,7 @@ def test_the_newest_few_are_kept_and_the_newest_is_loaded(tmp_path: Path) -> Non
     assert load_latest(tmp_path, make_adapter()).server_round == MAX_CHECKPOINTS + 2
 
 
-def test_a_write_that_breaks_off_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_does_not_affect_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path, Checkpoint(1, make_adapter(), [], {}))
 
     def full_disk(*arguments: object) -> None:
@@ -57,7 +57,7 @@ def test_a_write_that_breaks_off_leaves_the_earlier_checkpoint(tmp_path: Path, m
     assert load_latest(tmp_path, make_adapter()).server_round == 1
 
 
-def test_older_checkpoints_make_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_checkpoints_are_deleted_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for server_round in (1, 2, 3):
         save_checkpoint(tmp_path, Checkpoint(server_round, make_adapter(), [], {}))
     write = checkpoint.write_json
@@ -73,9 +73,9 @@ def test_older_checkpoints_make_room_on_a_full_disk(tmp_path: Path, monkeypatch:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round-000003", "round-000004"]
 
 
-def test_what_an_earlier_process_left_half_written_is_cleared(tmp_path: Path) -> None:
+def test_incomplete_checkpoints_of_an_earlier_process_are_deleted(tmp_path: Path) -> None:
     (tmp_path / ".tmp").mkdir()
-    (tmp_path / ".tmp" / "adapter.safetensors").write_bytes(b"half")
+    (tmp_path / ".tmp" / "adapter.safetensors").write_bytes(b"incomplete")
     (tmp_path / ".tmp-round-000001").mkdir()
 
     save_checkpoint(tmp_path, Checkpoint(2, make_adapter(), [], {}))
@@ -83,12 +83,12 @@ def test_what_an_earlier_process_left_half_written_is_cleared(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["round-000002"]
 
 
-def test_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds no checkpoint"):
+def test_missing_checkpoint_raises(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="contains no checkpoint"):
         load_latest(tmp_path, make_adapter())
 
 
-def test_a_checkpoint_of_another_rank_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_of_another_rank_raises(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, Checkpoint(1, make_adapter(), [], {}))
     other = make_adapter().with_parts({"B": {"x": torch.zeros(4, 3)}})
 
@@ -96,15 +96,15 @@ def test_a_checkpoint_of_another_rank_is_refused(tmp_path: Path) -> None:
         load_latest(tmp_path, other)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def test_damaged_checkpoint_raises(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, Checkpoint(1, make_adapter(), [], {}))
-    (tmp_path / "round-000001" / "adapter.safetensors").write_bytes(b"torn")
+    (tmp_path / "round-000001" / "adapter.safetensors").write_bytes(b"truncated")
 
     with pytest.raises(RunError, match="round-000001 cannot be read"):
         load_latest(tmp_path, make_adapter())
 
 
-def test_the_state_is_plain_json(tmp_path: Path) -> None:
+def test_state_is_plain_json(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, Checkpoint(1, make_adapter(), [{"accuracy": None}], {}))
 
     assert json.loads((tmp_path / "round-000001" / "state.json").read_text())["history"] == [{"accuracy": None}]

@@ -1,4 +1,4 @@
-"""Client-level rounds of the real strategy on the real in-process grid, with clients whose arrays are known."""
+"""Client-level privacy rounds of the real strategy on the in-process grid, with clients that send known arrays."""
 
 from pathlib import Path
 
@@ -26,12 +26,12 @@ CLIENTS, ROWS = 4, 50
 
 
 def make_config(*overrides: str) -> Config:
-    words = ["experiment=smoke", "method=ffa_lora", "privacy=client_level", f"federation.num_clients={CLIENTS}"]
-    return compose([*words, *overrides])
+    base = ["experiment=smoke", "method=ffa_lora", "privacy=client_level", f"federation.num_clients={CLIENTS}"]
+    return compose([*base, *overrides])
 
 
-def app(value: float) -> ClientApp:
-    """Clients that send B full of one value, far longer than any bound allows."""
+def constant_app(value: float) -> ClientApp:
+    """Return an app whose clients send B with all entries equal to ``value``."""
 
     def train(partition_id: int, task: TrainTask, received: ArrayRecord) -> RecordDict:
         report = ClientReport(partition_id, 1000, 0.1, server_round=task.server_round)
@@ -40,64 +40,64 @@ def app(value: float) -> ClientApp:
     return answering_app(train)
 
 
-def strategy(config: Config, folder: Path, seed: int | None = None) -> FederatedLoRA:
+def make_strategy(config: Config, folder: Path, seed: int | None = None) -> FederatedLoRA:
     adapter = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(ROWS, 2)}, head={}, scale={"s": 1.0})
     randomness = None if seed is None else TorchRandomness(seed)
     server = ClientLevelServer(config, folder / "ledger.sqlite", randomness)
     return FederatedLoRA(build_method(config.method), config, adapter, client_level=server)
 
 
-def play(found: FederatedLoRA, server_round: int, value: float = 100.0) -> FederatedLoRA:
-    grid = InProcessGrid(app(value), CLIENTS, {})
-    messages = list(found.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid))
-    found.aggregate_train(server_round, grid.send_and_receive(messages, timeout=5) if messages else [])
-    return found
+def run_round(strategy: FederatedLoRA, server_round: int, value: float = 100.0) -> FederatedLoRA:
+    grid = InProcessGrid(constant_app(value), CLIENTS, {})
+    messages = list(strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid))
+    strategy.aggregate_train(server_round, grid.send_and_receive(messages, timeout=5) if messages else [])
+    return strategy
 
 
-def test_a_client_that_does_not_clip_is_clipped_and_examples_weigh_nothing(tmp_path: Path) -> None:
-    # A budget so large that next to no noise is needed.
+def test_server_clips_updates_and_ignores_example_counts(tmp_path: Path) -> None:
+    # A budget so large that almost no noise is needed.
     config = make_config("privacy.target_epsilon=5000", "privacy.max_update_norm=2", "privacy.accountant=rdp")
-    found = play(strategy(config, tmp_path, seed=0), 1)
+    strategy = run_round(make_strategy(config, tmp_path, seed=0), 1)
 
-    # Four updates of norm 2 each over four clients, spread evenly over 100 entries.
+    # Four updates of norm 2 each, averaged over four clients, with equal values in 100 entries.
     noise = 2 * run_spend(config.privacy, config.train, config.federation).noise_multiplier / CLIENTS
-    assert found.adapter.B["s"].mean().item() == pytest.approx(0.2, abs=4 * noise / 10)
-    assert found.round.sampled == CLIENTS
+    assert strategy.adapter.B["s"].mean().item() == pytest.approx(0.2, abs=4 * noise / 10)
+    assert strategy.round.sampled == CLIENTS
 
 
-def test_each_round_is_on_disk_and_its_noise_is_that_of_the_account(tmp_path: Path) -> None:
+def test_each_round_is_charged_and_its_noise_matches_the_charge(tmp_path: Path) -> None:
     config = make_config("privacy.max_update_norm=1", "train.num_rounds=2")
     spend = run_spend(config.privacy, config.train, config.federation)
-    found = play(strategy(config, tmp_path), 1, value=0.0)
+    strategy = run_round(make_strategy(config, tmp_path), 1, value=0.0)
 
-    assert found.adapter.B["s"].std().item() == pytest.approx(spend.noise_multiplier / CLIENTS, rel=0.35)
-    assert found.round.epsilon == epsilon([Spend(spend.noise_multiplier, 1.0, 1)], 1e-5)
-    play(found, 2)
-    assert found.round.epsilon == epsilon([spend], 1e-5)
-    # A third round, as a crash and a resumed run could ask for, is beyond what was promised.
-    before = found.adapter
-    assert play(strategy(config, tmp_path), 2).round.skipped
-    assert play(found, 2).adapter is before
+    assert strategy.adapter.B["s"].std().item() == pytest.approx(spend.noise_multiplier / CLIENTS, rel=0.35)
+    assert strategy.round.epsilon == epsilon([Spend(spend.noise_multiplier, 1.0, 1)], 1e-5)
+    run_round(strategy, 2)
+    assert strategy.round.epsilon == epsilon([spend], 1e-5)
+    # A third round, e.g. repeated after a crash, would exceed the budget.
+    before = strategy.adapter
+    assert run_round(make_strategy(config, tmp_path), 2).round.skipped
+    assert run_round(strategy, 2).adapter is before
 
 
-def test_a_round_in_which_nobody_was_drawn_takes_a_noisy_step(tmp_path: Path) -> None:
+def test_round_without_sampled_clients_takes_a_noisy_step(tmp_path: Path) -> None:
     config = make_config("federation.clients_per_round=1", "train.num_rounds=60", "privacy.target_epsilon=50")
-    found = strategy(config, tmp_path, seed=3)
+    strategy = make_strategy(config, tmp_path, seed=3)
     sampled = []
     for server_round in range(1, 41):
-        before = found.adapter.B["s"].clone()
-        play(found, server_round)
-        sampled.append(found.round.sampled)
-        assert not torch.equal(found.adapter.B["s"], before)
-        assert not found.round.skipped
+        before = strategy.adapter.B["s"].clone()
+        run_round(strategy, server_round)
+        sampled.append(strategy.round.sampled)
+        assert not torch.equal(strategy.adapter.B["s"], before)
+        assert not strategy.round.skipped
 
     assert 0 in sampled
     assert max(sampled) > 1
-    # 40 rounds of 4 coins with chance 1/4: 40 heads expected, a standard deviation of 5.5.
+    # 40 rounds of 4 clients sampled with probability 1/4: 40 expected, with a standard deviation of 5.5.
     assert 40 - 22 < sum(sampled) < 40 + 22
 
 
-def test_the_seed_has_no_part_in_who_is_drawn(tmp_path: Path) -> None:
+def test_client_sampling_does_not_depend_on_the_seed(tmp_path: Path) -> None:
     config = make_config("federation.num_clients=64", "federation.clients_per_round=32", "data.max_train_examples=null")
-    draws = [ClientLevelServer(config, tmp_path / "ledger").sample() for _ in range(2)]
+    draws = [ClientLevelServer(config, tmp_path / "ledger").sample_clients() for _ in range(2)]
     assert draws[0] != draws[1]

@@ -1,4 +1,4 @@
-"""Diagnostics of factors whose singular values and angles are known."""
+"""Diagnostics of factors with known singular values and angles."""
 
 import math
 from pathlib import Path
@@ -19,11 +19,11 @@ def adapter(B: list[list[float]], A: list[list[float]]) -> Adapter:
     return Adapter(A={"s": torch.tensor(A)}, B={"s": torch.tensor(B)}, head={}, scale={"s": 1.0})
 
 
-def test_a_site_by_hand() -> None:
+def test_site_diagnostics_by_hand() -> None:
     before = adapter([[0.0, 0.0]] * 3, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    # e₁ stays in the span, e₂ turns by 60° out of it; singular values 3 and 3.
-    turned = [[1.0, 0.0, 0.0], [0.0, 0.5, math.sqrt(3) / 2]]
-    after = adapter([[3.0, 0.0], [0.0, 3.0], [0.0, 0.0]], turned)
+    # e₁ stays in the row space, e₂ is rotated by 60° out of it; both singular values are 3.
+    rotated = [[1.0, 0.0, 0.0], [0.0, 0.5, math.sqrt(3) / 2]]
+    after = adapter([[3.0, 0.0], [0.0, 3.0], [0.0, 0.0]], rotated)
 
     site = site_diagnostics(before, after)["s"]
 
@@ -33,36 +33,36 @@ def test_a_site_by_hand() -> None:
     assert site["principal_angle"] == pytest.approx(60.0, abs=1e-3)
 
 
-def test_a_product_of_zero_has_no_rank() -> None:
-    nothing = adapter([[0.0, 0.0]] * 3, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    site = site_diagnostics(nothing, nothing)["s"]
+def test_zero_product_has_rank_zero() -> None:
+    zero = adapter([[0.0, 0.0]] * 3, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    site = site_diagnostics(zero, zero)["s"]
     assert (site["effective_rank"], site["nuclear_norm"], site["principal_angle"]) == (0.0, 0.0, 0.0)
 
 
-def test_signal_to_noise_of_an_update_of_known_size() -> None:
+def test_signal_to_noise_of_a_known_update() -> None:
     generator = torch.Generator().manual_seed(0)
     before = Adapter(
         A={"s": torch.eye(8, 300)}, B={"s": torch.zeros(300, 8)}, head={"b": torch.zeros(2)}, scale={"s": 1.0}
     )
     noise = 0.5 * torch.randn(300, 8, generator=generator)
     signal = torch.zeros(300, 8)
-    signal[0] = 0.5 * 2 * math.sqrt(300)  # twice the noise's length in all
-    moved = before.with_parts({"B": {"s": noise + signal}})
-    alone = before.with_parts({"B": {"s": noise}})
+    signal[0] = 0.5 * 2 * math.sqrt(300)  # twice the expected norm of the noise
+    with_signal = before.with_parts({"B": {"s": noise + signal}})
+    noise_only = before.with_parts({"B": {"s": noise}})
 
-    assert signal_to_noise(before, moved, 0.5) == pytest.approx(2.0, rel=0.05)
-    assert signal_to_noise(before, alone, 0.5) == pytest.approx(0.0, abs=0.25)
-    assert signal_to_noise(before, moved, 0.0) is None
+    assert signal_to_noise(before, with_signal, 0.5) == pytest.approx(2.0, rel=0.05)
+    assert signal_to_noise(before, noise_only, 0.5) == pytest.approx(0.0, abs=0.25)
+    assert signal_to_noise(before, with_signal, 0.0) is None
 
 
-def test_clipping_is_the_mean_of_those_who_tell() -> None:
+def test_clipping_statistics_are_averaged_over_reporting_clients() -> None:
     reports = [ClientReport(0, 1, 0.0, clipped_share=0.2, mean_grad_norm=1.0), ClientReport(1, 1, 0.0)]
     assert mean_clipping_statistics(reports) == {"clipped_share": 0.2, "mean_grad_norm": 1.0}
     assert mean_clipping_statistics([]) == {"clipped_share": None, "mean_grad_norm": None}
 
 
 @pytest.mark.parametrize("privacy", ["dp_sgd", "none"])
-def test_a_run_leaves_them_in_rows_and_in_a_plot(privacy: str, tmp_path: Path) -> None:
+def test_run_writes_diagnostics_to_rows_and_a_plot(privacy: str, tmp_path: Path) -> None:
     assert main(["train", "experiment=smoke", f"privacy={privacy}", f"hydra.run.dir={tmp_path}"]) == 0
 
     start, *rows = read_rows(tmp_path / "metrics.jsonl")
@@ -76,6 +76,6 @@ def test_a_run_leaves_them_in_rows_and_in_a_plot(privacy: str, tmp_path: Path) -
         assert len(image.convert("L").getcolors()) > 20
 
 
-def test_a_run_without_a_server_step_has_no_plot(tmp_path: Path) -> None:
+def test_run_without_a_server_step_has_no_plot(tmp_path: Path) -> None:
     plot_diagnostics([{"sites": {}, "server_round": 0}], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()

@@ -1,4 +1,4 @@
-"""A thousand replies that no honest client sends: each is dropped with a reason, and model and server are unharmed."""
+"""A thousand fuzzed replies: each is dropped with a reason, and model and server are unaffected."""
 
 import copy
 import random
@@ -27,86 +27,86 @@ BAD_CLIENTS = 10
 
 
 def make_config(*overrides: str) -> Config:
-    words = [
+    base = [
         "experiment=smoke",
         "method=ffa_lora",
         "train.head=frozen",
         "privacy=none",
         f"train.num_rounds={ROUNDS + 1}",
     ]
-    return compose([*words, f"federation.num_clients={CLIENTS}", *overrides])
+    return compose([*base, f"federation.num_clients={CLIENTS}", *overrides])
 
 
-def honest(partition_id: int, task: TrainTask, received: ArrayRecord) -> RecordDict:
+def honest_reply(partition_id: int, task: TrainTask, received: ArrayRecord) -> RecordDict:
     values = np.full(SIZE, 0.01 * partition_id, dtype=np.float32)
     report = ClientReport(partition_id, 10 + partition_id, 0.1, server_round=task.server_round)
     return train_messages.train_reply(report, ArrayRecord({"B": Array(values)}))
 
 
 class FuzzedGrid(InProcessGrid):
-    """Clients below BAD_CLIENTS answer with something else each time; also old replies, and those of others."""
+    """Grid in which clients below BAD_CLIENTS send a random invalid reply in each round but the first."""
 
     def __init__(self) -> None:
-        super().__init__(answering_app(honest), CLIENTS, {})
-        self.chance = random.Random(20)
+        super().__init__(answering_app(honest_reply), CLIENTS, {})
+        self.rng = random.Random(20)
         self.kinds: list[str] = []
-        self.old: list[Message] = []
+        self.earlier: list[Message] = []
         self.sent = 0
 
     def pull_messages(self, message_ids: object) -> list[Message]:  # type: ignore[override]
         replies: list[Message] = []
         for reply in super().pull_messages(message_ids):  # type: ignore[arg-type]
             bad = reply.metadata.src_node_id - 2 < BAD_CLIENTS and reply.metadata.group_id not in ("0", "1")
-            replies += self.fuzzed(reply) if bad else [reply]
+            replies += self.fuzz(reply) if bad else [reply]
         return replies
 
-    def fuzzed(self, reply: Message) -> list[Message]:
+    def fuzz(self, reply: Message) -> list[Message]:
         self.sent += 1
-        kind = self.chance.choice([*FUZZES, "replayed", "from another node", "of another round", "an error", "twice"])
+        kind = self.rng.choice([*FUZZES, "replayed", "from another node", "of another round", "an error", "twice"])
         self.kinds.append(kind)
-        self.old.append(copy.deepcopy(reply))
+        self.earlier.append(copy.deepcopy(reply))
         if kind == "replayed":
-            # The very bytes of an earlier round, as an answer to this one's request; beside it the old message itself.
-            old = self.chance.choice(self.old)
-            if old.content.metric_records[train_messages.METRICS]["server-round"] == int(reply.metadata.group_id):
+            # Send the content of an earlier round in reply to this request, in addition to the earlier message itself.
+            earlier = self.rng.choice(self.earlier)
+            if earlier.content.metric_records[train_messages.METRICS]["server-round"] == int(reply.metadata.group_id):
                 return [self.with_content(reply, RecordDict())]
-            return [copy.deepcopy(old), self.with_content(reply, old.content)]
+            return [copy.deepcopy(earlier), self.with_content(reply, earlier.content)]
         if kind == "from another node":
-            reply.metadata.__dict__["_src_node_id"] = self.chance.choice([0, 1, 2 + CLIENTS, 2**63, CLIENTS + 1])
+            reply.metadata.__dict__["_src_node_id"] = self.rng.choice([0, 1, 2 + CLIENTS, 2**63, CLIENTS + 1])
             return [reply]
         if kind == "of another round":
-            reply.metadata.__dict__["_group_id"] = self.chance.choice(["", "0", "999", "x"])
+            reply.metadata.__dict__["_group_id"] = self.rng.choice(["", "0", "999", "x"])
             return [reply]
         if kind == "an error":
-            error = Error(self.chance.choice([1, 2, 6, 7, 99]), "\x1b[31m" * 10**4)
-            return [Message(error, reply_to=self.asked(reply))]
+            error = Error(self.rng.choice([1, 2, 6, 7, 99]), "\x1b[31m" * 10**4)
+            return [Message(error, reply_to=self.request_of(reply))]
         if kind == "twice":
             return [self.with_content(reply, RecordDict()), copy.deepcopy(reply)]
-        return [self.with_content(reply, FUZZES[kind](self.chance, copy.deepcopy(reply.content)))]
+        return [self.with_content(reply, FUZZES[kind](self.rng, copy.deepcopy(reply.content)))]
 
     def with_content(self, reply: Message, content: RecordDict) -> Message:
         reply.content = content
         return reply
 
-    def asked(self, reply: Message) -> Message:
+    def request_of(self, reply: Message) -> Message:
         request = Message(RecordDict(), reply.metadata.src_node_id, "train", group_id=reply.metadata.group_id)
         request.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
         return request
 
 
-def test_a_thousand_fuzzed_replies_leave_model_and_server_unharmed(caplog: pytest.LogCaptureFixture) -> None:
+def test_thousand_fuzzed_replies_do_not_affect_model_and_server(caplog: pytest.LogCaptureFixture) -> None:
     config = make_config("federation.retries=0")
     adapter = Adapter(A={"s": torch.eye(RANK, 3)}, B={"s": torch.zeros(ROWS, RANK)}, head={}, scale={"s": 1.0})
     strategy = FederatedLoRA(build_method(config.method), config, adapter)
-    fuzzed = FuzzedGrid()
-    grid = RetryGrid(PollingGrid(fuzzed), strategy.in_full)
-    # What the two honest clients come to alone: (20 · 0.10 + 21 · 0.11) / 41.
+    fuzzed_grid = FuzzedGrid()
+    grid = RetryGrid(PollingGrid(fuzzed_grid), strategy.full_request)
+    # The mean of the two honest clients: (20 · 0.10 + 21 · 0.11) / 41.
     expected = torch.full((ROWS, RANK), (20 * 0.10 + 21 * 0.11) / 41)
     for server_round in range(1, ROUNDS + 2):
         messages = strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
         strategy.aggregate_train(server_round, grid.send_and_receive(messages, timeout=30))
         if server_round == 1:
-            # In which all were still honest.
+            # All clients are still honest.
             assert not strategy.round.refused
             continue
 
@@ -115,19 +115,19 @@ def test_a_thousand_fuzzed_replies_leave_model_and_server_unharmed(caplog: pytes
         assert strategy.round.dropped == BAD_CLIENTS
         torch.testing.assert_close(strategy.adapter.B["s"], expected)
         assert torch.equal(strategy.adapter.A["s"], adapter.A["s"])
-    assert fuzzed.sent >= 1000
-    assert set(fuzzed.kinds) == {*FUZZES, "replayed", "from another node", "of another round", "an error", "twice"}
-    reasons = [record.getMessage() for record in caplog.records if "goes on without" in record.getMessage()]
+    assert fuzzed_grid.sent >= 1000
+    assert set(fuzzed_grid.kinds) == {*FUZZES, "replayed", "from another node", "of another round", "an error", "twice"}
+    reasons = [record.getMessage() for record in caplog.records if "dropped the reply of" in record.getMessage()]
     assert len(reasons) == ROUNDS * BAD_CLIENTS
     assert all(reason.isprintable() and len(reason) < 600 for reason in reasons)
 
 
 @pytest.mark.parametrize("privacy", ["none", "dp_sgd"])
-def test_updates_longer_than_clipping_allows_are_dropped_and_end_a_run_that_has_no_others(privacy: str) -> None:
+def test_too_large_updates_are_dropped_and_end_the_run_if_there_are_no_others(privacy: str) -> None:
     config = make_config(f"privacy={privacy}", "privacy.accountant=rdp", "privacy.noise_multiplier=1")
     start = Adapter(A={"s": torch.eye(RANK, 3)}, B={"s": torch.zeros(ROWS, RANK)}, head={}, scale={"s": 1.0})
     strategy = FederatedLoRA(build_method(config.method), config, start)
-    grid = PollingGrid(InProcessGrid(long_app(100.0, config), CLIENTS, {}))
+    grid = PollingGrid(InProcessGrid(constant_app(100.0, config), CLIENTS, {}))
     messages = strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)
     replies = grid.send_and_receive(messages, timeout=30)
 
@@ -135,13 +135,13 @@ def test_updates_longer_than_clipping_allows_are_dropped_and_end_a_run_that_has_
         strategy.aggregate_train(1, replies)
         assert not strategy.round.refused
     else:
-        with pytest.raises(RunError, match="longer than the settings allow"):
+        with pytest.raises(RunError, match="too large for the settings"):
             strategy.aggregate_train(1, replies)
         assert len(strategy.round.refused) == CLIENTS
-        assert all("its update has norm" in reason for reason in strategy.round.refused.values())
+        assert all("update norm" in reason for reason in strategy.round.refused.values())
 
 
-def long_app(value: float, config: Config) -> ClientApp:
+def constant_app(value: float, config: Config) -> ClientApp:
     def train(partition_id: int, task: TrainTask, received: ArrayRecord) -> RecordDict:
         report = ClientReport(partition_id, 160, 0.1, 1.0, 1.0, config.train.batch_size / 160, 2, server_round=1)
         values = np.full(SIZE, value, dtype=np.float32)

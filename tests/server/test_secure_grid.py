@@ -1,4 +1,4 @@
-"""Secure rounds of the real strategy and the real client half, with clients that vanish between any two stages."""
+"""Secure rounds of the real strategy and client code, with clients that drop out before any stage."""
 
 from collections.abc import Callable
 
@@ -26,8 +26,8 @@ ROWS = 4
 
 
 def make_config(*overrides: str) -> Config:
-    words = ["experiment=smoke", "method=ffa_lora", "privacy=none", "federation.secure_aggregation=true"]
-    return compose([*words, "federation.num_clients=5", *overrides])
+    base = ["experiment=smoke", "method=ffa_lora", "privacy=none", "federation.secure_aggregation=true"]
+    return compose([*base, "federation.num_clients=5", *overrides])
 
 
 def value_of(partition_id: int) -> float:
@@ -35,12 +35,15 @@ def value_of(partition_id: int) -> float:
 
 
 class Clients:
-    """Client k holds k + 1 examples and sends B full of `value_of(k)`; ``lost`` tells before which stage one dies."""
+    """Clients of which client k has k + 1 examples and sends B with all entries equal to `value_of(k)`.
 
-    def __init__(self, config: Config, lost: dict[int, str]) -> None:
-        self.config, self.lost = config, lost
+    ``dropouts`` maps a client to the stage before which it drops out.
+    """
+
+    def __init__(self, config: Config, dropouts: dict[int, str]) -> None:
+        self.config, self.dropouts = config, dropouts
         self.trained: list[int] = []
-        self.seen: list[tuple[int, Message, RecordDict]] = []
+        self.answered: list[tuple[int, Message, RecordDict]] = []
         self.app = ClientApp()
         self.app.query("partition")(self.partition)
         self.app.train()(self.train)
@@ -50,25 +53,25 @@ class Clients:
 
     def train(self, message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
-        if message.content.config_records[messages.RECORD]["stage"] == self.lost.get(number):
+        if message.content.config_records[messages.RECORD]["stage"] == self.dropouts.get(number):
             raise RuntimeError("the power is gone")
 
         def local_round() -> RecordDict:
             self.trained.append(number)
             values = Array(np.full(2 * ROWS, value_of(number), dtype=np.float32))
-            answered = train_messages.read_train_request(message.content)[0].server_round
-            report = ClientReport(number, number + 1, 0.1, 1.5, 1.25, 0.5, 2, server_round=answered)
+            server_round = train_messages.read_train_request(message.content)[0].server_round
+            report = ClientReport(number, number + 1, 0.1, 1.5, 1.25, 0.5, 2, server_round=server_round)
             return train_messages.train_reply(report, ArrayRecord({"B": values}))
 
         try:
             content = answer_stage(message.content, context.state, context.node_id, self.config, local_round)
         except FedSVDError as error:
             content = train_messages.declined_reply(str(error))
-        self.seen.append((number, message, content))
+        self.answered.append((number, message, content))
         return Message(content, reply_to=message)
 
 
-def play(
+def run_round(
     clients: Clients, client_level: ClientLevelServer | None = None, between: Callable[[], None] | None = None
 ) -> tuple[FederatedLoRA, SecureGrid]:
     config = clients.config
@@ -84,36 +87,36 @@ def weighted_mean(numbers: list[int]) -> float:
     return sum((k + 1) * value_of(k) for k in numbers) / sum(k + 1 for k in numbers)
 
 
-@pytest.mark.parametrize("stage", ["nobody", "setup", "share", "collect", "unmask"])
-@pytest.mark.parametrize("lost", [[1], [0, 4]])
-def test_the_mean_is_that_of_those_who_sent_a_masked_vector(stage: str, lost: list[int]) -> None:
-    clients = Clients(make_config(), dict.fromkeys(lost, stage))
-    strategy, grid = play(clients)
+@pytest.mark.parametrize("stage", ["none", "setup", "share", "collect", "unmask"])
+@pytest.mark.parametrize("dropouts", [[1], [0, 4]])
+def test_mean_is_over_the_clients_that_sent_a_masked_vector(stage: str, dropouts: list[int]) -> None:
+    clients = Clients(make_config(), dict.fromkeys(dropouts, stage))
+    strategy, grid = run_round(clients)
 
-    # Who vanishes before unmasking has sent its masked vector, and counts.
-    there = [k for k in range(5) if k not in lost or stage in ("nobody", "unmask")]
+    # A client that drops out before unmasking has sent its masked vector, so it contributes.
+    contributors = [k for k in range(5) if k not in dropouts or stage in ("none", "unmask")]
     assert grid.outcome is not None, grid.reason
-    assert grid.outcome.contributors == len(there)
-    assert strategy.adapter.B["s"].numpy() == pytest.approx(weighted_mean(there), abs=1e-6)
-    assert sorted(clients.trained) == there
+    assert grid.outcome.contributors == len(contributors)
+    assert strategy.adapter.B["s"].numpy() == pytest.approx(weighted_mean(contributors), abs=1e-6)
+    assert sorted(clients.trained) == contributors
 
 
 @pytest.mark.parametrize("stage", ["setup", "share", "collect", "unmask"])
 def test_with_too_few_survivors_the_round_is_skipped(stage: str, caplog: pytest.LogCaptureFixture) -> None:
     config = make_config("federation.min_survivors=3")
-    strategy, grid = play(Clients(config, dict.fromkeys([0, 2, 4], stage)))
+    strategy, grid = run_round(Clients(config, dict.fromkeys([0, 2, 4], stage)))
 
     assert grid.outcome is None
     assert strategy.round.skipped
     assert torch.equal(strategy.adapter.B["s"], torch.zeros(ROWS, 2))
     assert "2 of 5 clients" in caplog.text
-    assert "are needed for a secure sum" in caplog.text
+    assert "a secure sum needs at least 3" in caplog.text
 
 
-def test_what_a_server_sees_hides_values_and_sizes() -> None:
+def test_server_sees_neither_values_nor_counts() -> None:
     clients = Clients(make_config(), {})
-    play(clients)
-    replies = [content for _, message, content in clients.seen
+    run_round(clients)
+    replies = [content for _, message, content in clients.answered
                if message.content.config_records[messages.RECORD]["stage"] == "collect"]  # fmt: skip
 
     assert len(replies) == 5
@@ -127,29 +130,29 @@ def test_what_a_server_sees_hides_values_and_sizes() -> None:
         assert 0.02 < vector.std() < 0.5
 
 
-def test_every_stage_is_answered_once_and_in_order() -> None:
+def test_each_stage_is_answered_once_and_in_order() -> None:
     clients = Clients(make_config(), {})
-    play(clients)
-    first = {m.content.config_records[messages.RECORD]["stage"]: m for number, m, _ in clients.seen if number == 0}
+    run_round(clients)
+    first = {m.content.config_records[messages.RECORD]["stage"]: m for number, m, _ in clients.answered if number == 0}
     grid = InProcessGrid(clients.app, 5, {})
     node = next(iter(first.values())).metadata.dst_node_id
 
-    def ask(stage: str) -> str | None:
+    def send_stage(stage: str) -> str | None:
         message = Message(first[stage].content, node, "train")
         [reply] = grid.send_and_receive([message])
         return train_messages.declined_reason(reply.content)
 
-    # A new client that has never been set up, then one whose session is another.
-    assert "out of order" in str(ask("collect"))
-    assert ask("setup") is None
+    # A new client without a session, then one of another session.
+    assert "out of order" in str(send_stage("collect"))
+    assert send_stage("setup") is None
     for stage in ("collect", "unmask"):
-        assert "out of order" in str(ask(stage))
-    # Shares with keys of an earlier set-up: not this client's own.
-    assert "does not hold this client's own" in str(ask("share"))
-    assert "out of order" in str(ask("share"))
+        assert "out of order" in str(send_stage(stage))
+    # The keys are of an earlier session, not this client's own.
+    assert "does not contain this client's own" in str(send_stage("share"))
+    assert "out of order" in str(send_stage("share"))
 
 
-def test_replays_after_a_round_reveal_nothing_more() -> None:
+def test_replays_after_a_round_reveal_nothing() -> None:
     config = make_config()
     clients = Clients(config, {})
     adapter = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(ROWS, 2)}, head={}, scale={"s": 1.0})
@@ -159,20 +162,20 @@ def test_replays_after_a_round_reveal_nothing_more() -> None:
     list(grid.send_and_receive(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid), timeout=30))
     trained = list(clients.trained)
 
-    for _, message, _ in list(clients.seen):
+    for _, message, _ in list(clients.answered):
         if message.content.config_records[messages.RECORD]["stage"] != "setup":
-            again = Message(message.content, message.metadata.dst_node_id, "train")
-            [reply] = inner.send_and_receive([again])
+            replay = Message(message.content, message.metadata.dst_node_id, "train")
+            [reply] = inner.send_and_receive([replay])
             assert "out of order" in str(train_messages.declined_reason(reply.content))
     assert clients.trained == trained
 
 
-def test_a_second_sum_of_one_round_gets_nothing_of_a_client() -> None:
+def test_second_sum_of_the_same_round_is_refused() -> None:
     clients = Clients(make_config(), {})
     adapter = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(ROWS, 2)}, head={}, scale={"s": 1.0})
     grid = SecureGrid(InProcessGrid(clients.app, 5, {}), 2)
     strategy = FederatedLoRA(build_method(clients.config.method), clients.config, adapter, 0, None, grid)
-    # All five, then four of them: the difference would be the fifth.
+    # A sum of all five clients, then of four: the difference would be the fifth client's update.
     list(grid.send_and_receive(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid), timeout=30))
     assert grid.outcome is not None
     sent = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid))[:4]
@@ -180,7 +183,8 @@ def test_a_second_sum_of_one_round_gets_nothing_of_a_client() -> None:
 
     assert grid.outcome is None
     assert all(
-        "round 1 has had its masked vector" in str(train_messages.declined_reason(reply.content)) for reply in replies
+        "a masked vector was already sent for round 1" in str(train_messages.declined_reason(reply.content))
+        for reply in replies
     )
     assert len(clients.trained) == 5
     list(grid.send_and_receive(strategy.configure_train(2, ArrayRecord(), ConfigRecord(), grid), timeout=30))
@@ -188,35 +192,35 @@ def test_a_second_sum_of_one_round_gets_nothing_of_a_client() -> None:
 
 
 @pytest.mark.parametrize(
-    ("alive", "dead", "said"),
+    ("alive", "dead", "message"),
     [
-        ([0, 1], [2, 3, 4], "2 clients are said to have survived of 5; 3 are needed"),
-        ([0, 1, 2, 3, 4], [4], "either alive or dead"),
-        ([0, 1, 2, 3], [], "either alive or dead"),
-        ([1, 2, 3, 4], [0], "either alive or dead"),
+        ([0, 1], [2, 3, 4], "2 of 5 clients are listed as alive: expected at least 3"),
+        ([0, 1, 2, 3, 4], [4], "listed as either alive or dead"),
+        ([0, 1, 2, 3], [], "listed as either alive or dead"),
+        ([1, 2, 3, 4], [0], "listed as either alive or dead"),
     ],
 )
-def test_a_client_gives_no_shares_for_a_story_that_does_not_fit(alive: list[int], dead: list[int], said: str) -> None:
+def test_client_sends_no_shares_for_inconsistent_lists(alive: list[int], dead: list[int], message: str) -> None:
     clients = Clients(make_config(), dict.fromkeys(range(5), "unmask"))
     inner = InProcessGrid(clients.app, 5, {})
     adapter = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(ROWS, 2)}, head={}, scale={"s": 1.0})
     grid = SecureGrid(inner, 2)
     strategy = FederatedLoRA(build_method(clients.config.method), clients.config, adapter, 0, None, grid)
     list(grid.send_and_receive(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid), timeout=30))
-    clients.lost = {}
+    clients.dropouts = {}
     nodes = sorted(inner.get_node_ids())
-    session = clients.seen[0][1].content.config_records[messages.RECORD]["session"]
+    session = clients.answered[0][1].content.config_records[messages.RECORD]["session"]
     content = messages.request("unmask", str(session), alive=[nodes[k] for k in alive], dead=[nodes[k] for k in dead])
 
     [reply] = inner.send_and_receive([Message(content, nodes[0], "train")])
 
-    assert said in str(train_messages.declined_reason(reply.content))
+    assert message in str(train_messages.declined_reason(reply.content))
 
 
-def test_a_client_hides_among_as_many_as_it_wants() -> None:
+def test_client_enforces_min_survivors() -> None:
     clients = Clients(make_config("federation.min_survivors=4"), {})
     adapter = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(ROWS, 2)}, head={}, scale={"s": 1.0})
-    # A server that is content with two, and sends three clients' keys alone.
+    # The server requires only two survivors, and sends the keys of three clients.
     grid = SecureGrid(InProcessGrid(clients.app, 5, {}), 2)
     strategy = FederatedLoRA(build_method(clients.config.method), clients.config, adapter, 0, None, grid)
     sent = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid))[:3]
@@ -225,11 +229,12 @@ def test_a_client_hides_among_as_many_as_it_wants() -> None:
     assert grid.outcome is None
     assert clients.trained == []
     assert all(
-        "hides in no sum of fewer than 4" in str(train_messages.declined_reason(reply.content)) for reply in replies
+        "contributes to no sum of fewer than 4" in str(train_messages.declined_reason(reply.content))
+        for reply in replies
     )
 
 
-def test_a_plain_request_is_no_secure_one() -> None:
+def test_request_without_a_stage_raises() -> None:
     config = make_config()
     with pytest.raises(PayloadError, match="has no stage"):
         answer_stage(RecordDict(), RecordDict(), 1, config, RecordDict)

@@ -1,4 +1,4 @@
-"""Server optimisers against their formulas, and momentum that does not notice a refactorization."""
+"""Server optimizers compared with their formulas, and invariance of momentum to refactorization."""
 
 from dataclasses import replace
 
@@ -22,8 +22,8 @@ SHAPES = Adapter(
 )
 
 
-def settings(**given: object) -> TrainConfig:
-    return replace(compose(["experiment=smoke"]).train, **given)  # type: ignore[arg-type]
+def settings(**overrides: object) -> TrainConfig:
+    return replace(compose(["experiment=smoke"]).train, **overrides)  # type: ignore[arg-type]
 
 
 def double(adapter: Adapter) -> Adapter:
@@ -36,8 +36,8 @@ def product(adapter: Adapter) -> dict[str, torch.Tensor]:
     return {name: adapter.B[name] @ adapter.A[name] for name in adapter.A}
 
 
-def federate(options: dict[str, object], config: TrainConfig, rounds: int, carry: bool = True) -> Adapter:
-    """Rounds in which each client moves B along a gradient of the product, whatever its coordinates."""
+def run_rounds(options: dict[str, object], config: TrainConfig, rounds: int, transform: bool = True) -> Adapter:
+    """Run rounds in which each client moves B along a gradient that depends only on the product B A."""
     method = build_method(options)
     adapter = double(initialize_factors(SHAPES, init_a=method.init_a, init_b="zeros", seed=1))
     adapter = adapter.with_parts({"A": {name: orthonormal_rows(A) for name, A in adapter.A.items()}})
@@ -46,45 +46,45 @@ def federate(options: dict[str, object], config: TrainConfig, rounds: int, carry
         replies = []
         for client in range(2):
             generator = torch.Generator().manual_seed(10 * server_round + client)
-            moved = {}
+            trained = {}
             for name, B in adapter.B.items():
-                slope = torch.randn(len(B), adapter.A[name].shape[1], generator=generator, dtype=torch.float64)
-                # A gradient that hangs on the product alone: target minus B A.
-                moved[name] = B + 0.1 * (slope - B @ adapter.A[name]) @ adapter.A[name].mT
-            replies.append(Reply(client, client + 1, {"B": moved}))
-        good, moments = apply_server_optimizer(adapter, replies, moments, config)
-        step = method.server_step(adapter, good, server_round, {})
-        moments = transform_optimizer_state(moments, step, adapter) if carry else moments
+                target = torch.randn(len(B), adapter.A[name].shape[1], generator=generator, dtype=torch.float64)
+                # The gradient depends only on the product: it is the target minus B A.
+                trained[name] = B + 0.1 * (target - B @ adapter.A[name]) @ adapter.A[name].mT
+            replies.append(Reply(client, client + 1, {"B": trained}))
+        aggregated, moments = apply_server_optimizer(adapter, replies, moments, config)
+        step = method.server_step(adapter, aggregated, server_round, {})
+        moments = transform_optimizer_state(moments, step, adapter) if transform else moments
         adapter = step.adapter
     return adapter
 
 
 @pytest.mark.parametrize("optimizer", ["none", "momentum"])
-def test_momentum_does_not_notice_a_refactorization(optimizer: str) -> None:
+def test_momentum_is_invariant_to_refactorization(optimizer: str) -> None:
     config = settings(server_optimizer=optimizer, server_momentum=0.9)
-    still = federate({"name": "ffa_lora", "init_a": "orthonormal"}, config, 12)
-    turned = federate({"name": "fedsvd", "init_a": "orthonormal"}, config, 12)
+    fixed = run_rounds({"name": "ffa_lora", "init_a": "orthonormal"}, config, 12)
+    refactorized = run_rounds({"name": "fedsvd", "init_a": "orthonormal"}, config, 12)
 
-    for name, expected in product(still).items():
-        torch.testing.assert_close(product(turned)[name], expected, atol=1e-10, rtol=1e-10)
-    assert not torch.allclose(still.A["one"], turned.A["one"])
+    for name, expected in product(fixed).items():
+        torch.testing.assert_close(product(refactorized)[name], expected, atol=1e-10, rtol=1e-10)
+    assert not torch.allclose(fixed.A["one"], refactorized.A["one"])
 
 
-def test_momentum_that_is_not_carried_along_is_another_optimiser() -> None:
+def test_momentum_without_transformation_gives_another_result() -> None:
     config = settings(server_optimizer="momentum", server_momentum=0.9)
-    still = federate({"name": "ffa_lora", "init_a": "orthonormal"}, config, 12)
-    left = federate({"name": "fedsvd", "init_a": "orthonormal"}, config, 12, carry=False)
+    fixed = run_rounds({"name": "ffa_lora", "init_a": "orthonormal"}, config, 12)
+    untransformed = run_rounds({"name": "fedsvd", "init_a": "orthonormal"}, config, 12, transform=False)
 
-    assert not torch.allclose(product(left)["one"], product(still)["one"], atol=1e-3)
+    assert not torch.allclose(product(untransformed)["one"], product(fixed)["one"], atol=1e-3)
 
 
-def test_a_start_that_is_not_orthonormal_keeps_what_momentum_has_moved() -> None:
+def test_momentum_is_transformed_correctly_if_the_initial_a_is_not_orthonormal() -> None:
     config = settings(server_optimizer="momentum", server_momentum=0.9)
     method = build_method({"name": "fedsvd", "init_a": "kaiming"})
     adapter = double(initialize_factors(SHAPES, init_a="kaiming", init_b="zeros", seed=1))
     sent = {name: torch.randn(B.shape, dtype=torch.float64) for name, B in adapter.B.items()}
-    good, moments = apply_server_optimizer(adapter, [Reply(0, 1, {"B": sent})], {}, config)
-    step = method.server_step(adapter, good, 1, {})
+    aggregated, moments = apply_server_optimizer(adapter, [Reply(0, 1, {"B": sent})], {}, config)
+    step = method.server_step(adapter, aggregated, 1, {})
     after = transform_optimizer_state(moments, step, adapter)
 
     for name in adapter.A:
@@ -93,7 +93,7 @@ def test_a_start_that_is_not_orthonormal_keeps_what_momentum_has_moved() -> None
         )
 
 
-def one(value: float) -> Adapter:
+def scalar_adapter(value: float) -> Adapter:
     return Adapter(
         A={"s": torch.ones(1, 1)}, B={"s": torch.full((1, 1), value)}, head={"b": torch.zeros(1)}, scale={"s": 1.0}
     )
@@ -105,8 +105,8 @@ def reply(value: float) -> list[Reply]:
 
 def test_momentum_by_hand() -> None:
     config = settings(server_optimizer="momentum", server_momentum=0.5, server_learning_rate=2.0)
-    first, moments = apply_server_optimizer(one(1.0), reply(2.0), {}, config)
-    second, _ = apply_server_optimizer(one(3.0), reply(4.0), moments, config)
+    first, moments = apply_server_optimizer(scalar_adapter(1.0), reply(2.0), {}, config)
+    second, _ = apply_server_optimizer(scalar_adapter(3.0), reply(4.0), moments, config)
 
     # Δ = 1: m = 1, then Δ = 1 again: m = 0.5 + 1.
     assert first[0].parts["B"]["s"].item() == 1.0 + 2.0 * 1.0
@@ -118,24 +118,24 @@ def test_adam_by_hand() -> None:
     config = settings(
         server_optimizer="adam", server_momentum=0.5, server_beta2=0.75, server_tau=0.5, server_learning_rate=1.0
     )
-    first, moments = apply_server_optimizer(one(0.0), reply(2.0), {}, config)
-    second, _ = apply_server_optimizer(one(0.0), reply(2.0), moments, config)
+    first, moments = apply_server_optimizer(scalar_adapter(0.0), reply(2.0), {}, config)
+    second, _ = apply_server_optimizer(scalar_adapter(0.0), reply(2.0), moments, config)
 
     # m = 0.5·2 = 1, v = 0.25·4 = 1; then m = 0.5 + 1 = 1.5, v = 0.75 + 1 = 1.75.
     assert first[0].parts["B"]["s"].item() == pytest.approx(1 / 1.5)
     assert second[0].parts["B"]["s"].item() == pytest.approx(1.5 / (1.75**0.5 + 0.5))
 
 
-def test_no_optimiser_hands_replies_on() -> None:
+def test_without_an_optimizer_replies_are_unchanged() -> None:
     replies = reply(2.0)
-    assert apply_server_optimizer(one(0.0), replies, {}, settings()) == (replies, {})
+    assert apply_server_optimizer(scalar_adapter(0.0), replies, {}, settings()) == (replies, {})
 
 
-def test_a_pivot_forgets_what_was_trained_against_another_partner() -> None:
+def test_pivot_resets_the_moments() -> None:
     config = settings(server_optimizer="momentum")
     method = build_method({"name": "fedsvd", "pivot": "BA"})
     adapter = double(initialize_factors(SHAPES, init_a="orthonormal", init_b="zeros", seed=1))
     sent = {name: torch.randn(B.shape, dtype=torch.float64) for name, B in adapter.B.items()}
-    good, moments = apply_server_optimizer(adapter, [Reply(0, 1, {"B": sent})], {}, config)
+    aggregated, moments = apply_server_optimizer(adapter, [Reply(0, 1, {"B": sent})], {}, config)
 
-    assert transform_optimizer_state(moments, method.server_step(adapter, good, 1, {}), adapter) == {}
+    assert transform_optimizer_state(moments, method.server_step(adapter, aggregated, 1, {}), adapter) == {}

@@ -1,4 +1,4 @@
-"""Rounds of the real strategy on the real in-process grid, with clients whose arrays can be computed by hand."""
+"""Rounds of the real strategy on the in-process grid, with clients whose arrays are easy to compute by hand."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,14 +29,14 @@ def make_config(*overrides: str) -> Config:
     return compose(["experiment=smoke", "method=ffa_lora", "train.head=frozen", "privacy=none", *overrides])
 
 
-def good_reply(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
-    """Client k holds k + 1 examples and sends B full of k."""
+def valid_reply(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
+    """Return the reply of client k, which has k + 1 examples and sends B with all entries equal to k."""
     values = Array(np.full(8, partition_id, dtype=np.float32))
     report = ClientReport(partition_id, partition_id + 1, 0.1, server_round=task.server_round)
     return train_messages.train_reply(report, ArrayRecord({"B": values}))
 
 
-def one_round(config: Config, train: Train, server_round: int = 1) -> FederatedLoRA:
+def run_round(config: Config, train: Train, server_round: int = 1) -> FederatedLoRA:
     strategy = FederatedLoRA(build_method(config.method), config, make_adapter())
     grid = PollingGrid(InProcessGrid(answering_app(train), config.federation.num_clients, {}), lambda reply: None)
     messages = strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
@@ -44,20 +44,20 @@ def one_round(config: Config, train: Train, server_round: int = 1) -> FederatedL
     return strategy
 
 
-def test_a_round_averages_by_examples() -> None:
-    strategy = one_round(make_config("federation.num_clients=3"), good_reply)
+def test_round_averages_by_examples() -> None:
+    strategy = run_round(make_config("federation.num_clients=3"), valid_reply)
 
     # (1·0 + 2·1 + 3·2) / 6
     torch.testing.assert_close(strategy.adapter.B["s"], torch.full((4, 2), 8 / 6))
     assert strategy.round.sampled == 3
     assert [report.partition_id for report in strategy.round.reports] == [0, 1, 2]
     assert strategy.round.bytes_up > 3 * 8 * 4
-    # A and B start as every client draws them itself.
+    # Every client draws the initial A and B from the seed.
     assert strategy.round.bytes_down == 0
 
 
-BAD: dict[str, Callable[[], RecordDict]] = {
-    "a part that was not asked for": lambda: train_messages.train_reply(
+INVALID: dict[str, Callable[[], RecordDict]] = {
+    "a part that was not requested": lambda: train_messages.train_reply(
         ClientReport(1, 5, 0.1, server_round=1), ArrayRecord({"A": Array(np.zeros(6, dtype=np.float32))})
     ),
     "nan": lambda: train_messages.train_reply(
@@ -74,12 +74,12 @@ BAD: dict[str, Callable[[], RecordDict]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_a_bad_reply_is_dropped_with_a_reason_and_the_round_goes_on(kind: str) -> None:
+@pytest.mark.parametrize("kind", INVALID)
+def test_invalid_reply_is_dropped_with_a_reason_and_the_round_continues(kind: str) -> None:
     def train(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
-        return BAD[kind]() if partition_id == 1 else good_reply(partition_id, task, factors)
+        return INVALID[kind]() if partition_id == 1 else valid_reply(partition_id, task, factors)
 
-    strategy = one_round(make_config("federation.num_clients=3"), train)
+    strategy = run_round(make_config("federation.num_clients=3"), train)
 
     # (1·0 + 3·2) / 4
     torch.testing.assert_close(strategy.adapter.B["s"], torch.full((4, 2), 1.5))
@@ -88,13 +88,13 @@ def test_a_bad_reply_is_dropped_with_a_reason_and_the_round_goes_on(kind: str) -
 
 
 @pytest.mark.parametrize("weighting", ["examples", "uniform"])
-def test_a_client_that_tells_no_count_is_used_where_all_count_alike(weighting: str) -> None:
+def test_client_without_a_count_is_used_only_with_uniform_weighting(weighting: str) -> None:
     def train(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
-        reply = good_reply(partition_id, task, factors)
+        reply = valid_reply(partition_id, task, factors)
         report, sent = train_messages.read_train_reply(reply)
         return train_messages.train_reply(train_messages.hide_counts(report), sent) if partition_id else reply
 
-    strategy = one_round(make_config("federation.num_clients=3", f"federation.weighting={weighting}"), train)
+    strategy = run_round(make_config("federation.num_clients=3", f"federation.weighting={weighting}"), train)
 
     if weighting == "uniform":
         # (0 + 1 + 2) / 3
@@ -106,23 +106,23 @@ def test_a_client_that_tells_no_count_is_used_where_all_count_alike(weighting: s
         assert all("num_examples" in reason for reason in strategy.round.refused.values())
 
 
-def test_a_client_that_raises_is_dropped() -> None:
+def test_client_that_raises_is_dropped() -> None:
     def train(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
         if partition_id == 0:
             raise ValueError("broken disk")
-        return good_reply(partition_id, task, factors)
+        return valid_reply(partition_id, task, factors)
 
-    strategy = one_round(make_config("federation.num_clients=2"), train)
+    strategy = run_round(make_config("federation.num_clients=2"), train)
 
     assert "broken disk" in strategy.round.refused[0]
     assert torch.equal(strategy.adapter.B["s"], torch.ones(4, 2))
 
 
-def test_too_few_good_replies_leave_the_model_unchanged() -> None:
+def test_too_few_valid_replies_leave_the_model_unchanged() -> None:
     def train(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
-        return train_messages.declined_reply("no") if partition_id else good_reply(partition_id, task, factors)
+        return train_messages.declined_reply("no") if partition_id else valid_reply(partition_id, task, factors)
 
-    strategy = one_round(make_config("federation.num_clients=3", "federation.min_replies=2"), train)
+    strategy = run_round(make_config("federation.num_clients=3", "federation.min_replies=2"), train)
 
     assert strategy.round.skipped
     assert torch.equal(strategy.adapter.B["s"], torch.zeros(4, 2))
@@ -139,29 +139,29 @@ def test_sampling_is_seeded_by_round_and_covers_all_clients() -> None:
                 partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord, called: list[int] = called
             ) -> RecordDict:
                 called.append(partition_id)
-                return good_reply(partition_id, task, factors)
+                return valid_reply(partition_id, task, factors)
 
-            one_round(config, train, server_round)
+            run_round(config, train, server_round)
             assert len(called) == 2
             assert attempt == 0 or sampled[server_round] == called
             sampled[server_round] = called
     assert {client for clients in sampled.values() for client in clients} == set(range(5))
 
 
-def test_nodes_beyond_the_clients_are_left_alone() -> None:
+def test_surplus_nodes_are_ignored() -> None:
     config = make_config("federation.num_clients=2")
     strategy = FederatedLoRA(build_method(config.method), config, make_adapter())
-    grid = InProcessGrid(answering_app(good_reply), 4, {})
+    grid = InProcessGrid(answering_app(valid_reply), 4, {})
 
     messages = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid))
 
     assert len(messages) == 2
 
 
-def test_no_clients_at_all_is_an_error_after_the_time_limit() -> None:
+def test_no_clients_at_all_is_an_error_after_the_timeout() -> None:
     config = make_config()
     config = replace(config, federation=replace(config.federation, connect_timeout_s=0.3))
     strategy = FederatedLoRA(build_method(config.method), config, make_adapter())
 
     with pytest.raises(RunError, match="start the clients"):
-        strategy.configure_train(1, ArrayRecord(), ConfigRecord(), InProcessGrid(answering_app(good_reply), 0, {}))
+        strategy.configure_train(1, ArrayRecord(), ConfigRecord(), InProcessGrid(answering_app(valid_reply), 0, {}))
