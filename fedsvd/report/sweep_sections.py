@@ -80,7 +80,8 @@ def _summary(runs: Sequence[Run], labels: Mapping[str, Sequence[Run]]) -> Sectio
     else:
         settings = f"({', '.join(labels)})"
     counts = f"ε = {', '.join(map(format_budget, budgets))}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-    blocks: list[Block] = [Paragraph(f"{len(runs)} runs: {len(labels)} settings {settings}, {counts}.")]
+    plural = "s" if len(labels) > 1 else ""
+    blocks: list[Block] = [Paragraph(f"{len(runs)} runs: {len(labels)} setting{plural} {settings}, {counts}.")]
     best = _best([run for run in runs if run.accuracy is not None])
     if best is not None:
         blocks.append(Paragraph(f"The best single run reached {best.accuracy:.1%}: {best.name}."))
