@@ -1,0 +1,26 @@
+"""Order of the test files. On several processes the longest files start first, so that none is left over at the end."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent
+# By CPU time, those above twenty seconds. Files that are not listed follow in alphabetical order.
+LONGEST_FIRST = (
+    "integration/test_secure_aggregation.py",
+    "integration/test_deployment.py",
+    "integration/test_kills.py",
+    "integration/test_sweep_run.py",
+    "integration/test_federations.py",
+    "integration/test_audit.py",
+    "integration/test_compare.py",
+    "integration/test_causal_lm.py",
+    "integration/test_run.py",
+    "integration/test_trained.py",
+)
+RANKS = {ROOT / name: rank for rank, name in enumerate(LONGEST_FIRST)}
+assert all(path.exists() for path in RANKS), "tests/conftest.py lists a test file that does not exist"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: RANKS.get(item.path, len(RANKS)))
