@@ -38,6 +38,8 @@ class PooledClassifier(PreTrainedModel):
         standardization: The features' standardization; None scales them only.
     """
 
+    mean: Tensor
+    matrix: Tensor
     supports_gradient_checkpointing = True
     # transformers checks these for the backbone, too.
     _supports_sdpa = True

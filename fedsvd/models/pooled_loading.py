@@ -67,7 +67,9 @@ def load_pooled(
     backbone = _load_backbone(config, choice.layer)
     if isinstance(standardization, PublicText):
         standardization = _cached_standardization(backbone, config, choice, standardization, device)
-    return PooledClassifier(backbone, choice.pooling, num_labels, seed, standardization).eval()
+    model = PooledClassifier(backbone, choice.pooling, num_labels, seed, standardization)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def _load_backbone(config: ModelConfig, layer: int | None) -> PreTrainedModel:
@@ -95,7 +97,7 @@ def _load_backbone(config: ModelConfig, layer: int | None) -> PreTrainedModel:
         )
     if isinstance(getattr(model, "pooler", None), torch.nn.Module):
         model.pooler = None
-    backbone: PreTrainedModel = model.eval()
+    backbone: PreTrainedModel = model
     return backbone
 
 
@@ -110,9 +112,10 @@ def _cached_standardization(
 
     def build(folder: Path) -> None:
         tokenizer = load_tokenizer(config.source)
-        model = PooledClassifier(backbone, choice.pooling, 1, 0).eval().to(device)
+        # from_pretrained returned the backbone in eval mode.
+        model = PooledClassifier(backbone, choice.pooling, 1, 0).to(device)  # type: ignore[arg-type]
         pooled = _pool_texts(model, public.texts, tokenizer, config.max_length)
-        backbone.to("cpu")
+        backbone.to("cpu")  # type: ignore[arg-type]
         half_whitening(pooled, public.corpus).save(folder / "standardization.safetensors")
 
     folder = build_once(cache_folder() / f"standardization-{digest.hexdigest()[:32]}", build)

@@ -71,6 +71,11 @@ class RunFolder:
         return self.root / "adapter"
 
     @property
+    def standardization(self) -> Path:
+        """The standardization of a classifier's features by public text (``model.standardize=public``)."""
+        return self.root / "standardization.safetensors"
+
+    @property
     def checkpoints(self) -> Path:
         """One directory per stored round."""
         return self.root / "checkpoints"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import peft
 from transformers import PreTrainedModel
 
 from fedsvd.config import ModelConfig
 from fedsvd.data.public_text import load_public_text
 from fedsvd.models import loading
+from fedsvd.models.pooled import PooledClassifier
 from fedsvd.models.pooled_loading import PublicText, load_pooled
 from fedsvd.models.pooling import PoolingChoice, choose_pooling
 
@@ -47,7 +51,10 @@ def pooling_choice(config: ModelConfig) -> PoolingChoice | None:
 
 
 def describe_pooling(config: ModelConfig) -> dict[str, Any] | None:
-    """Describe the pooling and the public text for the run's record; None for a causal language model.
+    """Describe the pooling and the public text for the run's record, the console and the report.
+
+    Returns:
+        None for a causal language model.
 
     Raises:
         ModelError: The checkpoint does not support the pooling.
@@ -56,14 +63,41 @@ def describe_pooling(config: ModelConfig) -> dict[str, Any] | None:
     choice = pooling_choice(config)
     if choice is None:
         return None
-    public = _public_text(config.public_text) if config.standardize == "public" else None
+    corpus = dict(_public_text(config.public_text).corpus) if config.standardize == "public" else None
     return {
+        "summary": str(choice) + (f"; standardized by {_describe_corpus(corpus)}" if corpus else ""),
         "tokens": choice.pooling,
         "layer": choice.layer,
         "stock_class": choice.is_stock,
         "reason": choice.reason,
-        "public_text": dict(public.corpus) if public else None,
+        "public_text": corpus,
     }
+
+
+def recorded_choice(config: ModelConfig, recorded: Mapping[str, Any] | None) -> PoolingChoice | None:
+    """Return the pooling of a finished run; None for a causal language model.
+
+    Args:
+        config: The run's ``model`` configuration group.
+        recorded: What `describe_pooling` returned for the run; None if it was not recorded.
+    """
+    if recorded is None:
+        return pooling_choice(config)
+    return PoolingChoice(recorded["tokens"], recorded["layer"], recorded["stock_class"], recorded["reason"])
+
+
+def save_standardization(model: peft.PeftModel, path: Path) -> None:
+    """Write the standardization of a model's features, if it has one, atomically."""
+    base = model.get_base_model()
+    if isinstance(base, PooledClassifier) and base.standardization is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        base.standardization.save(temporary)
+        temporary.replace(path)
+
+
+def _describe_corpus(corpus: Mapping[str, str]) -> str:
+    return f"{corpus['num_texts']} public texts of {corpus['name']} (SHA-256 {corpus['sha256'][:16]}…)"
 
 
 @lru_cache(maxsize=2)

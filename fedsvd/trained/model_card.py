@@ -2,54 +2,96 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fedsvd import __version__
 from fedsvd.report.privacy_statement import statement_markdown
-from fedsvd.runs.folder import read_rows
+from fedsvd.runs.folder import read_json, read_rows
 from fedsvd.trained.run import TrainedRun
 
 _PIPELINES = {"sequence_classification": "text-classification", "causal_lm": "text-generation"}
 _AUTO = {"sequence_classification": "SequenceClassification", "causal_lm": "CausalLM"}
 
 
-def model_card(run: TrainedRun, *, merged: bool) -> str:
+# What an export holds: a full model for transformers, one for sentence-transformers, an adapter of a base model that is
+# available elsewhere, or an adapter with its base model in the subdirectory "base".
+Layout = Literal["merged", "sentence", "adapter", "adapter_and_base"]
+_LIBRARIES = {"merged": "transformers", "sentence": "sentence-transformers"}
+_KINDS = {
+    "merged": "A full model, with its LoRA update merged into the weights.",
+    "sentence": "A full model for sentence-transformers, with its LoRA update merged into the weights; `encode` "
+    "returns the logits of the classes.",
+    "adapter": "A LoRA adapter for PEFT.",
+    "adapter_and_base": "A LoRA adapter for PEFT, with its base model in the directory `base`.",
+}
+
+
+_SENTENCE_USAGE = """## Usage
+
+```python
+from sentence_transformers import SentenceTransformer
+
+classes = {classes!r}
+model = SentenceTransformer("FOLDER")
+logits = model.encode(["A text."], convert_to_tensor=True)
+print([classes[index] for index in logits.argmax(-1)])
+```
+
+Replace `FOLDER` with the path of this directory.
+"""
+
+
+def model_card(run: TrainedRun, layout: Layout) -> str:
     """Return the model card as Markdown, with the YAML header that model hubs read."""
-    sections = [_header(run, merged), _description(run, merged), _usage(run, merged), _results(run), _training(run)]
+    sections = [_header(run, layout), _description(run, layout), _usage(run, layout), _results(run), _training(run)]
     return "\n".join([*sections, statement_markdown(run.folder.root)])
 
 
-def _header(run: TrainedRun, merged: bool) -> str:
+def _header(run: TrainedRun, layout: Layout) -> str:
     source = run.config.model.source
     tags = ["federated-learning", "lora", *(["differential-privacy"] if run.config.privacy.name != "none" else [])]
-    lines = ["---", f"library_name: {'transformers' if merged else 'peft'}"]
+    lines = ["---", f"library_name: {_LIBRARIES.get(layout, 'peft')}"]
     lines += [f"pipeline_tag: {_PIPELINES[run.config.model.task]}"]
     lines += [] if source.startswith("embedded:") else [f"base_model: {source}"]
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---", ""])
 
 
-def _description(run: TrainedRun, merged: bool) -> str:
+def _description(run: TrainedRun, layout: Layout) -> str:
     config = run.config
-    kind = "A full model, with its LoRA update merged into the weights." if merged else "A LoRA adapter for PEFT."
     task = "It answers prompts." if run.generates_text else f"It classifies texts as one of: {', '.join(run.classes)}."
     return (
-        f"# {config.model.source.removeprefix('embedded:')}, fine-tuned with {config.method['name']}\n\n{kind} {task} "
-        f"It was trained with fedsvd {__version__}, by federated learning over {config.federation.num_clients} clients "
-        "whose data stayed with them.\n"
+        f"# {config.model.source.removeprefix('embedded:')}, fine-tuned with {config.method['name']}\n\n"
+        f"{_KINDS[layout]} {task} It was trained with fedsvd {__version__}, by federated learning over "
+        f"{config.federation.num_clients} clients whose data stayed with them.\n{_pooling(run)}"
     )
 
 
-def _usage(run: TrainedRun, merged: bool) -> str:
+def _pooling(run: TrainedRun) -> str:
+    pooling = read_json(run.folder.record).get("pooling") if run.folder.record.exists() else None
+    if not pooling:
+        return ""
+    corpus = pooling["public_text"]
+    fingerprint = f" The SHA-256 of the public texts is `{corpus['sha256']}`." if corpus else ""
+    return f"\nThe classifier reads: {pooling['summary']}.{fingerprint}\n"
+
+
+def _usage(run: TrainedRun, layout: Layout) -> str:
     auto = _AUTO[run.config.model.task]
-    if merged:
+    if layout == "sentence":
+        return _SENTENCE_USAGE.format(classes=list(run.classes))
+    if layout == "merged":
         code = f"from transformers import AutoModelFor{auto}, AutoTokenizer\n\n"
         code += f'model = AutoModelFor{auto}.from_pretrained("FOLDER")\n'
+    elif layout == "adapter_and_base":
+        code = f"from peft import PeftModel\nfrom transformers import AutoModelFor{auto}, AutoTokenizer\n\n"
+        code += f'base = AutoModelFor{auto}.from_pretrained("FOLDER/base")\n'
+        code += 'model = PeftModel.from_pretrained(base, "FOLDER")\n'
     else:
         labels = "" if run.generates_text else f", num_labels={len(run.classes)}"
         code = f"from peft import AutoPeftModelFor{auto}\nfrom transformers import AutoTokenizer\n\n"
         code += f'model = AutoPeftModelFor{auto}.from_pretrained("FOLDER"{labels})\n'
     base_note = ""
-    if not merged and run.config.model.source.startswith("embedded:"):
+    if layout == "adapter" and run.config.model.source.startswith("embedded:"):
         base_note = (
             "\nThe base model is in a directory of the machine on which the adapter was trained "
             "(`base_model_name_or_path` in `adapter_config.json`). To use the model on another machine, export it with "

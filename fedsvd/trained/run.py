@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import peft
 import torch
@@ -20,7 +21,11 @@ from fedsvd.config.compose import read_config
 from fedsvd.errors import ConfigError, RunError
 from fedsvd.methods import build_method
 from fedsvd.models import loading
-from fedsvd.runs.folder import RunFolder
+from fedsvd.models.pooled_loading import load_pooled
+from fedsvd.models.pooling import PoolingChoice
+from fedsvd.models.standardization import Standardization
+from fedsvd.runs.folder import RunFolder, read_json
+from fedsvd.runtime.base_model import recorded_choice
 from fedsvd.runtime.model import resolve_device
 from fedsvd.training.generation import generate
 from fedsvd.training.loop import model_inputs, to_device
@@ -44,6 +49,12 @@ class TrainedRun:
     def generates_text(self) -> bool:
         """Whether the model generates text instead of predicting a class."""
         return self.config.model.task == "causal_lm"
+
+    @cached_property
+    def pooling(self) -> PoolingChoice | None:
+        """The hidden states that a classifier reads; None for a causal language model."""
+        record = read_json(self.folder.record) if self.folder.record.exists() else {}
+        return recorded_choice(self.config.model, record.get("pooling"))
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ def read_run(folder: Path) -> TrainedRun:
     return TrainedRun(paths, config, tuple(classes))
 
 
-def load_base(run: TrainedRun, dtype: str | None = None) -> PreTrainedModel:
+def load_base(run: TrainedRun, dtype: Literal["float32", "bfloat16"] | None = None) -> PreTrainedModel:
     """Load the base model of a run, without its adapter and with its head, if any, as initialized.
 
     Args:
@@ -103,7 +114,19 @@ def load_base(run: TrainedRun, dtype: str | None = None) -> PreTrainedModel:
     if run.generates_text:
         return loading.load_causal_lm(run.config.model.source, **options).model
     seed, num_labels = run.config.seed, len(run.classes)
+    if run.pooling is not None and not run.pooling.is_stock:
+        config = replace(run.config.model, attn_implementation="sdpa", dtype=dtype or run.config.model.dtype)
+        return load_pooled(config, run.pooling, num_labels, seed, _standardization(run))
     return loading.load_classifier(run.config.model.source, num_labels=num_labels, seed=seed, **options).model
+
+
+def _standardization(run: TrainedRun) -> Standardization | None:
+    if run.config.model.standardize == "none":
+        return None
+    path = run.folder.standardization
+    if not path.is_file():
+        raise RunError(f"{path} is missing: without it, the run's features cannot be computed. Restore the file.")
+    return Standardization.load(path)
 
 
 def load_trained_model(run: TrainedRun, device: str | None = None) -> TrainedModel:

@@ -48,7 +48,7 @@ def to_stock(model: PooledClassifier) -> PreTrainedModel | None:
     config.num_hidden_layers += 1
     config.num_labels = model.classifier.out_features
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        stock: Any = AutoModelForSequenceClassification.from_config(config)
+        stock: Any = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     base = stock.base_model
     _, unexpected = base.load_state_dict(model.backbone.state_dict(), strict=False)
     _write_pooling_layer(base.encoder.layer[-1], model.pooling == "mean")
@@ -108,7 +108,7 @@ def _write_pooling_layer(layer: Any, takes_mean: bool) -> None:
 
 def _agrees(stock: PreTrainedModel, model: PooledClassifier) -> bool:
     """Compare both models' logits of made-up texts of different lengths."""
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = int(model.config.vocab_size)
     ids = torch.arange(100, 148).remainder(vocabulary).view(3, 16)
     mask = torch.ones_like(ids)
     mask[1, 9:], mask[2, 2:] = 0, 0

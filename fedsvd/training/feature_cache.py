@@ -98,7 +98,7 @@ class FeatureCache:
         def return_features(**_: Tensor) -> Tensor:
             return features
 
-        self._pooled.features = return_features  # type: ignore[method-assign]
+        self._pooled.features = return_features  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:

@@ -1,0 +1,86 @@
+"""Export of a run on pooled features, as a stock classifier or as a sentence-transformers model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+
+from fedsvd.errors import ModelError
+from fedsvd.models.embedded import quiet_transformers, resolve_source
+from fedsvd.models.pooled import PooledClassifier
+from fedsvd.trained.model_card import Layout
+from fedsvd.trained.run import TrainedRun, load_base
+from fedsvd.trained.sentence_export import save_sentence_transformer
+from fedsvd.trained.stock_export import adapter_state, to_stock
+
+_PREFIX = "base_model.model."
+
+
+def export_pooled(run: TrainedRun, folder: Path, *, merge: bool, target: Path) -> Layout:
+    """Write the model without tokenizer and model card.
+
+    Full models are float32, whatever ``model.dtype`` is: bfloat16 is too coarse for the standardization.
+
+    Args:
+        run: The run.
+        folder: An existing empty directory.
+        merge: Write the full model instead of the adapter and its base model.
+        target: Where the directory will be moved to.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ModelError: The base model cannot be loaded, or an adapter was requested and no stock class fits.
+    """
+    base: Any = load_base(run, "float32")
+    with quiet_transformers():
+        if not merge:
+            return _export_adapter(run, base, folder, target)
+        merged: Any = peft.PeftModel.from_pretrained(base, str(run.folder.adapter)).merge_and_unload()
+        stock = to_stock(merged)
+        if stock is not None:
+            prepare_config(stock.config, run)
+            stock.save_pretrained(folder)
+            return "merged"
+        prepare_config(merged.backbone.config, run)
+        save_sentence_transformer(merged, folder, run.config.model.max_length)
+        return "sentence"
+
+
+def prepare_config(config: Any, run: TrainedRun) -> None:
+    """Write the classes into a model's configuration, and restore what training had changed: dropout, ``use_cache``."""
+    if not run.generates_text:
+        config.id2label = dict(enumerate(run.classes))
+        config.label2id = {name: number for number, name in enumerate(run.classes)}
+    with quiet_transformers():
+        original = AutoConfig.from_pretrained(resolve_source(run.config.model.source))
+    for key, value in vars(original).items():
+        if "dropout" in key or key.endswith("_pdrop") or key == "use_cache":
+            setattr(config, key, value)
+
+
+def _export_adapter(run: TrainedRun, base: PooledClassifier, folder: Path, target: Path) -> Layout:
+    """Write the adapter, renamed for the stock class, and its base model in the subdirectory ``base``."""
+    stock = to_stock(base)
+    if stock is None:
+        raise ModelError(
+            f"the adapter of a run on pooled features of {run.config.model.source} ({run.pooling}) cannot be exported: "
+            "transformers has no class with these features that it would fit. Export the full model with --merge."
+        )
+    prepare_config(stock.config, run)
+    stock.save_pretrained(folder / "base")
+    state = adapter_state(load_file(run.folder.adapter / "adapter_model.safetensors"), base, stock)
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((run.folder.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    sites = sorted({name.partition(".lora_")[0].removeprefix(_PREFIX) for name in state if ".lora_" in name})
+    # Full names: the layer that pools has modules with the same endings.
+    settings |= {"base_model_name_or_path": str(target.resolve() / "base"), "target_modules": sites}
+    settings |= {"layers_to_transform": None, "exclude_modules": None, "modules_to_save": ["classifier"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return "adapter_and_base"
