@@ -1,6 +1,9 @@
 """The downlink with client caches: less traffic, the same model; real clients in process."""
 
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +43,16 @@ VARIANTS = {
 }
 
 
-def train(folder: Path, variant: str) -> tuple[dict[str, torch.Tensor], list[int]]:
+# The rest take the same path and run with the slow tests.
+FAST_VARIANTS = ("fedsvd", "weight_svd", "fedex")
+Run = tuple[dict[str, torch.Tensor], list[int]]
+
+
+def variants(*names: str) -> list[Any]:
+    return [pytest.param(name, marks=[] if name in FAST_VARIANTS else pytest.mark.slow) for name in names]
+
+
+def train(folder: Path, variant: str) -> Run:
     """Return the weight updates of a whole run, and the bytes sent to clients by round."""
     assert main(["train", *OVERRIDES, *VARIANTS[variant], f"hydra.run.dir={folder}"]) == 0
     saved = load_file(folder / "adapter" / "adapter_model.safetensors")
@@ -49,15 +61,26 @@ def train(folder: Path, variant: str) -> tuple[dict[str, torch.Tensor], list[int
     return updates, [row["bytes_down"] for row in read_rows(folder / "metrics.jsonl")[1:]]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    """Runs with caches, of which each variant takes place once."""
+
+    @lru_cache
+    def run(variant: str) -> Run:
+        return train(tmp_path_factory.mktemp("uninterrupted"), variant)
+
+    return run
+
+
+@pytest.mark.parametrize("variant", variants(*VARIANTS))
 def test_caching_changes_the_traffic_but_not_the_model(
-    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: str, uninterrupted: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cached, cached_bytes = train(tmp_path / "cached", variant)
+    cached, cached_bytes = uninterrupted(variant)
     monkeypatch.setattr(
         server.strategy, "Downlink", lambda *args, **kwargs: Downlink(*args, **{**kwargs, "use_cache": False})
     )
-    uncached, uncached_bytes = train(tmp_path / "uncached", variant)
+    uncached, uncached_bytes = train(tmp_path, variant)
 
     assert any(update.abs().max() > 1e-4 for update in cached.values())
     for name, update in cached.items():
@@ -68,11 +91,11 @@ def test_caching_changes_the_traffic_but_not_the_model(
     assert (sum(cached_bytes) < sum(uncached_bytes)) == (variant != "fedsvd")
 
 
-@pytest.mark.parametrize("variant", ["weight_svd", "dct", "pivot", "fedex"])
+@pytest.mark.parametrize("variant", variants("weight_svd", "dct", "pivot", "fedex"))
 def test_client_that_lost_its_cache_is_sent_the_factors_within_the_round(
-    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: str, uninterrupted: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, expected_bytes = train(tmp_path / "uninterrupted", variant)
+    expected, expected_bytes = uninterrupted(variant)
     calls = 0
 
     def receive_with_one_loss(
@@ -87,23 +110,23 @@ def test_client_that_lost_its_cache_is_sent_the_factors_within_the_round(
         return receive_factors(task, record, state, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(client.evaluation, "receive_factors", receive_with_one_loss)
-    updates, bytes_down = train(tmp_path / "with_loss", variant)
+    updates, bytes_down = train(tmp_path, variant)
 
-    rows = read_rows(tmp_path / "with_loss" / "metrics.jsonl")
+    rows = read_rows(tmp_path / "metrics.jsonl")
     assert all(row["clients_used"] == 2 and not row["clients_refused"] for row in rows[1:])
     for name, update in expected.items():
         torch.testing.assert_close(updates[name], update, atol=1e-6, rtol=1e-5)
     assert sum(bytes_down) > sum(expected_bytes)
 
 
-@pytest.mark.parametrize("variant", ["weight_svd", "pivot", "fedex", "rolora"])
-def test_resumed_run_gives_the_same_model(variant: str, tmp_path: Path) -> None:
-    expected, _ = train(tmp_path / "uninterrupted", variant)
-    partial = ["train.num_rounds=3", f"hydra.run.dir={tmp_path / 'partial'}"]
+@pytest.mark.parametrize("variant", variants("weight_svd", "pivot", "fedex", "rolora"))
+def test_resumed_run_gives_the_same_model(variant: str, uninterrupted: Callable[[str], Run], tmp_path: Path) -> None:
+    expected, _ = uninterrupted(variant)
+    partial = ["train.num_rounds=3", f"hydra.run.dir={tmp_path}"]
     assert main(["train", *OVERRIDES, *VARIANTS[variant], *partial]) == 0
-    assert main(["train", f"resume={tmp_path / 'partial'}", "train.num_rounds=5"]) == 0
+    assert main(["train", f"resume={tmp_path}", "train.num_rounds=5"]) == 0
 
-    saved = load_file(tmp_path / "partial" / "adapter" / "adapter_model.safetensors")
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     for name, update in expected.items():
         resumed = saved[f"{name}.lora_B.weight"] @ saved[f"{name}.lora_A.weight"]
         torch.testing.assert_close(resumed, update, atol=1e-6, rtol=1e-5)
