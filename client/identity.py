@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flwr.app import Context
 
-from client.node_limits import NodeLimits, read_limits
+from client.node_limits import NodeLimits, has_strict_ledger, read_limits
 from fedsvd.config import Config
 from fedsvd.runs.folder import RunFolder, ledger_path, run_root
 
@@ -22,6 +22,8 @@ class ClientIdentity:
         ledger: SQLite file that records all privacy spent on this client's data.
         limits: What this client allows any run to do.
         personal: File with the personal factors, which never leave this client; used by methods that have them.
+        strict_ledger: Whether the ledger refuses data that have changed; by default, all earlier charges count against
+            them.
     """
 
     partition_id: int
@@ -29,6 +31,7 @@ class ClientIdentity:
     ledger: Path
     limits: NodeLimits = field(default_factory=NodeLimits)
     personal: Path = Path("personal.safetensors")
+    strict_ledger: bool = False
 
 
 def read_partition_id(context: Context) -> int:
@@ -40,7 +43,7 @@ def client_identity(context: Context, config: Config) -> ClientIdentity:
     """Read the node's identity and limits; ``ledger`` in the node configuration overrides the run's ledger path.
 
     Raises:
-        LimitError: If the node configuration has invalid limits.
+        LimitError: If the node configuration has invalid limits or an invalid ledger policy.
     """
     partition_id = read_partition_id(context)
     ledger = context.node_config.get("ledger")
@@ -49,4 +52,4 @@ def client_identity(context: Context, config: Config) -> ClientIdentity:
     limits = read_limits(context.node_config)
     personal = RunFolder(root).personal(partition_id)
     path = Path(str(ledger)) if ledger else default_ledger
-    return ClientIdentity(partition_id, context.run_id, path, limits, personal)
+    return ClientIdentity(partition_id, context.run_id, path, limits, personal, has_strict_ledger(context.node_config))

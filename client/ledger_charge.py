@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from client.identity import ClientIdentity
@@ -10,6 +11,8 @@ from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.privacy.plan import calibrate_run
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Charge:
@@ -17,8 +20,8 @@ class Charge:
 
     Attributes:
         spend: What was charged: the steps of one round or of the whole run.
-        epsilon: ε of all entries of the ledger at the run's δ.
-        steps: Noisy steps of all entries of the ledger.
+        epsilon: ε of all charges of the ledger's current account at the run's δ.
+        steps: Noisy steps of all these charges.
     """
 
     spend: Spend
@@ -40,9 +43,11 @@ def charge_round(
     run = calibrate_run(config, num_examples)
     identity.limits.check_noise(run)
     spend = Spend(run.noise_multiplier, run.sample_rate, config.train.local_steps)
-    with Ledger.open(identity.ledger, fingerprint) as ledger:
+    with _open(identity, fingerprint) as ledger:
         budget = identity.limits.budget(config.privacy)
+        has_changed = ledger.check_data(fingerprint, strict=identity.strict_ledger)
         epsilon = ledger.reserve(str(identity.run_id), server_round, message_id, spend, budget)
+        _log_change(ledger, has_changed)
         return Charge(spend, epsilon, sum(entry.steps for entry in ledger.history()))
 
 
@@ -52,7 +57,7 @@ def mark_released(identity: ClientIdentity, fingerprint: str, message_id: str) -
     Raises:
         LedgerError: If it must not be sent.
     """
-    with Ledger.open(identity.ledger, fingerprint) as ledger:
+    with _open(identity, fingerprint) as ledger:
         ledger.mark_released(message_id)
 
 
@@ -63,7 +68,26 @@ def charge_whole_run(config: Config, identity: ClientIdentity, fingerprint: str,
         BudgetExceededError: If the run would exceed the budget.
         LedgerError: If the ledger is invalid or cannot be written, or the account was opened for another mechanism.
     """
-    with Ledger.open(identity.ledger, fingerprint) as ledger:
+    with _open(identity, fingerprint) as ledger:
         run = calibrate_run(config, 1)
+        has_changed = ledger.check_data(fingerprint, strict=identity.strict_ledger)
         epsilon = ledger.reserve_run(account, run, identity.limits.budget(config.privacy))
+        _log_change(ledger, has_changed)
         return Charge(run, epsilon, sum(entry.steps for entry in ledger.history()))
+
+
+def _open(identity: ClientIdentity, fingerprint: str) -> Ledger:
+    return Ledger.open(identity.ledger, fingerprint, strict=identity.strict_ledger)
+
+
+def _log_change(ledger: Ledger, has_changed: bool) -> None:
+    """Tell the node's owner, in the node's log only, that earlier charges count against other data."""
+    state = ledger.state()
+    on_other_data = sum(entry.fingerprint != state.fingerprint for entry in state.counting)
+    if has_changed and on_other_data:
+        logger.warning(
+            "the data changed since the ledger's last charge: %d charges on earlier data count against the present "
+            "data, too. If no person is in both, start a new account before the next round: fedsvd privacy ledger "
+            'PATH --new-account "reason".',
+            on_other_data,
+        )

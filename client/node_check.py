@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from flwr.common.config import parse_config_args
 
 from client.node_data import with_node_data
-from client.node_limits import read_limits
+from client.node_limits import has_strict_ledger, read_limits
 from fedsvd.config import Config
 from fedsvd.data.node_data import count_labels
+from fedsvd.data.partition import fingerprint
 from fedsvd.errors import DataError
+from fedsvd.privacy.ledger import Ledger
 from fedsvd.runtime.data import load_partition
 
 
@@ -23,7 +27,8 @@ def check_node(node_config: str, config: Config) -> list[str]:
         One line each on the node's identity, data and limits. They are for the node's owner only.
 
     Raises:
-        LimitError: If a limit is invalid, or the run exceeds one.
+        LimitError: If a limit or the ledger's policy is invalid, or the run exceeds a limit.
+        LedgerError: If the ledger is damaged, or may not be charged for this data.
         DataError: If the node configuration cannot be parsed, or the data cannot be read or does not fit the run.
     """
     try:
@@ -36,11 +41,30 @@ def check_node(node_config: str, config: Config) -> list[str]:
         ) from error
     limits = read_limits(parsed)
     limits.check(config)
-    counts = count_labels(load_partition(with_node_data(config, parsed), partition_id))
+    strict = has_strict_ledger(parsed)
+    data = load_partition(with_node_data(config, parsed), partition_id)
+    counts = count_labels(data)
     set_limits = {key: value for key, value in vars(limits).items() if value is not None}
     allowed = ", ".join(f"{key.replace('_', '-')} = {value}" for key, value in set_limits.items())
     return [
-        f"client {partition_id}; ledger: {parsed.get('ledger', 'one per run directory, not summed over runs')}",
+        f"client {partition_id}; ledger: {_describe_ledger(parsed.get('ledger'), fingerprint(data), strict)}",
         f"label counts: {', '.join(f'{name} = {count}' for name, count in counts.items())}",
         f"limits: {allowed or 'none'}",
     ]
+
+
+def _describe_ledger(ledger: object, data_fingerprint: str, strict: bool) -> str:
+    if not ledger:
+        return "one per run directory, not summed over runs"
+    path = Path(str(ledger))
+    if not path.exists():
+        return str(path)
+    with Ledger.read(path) as opened:
+        has_changed = opened.check_data(data_fingerprint, strict=strict)
+        counting = len(opened.state().counting)
+    if not (has_changed and counting):
+        return f"{path}, {counting} charges count against this data"
+    return (
+        f"{path}; the data changed since the last charge, and {counting} earlier charges count against them, too. If "
+        f'no person is in both, start a new account: fedsvd privacy ledger {path} --new-account "reason"'
+    )

@@ -17,7 +17,8 @@ from fedsvd.privacy.ledger import Budget
 from fedsvd.privacy.plan import configured_budget
 
 # Keys of a node configuration that are not limits but similar to one in spelling or prefix.
-_OTHER_KEYS = ("partition-id", "num-partitions", "ledger", *NODE_DATA_KEYS)
+_OTHER_KEYS = ("partition-id", "num-partitions", "ledger", "ledger-policy", *NODE_DATA_KEYS)
+LEDGER_POLICIES = ("continue", "strict")
 _PREFIXES = ("max-", "min-", "require-", "share-")
 
 
@@ -148,6 +149,26 @@ def read_limits(node_config: Mapping[str, object]) -> NodeLimits:
     return NodeLimits(**values)  # type: ignore[arg-type]
 
 
+def has_strict_ledger(node_config: Mapping[str, object]) -> bool:
+    """Return whether the node's ledger refuses data that have changed, as ``ledger-policy`` says.
+
+    Raises:
+        LimitError: If the policy is unknown, or has no effect because the node configuration names no ledger.
+    """
+    policy = node_config.get("ledger-policy", "continue")
+    if policy not in LEDGER_POLICIES:
+        raise LimitError(
+            f"node configuration: ledger-policy = {policy!r} is invalid: expected one of {', '.join(LEDGER_POLICIES)}, "
+            'as in ledger-policy="strict".'
+        )
+    if "ledger-policy" in node_config and not node_config.get("ledger"):
+        raise LimitError(
+            "node configuration: ledger-policy has no effect without a ledger: set ledger to the path of a file that "
+            'is used by all runs, as in ledger="/private/ledger.sqlite".'
+        )
+    return policy == "strict"
+
+
 def _parse(key: str, value: object, hint: object) -> float | int | bool:
     if hint == bool | None:
         if isinstance(value, bool):
@@ -164,7 +185,7 @@ def _parse(key: str, value: object, hint: object) -> float | int | bool:
 def _resembles_known_key(key: str, limits: list[str]) -> bool:
     normalized = key.replace("_", "-").lower()
     return normalized.startswith(_PREFIXES) or bool(
-        difflib.get_close_matches(normalized, [*limits, "ledger", *NODE_DATA_KEYS], cutoff=0.8)
+        difflib.get_close_matches(normalized, [*limits, "ledger", "ledger-policy", *NODE_DATA_KEYS], cutoff=0.8)
     )
 
 

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "data=dolly": "the model hub",
     "federation=remote": "a federation: tests/integration has one",
     "backups/": "a backup of a node's ledger",
+    "--new-account": "a node's ledger: tests/client has one",
     "fedsvd compare": "tests/integration/test_compare.py",
     "experiment=paper/twin_dp": "tests/integration/test_paper.py",
     "lerning_rate": "an error that is shown",

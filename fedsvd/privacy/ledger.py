@@ -1,81 +1,60 @@
 """A client's durable record of the privacy budget spent on its data: a SQLite file, written before a result is sent.
 
-The ledger belongs to the data, not to the run: the spends of several runs on the same data add up. A spend is reserved
-before training starts, so that a crash can only over-count.
+The ledger belongs to the data, not to the run: the spends of several runs on the same data add up. If the data change,
+the ledger continues, and all earlier spends count against the new data, too: this is an upper bound whatever the
+overlap of the two. Only the owner can start a new account, for data of other people
+(`fedsvd.privacy.ledger_accounts`). A spend is reserved before training starts, so that a crash can only over-count.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
 
-from fedsvd.errors import BudgetExceededError, LedgerError, ReplayedMessageError
+from fedsvd.errors import LedgerError, ReplayedMessageError
 from fedsvd.privacy import ledger_schema, ledger_storage
 from fedsvd.privacy.accounting import Spend, epsilon
+from fedsvd.privacy.ledger_checks import check_budget, check_data
+from fedsvd.privacy.ledger_entries import Budget, Entry, Event, LedgerState, read_state
 
-
-@dataclass(frozen=True)
-class Budget:
-    """The privacy budget that a client allows.
-
-    Attributes:
-        target_epsilon: Maximum ε of one run, as identified by Flower's run id, at ``target_delta``.
-        target_delta: δ of one run.
-        max_epsilon: Maximum ε of all spends in the ledger, at ``max_delta``.
-        max_delta: δ of all spends in the ledger.
-        accountant: As for `fedsvd.privacy.accounting.epsilon`.
-    """
-
-    target_epsilon: float
-    target_delta: float
-    max_epsilon: float
-    max_delta: float
-    accountant: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One charge: the run, round and message that caused it, the spend, and the budget at that time.
-
-    Attributes:
-        run_id: Flower's run id, or the account of a run that is charged as a whole.
-        server_round: The round; 0 for a run that is charged as a whole.
-        message_id: Flower's message id; for a run that is charged as a whole, an id made from the account.
-        spend: The spend that was charged.
-        budget: The budget that the client allowed at that time.
-        reserved_at: Time of the charge, before training; UTC, ISO 8601.
-        released_at: Time at which the result was released for sending, in the same format. None if it was never
-            released; then it cannot have left the client.
-    """
-
-    run_id: str
-    server_round: int
-    message_id: str
-    spend: Spend
-    budget: Budget
-    reserved_at: str
-    released_at: str | None
+__all__ = ["Budget", "Entry", "Event", "Ledger", "LedgerState"]
 
 
 class Ledger:
     """One client's ledger; open it with `Ledger.open` or `Ledger.read`, as a context manager."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, data: str | None = None, strict: bool = True
+    ) -> None:
         self._path = path
         self._connection = connection
+        self._data = data
+        self._strict = strict
 
     @classmethod
-    def open(cls, path: Path, fingerprint: str) -> Ledger:
+    def open(cls, path: Path, fingerprint: str, *, strict: bool = False) -> Ledger:
         """Open the ledger at ``path``, or create one for the data that ``fingerprint`` identifies.
 
+        Args:
+            path: The SQLite file.
+            fingerprint: Fingerprint of the data that will be charged.
+            strict: Refuse data other than those of the last charge. By default the ledger continues: the first charge
+                records the change, and all earlier charges of the account count against the new data.
+
         Raises:
-            LedgerError: The file is damaged, is not a ledger, belongs to other data, was written by a newer version, is
-                world-writable, or cannot be read and written.
+            LedgerError: The file is damaged, is not a ledger, was written by a newer version, is world-writable, or
+                cannot be read and written; or the data belong to an earlier account, or are refused by ``strict``.
         """
-        return cls(path, ledger_storage.connect(path, fingerprint))
+        ledger = cls(path, ledger_storage.connect(path, fingerprint), fingerprint, strict)
+        try:
+            ledger.check_data(fingerprint, strict=strict)
+        except BaseException:
+            ledger._connection.close()
+            raise
+        return ledger
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
@@ -97,8 +76,25 @@ class Ledger:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the data that this ledger belongs to."""
-        return str(self._connection.execute("SELECT fingerprint FROM owner").fetchone()[0])
+        """Fingerprint of the data that this ledger was last charged for, or created for."""
+        return self.state().fingerprint
+
+    def state(self) -> LedgerState:
+        """Return all charges, events and the current account, read at one time."""
+        with ledger_storage.snapshot(self._connection, self._path):
+            return read_state(self._connection)
+
+    def check_data(self, fingerprint: str, *, strict: bool = False) -> bool:
+        """Check whether the current account may be charged for this data.
+
+        Returns:
+            Whether the data have changed since the last charge, so that earlier charges count against other data.
+
+        Raises:
+            LedgerError: An earlier account was charged for this data: a new account is for data of other people. Or,
+                with ``strict``, the data have changed.
+        """
+        return check_data(self.state(), self._path, fingerprint, strict)
 
     def reserve(self, run_id: str, server_round: int, message_id: str, spend: Spend, budget: Budget) -> float:
         """Charge a spend if it is within the budget; when this method returns, the charge is on disk.
@@ -107,40 +103,49 @@ class Ledger:
         training on it again would give a second result with fresh noise.
 
         Returns:
-            ε of the whole history, including this spend, at ``budget.target_delta``.
+            ε of the account's whole history, including this spend, at ``budget.target_delta``.
 
         Raises:
             ReplayedMessageError: The message was charged before; nothing was charged.
-            BudgetExceededError: The run or the whole history would exceed the budget; nothing was charged.
+            BudgetExceededError: The run or the account would exceed the budget; nothing was charged.
             LedgerError: The ledger is damaged or cannot be written.
         """
         with ledger_storage.transaction(self._connection, self._path):
-            entries = self.entries()
-            for entry in entries:
+            state = self._state_with_own_data()
+            for entry in state.entries:
                 if entry.message_id == message_id:
                     raise ReplayedMessageError(
                         f"message {message_id} was charged at {entry.reserved_at} for round {entry.server_round} of "
                         f"run {entry.run_id}; a charge pays for one result. A new message is charged separately."
                     )
-            return self._charge(entries, run_id, server_round, message_id, spend, budget)
+            return self._charge(state.counting, run_id, server_round, message_id, spend, budget)
 
     def reserve_run(self, account: str, spend: Spend, budget: Budget) -> float:
         """Charge a whole run once, before its first result; later calls for the same account change nothing.
 
         Use this only if another party adds the noise (client-level privacy, where the server does), and the whole run
-        has the same cost whatever this client does. Here, one charge pays for any number of results.
+        has the same cost whatever this client does. Here, one charge pays for any number of results, also if the data
+        change during the run: what is protected is the client with all its data. A charge to an earlier account of
+        this ledger does not pay for the current one.
+
+        Args:
+            account: Name of the run, which is the same in all processes of the run.
+            spend: The mechanism of the whole run.
+            budget: The budget that the client allows.
 
         Returns:
-            ε of the whole history at ``budget.target_delta``.
+            ε of the account's whole history at ``budget.target_delta``.
 
         Raises:
             BudgetExceededError: As for `reserve`.
             LedgerError: The account was charged for another mechanism, or the ledger is damaged or cannot be written.
         """
-        message_id = f"whole run {account}"
         with ledger_storage.transaction(self._connection, self._path):
-            entries = self.entries()
-            charged = {entry.message_id: entry.spend for entry in entries}.get(message_id)
+            state = self._state_with_own_data()
+            entries = state.counting
+            message_id = f"whole run {account}" if state.account == 1 else f"account {state.account}: {account}"
+            # A round of DP-SGD has a number from 1: its charge pays for one result only, whatever its message id.
+            charged = {entry.message_id: entry.spend for entry in entries if not entry.server_round}.get(message_id)
             if charged == spend:
                 return epsilon([entry.spend for entry in entries], budget.target_delta, budget.accountant)
             if charged is not None:
@@ -170,33 +175,37 @@ class Ledger:
             self._release(message_id)
 
     def history(self) -> list[Spend]:
-        """Return every spend, oldest first."""
-        return [entry.spend for entry in self.entries()]
+        """Return the spends that count against the present data, oldest first: those of the current account."""
+        return [entry.spend for entry in self.state().counting]
 
     def entries(self) -> list[Entry]:
-        """Return every charge, oldest first."""
-        with ledger_storage.as_ledger_error(self._path):
-            rows = self._connection.execute(
-                f"SELECT {ledger_schema.SPEND_COLUMNS}, released_at "  # noqa: S608
-                "FROM spend LEFT JOIN release ON spend_id = spend.id ORDER BY spend.id"
-            ).fetchall()
-        return [Entry(row[0], row[1], row[2], Spend(*row[3:6]), Budget(*row[6:11]), row[11], row[12]) for row in rows]
+        """Return every charge of every account, oldest first."""
+        return list(self.state().entries)
+
+    def _state_with_own_data(self) -> LedgerState:
+        """Return the state within the caller's transaction, after recording that the data have changed, if so."""
+        state = self.state()
+        if self._data is None:
+            raise LedgerError(f"the privacy ledger {self._path} was opened readonly; it cannot be charged.")
+        if check_data(state, self._path, self._data, self._strict) or not state.is_bound:
+            ledger_schema.add_event(
+                self._connection, ledger_schema.DATA_CHANGE, state.fingerprint, self._data, reason=""
+            )
+            state = self.state()
+        return state
 
     def _charge(
         self,
-        entries: Sequence[Entry],
+        counting: Sequence[Entry],
         run_id: str,
         server_round: int,
         message_id: str,
         spend: Spend,
         budget: Budget,
     ) -> float:
-        """Check and write a charge within the caller's transaction, and return ε of the whole history with it."""
-        history = [entry.spend for entry in entries]
-        this_run = [entry.spend for entry in entries if entry.run_id == run_id]
-        _check_budget(this_run, spend, budget.target_epsilon, budget.target_delta, budget.accountant, "this run")
-        _check_budget(history, spend, budget.max_epsilon, budget.max_delta, budget.accountant, "all charges")
-        after = epsilon([*history, spend], budget.target_delta, budget.accountant)
+        """Check and write a charge within the caller's transaction, and return ε of the account with it."""
+        check_budget(counting, run_id, spend, budget, self._data or "")
+        after = epsilon([*(entry.spend for entry in counting), spend], budget.target_delta, budget.accountant)
         noise_multiplier, sample_rate, steps = astuple(spend)
         *amounts, accountant = astuple(budget)
         charge = (run_id, server_round, message_id, float(noise_multiplier), float(sample_rate), steps)
@@ -212,17 +221,4 @@ class Ledger:
     def _release(self, message_id: str) -> None:
         self._connection.execute(
             "INSERT INTO release SELECT id, ? FROM spend WHERE message_id = ?", (ledger_schema.now(), message_id)
-        )
-
-
-def _check_budget(
-    history: Sequence[Spend], spend: Spend, limit: float, target_delta: float, accountant: str, scope: str
-) -> None:
-    after = epsilon([*history, spend], target_delta, accountant)
-    if after > limit:
-        before = epsilon(history, target_delta, accountant)
-        raise BudgetExceededError(
-            f"{spend.steps} more steps with noise multiplier {spend.noise_multiplier:.4g} at sample rate "
-            f"{spend.sample_rate:.4g} would raise the ε of {scope} from {before:g} to {after:g} at "
-            f"δ = {target_delta:g}; this client allows {limit:g}."
         )

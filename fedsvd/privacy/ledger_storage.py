@@ -22,30 +22,26 @@ from fedsvd.privacy import ledger_schema as schema
 _LOCK_TIMEOUT_S = 60.0
 
 
-def connect(path: Path, fingerprint: str) -> sqlite3.Connection:
-    """Open a ledger for writing, or create it if it does not exist, and check it completely.
+def connect(path: Path, fingerprint: str | None) -> sqlite3.Connection:
+    """Open a ledger for writing and check it completely; if it does not exist, create it for the data.
 
     Raises:
-        LedgerError: As for `fedsvd.privacy.ledger.Ledger.open`.
+        LedgerError: As for `fedsvd.privacy.ledger.Ledger.open`; or the ledger does not exist and there is no
+            fingerprint to create it for.
     """
+    if fingerprint is None:
+        _check_exists(path)
     with as_ledger_error(path):
-        if not path.exists():
+        if fingerprint is not None and not path.exists():
             _create(path, fingerprint)
         connection = _open(path, "rw")
     try:
         with as_ledger_error(path):
             schema.check(connection, path)
             _make_durable(connection)
-            [owner] = connection.execute("SELECT fingerprint FROM owner").fetchone()
     except BaseException:
         connection.close()
         raise
-    if owner != fingerprint:
-        connection.close()
-        raise LedgerError(
-            f"the privacy ledger {path} belongs to other data: its fingerprint is {owner[:12]}…, that of this data is "
-            f"{fingerprint[:12]}…. Use a separate ledger for this data."
-        )
     return connection
 
 
@@ -55,8 +51,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     Raises:
         LedgerError: As for `fedsvd.privacy.ledger.Ledger.read`.
     """
-    if not path.is_file():
-        raise LedgerError(f"no privacy ledger at {path}; pass the path of a ledger, such as clients/0.sqlite.")
+    _check_exists(path)
     with as_ledger_error(path):
         connection = _open(path, "ro")
         try:
@@ -89,6 +84,8 @@ def as_ledger_error(path: Path) -> Iterator[None]:
 def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
     """Lock the ledger exclusively for writing, check its rows, and commit atomically.
 
+    A ledger of an earlier schema version is migrated in the same transaction.
+
     Raises:
         LedgerError: The ledger is damaged, or cannot be written.
     """
@@ -96,12 +93,36 @@ def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
         connection.execute("BEGIN IMMEDIATE")
         try:
             schema.check_rows(connection)
+            schema.migrate(connection)
             yield
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+
+
+@contextmanager
+def snapshot(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """Read one consistent state of the ledger, whether or not a transaction is in progress.
+
+    Raises:
+        LedgerError: The ledger cannot be read.
+    """
+    is_nested = connection.in_transaction
+    with as_ledger_error(path):
+        if not is_nested:
+            connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if not is_nested and connection.in_transaction:
+                connection.execute("ROLLBACK")
+
+
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise LedgerError(f"no privacy ledger at {path}; pass the path of a ledger, such as clients/0.sqlite.")
 
 
 def _open(path: Path, mode: str) -> sqlite3.Connection:
@@ -134,7 +155,7 @@ def _create(path: Path, fingerprint: str) -> None:
         with closing(_open(temporary, "rw")) as connection:
             _make_durable(connection)
             connection.execute("BEGIN IMMEDIATE")
-            for statement in (*schema.TABLES, *schema.TRIGGERS):
+            for statement in schema.STATEMENTS:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version={schema.SCHEMA_VERSION}")

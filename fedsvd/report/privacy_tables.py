@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from fedsvd.privacy.ledger import Entry
+from fedsvd.privacy.ledger import Entry, Event
 from fedsvd.privacy.plan import ClientPlan
+from fedsvd.report.literal import add_literal_row
 from fedsvd.report.tables import rounded_up
 
 
@@ -21,7 +22,8 @@ class RunTotal:
         rounds: Number of rounds that were charged at least once.
         steps: Number of noisy steps charged.
         epsilon: ε of this run's charges alone.
-        epsilon_after: ε of all charges in the ledger up to this run's last one.
+        epsilon_after: ε of all charges of the same account up to this run's last one.
+        account: Number of the account that was charged.
     """
 
     run_id: str
@@ -29,6 +31,7 @@ class RunTotal:
     steps: int
     epsilon: float
     epsilon_after: float
+    account: int = 1
 
 
 def plan_table(plans: Sequence[ClientPlan], target_delta: float, unit: str) -> Table:
@@ -69,34 +72,56 @@ def plan_table(plans: Sequence[ClientPlan], target_delta: float, unit: str) -> T
 def charges_table(entries: Sequence[Entry]) -> Table:
     """Return a table with one row per charge, oldest first; runs are numbered as in `runs_table`."""
     table = Table(title="Charges")
-    for heading in ("run", "round", "steps", "noise\nmultiplier", "sample\nrate", "charged (UTC)", "result\nsent"):
+    has_accounts = any(entry.account > 1 for entry in entries)
+    headings = ("run", "round", "steps", "noise\nmultiplier", "sample\nrate", "charged (UTC)", "result\nsent")
+    for heading in (*["account"] * has_accounts, *headings):
         table.add_column(heading, justify="right")
-    runs = list(dict.fromkeys(entry.run_id for entry in entries))
+    runs = list(dict.fromkeys((entry.account, entry.run_id) for entry in entries))
     for entry in entries:
-        table.add_row(
-            str(1 + runs.index(entry.run_id)),
-            str(entry.server_round),
-            str(entry.spend.steps),
+        cells = (
+            1 + runs.index((entry.account, entry.run_id)),
+            entry.server_round,
+            entry.spend.steps,
             f"{entry.spend.noise_multiplier:.3f}",
             f"{entry.spend.sample_rate:.4f}",
-            entry.reserved_at.removesuffix("+00:00"),
+            _utc(entry.reserved_at),
             "no" if entry.released_at is None else "yes",
         )
+        add_literal_row(table, (*[entry.account] * has_accounts, *cells))
     return table
+
+
+def event_lines(events: Sequence[Event]) -> list[str]:
+    """Return a line for each change of the data and each new account, oldest first."""
+    lines, is_bound = [], True
+    for event in events:
+        if event.kind == "account":
+            text = f"account {event.account} opened: no earlier charge counts against it; reason: {event.reason}"
+        elif is_bound:
+            text = (
+                f"data changed from {event.old_fingerprint[:12]}… to {event.new_fingerprint[:12]}…: all earlier "
+                f"charges of account {event.account} count against the new data"
+            )
+        else:
+            text = f"account {event.account} bound to data {event.new_fingerprint[:12]}…"
+        is_bound = event.kind != "account"
+        lines.append(f"{_utc(event.recorded_at)}  after charge {event.charges_before}: {text}")
+    return lines
 
 
 def runs_table(runs: Sequence[RunTotal], target_delta: float, accountant: str) -> Table:
-    """Return a table with one row per run: its own privacy cost, and the total when it was last charged."""
+    """Return a table with one row per run: its own privacy cost, and the account's total when it was last charged."""
     table = Table(title=f"ε spent at δ = {target_delta:g}, {accountant} accountant")
-    for heading in ("run", "run ID", "rounds", "steps", "ε of\nthis run", "ε total\nafterwards"):
+    has_accounts = any(run.account > 1 for run in runs)
+    headings = ("run", "run ID", "rounds", "steps", "ε of\nthis run", "ε total\nafterwards")
+    for heading in (*["account"] * has_accounts, *headings):
         table.add_column(heading, justify="right", no_wrap=heading == "run ID")
     for number, run in enumerate(runs, 1):
-        table.add_row(
-            str(number),
-            run.run_id,
-            str(run.rounds),
-            str(run.steps),
-            rounded_up(run.epsilon, 4),
-            rounded_up(run.epsilon_after, 4),
-        )
+        epsilons = (rounded_up(run.epsilon, 4), rounded_up(run.epsilon_after, 4))
+        cells = (number, run.run_id, run.rounds, run.steps, *epsilons)
+        add_literal_row(table, (*[run.account] * has_accounts, *cells))
     return table
+
+
+def _utc(time: str) -> str:
+    return time.removesuffix("+00:00").replace("T", " ")

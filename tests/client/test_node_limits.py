@@ -9,7 +9,8 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
-from client.node_limits import NodeLimits, read_limits
+from client.node_limits import NodeLimits, has_strict_ledger, read_limits
+from fedsvd.cli import main
 from fedsvd.config.compose import compose
 from fedsvd.errors import LimitError
 from fedsvd.lora.adapter import Part
@@ -136,9 +137,48 @@ def test_replayed_message_is_declined(node_config: dict[str, Any]) -> None:
     assert "ReplayedMessageError: message message was charged" in str(decline_reason(node_config, []))
 
 
-def test_ledger_of_other_data_is_refused(node_config: dict[str, Any]) -> None:
+def test_data_that_change_are_charged_to_the_same_ledger(
+    node_config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = ["privacy.target_epsilon=2"]
+    assert decline_reason(node_config, overrides) is None
+    assert decline_reason(node_config, [*overrides, "seed=1"], "another message") is None
+    assert "1 charges on earlier data count against the present data, too" in caplog.text
+    with Ledger.read(Path(node_config["ledger"])) as ledger:
+        [event] = ledger.state().events
+        first, second = ledger.entries()
+        assert len(ledger.history()) == 2
+    assert (event.old_fingerprint, event.new_fingerprint) == (first.fingerprint, second.fingerprint)
+
+
+def test_strict_ledger_declines_data_that_change(node_config: dict[str, Any]) -> None:
+    node_config |= {"ledger-policy": "strict"}
     assert decline_reason(node_config, []) is None
     assert "other data" in str(decline_reason(node_config, ["seed=1"], "another message"))
+    with Ledger.read(Path(node_config["ledger"])) as ledger:
+        assert len(ledger.entries()) == 1
+        assert ledger.state().events == ()
+
+
+@pytest.mark.parametrize("policy", ["continue", "strict"])
+def test_new_account_lets_a_node_go_from_public_data_to_its_own(
+    node_config: dict[str, Any], policy: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("text,label\n" + "".join(f"a finding {n},{('ill', 'well')[n % 2]}\n" for n in range(40)))
+    node_config |= {"ledger-policy": policy}
+    own = node_config | {"data-path": str(file)}
+    overrides = ["data=node", "data.labels=[ill,well]", "federation.weighting=uniform", "train.head=frozen"]
+    # The trial on public data spends most of the budget.
+    assert [decline_reason(node_config, [], f"public {n}", n) for n in (1, 2)] == [None, None]
+    assert decline_reason(own, overrides, "own 1", 1, run_id=8) is not None
+
+    assert main(["privacy", "ledger", node_config["ledger"], "--new-account", "public data so far"]) == 0
+
+    assert [decline_reason(own, overrides, f"own {n}", n, run_id=8) for n in (1, 2)] == [None, None]
+    with Ledger.read(Path(node_config["ledger"])) as ledger:
+        assert [entry.account for entry in ledger.entries()] == [1, 1, 2, 2]
+    assert "in an earlier account" in str(decline_reason(node_config, [], "public again"))
 
 
 def test_damaged_ledger_is_refused_with_a_reason(node_config: dict[str, Any]) -> None:
@@ -172,6 +212,27 @@ def test_limits_without_effect_are_errors(limit: dict[str, Any], message: str) -
     with pytest.raises(LimitError, match=message):
         read_limits(limit)
     assert message in str(decline_reason(limit, []))
+
+
+@pytest.mark.parametrize(
+    ("node_config", "message"),
+    [
+        ({"ledger": "x", "ledger-policy": "lenient"}, "ledger-policy = 'lenient' is invalid: expected one of continue"),
+        ({"ledger": "x", "ledger-policy": True}, "ledger-policy = True is invalid"),
+        ({"ledger-policy": "strict"}, "no effect without a ledger"),
+        ({"ledger": "x", "ledger_policy": "strict"}, "not a known limit"),
+    ],
+)
+def test_invalid_ledger_policy_is_an_error(node_config: dict[str, Any], message: str) -> None:
+    def read(values: dict[str, Any]) -> bool:
+        read_limits(values)
+        return has_strict_ledger(values)
+
+    with pytest.raises(LimitError, match=message):
+        read(node_config)
+    assert message in str(decline_reason(node_config, []))
+    assert read({"ledger": "x"}) is read({"ledger": "x", "ledger-policy": "continue"}) is False
+    assert read({"ledger": "x", "ledger-policy": "strict"}) is True
 
 
 def test_unrelated_keys_of_a_node_configuration_are_ignored() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedsvd.cli import main
-from fedsvd.privacy.ledger import Ledger
+from fedsvd.privacy.accounting import Spend
+from fedsvd.privacy.ledger import Budget, Ledger
 
 RUN = ["experiment=smoke", "privacy.target_epsilon=3", "privacy.max_epsilon=4"]
 
@@ -175,14 +176,45 @@ def test_wrong_terms_for_a_ledger(
     assert said in capsys.readouterr().err
 
 
-def test_ledgers_of_other_data_and_damaged_ones_stop_the_plan(
+def test_ledgers_of_other_data_count_and_damaged_ones_stop_the_plan(
     ledgers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["privacy", "plan", *RUN, "seed=1", f"privacy.ledger_dir={ledgers}"]) == 1
-    assert "other data" in capsys.readouterr().err
+    assert main(["privacy", "plan", *RUN, "seed=1", f"privacy.ledger_dir={ledgers}"]) == 0
+    printed = capsys.readouterr().out
+    assert "client 0: its ledger was last charged for other data" in printed
+    assert float(numbers(printed, "0")[6]) > 2.9
     sqlite3.connect(tmp_path / "0.sqlite").close()
     (tmp_path / "0.sqlite").write_bytes(b"nothing of the kind")
     assert main(["privacy", "plan", *RUN, f"privacy.ledger_dir={tmp_path}"]) == 1
     assert "cannot be used" in capsys.readouterr().err
     assert main(["privacy", "ledger", str(tmp_path / "0.sqlite")]) == 1
     assert "cannot be used" in capsys.readouterr().err
+
+
+def test_new_account_is_shown_with_what_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spend, path = Spend(1.0, 0.05, 5), tmp_path / "[red]ledger"
+    budget = Budget(9.0, 1e-5, 9.0, 1e-5, "rdp")
+    for data, message in (("a" * 64, "1"), ("b" * 64, "2")):
+        with Ledger.open(path, data) as ledger:
+            ledger.reserve("run", 1, message, spend, budget)
+    assert main(["privacy", "ledger", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "[red]ledger  data bbbbbbbbbbbb…" in printed
+    assert "data changed from aaaaaaaaaaaa… to bbbbbbbbbbbb…" in printed
+    assert "counts against the present data: 2 charges of account 1, 1 of them made on earlier data; ε = " in printed
+
+    assert main(["privacy", "ledger", str(path), "--new-account", "other \x1b[31m[bold]people"]) == 0
+    printed = capsys.readouterr().out
+    assert "account 2 opened" in printed
+    assert r"reason: other \x1b[31m[bold]people" in printed
+    assert "0 charges of account 2; ε = 0 at δ = 1e-05. 2 charges of earlier accounts" in printed
+
+
+@pytest.mark.parametrize("option", [["--new-account"], ["--new-account="], ["--new-account", "reason", "delta=1"]])
+def test_new_account_needs_a_reason(tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with Ledger.open(tmp_path / "ledger", "data"):
+        pass
+    assert main(["privacy", "ledger", str(tmp_path / "ledger"), *option]) == 2
+    assert "Usage: fedsvd privacy ledger PATH" in capsys.readouterr().err
+    with Ledger.read(tmp_path / "ledger") as ledger:
+        assert ledger.state().events == ()

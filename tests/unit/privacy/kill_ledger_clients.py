@@ -1,10 +1,13 @@
 """Repeatedly kill ledger clients with SIGKILL, and print a comparison of their charges and released results as JSON.
 
 A client is a forked process: it reserves, "trains" (a pause), marks the result as released, and "replies" (writes a
-line to disk). It reports the start of each phase in a pipe. The parent process kills it at a random moment.
+line to disk). It reports the start of each phase in a pipe. The parent process kills it at a random moment. Every
+ledger starts with charges of schema version 1, which the first write migrates; the data change with every message, and
+in half of the ledgers the owner opens a new account, also in a process that is killed.
 Usage: kill_ledger_clients.py FOLDER TRIALS
 """
 
+import itertools
 import json
 import os
 import random
@@ -18,14 +21,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ledger_v1 import schema_version, write_ledger_v1
+
 from fedsvd.errors import BudgetExceededError, LedgerError, ReplayedMessageError
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger import Budget, Ledger
+from fedsvd.privacy.ledger_accounts import open_account
 
 SPEND, DELTA, MAX_CHARGES = Spend(1.0, 0.05, 5), 1e-5, 60
 BUDGET_EPSILON = epsilon([SPEND] * MAX_CHARGES, DELTA, "rdp")
 BUDGET = Budget(BUDGET_EPSILON, DELTA, BUDGET_EPSILON, DELTA, "rdp")
-PHASES = ("open", "reserve", "train", "mark", "reply", "replied")
+V1_CHARGES = 3
+PHASES = ("open", "migrate", "change", "reserve", "train", "mark", "reply", "replied", "account")
+REPEATED_PHASES = [phase for phase in PHASES if phase not in ("migrate", "account")]
 TRIALS_PER_LEDGER = 8
 
 
@@ -36,6 +44,11 @@ class Result:
     released: int = 0
     charged: int = 0
     replays_refused: int = 0
+    # After a kill in the first write to a ledger of version 1: how often it was still of version 1, and how often not.
+    not_migrated: int = 0
+    migrated: int = 0
+    changes: int = 0
+    accounts: int = 0
     violations: list[str] = field(default_factory=list)
 
 
@@ -45,10 +58,17 @@ def client(folder: Path, messages: Sequence[str], pipe: int) -> None:
     def enter(phase: str) -> None:
         os.write(pipe, bytes([PHASES.index(phase)]))
 
-    for message in messages:
+    for number, message in enumerate(messages):
         enter("open")
-        with Ledger.open(folder / "ledger", "data") as ledger:
-            enter("reserve")
+        # Replays of earlier messages come with other data, too.
+        data = f"data {number // 2 % 3} of account {len(_lines(folder / 'accounts'))}"
+        with Ledger.open(folder / "ledger", data) as ledger:
+            if schema_version(folder / "ledger") == 1:
+                enter("migrate")
+            elif ledger.fingerprint != data:
+                enter("change")
+            else:
+                enter("reserve")
             try:
                 ledger.reserve("run", 1, message, SPEND, BUDGET)
             except (ReplayedMessageError, BudgetExceededError) as error:
@@ -63,6 +83,13 @@ def client(folder: Path, messages: Sequence[str], pipe: int) -> None:
         enter("replied")
 
 
+def owner(folder: Path, pipe: int) -> None:
+    """Open a new account, and note it for the clients."""
+    os.write(pipe, bytes([PHASES.index("account")]))
+    open_account(folder / "ledger", "other people")
+    _append(folder / "accounts", "opened")
+
+
 def _append(path: Path, line: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.write(descriptor, f"{line}\n".encode())
@@ -70,7 +97,8 @@ def _append(path: Path, line: str) -> None:
     os.close(descriptor)
 
 
-def start(folder: Path, messages: Sequence[str]) -> tuple[int, int]:
+def start(folder: Path, messages: Sequence[str] | None) -> tuple[int, int]:
+    """Fork a client with these messages, or the owner if there are none."""
     reading, writing = os.pipe()
     process = os.fork()
     if process:
@@ -79,15 +107,24 @@ def start(folder: Path, messages: Sequence[str]) -> tuple[int, int]:
     status = 1
     try:
         os.close(reading)
-        client(folder, messages, writing)
+        if messages is None:
+            owner(folder, writing)
+        else:
+            client(folder, messages, writing)
         status = 0
     finally:
         os._exit(status)
 
 
-def kill_at_random_moment(process: int, reading: int, rng: random.Random) -> str:
-    """Wait until the client has entered a random phase, kill it after a random delay, and return its last phase."""
-    target, visits, last = rng.randrange(len(PHASES)), rng.randrange(1, 4), "start"
+def kill_at_random_moment(process: int, reading: int, rng: random.Random, phase: str | None = None) -> str:
+    """Wait until a process has entered a phase, kill it after a random delay, and return its last phase.
+
+    Without ``phase``, the phase is random.
+    """
+    # Only the first write to a ledger of version 1 migrates, and only the owner opens an account.
+    target, visits, last = PHASES.index(phase or rng.choice(REPEATED_PHASES)), rng.randrange(1, 4), "start"
+    if phase is not None:
+        visits = 1
     while visits:
         ready, _, _ = select.select([reading], [], [], 30)
         report = os.read(reading, 1) if ready else b""
@@ -110,12 +147,11 @@ def kill_at_random_moment(process: int, reading: int, rng: random.Random) -> str
 
 def check(folder: Path, result: Result) -> None:
     """Compare the released results with the charges."""
-    if not (folder / "ledger").exists():
-        if (folder / "released").exists():
-            result.violations.append("a result was released without a ledger")
-        return
-    with Ledger.open(folder / "ledger", "data") as ledger:
-        entries = ledger.entries()
+    with Ledger.open(folder / "ledger", "data of the check") as ledger:
+        state = ledger.state()
+    entries = state.entries
+    if [entry.message_id for entry in entries[:V1_CHARGES]] != [f"v1 {number}" for number in range(V1_CHARGES)]:
+        result.violations.append("charges of version 1 are lost")
     connection = sqlite3.connect(folder / "ledger")
     if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
         result.violations.append("corrupted")
@@ -129,8 +165,17 @@ def check(folder: Path, result: Result) -> None:
     for message in released:
         if message not in charged or charged[message].released_at is None:
             result.violations.append(f"{message} was released without a charge and a mark")
-    if epsilon([entry.spend for entry in entries], DELTA, "rdp") > BUDGET_EPSILON:
-        result.violations.append(f"budget exceeded: {len(entries)} charges")
+    for account in range(1, state.account + 1):
+        in_account = [entry for entry in entries if entry.account == account]
+        if epsilon([entry.spend for entry in in_account], DELTA, "rdp") > BUDGET_EPSILON:
+            result.violations.append(f"budget exceeded: {len(in_account)} charges to account {account}")
+    changed = ["data"] + [entry.fingerprint for entry in entries]
+    for before, after in itertools.pairwise(changed):
+        if before != after and not any(
+            event.kind == "data" and (event.new_fingerprint, event.old_fingerprint) == (after, before)
+            for event in state.events
+        ):
+            result.violations.append(f"no event for the change from {before} to {after}")
 
 
 def _lines(path: Path) -> list[str]:
@@ -139,26 +184,56 @@ def _lines(path: Path) -> list[str]:
 
 def stress_one_ledger(folder: Path, rng: random.Random, result: Result) -> None:
     folder.mkdir()
+    write_ledger_v1(folder / "ledger", "data", [SPEND] * V1_CHARGES)
     messages: list[str] = []
+    account_trial = rng.randrange(3, TRIALS_PER_LEDGER) if rng.random() < 0.5 else None
     for trial in range(TRIALS_PER_LEDGER):
         # Some messages are repeated, and in every other trial two processes handle the same messages at once.
         repeated, new = rng.sample(messages, min(2, len(messages))), [f"{trial}-{number}" for number in range(20)]
         messages += new
+        is_v1 = schema_version(folder / "ledger") == 1
         started = [start(folder, repeated + new) for _ in range(1 + trial % 2)]
         for process, reading in started:
-            result.killed_in[kill_at_random_moment(process, reading, rng)] += 1
+            phase = kill_at_random_moment(process, reading, rng, "migrate" if is_v1 else None)
+            result.killed_in[phase] += 1
             result.trials += 1
+        if is_v1:
+            is_migrated = schema_version(folder / "ledger") == 2
+            result.migrated += is_migrated
+            result.not_migrated += not is_migrated
+        if trial == account_trial:
+            _open_account_while_killed(folder, rng, result)
         check(folder, result)
-    # The last client must find a working ledger, and can use up the budget but not exceed it.
+    _use_up_budget(folder, messages, result)
+
+
+def _open_account_while_killed(folder: Path, rng: random.Random, result: Result) -> None:
+    """Kill the owner's process while it opens an account; it has been opened or not, and the ledger works."""
+    process, reading = start(folder, None)
+    result.killed_in[kill_at_random_moment(process, reading, rng, "account")] += 1
+    with Ledger.open(folder / "ledger", "data of the check") as ledger:
+        account = ledger.state().account
+    if account == 1:
+        account = open_account(folder / "ledger", "other people")
+    if account != 2:
+        result.violations.append(f"account {account} instead of 2")
+    if not _lines(folder / "accounts"):
+        _append(folder / "accounts", "opened")
+
+
+def _use_up_budget(folder: Path, messages: Sequence[str], result: Result) -> None:
+    """Let a last client use up the budget: it must find a working ledger, and must not exceed the budget."""
     process, reading = start(folder, [*messages, *(f"last-{number}" for number in range(MAX_CHARGES + 1))])
     os.waitpid(process, 0)
     os.close(reading)
     check(folder, result)
-    with Ledger.open(folder / "ledger", "data") as ledger:
-        charged = len(ledger.entries())
-    if charged != MAX_CHARGES:
-        result.violations.append(f"{charged} charges at the end instead of {MAX_CHARGES}")
-    result.charged += charged
+    with Ledger.open(folder / "ledger", "data of the check") as ledger:
+        state = ledger.state()
+    if len(state.counting) != MAX_CHARGES:
+        result.violations.append(f"{len(state.counting)} charges at the end instead of {MAX_CHARGES}")
+    result.charged += len(state.entries) - V1_CHARGES
+    result.changes += sum(event.kind == "data" for event in state.events)
+    result.accounts += state.account - 1
     result.released += len(_lines(folder / "released"))
     result.replays_refused += sum("Replayed" in line for line in _lines(folder / "declined"))
 

@@ -21,7 +21,11 @@ HISTORY = [Spend(1.0 + number / 7, 0.05, 5 + number) for number in range(6)]
 def ledger_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("undamaged") / "ledger"
     with Ledger.open(path, "data") as ledger:
-        for number, spend in enumerate(HISTORY):
+        for number, spend in enumerate(HISTORY[:2]):
+            ledger.reserve("run", number, f"message {number}", spend, BUDGET)
+            ledger.mark_released(f"message {number}")
+    with Ledger.open(path, "grown data") as ledger:
+        for number, spend in enumerate(HISTORY[2:], 2):
             ledger.reserve("run", number, f"message {number}", spend, BUDGET)
             ledger.mark_released(f"message {number}")
     return path.read_bytes()
@@ -96,7 +100,7 @@ def test_flipped_bit_is_detected_or_changes_no_spend(path: Path, ledger_bytes: b
     assert num_detected > 200
 
 
-@pytest.mark.parametrize("table", ["spend", "release", "owner"])
+@pytest.mark.parametrize("table", ["spend", "release", "owner", "event"])
 @pytest.mark.parametrize("change", ["DELETE FROM {}", "UPDATE {} SET rowid = rowid + 100"])
 def test_rows_cannot_be_changed_or_removed(path: Path, table: str, change: str) -> None:
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -119,6 +123,11 @@ def _edit_without_triggers(path: Path, *statements: str) -> None:
         "UPDATE owner SET created_at = 'long ago'",
         "DELETE FROM spend WHERE id = 3",
         "INSERT INTO owner VALUES ('data', 'now')",
+        "DELETE FROM event",
+        "UPDATE event SET kind = 'account'",
+        "UPDATE event SET old_fingerprint = 'grown data'",
+        "UPDATE event SET after_spend = 3",
+        "INSERT INTO event SELECT 2, 2, 'account', 'grown data', '', 'mine', recorded_at, digest FROM event",
     ],
 )
 def test_row_changed_without_triggers_breaks_the_chain(path: Path, change: str) -> None:
@@ -133,11 +142,11 @@ def test_missing_trigger_is_refused(path: Path) -> None:
     assert_refused(path, "triggers have been changed")
 
 
-def test_ledger_of_other_data_is_refused(path: Path) -> None:
+def test_strict_ledger_of_other_data_is_refused(path: Path) -> None:
     with pytest.raises(LedgerError, match=r"belongs to other data.* separate ledger"):
-        Ledger.open(path, "others")
+        Ledger.open(path, "others", strict=True)
     with Ledger.read(path) as ledger:
-        assert ledger.fingerprint == "data"
+        assert ledger.fingerprint == "grown data"
 
 
 def test_foreign_database_is_refused(tmp_path: Path) -> None:
@@ -147,7 +156,7 @@ def test_foreign_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_newer_schema_is_refused(path: Path) -> None:
-    edit(path, "PRAGMA user_version=2")
+    edit(path, "PRAGMA user_version=3")
 
     assert_refused(path, "newer fedsvd.* Update fedsvd")
 
