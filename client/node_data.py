@@ -14,7 +14,7 @@ from fedsvd.errors import DataError, FedSVDError, NodeDataError
 
 logger = logging.getLogger(__name__)
 
-NODE_DATA_KEYS = ("data-path", "test-path", "text-column", "text-pair-column", "label-column")
+NODE_DATA_KEYS = ("data-path", "test-path", "separator", "text-column", "text-pair-column", "label-column")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class NodeData:
     Attributes:
         data_path: File whose rows are all trained on; csv, jsonl or parquet, by its suffix.
         test_path: Held-out file for methods with personalized models; None for no evaluation.
+        separator: Separator of the columns of ``.csv`` files: one character, or ``tab``; None for the run's.
         text_column: Column of the text; None for the run's.
         text_pair_column: Column of the second text of a pair; None for the run's.
         label_column: Column of the label; None for the run's.
@@ -31,6 +32,7 @@ class NodeData:
 
     data_path: str
     test_path: str | None = None
+    separator: str | None = None
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
@@ -48,6 +50,11 @@ def read_node_data(node_config: Mapping[str, object]) -> NodeData | None:
             raise NodeDataError(
                 f'node configuration: {key} = {value!r} is invalid: expected a quoted string, as in {key}="…".'
             )
+    separator = values.get("separator", "tab")
+    if len(str(separator)) != 1 and separator not in ("tab", "\\t"):
+        raise NodeDataError(
+            f"node configuration: separator = {separator!r} is invalid: expected one character, or tab."
+        )
     if values and "data-path" not in values:
         raise NodeDataError(
             f"node configuration has {', '.join(values)} but no data-path: set data-path to the node's file."
@@ -84,6 +91,7 @@ def with_node_data(config: Config, node_config: Mapping[str, object]) -> Config:
         config.data,
         path=node_data.data_path,
         test_path=node_data.test_path,
+        separator=node_data.separator or config.data.separator,
         text_column=node_data.text_column or config.data.text_column,
         text_pair_column=node_data.text_pair_column or config.data.text_pair_column,
         label_column=node_data.label_column or config.data.label_column,

@@ -82,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"unknown command {command!r}; available commands: {', '.join(_COMMANDS)}. See fedsvd --help."
             )
         # Imported late, so that a command loads only what it needs.
-        importlib.import_module(f"fedsvd.commands.{command}").run(rest)
+        from fedsvd.config.overrides import quote_separator
+
+        importlib.import_module(f"fedsvd.commands.{command}").run([quote_separator(argument) for argument in rest])
     except FedSVDError as error:
         message = f"[bold red]error:[/bold red] {escape(str(error))}"
         Console(stderr=True).print(message, soft_wrap=True, highlight=False)

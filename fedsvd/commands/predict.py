@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ from rich.console import Console
 from rich.text import Text
 
 from fedsvd.commands.arguments import CommandParser
+from fedsvd.commands.output import to_json, warn_left_out
+from fedsvd.config import Config
 from fedsvd.errors import ConfigError
 
 _USAGE = (
     "fedsvd predict RUN_DIR (--text TEXT [--text-pair TEXT] … | --file FILE) [--json] [--device DEVICE] "
-    "[--batch-size N]"
+    "[--batch-size N] [--separator S]"
 )
 
 
@@ -32,12 +33,12 @@ def run(arguments: Sequence[str]) -> None:
     from fedsvd.trained.run import load_trained_model, predict, read_run
 
     finished = read_run(Path(options.folder))
-    texts, pairs = _read_texts(options, finished.config.data.text_pair_column is not None)
+    texts, pairs = _read_texts(options, finished.config)
     rows = predict(load_trained_model(finished, options.device), texts, pairs, options.batch_size)
     console = Console()
     for row in rows:
         if options.json:
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            print(to_json(row), flush=True)
         else:
             output = row["answer"] if finished.generates_text else f"{row['label']}  {row['probability']:.1%}"
             # Not printed as markup: the texts may contain brackets.
@@ -52,6 +53,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     parser.add_argument("--file")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--device")
+    parser.add_argument("--separator")
     parser.add_argument("--batch-size", type=int, default=32)
     options = parser.parse_args(list(arguments))
     if bool(options.text) == bool(options.file):
@@ -60,26 +62,45 @@ def _parse(arguments: Sequence[str]) -> Any:
         parser.error(
             f"got {len(options.text)} --text and {len(options.text_pair)} --text-pair; give one --text-pair per --text"
         )
+    if options.separator is not None and len(options.separator) != 1 and options.separator not in ("tab", "\\t"):
+        parser.error(f"--separator {options.separator!r} is invalid: expected one character, or tab")
     if options.batch_size < 1:
         parser.error(f"--batch-size {options.batch_size} is invalid: expected an integer ≥ 1")
     return options
 
 
-def _read_texts(options: Any, expects_pairs: bool) -> tuple[list[str], list[str] | None]:
+def _read_texts(options: Any, config: Config) -> tuple[list[str], list[str] | None]:
     """Return the texts and, for a model of text pairs, the second texts."""
+    expects_pairs = config.data.text_pair_column is not None
     if options.file:
-        from fedsvd.data.text_files import read_texts
-
-        texts, pairs = read_texts(Path(options.file))
-    else:
-        texts, pairs = list(options.text), list(options.text_pair) or None
+        return _read_file(options, config)
+    texts, pairs = list(options.text), list(options.text_pair) or None
     if expects_pairs and pairs is None:
         raise ConfigError(
-            "this run's model expects pairs of texts: give --text-pair with each --text, or a .jsonl file with text "
-            "and text_pair."
+            "this run's model expects pairs of texts: give --text-pair with each --text, or a file with both columns."
         )
     if not expects_pairs and pairs is not None:
-        raise ConfigError("this run's model expects single texts: remove --text-pair, or text_pair from the file.")
+        raise ConfigError("this run's model expects single texts: remove --text-pair.")
+    return texts, pairs
+
+
+def _read_file(options: Any, config: Config) -> tuple[list[str], list[str] | None]:
+    from fedsvd.data.text_files import TextLayout, read_texts
+
+    data = config.data
+    layout = TextLayout(
+        text=(data.text_column, "text"),
+        text_pair=() if data.text_pair_column is None else (data.text_pair_column, "text_pair"),
+        pair_is_optional=data.response_column is not None,
+        separator=options.separator or data.separator,
+    )
+    texts, pairs, left_out = read_texts(Path(options.file), layout)
+    if layout.text_pair and pairs is None:
+        raise ConfigError(
+            f"this run's model expects pairs of texts, and --file {options.file} has one text per line: give a .csv, "
+            f".jsonl or .parquet file with the columns {layout.text[0]} and {layout.text_pair[0]}."
+        )
+    warn_left_out([left_out] if left_out.reasons else [])
     return texts, pairs
 
 

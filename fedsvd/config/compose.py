@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -21,6 +21,7 @@ from yaml import YAMLError
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
+from fedsvd.config.data_keys import check_used_keys
 from fedsvd.config.overrides import check_keys, check_override, dotted_keys, expand_choices, missing_extra, parse
 from fedsvd.errors import ConfigError
 
@@ -79,7 +80,9 @@ def compose_audit(overrides: Sequence[str]) -> tuple[Config, AuditConfig]:
     Raises:
         ConfigError: As `compose`.
     """
-    return _with_settings(overrides, "audit", AuditConfig)
+    config, settings = _with_settings(overrides, "audit", AuditConfig)
+    check_used_keys(config.data)
+    return config, settings
 
 
 def compose_compare(overrides: Sequence[str]) -> tuple[Config, CompareConfig]:
@@ -123,15 +126,21 @@ def from_dictconfig(cfg: DictConfig) -> Config:
 
 
 def read_config(path: Path) -> Config:
-    """Read the ``config.yaml`` of a run.
+    """Read the ``config.yaml`` of a run; keys that an earlier version did not have get their defaults.
 
     Raises:
         ConfigError: The file cannot be read, or contains invalid keys or values.
     """
+    values = read_yaml(path)
+    for name, schema in get_type_hints(Config).items():
+        group = values.get(name)
+        if isinstance(group, dict) and dataclasses.is_dataclass(schema):
+            missing = [field for field in dataclasses.fields(schema) if field.name not in group]
+            group |= {field.name: field.default for field in missing if field.default is not dataclasses.MISSING}
     try:
-        return from_dictconfig(DictConfig(OmegaConf.load(path)))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): is {path.parent} a run directory?") from error
+        return Config.from_mapping(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is damaged, or of another version of fedsvd: {error}") from error
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -199,7 +208,10 @@ def hydra_settings(overrides: Sequence[str]) -> DictConfig:
 
 @lru_cache(maxsize=256)
 def _compose(overrides: tuple[str, ...]) -> Config:
-    return from_dictconfig(_composed(overrides, "config"))
+    config = from_dictconfig(_composed(overrides, "config"))
+    # Not a rule of DataConfig: the directories of earlier runs stay readable.
+    check_used_keys(config.data)
+    return config
 
 
 def _composed(overrides: Sequence[str], root: str) -> DictConfig:

@@ -16,6 +16,9 @@ LoraLayers = Annotated[
     str, Field(pattern=r"^(all|top_[1-9][0-9]*)$", description="all, or top_K for the K layers nearest the output")
 ]
 
+Separator = Annotated[
+    str, Field(pattern=r'^([^"\r\n]|\\t|tab)$', description="one character (quote it, as in ';'), or tab")
+]
 PoolingLayer = Annotated[
     Literal["last"] | Annotated[int, Field(gt=0)],
     Field(description="last, or the number of a layer, counted from 1"),
@@ -97,6 +100,7 @@ class DataConfig(ConfigGroup):
         test_path: File with the held-out set; null holds out ``test_fraction`` of ``path``.
         subset: Configuration name of a data set on the hub.
         test_split: Split of a data set on the hub that is held out; null holds out ``test_fraction`` of ``train``.
+        separator: Separator of the columns of a CSV file: one character, or ``tab``.
         text_column: Column of the text, in local files and on the hub.
         text_pair_column: Column of the second text of a pair; null if the data have single texts.
         label_column: Column of the class; null if there is a ``response_column`` and no class.
@@ -125,6 +129,7 @@ class DataConfig(ConfigGroup):
     test_path: Text | None = None
     subset: Text | None = None
     test_split: Text | None = "test"
+    separator: Separator = ","
     text_column: Text = "text"
     text_pair_column: Text | None = None
     label_column: Text | None = "label"

@@ -19,6 +19,17 @@ _EXTRAS = ("joblib", "optuna", "ray", "submitit")
 Groups = Mapping[str, Sequence[str]]
 
 
+def quote_separator(override: str) -> str:
+    """Quote the value of ``data.separator``, from which a shell has removed the quotation marks.
+
+    Hydra does not parse values such as ``;`` and drops a tab.
+    """
+    key, equals, value = override.partition("=")
+    if key.lstrip("+") != "data.separator" or not equals or len(value) != 1:
+        return override
+    return f"{key}='{value}'"
+
+
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Parse overrides, and drop those of Hydra itself.
 
@@ -29,7 +40,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     parsed = []
     for line in overrides:
         try:
-            parsed.append(parser.parse_override(line))
+            parsed.append(parser.parse_override(quote_separator(line)))
         except HydraException as error:
             problem = "cannot be parsed" if "=" in line else "has no ="
             raise ConfigError(

@@ -2,7 +2,7 @@
 
 from fedsvd.data.batches import collate, encode, eval_batches, sort_by_length, tokenize
 from fedsvd.data.instructions import build_instructions, pack_sequences, prompt_ids, tokenize_instructions
-from fedsvd.data.loaders import load
+from fedsvd.data.loaders import load, load_data
 from fedsvd.data.partition import fingerprint, partition
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "fingerprint",
     "build_instructions",
     "load",
+    "load_data",
     "pack_sequences",
     "partition",
     "prompt_ids",

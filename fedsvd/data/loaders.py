@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from datasets import DatasetDict
 
 from fedsvd.config import DataConfig
-from fedsvd.data.node_data import empty_dataset, load_node_file
+from fedsvd.data.node_data import empty_dataset, load_node_file, read_node_file
+from fedsvd.data.rows import Columns, LeftOut, drop_unassigned
 from fedsvd.data.sentiment import load_movie_reviews, load_sentiment_domains
 from fedsvd.data.split import hold_out, limit_examples
 from fedsvd.data.topics import load_bbc_news, load_newsgroups, load_reuters_r8
-from fedsvd.data.user_data import FILE_FORMATS, Columns, load_files, load_hub
+from fedsvd.data.user_data import FILE_FORMATS, Loaded, load_files, load_hub
 from fedsvd.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedData:
+    """A loaded dataset.
+
+    Attributes:
+        splits: See `load`.
+        left_out: The rows of user data that are left out, one item per file that has any.
+    """
+
+    splits: DatasetDict
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def load(config: DataConfig, seed: int, keep_column: str | None = None) -> DatasetDict:
@@ -21,7 +39,8 @@ def load(config: DataConfig, seed: int, keep_column: str | None = None) -> Datas
     Args:
         config: The ``data`` configuration group.
         seed: Seed of the split and the shuffle.
-        keep_column: Additional column of user data to retain.
+        keep_column: Additional column of user data to retain, under the name that `fedsvd.data.rows.stored_name`
+            returns. Training rows without a value in it are left out.
 
     Returns:
         The two splits, with columns ``text`` and ``label`` and, depending on the dataset, ``text_pair`` and
@@ -32,12 +51,24 @@ def load(config: DataConfig, seed: int, keep_column: str | None = None) -> Datas
         AssetError: A package with embedded data is unavailable.
         ConfigError: ``data.path`` is missing for user data, or ``data=node`` is combined with an invalid setting.
     """
-    splits = _LOADERS[config.name](config, seed, keep_column)
+    return load_data(config, seed, keep_column).splits
+
+
+def load_data(config: DataConfig, seed: int, keep_column: str | None = None) -> LoadedData:
+    """Load a dataset as `load` does, with a record of the rows that are left out."""
+    loaded = _LOADERS[config.name](config, seed, keep_column)
+    splits, left_out = (loaded, []) if isinstance(loaded, DatasetDict) else loaded
     splits = limit_examples(splits, config.max_train_examples, config.max_test_examples)
-    if config.evaluate_on == "test":
-        return splits
-    # Choices such as hyperparameters must not be made on the test examples that results are reported on.
-    return limit_examples(hold_out(splits["train"], config.validation_fraction, seed), None, None)
+    if config.evaluate_on != "test":
+        # Choices such as hyperparameters must not be made on the test examples that results are reported on.
+        splits = limit_examples(hold_out(splits["train"], config.validation_fraction, seed), None, None)
+    if keep_column is not None and left_out:
+        # After all splits: which rows are held out must not depend on the partition.
+        splits["test"], _ = drop_unassigned(splits["test"], None)
+        splits["train"], dropped = drop_unassigned(splits["train"], keep_column)
+        reasons = {**left_out[0].reasons, **({f"no {keep_column} (partition.column)": dropped} if dropped else {})}
+        left_out = [replace(left_out[0], reasons=reasons), *left_out[1:]]
+    return LoadedData(splits, tuple(item for item in left_out if item.reasons))
 
 
 def _movie_reviews(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
@@ -62,29 +93,30 @@ def _bbc_news(config: DataConfig, seed: int, keep_column: str | None) -> Dataset
     return load_bbc_news(test_fraction=config.test_fraction, seed=seed)
 
 
-def _files(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+def _files(config: DataConfig, seed: int, keep_column: str | None) -> Loaded:
     return load_files(
         config.name,
-        _path(config),
+        data_path(config),
         config.test_path,
-        _columns(config, keep_column),
+        columns_of(config, keep_column),
         test_fraction=config.test_fraction,
         seed=seed,
+        separator=config.separator,
     )
 
 
-def _hub(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+def _hub(config: DataConfig, seed: int, keep_column: str | None) -> Loaded:
     return load_hub(
-        _path(config),
+        data_path(config),
         config.subset,
         config.test_split,
-        _columns(config, keep_column),
+        columns_of(config, keep_column),
         test_fraction=config.test_fraction,
         seed=seed,
     )
 
 
-def _node(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+def _node(config: DataConfig, seed: int, keep_column: str | None) -> Loaded:
     """Load node data: on a node, its own file; elsewhere, only the held-out texts, if there are any."""
     if not config.labels or len(config.labels) < 2:
         raise ConfigError(
@@ -99,29 +131,36 @@ def _node(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict
             "unsupported with data=node, which supports classification only: set data.response_column to null and "
             "data.label_column to the column with the labels."
         )
-    columns, empty = _columns(config, None), empty_dataset(config.labels, pairs=config.text_pair_column is not None)
-    paths = {"train": (config.path, "data-path"), "test": (config.test_path, "data.test_path")}
-    return DatasetDict(
-        {
-            split: load_node_file(path, columns, config.labels, key) if path else empty
-            for split, (path, key) in paths.items()
-        }
-    )
+    columns, empty = columns_of(config), empty_dataset(config.labels, pairs=config.text_pair_column is not None)
+    # On a node, both are its own files; elsewhere, there is no path, and test_path is a file of the server.
+    test_key = "data.test_path" if config.path is None else "test-path"
+    splits, left_out = DatasetDict({"train": empty, "test": empty}), []
+    if config.path is not None:
+        splits["train"] = load_node_file(config.path, columns, config.labels, "data-path", config.separator)
+    if config.test_path is not None:
+        splits["test"], rows = read_node_file(config.test_path, columns, config.labels, test_key, config.separator)
+        if config.path is None:
+            left_out.append(rows)
+        elif rows.reasons:
+            logger.warning("%s", rows)
+    return splits, left_out
 
 
-def _columns(config: DataConfig, keep_column: str | None) -> Columns:
+def columns_of(config: DataConfig, keep_column: str | None = None) -> Columns:
+    """Return the names of the columns in user data."""
     return Columns(
         config.text_column, config.text_pair_column, config.label_column, keep_column, config.response_column
     )
 
 
-def _path(config: DataConfig) -> str:
+def data_path(config: DataConfig) -> str:
+    """Return ``data.path``; raises `ConfigError` if it is not set."""
     if config.path is None:
         raise ConfigError(f"data={config.name} needs data.path: set it to the path or the hub id of the dataset.")
     return config.path
 
 
-_LOADERS: Mapping[str, Callable[[DataConfig, int, str | None], DatasetDict]] = {
+_LOADERS: Mapping[str, Callable[[DataConfig, int, str | None], DatasetDict | Loaded]] = {
     "movie_reviews": _movie_reviews,
     "sentiment_domains": _sentiment_domains,
     "reuters_r8": _reuters_r8,

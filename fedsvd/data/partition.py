@@ -10,8 +10,10 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 
+from fedsvd.data.rows import stored_name
+from fedsvd.data.values import abbreviate, sorted_values
 from fedsvd.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,7 +47,8 @@ def partition(
             times, until each client has that many.
         seed: Seed of the split; equal seeds give equal splits.
         label_column: The column whose classes ``dirichlet`` distributes.
-        column: The column for ``by_column``, which creates one client for each of its values.
+        column: The column for ``by_column``, which creates one client for each of its values. Clients are numbered by
+            value: as numbers if all values are numbers, otherwise as strings.
         skew: Sizes for ``quantity_skew``: proportional to k (``linear``), k² (``square``) or eᵏ (``exponential``) for
             client k = 1, 2, …
 
@@ -111,21 +114,28 @@ def _dirichlet(
 
 
 def _by_column(dataset: Dataset, num_partitions: int, column: str) -> list[Dataset]:
-    if column not in dataset.column_names:
+    # A column of a user's file whose name is that of a role is stored under another one.
+    name = stored_name(column) if stored_name(column) in dataset.column_names else column
+    if name not in dataset.column_names:
         raise DataError(
             f"partition.column = {column!r} is not a column of the dataset; set it to one of "
             f"{', '.join(dataset.column_names)}."
         )
-    values = sorted(set(dataset[column]))
+    row_values, feature = list(dataset[name]), dataset.features[name]
+    distinct = set(row_values)
+    values = sorted_values(list(distinct)) if all(isinstance(value, str) for value in distinct) else sorted(distinct)
     if len(values) != num_partitions:
+        shown = [feature.names[value] for value in values] if isinstance(feature, ClassLabel) else values
         raise DataError(
             f"federation.num_clients = {num_partitions} is invalid with partition.column = {column!r}, which has "
-            f"{len(values)} values ({', '.join(map(str, values[:10]))}): set federation.num_clients={len(values)}."
+            f"{len(values)} values ({abbreviate(shown, 10)}): set federation.num_clients={len(values)}."
         )
     # flwr-datasets' NaturalIdPartitioner is unsuitable: it numbers clients by first appearance, which depends on the
     # shuffle, and prints progress bars.
-    value_by_row = np.asarray(dataset[column])
-    return [dataset.select(np.flatnonzero(value_by_row == value)) for value in values]
+    rows: dict[object, list[int]] = {value: [] for value in values}
+    for index, value in enumerate(row_values):
+        rows[value].append(index)
+    return [dataset.select(rows[value]) for value in values]
 
 
 def _quantity_skew(dataset: Dataset, num_partitions: int, skew: str, seed: int) -> list[Dataset]:

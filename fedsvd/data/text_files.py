@@ -2,38 +2,98 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from fedsvd.data.readers import FILE_FORMATS, read_table
+from fedsvd.data.rows import Columns, LeftOut, select_rows
+from fedsvd.data.table import Table
+from fedsvd.data.text_tables import decode, split_lines
+from fedsvd.data.values import is_missing
 from fedsvd.errors import DataError
 
 
-def read_texts(path: Path) -> tuple[list[str], list[str] | None]:
-    """Read texts from a file.
+@dataclass(frozen=True)
+class TextLayout:
+    """How a file holds texts.
+
+    Attributes:
+        text: Names that the column of the texts may have; the first one that the file has is read.
+        text_pair: Names that the column of the second texts may have; empty for single texts.
+        ignore_pairs: Whether a file may have second texts that ``text_pair`` does not name.
+        pair_is_optional: Whether an empty second text is an empty text; otherwise its row is left out.
+        separator: Separator of a CSV file.
+        formats: File formats with columns, by suffix; any other file has one text per line.
+    """
+
+    text: Sequence[str] = ("text",)
+    text_pair: Sequence[str] = ()
+    ignore_pairs: bool = False
+    pair_is_optional: bool = False
+    separator: str = ","
+    formats: Sequence[str] = FILE_FORMATS
+
+
+def read_texts(path: Path, layout: TextLayout, key: str = "--file") -> tuple[list[str], list[str] | None, LeftOut]:
+    r"""Read texts from a file.
 
     Args:
-        path: A text file with one text per line, or a ``.jsonl`` file with one object per line that has ``text`` and,
-            optionally, ``text_pair``. Blank lines are skipped.
+        path: The file. Without columns, only ``\n`` and ``\r\n`` end a line, and blank lines are skipped.
+        layout: How the file holds texts.
+        key: Name of the argument or configuration key with the path, for messages.
 
     Returns:
-        The texts, and the second texts (None if there are none).
+        The texts, the second texts (None if ``layout`` names none), and the rows that are left out.
 
     Raises:
-        DataError: The file is unreadable or empty, a line has no text, or only some lines have a ``text_pair``.
+        DataError: The file is unreadable, has no text, lacks a column, or has second texts that ``layout`` does not
+            name.
     """
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        rows = [json.loads(line) if path.suffix == ".jsonl" else {"text": line} for line in lines]
-    except (OSError, ValueError) as error:
-        raise DataError(f"--file {path} cannot be read as text: {error}.") from error
-    if not rows:
-        raise DataError(f"--file {path} contains no text.")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise DataError(f"line {number} of {path} has no string under the key 'text'.")
-    pairs = [row["text_pair"] for row in rows if isinstance(row.get("text_pair"), str)]
-    if pairs and len(pairs) != len(rows):
+    file_format, source = path.suffix.lstrip(".").lower(), f"{key} {path}"
+    if file_format not in layout.formats:
+        texts = _read_lines(path, source)
+        return texts, None, LeftOut(source, len(texts), {})
+    separator_key = "--separator" if key.startswith("-") else "data.separator"
+    if not path.exists():
+        raise DataError(f"{source} cannot be read as text: there is no such file.")
+    table = read_table(file_format, str(path), key, separator=layout.separator, separator_key=separator_key)
+    text, pair = _find_column(table, layout.text), _find_column(table, layout.text_pair) if layout.text_pair else None
+    if not (layout.text_pair or layout.ignore_pairs) and "text_pair" in table.names and text != "text_pair":
+        _refuse_pairs(table)
+    rows = select_rows(table, Columns(text, pair, None, None), pair_is_optional=layout.pair_is_optional)
+    if not rows.numbers:
+        raise DataError(f"{source} contains no text. {rows.left_out}.")
+    pairs = None if pair is None else list(rows.columns["text_pair"])
+    return list(rows.columns["text"]), pairs, rows.left_out
+
+
+def _find_column(table: Table, names: Sequence[str]) -> str:
+    found = next((name for name in names if name in table.names), None)
+    if found is None:
         raise DataError(
-            f"{len(pairs)} of the {len(rows)} lines of {path} have a text_pair; either all lines or none must have one."
+            f"{table.source} has no column {' or '.join(map(repr, dict.fromkeys(names)))}; it has "
+            f"{', '.join(table.names)}. Rename the column with the texts."
         )
-    return [row["text"] for row in rows], pairs or None
+    return found
+
+
+def _refuse_pairs(table: Table) -> None:
+    filled = [row for row, value in zip(table.row_numbers, table.column("text_pair"), strict=True)
+              if not is_missing(value)]  # fmt: skip
+    if filled:
+        raise DataError(
+            f"{table.source} has second texts (text_pair, row {filled[0]}), but single texts are expected: remove "
+            "text_pair from the file."
+        )
+
+
+def _read_lines(path: Path, source: str) -> list[str]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{source} cannot be read as text: {error.strerror}.") from error
+    texts = [line for _, line in split_lines(decode(content, source))]
+    if not texts:
+        raise DataError(f"{source} contains no text.")
+    return texts

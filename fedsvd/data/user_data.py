@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import datasets
-import pandas
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset, DatasetDict
 
+from fedsvd.data.readers import FILE_FORMATS, dataset_table, first_line, read_table
+from fedsvd.data.rows import Columns, LeftOut, Rows, build_dataset, missing_columns, select_rows
 from fedsvd.data.split import hold_out, shuffle_splits
+from fedsvd.data.table import Table
+from fedsvd.data.values import abbreviate
 from fedsvd.errors import DataError
 
-# datasets.load_dataset is avoided because it would store a copy of the client's text in the user's cache directory.
-_READERS: Mapping[str, Callable[[str], Dataset]] = {
-    "csv": lambda path: _from_pandas(pandas.read_csv(path)),
-    "jsonl": lambda path: _from_pandas(pandas.read_json(path, lines=True)),
-    "parquet": lambda path: _from_pandas(pandas.read_parquet(path)),
-    "arrow": lambda path: Dataset.from_file(path) if Path(path).is_file() else datasets.load_from_disk(path),
-}
-# The label column that is added to data without classes; a name that no file uses.
-_ADDED_LABEL = "class of fedsvd"
-FILE_FORMATS = tuple(_READERS)
+__all__ = ["FILE_FORMATS", "Columns", "label_rows", "load_files", "load_hub", "read_hub", "select_named"]
 
-
-@dataclass(frozen=True)
-class Columns:
-    """The names of a dataset's columns.
-
-    Attributes:
-        text: Column with the text.
-        text_pair: Column with the second text of a pair; None for single texts.
-        label: Column with the class: a number or any text; None if there are no classes, so that all rows get the same
-            one.
-        keep: Additional column to retain, as for ``partition=by_column``; None for none.
-        response: Column with the answer that a language model learns; None to learn the class name.
-    """
-
-    text: str
-    text_pair: str | None
-    label: str | None
-    keep: str | None
-    response: str | None = None
+Loaded = tuple[DatasetDict, list[LeftOut]]
+_MAX_CLASSES = 20
 
 
 def load_files(
-    file_format: str, path: str, test_path: str | None, columns: Columns, *, test_fraction: float, seed: int
-) -> DatasetDict:
+    file_format: str,
+    path: str,
+    test_path: str | None,
+    columns: Columns,
+    *,
+    test_fraction: float,
+    seed: int,
+    separator: str = ",",
+) -> Loaded:
     """Load local files of one format.
 
     Args:
@@ -58,21 +41,23 @@ def load_files(
         columns: Names of the columns.
         test_fraction: Fraction of rows to hold out if there is no ``test_path``.
         seed: Seed of the shuffle.
+        separator: Separator of CSV files.
+
+    Returns:
+        The splits, and the rows of each file that are left out.
 
     Raises:
         DataError: A file is missing or unreadable, a column is missing, or the labels are unusable.
     """
-    train = read_file(file_format, path, "data.path")
-    if test_path is None:
-        dataset = _normalize(DatasetDict({"train": train}), columns)["train"]
-        return hold_out(dataset, test_fraction, seed)
-    splits = DatasetDict({"train": train, "test": read_file(file_format, test_path, "data.test_path")})
-    return shuffle_splits(_normalize(splits, columns), seed)
+    tables = {"train": read_table(file_format, path, "data.path", separator=separator)}
+    if test_path is not None:
+        tables["test"] = read_table(file_format, test_path, "data.test_path", separator=separator)
+    return _split(tables, columns, test_fraction, seed)
 
 
 def load_hub(
     path: str, subset: str | None, test_split: str | None, columns: Columns, *, test_fraction: float, seed: int
-) -> DatasetDict:
+) -> Loaded:
     """Load a dataset by its id on the hub, or from a local directory that ``datasets.load_dataset`` supports.
 
     Args:
@@ -83,118 +68,107 @@ def load_hub(
         test_fraction: Fraction of rows to hold out if there is no ``test_split``.
         seed: Seed of the shuffle.
 
+    Returns:
+        The splits, and the rows of each split that are left out.
+
     Raises:
         DataError: The dataset is unavailable, or a split or a column is missing.
     """
+    names = {"train": "train", **({} if test_split is None else {"test": test_split})}
+    tables = dict(zip(names, read_hub(path, subset, list(names.values())), strict=True))
+    return _split(tables, columns, test_fraction, seed)
+
+
+def read_hub(path: str, subset: str | None, splits: Sequence[str]) -> list[Table]:
+    """Read splits of a dataset on the hub; see `load_hub`."""
     try:
         loaded = datasets.load_dataset(path, subset)
     except Exception as error:
         raise DataError(
-            f"data.path = {path!r} (data.subset = {subset}) cannot be loaded: {_first_line(error)}. Check the id and "
+            f"data.path = {path!r} (data.subset = {subset}) cannot be loaded: {first_line(error)}. Check the id and "
             "the connection to the hub, or set data.path to a local copy."
         ) from error
-    for split in ("train", test_split):
-        if split is not None and split not in loaded:
+    for split in splits:
+        if split not in loaded:
             raise DataError(f"{path} has no split {split!r}; it has {', '.join(loaded)}. Set data.test_split.")
-    if test_split is None:
-        return hold_out(_normalize(DatasetDict({"train": loaded["train"]}), columns)["train"], test_fraction, seed)
-    splits = DatasetDict({"train": loaded["train"], "test": loaded[test_split]})
-    return shuffle_splits(_normalize(splits, columns), seed)
+    return [dataset_table(loaded[split], f"data.path = {path!r}, split {split!r}") for split in splits]
 
 
-def read_file(file_format: str, path: str, key: str) -> Dataset:
-    """Read a file with its original columns.
-
-    Args:
-        file_format: One of `FILE_FORMATS`.
-        path: The file.
-        key: The configuration key of the path, for error messages.
+def select_named(table: Table, columns: Columns, split: str) -> Rows:
+    """Select a table's usable rows; see `fedsvd.data.rows.select_rows`.
 
     Raises:
-        DataError: The file is missing or unreadable.
+        DataError: A named column is missing, or no row is usable.
     """
-    if not Path(path).exists():
-        raise DataError(f"{key} = {path!r} does not exist; set it to the path of a {file_format} file.")
-    try:
-        return _READERS[file_format](path)
-    except Exception as error:
-        raise DataError(f"{key} = {path!r} cannot be read as {file_format}: {_first_line(error)}.") from error
-
-
-def _normalize(splits: DatasetDict, columns: Columns) -> DatasetDict:
-    """Rename columns to ``text``, ``text_pair``, ``label`` and ``response``; drop other columns and incomplete rows."""
-    if columns.label is None:
-        splits = DatasetDict({split: _add_single_class(dataset) for split, dataset in splits.items()})
-        columns = replace(columns, label=_ADDED_LABEL)
-    new_names = {
-        columns.text: "text", columns.label: "label", columns.text_pair: "text_pair", columns.response: "response",
-    }  # fmt: skip
-    names = {column: name for column, name in new_names.items() if column is not None}
-    required = [*names, *([columns.keep] if columns.keep and columns.keep not in names else [])]
-    for split, dataset in splits.items():
-        for name in required:
-            if name not in dataset.column_names:
-                raise DataError(
-                    f"the {split} texts have no column {name!r}; they have {', '.join(dataset.column_names)}. Set "
-                    "data.text_column, data.text_pair_column, data.label_column, data.response_column and "
-                    "partition.column."
-                )
-    splits = DatasetDict({split: dataset.select_columns(required) for split, dataset in splits.items()})
-    splits = splits.rename_columns({old: new for old, new in names.items() if old != new})
-    return _encode_labels(splits)
-
-
-def _add_single_class(dataset: Dataset) -> Dataset:
-    return dataset.add_column(_ADDED_LABEL, [0] * len(dataset), feature=ClassLabel(names=["any"]))
-
-
-def _encode_labels(splits: DatasetDict) -> DatasetDict:
-    """Convert ``label`` to a ClassLabel; drop rows with the label -1 or null, as in GLUE's unlabeled test splits."""
-    splits = DatasetDict({split: dataset.select(_usable_rows(dataset)) for split, dataset in splits.items()})
-    for split, dataset in splits.items():
-        if not len(dataset):
-            raise DataError(
-                f"the {split} texts have no row with both a text and a label; check data.text_column and "
-                "data.label_column."
-            )
-    if isinstance(splits["train"].features["label"], ClassLabel):
-        return splits
-    labels = {split: [str(label) for label in dataset["label"]] for split, dataset in splits.items()}
-    names = sorted(set(labels["train"]), key=lambda name: (len(name), name))
-    unknown = set(labels.get("test", [])) - set(names)
-    if unknown or len(names) < 2:
+    missing = missing_columns(table, columns)
+    if missing:
         raise DataError(
-            f"the training texts have the labels {', '.join(names[:20])}"
-            + (f", the held-out texts also {', '.join(sorted(unknown)[:20])}" if unknown else "; expected at least two")
-            + ". Check data.label_column."
+            f"{table.source}: the {split} texts have no column {missing[0]!r}; they have {column_list(table)}. Set "
+            "data.text_column, data.text_pair_column, data.label_column, data.response_column and partition.column, "
+            "or data.separator if the names are not separate."
         )
-    classes = ClassLabel(names=names)
-    return DatasetDict(
-        {
-            split: dataset.remove_columns("label").add_column("label", classes.str2int(labels[split]), feature=classes)
-            for split, dataset in splits.items()
-        }
+    rows = select_rows(table, columns)
+    if not rows.numbers:
+        raise DataError(
+            f"the {split} texts have no row with both a text and a label; check data.text_column and "
+            f"data.label_column. {rows.left_out}."
+        )
+    return rows
+
+
+def column_list(table: Table) -> str:
+    """Return the names of a table's columns for a message; quoted where blanks would not be visible."""
+    return ", ".join(name if name == name.strip() else repr(name) for name in table.names)
+
+
+def label_rows(rows: Rows, class_names: Sequence[str], owner: str, other: str) -> Dataset:
+    """Build a dataset with the given classes, which are matched by name.
+
+    Args:
+        rows: The rows.
+        class_names: The classes, in order.
+        owner: Where the classes come from, with a verb, for messages.
+        other: What the rows are, for messages.
+
+    Raises:
+        DataError: The rows have other classes.
+    """
+    known = set(class_names)
+    unknown = {
+        number: name for number, name in zip(rows.numbers, rows.columns["label"], strict=True) if name not in known
+    }
+    if unknown:
+        raise DataError(
+            f"{owner} {abbreviate(class_names, _MAX_CLASSES)}, {other} also "
+            f"{abbreviate(sorted(set(unknown.values())), _MAX_CLASSES)} (row {abbreviate(list(unknown))} of "
+            f"{rows.source}). Correct these labels, or check data.label_column."
+        )
+    return build_dataset(rows, class_names)
+
+
+def _split(tables: Mapping[str, Table], columns: Columns, test_fraction: float, seed: int) -> Loaded:
+    """Select the usable rows of one table, which is split, or of two."""
+    # Held-out rows belong to no client.
+    used = {"train": columns, "test": replace(columns, keep=None)}
+    rows = {split: select_named(table, used[split], split) for split, table in tables.items()}
+    left_out = [selected.left_out for selected in rows.values()]
+    names = _class_names(rows["train"], columns)
+    owner = "the training texts have the labels"
+    splits = DatasetDict(
+        {split: label_rows(selected, names, owner, "the held-out texts") for split, selected in rows.items()}
     )
+    if "test" in splits:
+        return shuffle_splits(splits, seed), left_out
+    return hold_out(splits["train"], test_fraction, seed), left_out
 
 
-def _usable_rows(dataset: Dataset) -> list[int]:
-    """Return the indices of rows that have a text, a label and, if the dataset has responses, a response."""
-    responses = dataset["response"] if "response" in dataset.column_names else dataset["text"]
-    rows = zip(dataset["text"], responses, dataset["label"], strict=True)
-    return [
-        i
-        for i, (text, response, label) in enumerate(rows)
-        if _is_text(text) and _is_text(response) and label is not None and label != -1
-    ]
-
-
-def _from_pandas(frame: pandas.DataFrame) -> Dataset:
-    return Dataset.from_pandas(frame, preserve_index=False)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def _class_names(rows: Rows, columns: Columns) -> list[str]:
+    """Return the classes: those that the file lists, or those that occur, the shortest names first."""
+    if rows.class_names is not None:
+        return list(rows.class_names)
+    names = sorted(set(rows.columns["label"]), key=lambda name: (len(name), name))
+    if len(names) < 2:
+        raise DataError(
+            f"the training texts have the labels {', '.join(names)}; expected at least two. Check data.label_column."
+        )
+    return names

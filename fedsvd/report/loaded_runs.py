@@ -11,6 +11,7 @@ from typing import Any
 from fedsvd.config.compose import as_dict, compose, read_yaml
 from fedsvd.errors import RunError
 from fedsvd.runs.folder import RunFolder, read_json, read_rows
+from fedsvd.runs.intact import check_documents, check_keys
 
 # The location of a run directory is not a setting worth reporting.
 _LOCATION_KEYS = ("run_dir", "resume")
@@ -109,15 +110,18 @@ def read_run(folder: Path, parent: Path) -> Run:
         ConfigError: The configuration cannot be read.
     """
     paths = RunFolder(folder)
+    check_documents(paths)
     try:
         rows = read_rows(paths.metrics)
     except (OSError, ValueError) as error:
         raise RunError(f"{paths.metrics} cannot be read ({error}): expected one JSON object per line.") from error
     name = folder.name if folder == parent else folder.relative_to(parent).as_posix()
+    config = flatten(read_yaml(paths.config))
+    check_keys(paths, config)
     return Run(
         folder,
         name,
-        flatten(read_yaml(paths.config)),
+        config,
         _read_list(paths.overrides),  # Runs started by ``flwr run`` have none.
         rows,
         read_json(paths.privacy),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from fedsvd import data
 from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig
+from fedsvd.data.loaders import LoadedData
+from fedsvd.data.rows import LeftOut
 from fedsvd.models import loading
 from fedsvd.training.loop import Batch
 
@@ -61,7 +63,7 @@ def partition_counts(config: Config) -> list[dict[str, int]]:
 
 def class_names(config: Config) -> list[str]:
     """Return the names of the classes, in the order of the model's outputs."""
-    return list(_load_data(config.data, config.seed)["train"].features["label"].names)
+    return list(_load_data(config.data, config.seed).splits["train"].features["label"].names)
 
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -69,9 +71,14 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     return _load_tokenizer(config.model.source)
 
 
+def left_out(config: Config) -> tuple[LeftOut, ...]:
+    """Return the rows of the user's data that are left out; a node's own data are not available on this machine."""
+    return _load_data(config.data, config.seed, _kept_column(config.partition)).left_out
+
+
 def load_held_out(config: Config) -> Dataset:
     """Load the held-out set as text, with columns ``text`` and ``label``."""
-    return _load_data(config.data, config.seed)["test"]
+    return _load_data(config.data, config.seed).splits["test"]
 
 
 def load_test_batches(config: Config) -> list[Batch]:
@@ -91,8 +98,12 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 @lru_cache(maxsize=2)
-def _load_data(config: DataConfig, seed: int, keep_column: str | None = None) -> DatasetDict:
-    return data.load(config, seed, keep_column)
+def _load_data(config: DataConfig, seed: int, keep_column: str | None = None) -> LoadedData:
+    return data.load_data(config, seed, keep_column)
+
+
+def _kept_column(partition: PartitionConfig) -> str | None:
+    return partition.column if partition.name == "by_column" else None
 
 
 @lru_cache(maxsize=2)
@@ -101,7 +112,7 @@ def _load_partitions(
 ) -> tuple[Dataset, ...]:
     return tuple(
         data.partition(
-            _load_data(config, seed, partition.column if partition.name == "by_column" else None)["train"],
+            _load_data(config, seed, _kept_column(partition)).splits["train"],
             name=partition.name,
             num_partitions=num_clients,
             dirichlet_alpha=partition.dirichlet_alpha,
@@ -117,7 +128,7 @@ def _load_partition(
     config: DataConfig, partition: PartitionConfig, num_clients: int, seed: int, partition_id: int
 ) -> Dataset:
     if config.name == "node":
-        return _load_data(config, seed)["train"]
+        return _load_data(config, seed).splits["train"]
     return _load_partitions(config, partition, num_clients, seed)[partition_id]
 
 
@@ -142,7 +153,7 @@ def _load_client_data(
 @lru_cache(maxsize=2)
 def _load_test_batches(config: DataConfig, model: ModelConfig, batch_size: int, seed: int) -> list[Batch]:
     tokenizer = _load_tokenizer(model.source)
-    held_out = _load_data(config, seed)["test"]
+    held_out = _load_data(config, seed).splits["test"]
     if not len(held_out):
         return []
     examples = data.encode(held_out, config, model, tokenizer)

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fedsvd import data
 from fedsvd.config import Config
 from fedsvd.methods import build_method
-from fedsvd.runtime.data import load_held_out, load_partition, partition_counts
+from fedsvd.runtime.base_model import describe_pooling
+from fedsvd.runtime.data import left_out, load_held_out, load_partition, partition_counts
+
+logger = logging.getLogger(__name__)
 
 
 def describe_run(config: Config) -> dict[str, Any]:
-    """Describe a run: the parts that clients train and send in any of its rounds, and the held-out set."""
+    """Describe a run: what clients train and send in any of its rounds, the held-out set, and the rows left out.
+
+    Rows of the user's data that are left out are also logged as warnings.
+    """
     method, held_out = build_method(config.method), load_held_out(config)
     rounds = range(1, config.train.num_rounds + 1)
     head = {"head"} if config.train.head == "private" else set()
     return {
         "parts_trained": sorted(head.union(*(method.trains(number) for number in rounds))),
         "parts_sent": sorted(head.union(*(method.uplink(number) for number in rounds))),
+        "pooling": describe_pooling(config.model),
+        "left_out": _report_left_out(config),
         "held_out": {"num_examples": len(held_out), "fingerprint": data.fingerprint(held_out)},
     }
+
+
+def _report_left_out(config: Config) -> list[dict[str, Any]]:
+    items = left_out(config)
+    for item in items:
+        logger.warning("%s", item)
+    return [item.as_dict() for item in items]
 
 
 def describe_partitions(config: Config) -> dict[str, Any]:

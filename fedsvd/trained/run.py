@@ -25,8 +25,10 @@ from fedsvd.models.pooled_loading import load_pooled
 from fedsvd.models.pooling import PoolingChoice
 from fedsvd.models.standardization import Standardization
 from fedsvd.runs.folder import RunFolder, read_json
+from fedsvd.runs.intact import check_documents
 from fedsvd.runtime.base_model import recorded_choice
 from fedsvd.runtime.model import resolve_device
+from fedsvd.trained.adapter_files import check_adapter
 from fedsvd.training.generation import generate
 from fedsvd.training.loop import model_inputs, to_device
 
@@ -79,7 +81,7 @@ def read_run(folder: Path) -> TrainedRun:
 
     Raises:
         ConfigError: It is not a run directory.
-        RunError: The run has no final adapter, or no single model.
+        RunError: The run has no final adapter, or no single model, or a file is damaged.
     """
     paths = RunFolder(folder)
     config = read_config(paths.config)
@@ -93,6 +95,8 @@ def read_run(folder: Path) -> TrainedRun:
             f"the run in {folder} has no single model: with method={config.method['name']} each client keeps its own "
             f"{', '.join(sorted(personal))}. Use another method, or the clients' personal factors."
         )
+    check_documents(paths)
+    check_adapter(paths)
     try:
         classes = json.loads(paths.classes.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -139,9 +143,18 @@ def load_trained_model(run: TrainedRun, device: str | None = None) -> TrainedMod
     Raises:
         ModelError: The base model cannot be loaded.
         ConfigError: The machine does not have the device.
+        RunError: The adapter does not fit the model.
     """
     target = resolve_device(device or run.config.device)
-    model = peft.PeftModel.from_pretrained(load_base(run), str(run.folder.adapter))
+    base = load_base(run)
+    try:
+        model = peft.PeftModel.from_pretrained(base, str(run.folder.adapter))
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"{run.folder.adapter} does not fit the run's model ({reason}): the adapter or {run.folder.config} is "
+            "damaged. Restore them from a copy, or resume the run to write the adapter again."
+        ) from error
     return TrainedModel(run, model.to(target).eval(), loading.load_tokenizer(run.config.model.source), target)
 
 

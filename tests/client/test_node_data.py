@@ -77,7 +77,7 @@ def test_numeric_labels_stay_integers_next_to_an_empty_cell(tmp_path: Path, capl
     ]
     dataset = load_node_file(str(write(tmp_path / "site.csv", rows)), COLUMNS, ["0", "1"])
     assert (dataset["text"], dataset["label"]) == (["a", "d"], [0, 1])
-    assert "2 of 4 rows have no text or no label and are skipped (rows 3, 4)" in caplog.text
+    assert "2 of 4 rows are left out: 1 with no label (row 3); 1 with no text (row 4)" in caplog.text
 
 
 INVALID_FILES: list[tuple[str, list[dict[str, Any]], list[str]]] = [

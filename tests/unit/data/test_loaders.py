@@ -20,6 +20,7 @@ ROWS = [
         "claim": f"It is dry {i}.",
         "verdict": "no" if i % 3 else "yes",
         "site": i % 2,
+        "blank": " ",
     }
     for i in range(60)
 ]
@@ -111,7 +112,7 @@ def test_user_file_is_loaded_in_every_format(file_format: str, files: dict[str, 
 def test_user_files_with_a_test_file_and_integer_labels(tmp_path: Path) -> None:
     for name, count in (("train", 40), ("test", 12)):
         rows = [{"text": f"{name} {i}", "label": i % 11 if name == "train" else i % 3} for i in range(count)]
-        # Rows with the label -1, as in unlabeled test splits, or with an empty text are dropped.
+        # Rows without a text are left out. Without a list of classes, -1 is a class like any other.
         Dataset.from_list([*rows, {"text": "x", "label": -1}, {"text": " ", "label": 1}]).to_csv(
             tmp_path / f"{name}.csv"
         )
@@ -120,9 +121,14 @@ def test_user_files_with_a_test_file_and_integer_labels(tmp_path: Path) -> None:
         seed=0,
     )
 
-    assert (len(splits["train"]), len(splits["test"])) == (40, 12)
-    assert splits["train"].features["label"].names == [str(number) for number in range(11)]
-    assert {(row["text"], row["label"]) for row in splits["test"]} == {(f"test {i}", i % 3) for i in range(12)}
+    assert (len(splits["train"]), len(splits["test"])) == (41, 13)
+    # The shortest names come first.
+    names = [*map(str, range(10)), "-1", "10"]
+    assert splits["train"].features["label"].names == names
+    assert {(row["text"], names[row["label"]]) for row in splits["test"]} == {
+        *((f"test {i}", str(i % 3)) for i in range(12)),
+        ("x", "-1"),
+    }
 
 
 def test_hub_dataset_is_loaded_from_a_local_copy(tmp_path: Path) -> None:
@@ -142,11 +148,11 @@ def test_hub_dataset_is_loaded_from_a_local_copy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.label_column=verdic"], "no column 'verdic'; they have premise, claim, verdict, site"),
+        (["data.label_column=verdic"], "no column 'verdic'; they have premise, claim, verdict, site, blank"),
         (["data.text_column=nothing"], "no column 'nothing'"),
         (["data.path=/nowhere.csv"], r"data\.path = '/nowhere\.csv' does not exist"),
         (["data.test_path=/nowhere.csv"], r"data\.test_path = '/nowhere\.csv' does not exist"),
-        (["data.text_column=site"], "no row with both a text and a label"),
+        (["data.text_column=blank"], "no row with both a text and a label.*60 with no text"),
         (["data.test_fraction=0.001"], "leaves a split of 60 texts empty"),
     ],
 )

@@ -1,0 +1,177 @@
+"""Which texts ``fedsvd evaluate`` scores: the held-out set of the run's own data, or all rows of data that it names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsvd.config import Config, DataConfig
+from fedsvd.config.compose import compose
+from fedsvd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedsvd.data.labeled import LabeledTexts
+
+_ALLOWED_OVERRIDES = ("data", "seed", "train.eval_batch_size")
+# Each of these names other data than the run's own.
+_NAMES_DATA = ("data", "data.path", "data.test_path", "data.test_split", "data.subset")
+# With the run's own data, any other key would move texts between the training set and the held-out set.
+_ALLOWED_FOR_OWN_DATA = ("data.evaluate_on", "data.max_test_examples", "data.prompt_template", "train.eval_batch_size")
+# Keys of the training set, which have no effect if all rows are scored.
+_SPLIT_KEYS = ("max_train_examples", "test_fraction", "validation_fraction", "evaluate_on")
+# What identifies an embedded dataset, or one on the hub.
+_SOURCE_KEYS = ("name", "path", "subset", "min_abs_rating", "domains")
+_COLUMN_KEYS = ("text_column", "text_pair_column", "label_column", "response_column", "separator")
+_FILES = ("csv", "jsonl", "parquet", "arrow", "node")
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What an evaluation scores.
+
+    Attributes:
+        config: The configuration whose ``data``, ``seed`` and ``train.eval_batch_size`` are used.
+        own_data: Whether these are the held-out texts of the run's own data; otherwise all rows are scored.
+        warnings: What the user should know about the choice.
+    """
+
+    config: Config
+    own_data: bool
+    warnings: tuple[str, ...] = ()
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Check that only data, seed and batch size are overridden.
+
+    Raises:
+        ConfigError: Another key is overridden.
+    """
+    for override, key in zip(overrides, _keys(overrides), strict=True):
+        if key.partition(".")[0] not in _ALLOWED_OVERRIDES and key not in _ALLOWED_OVERRIDES:
+            raise ConfigError(
+                f"fedsvd evaluate does not accept {override}: the model is fixed by the run; only data, data.KEY, seed "
+                "and train.eval_batch_size can be set."
+            )
+
+
+def plan_evaluation(folder: Path, own: Config, overrides: Sequence[str]) -> EvaluationPlan:
+    """Decide what is scored.
+
+    If the overrides name data, only the columns and the prompt of the run's own ``data`` group remain; its files,
+    limits and splits do not.
+
+    Args:
+        folder: The run directory.
+        own: The configuration of the run.
+        overrides: The overrides of the command line.
+
+    Raises:
+        ConfigError: An override is invalid, or would score texts that the model was trained on as held-out texts.
+    """
+    if not overrides:
+        return EvaluationPlan(own, own_data=True)
+    keys = _keys(overrides)
+    if any(key in keys for key in _NAMES_DATA):
+        named = _compose_named(own, overrides)
+        is_own = named.data.name not in _FILES and all(
+            getattr(named.data, key) == getattr(own.data, key) for key in _SOURCE_KEYS
+        )
+        if not is_own or "data.test_split" in keys:
+            return _plan_named(folder, own, named, keys)
+        overrides = [item for item in overrides if _keys([item])[0] not in _NAMES_DATA]
+    return EvaluationPlan(_compose_own(folder, own, overrides), own_data=True)
+
+
+def load_labeled(plan: EvaluationPlan, classes: Sequence[str], *, every_split: bool) -> LabeledTexts:
+    """Load the texts of a plan.
+
+    Raises:
+        ConfigError: ``every_split`` is set for the run's own data.
+        DataError: The data cannot be loaded, or have classes that the model does not know.
+    """
+    if plan.own_data and every_split:
+        raise ConfigError(
+            "--all is invalid for the run's own data, because the model was trained on most of it; choose other data "
+            "with data=…."
+        )
+    from fedsvd.data.labeled import load_all_texts, load_held_out_texts
+
+    if plan.own_data:
+        return load_held_out_texts(plan.config.data, plan.config.seed, classes)
+    return load_all_texts(plan.config.data, plan.config.seed, classes, every_split=every_split)
+
+
+def _compose_own(folder: Path, own: Config, overrides: Sequence[str]) -> Config:
+    from fedsvd.launch import saved_overrides
+
+    for override, key in zip(overrides, _keys(overrides), strict=True):
+        trained_on = key == "data.evaluate_on" and own.data.evaluate_on == "test" and not override.endswith("=test")
+        if key not in _ALLOWED_FOR_OWN_DATA or trained_on:
+            raise ConfigError(
+                f"{override} would score texts that the model was trained on: for the run's own data, only "
+                f"{', '.join(_ALLOWED_FOR_OWN_DATA)} can be set (data.evaluate_on=test if the run held out a "
+                "validation set). Leave it out, or name other data with data=… or data.path=…."
+            )
+    return compose([*saved_overrides(folder), *overrides])
+
+
+def _compose_named(own: Config, overrides: Sequence[str]) -> Config:
+    """Compose the overrides alone, with a model of the same task."""
+    model = "model=tiny_llama" if own.model.task == "causal_lm" else "model=tiny"
+    option = [] if "data" in _keys(overrides) else [f"data={own.data.name}"]
+    settings = [f"seed={own.seed}", f"train.eval_batch_size={own.train.eval_batch_size}"]
+    return compose([model, *settings, *option, *overrides])
+
+
+def _plan_named(folder: Path, own: Config, named: Config, keys: Sequence[str]) -> EvaluationPlan:
+    explicit = [key.removeprefix("data.") for key in keys if key.startswith("data.")]
+    values: dict[str, Any] = {name: getattr(named.data, name) for name in explicit}
+    useless = [name for name in _SPLIT_KEYS if values.get(name) not in (None, "test")]
+    if useless:
+        raise ConfigError(
+            f"data.{useless[0]} = {values[useless[0]]} has no effect: all rows of the named data are scored. Leave it "
+            "out; data.max_test_examples limits their number."
+        )
+    # Another dataset on the hub has its own splits, and other files have no test_path unless it is named too.
+    others: dict[str, Any] = (
+        {"test_path": None, "path": None} if named.data.name in _FILES else {"test_split": named.data.test_split}
+    )
+    data = named.data if "data" in keys else replace(own.data, **others)
+    data = replace(data, **{name: _default(name) for name in ("max_test_examples", *_SPLIT_KEYS)})
+    carried: dict[str, Any] = {"prompt_template": own.data.prompt_template}
+    if "data" in keys and data.name in _FILES:
+        carried |= _own_columns(folder, own)
+    data = replace(data, **{name: value for name, value in carried.items() if name not in explicit}, **values)
+    return EvaluationPlan(replace(named, data=data), own_data=False, warnings=_warnings(own, data))
+
+
+def _own_columns(folder: Path, own: Config) -> dict[str, Any]:
+    """Return the columns that the run was started with, unless they come with its dataset."""
+    from fedsvd.launch import saved_overrides
+
+    keys = {key.removeprefix("data.") for key in _keys(saved_overrides(folder))}
+    return {name: getattr(own.data, name) for name in _COLUMN_KEYS if name in keys}
+
+
+def _warnings(own: Config, data: DataConfig) -> tuple[str, ...]:
+    if (data.text_pair_column is None) != (own.data.text_pair_column is None):
+        expected, remedy = ("single texts", "null") if own.data.text_pair_column is None else ("pairs of texts", "…")
+        raise ConfigError(
+            f"data.text_pair_column = {data.text_pair_column} does not fit the run, whose model expects {expected}: "
+            f"set data.text_pair_column={remedy}."
+        )
+    path = data.test_path or data.path
+    if data.name in _FILES and path and own.data.path and Path(path).resolve() == Path(own.data.path).resolve():
+        return (f"the model was trained on rows of {path}: this is no estimate of its accuracy on other texts",)
+    return ()
+
+
+def _default(name: str) -> Any:
+    return next(field.default for field in dataclasses.fields(DataConfig) if field.name == name)
+
+
+def _keys(overrides: Sequence[str]) -> list[str]:
+    return [item.partition("=")[0].lstrip("+") for item in overrides]

@@ -1,0 +1,142 @@
+"""Labeled texts for the evaluation of a finished model: all rows of the named data, with the model's classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, concatenate_datasets
+
+from fedsvd.config import DataConfig
+from fedsvd.data.loaders import columns_of, data_path, load_data
+from fedsvd.data.node_data import NODE_FILE_FORMATS
+from fedsvd.data.readers import FILE_FORMATS, read_table
+from fedsvd.data.rows import LeftOut, Rows, build_dataset
+from fedsvd.data.table import Table
+from fedsvd.data.user_data import label_rows, read_hub, select_named
+from fedsvd.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class LabeledTexts:
+    """Labeled texts.
+
+    Attributes:
+        rows: Dataset as `fedsvd.data.load` returns them; ``label`` is the position in the model's classes.
+        description: What they are.
+        left_out: The rows that are left out, one item per file that has any.
+    """
+
+    rows: Dataset
+    description: str
+    left_out: Sequence[LeftOut] = ()
+
+
+def load_held_out_texts(config: DataConfig, seed: int, classes: Sequence[str]) -> LabeledTexts:
+    """Load the held-out set of a dataset.
+
+    Raises:
+        DataError: See `fedsvd.data.load`; also for classes that the model does not know, and if nothing is held out.
+    """
+    loaded = load_data(config, seed)
+    if not len(loaded.splits["test"]):
+        raise DataError(
+            f"data={config.name} holds out no texts: set data.test_path to a file of labeled texts, or choose other "
+            "data with data=…."
+        )
+    kind = "validation set" if config.evaluate_on == "validation" else "held-out set"
+    rows = with_classes(loaded.splits["test"], classes)
+    return LabeledTexts(rows, f"the {kind} of the run's own data (data={config.name})", loaded.left_out)
+
+
+def load_all_texts(config: DataConfig, seed: int, classes: Sequence[str], *, every_split: bool) -> LabeledTexts:
+    """Load all labeled texts of a dataset.
+
+    Args:
+        config: The ``data`` configuration group. Of files, ``test_path`` is loaded if it is set, otherwise ``path``;
+            of a dataset on the hub, the split ``test_split`` if it is set, otherwise ``train``. ``max_test_examples``
+            limits their number; the training set's keys have no effect.
+        seed: Seed of the shuffle.
+        classes: The classes that the model knows.
+        every_split: Load both files, or both splits of a dataset on the hub.
+
+    Raises:
+        DataError: See `fedsvd.data.load`; also for classes that the model does not know.
+        ConfigError: There is no path.
+    """
+    tables = _tables(config, every_split)
+    if tables is None:
+        splits = load_data(replace(config, max_test_examples=None), seed).splits
+        everything = concatenate_datasets([splits["train"], splits["test"]])
+        loaded = LabeledTexts(with_classes(everything, classes), f"all texts of data={config.name}")
+    else:
+        selected = [select_named(table, columns_of(config), "labeled") for table in tables]
+        parts = [_with_classes(rows, classes, config) for rows in selected]
+        sources = " and ".join(table.source for table in tables)
+        left_out = [rows.left_out for rows in selected if rows.left_out.reasons]
+        dataset = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+        loaded = LabeledTexts(dataset, f"all rows of {sources} (data={config.name})", left_out)
+    limit = config.max_test_examples
+    if limit is None or limit >= len(loaded.rows):
+        return loaded
+    return replace(loaded, rows=loaded.rows.select(range(limit)), description=f"the first of {loaded.description}")
+
+
+def with_classes(rows: Dataset, classes: Sequence[str]) -> Dataset:
+    """Map the labels of a dataset by class name to the positions in the model's classes.
+
+    Raises:
+        DataError: A row has a class that the model does not know.
+    """
+    names = rows.features["label"].names
+    used = [names[label] for label in sorted(set(rows["label"]))]
+    unknown = sorted(set(used) - set(classes))
+    if "response" in rows.column_names and unknown:
+        return rows
+    if unknown:
+        raise DataError(
+            f"the data have the classes {', '.join(used[:20])}, but the model knows {', '.join(classes[:20])}. Choose "
+            "data with the same class names, or rename the classes."
+        )
+    positions = [list(classes).index(names[label]) for label in rows["label"]]
+    return rows.remove_columns("label").add_column("label", positions, feature=ClassLabel(names=list(classes)))
+
+
+def _with_classes(rows: Rows, classes: Sequence[str], config: DataConfig) -> Dataset:
+    names = list(dict.fromkeys(rows.columns["label"]))
+    if config.response_column is not None and not set(names) <= set(classes):
+        # The classes of texts with answers of their own are not predicted.
+        return build_dataset(rows, names)
+    return label_rows(rows, classes, "the model knows", "the data have")
+
+
+def _tables(config: DataConfig, every_split: bool) -> list[Table] | None:
+    """Read the tables with the labeled texts; None for an embedded dataset.
+
+    Raises:
+        ConfigError: There is no path.
+    """
+    if config.name == "hub":
+        splits = [config.test_split] if config.test_split else ["train"]
+        splits = list(dict.fromkeys(["train", *splits])) if every_split else splits
+        return read_hub(data_path(config), config.subset, splits)
+    if config.name not in (*FILE_FORMATS, "node"):
+        return None
+    paths = {"data.test_path": config.test_path, "data.path": config.path}
+    named = [(key, path) for key, path in paths.items() if path is not None]
+    if not named:
+        raise ConfigError(f"data={config.name} needs data.path: set it to a file of labeled texts.")
+    return [
+        read_table(_format(config, key, path), path, key, separator=config.separator)
+        for key, path in (named if every_split else named[:1])
+    ]
+
+
+def _format(config: DataConfig, key: str, path: str) -> str:
+    if config.name != "node":
+        return config.name
+    file_format = Path(path).suffix.lstrip(".").lower()
+    if file_format not in NODE_FILE_FORMATS:
+        raise DataError(f"{key} = {path!r} has an unsupported format; use {', '.join(NODE_FILE_FORMATS)}.")
+    return file_format

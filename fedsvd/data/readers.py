@@ -1,0 +1,98 @@
+"""Reading of user files: one reader per format for all commands, so that equal data give equal rows everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+from datasets import ClassLabel, Dataset, Features
+from pyarrow import parquet
+
+from fedsvd.data.table import Table
+from fedsvd.data.text_tables import parse_csv, parse_json_lines
+from fedsvd.errors import DataError
+
+FILE_FORMATS = ("csv", "jsonl", "parquet", "arrow")
+
+
+def read_table(
+    file_format: str, path: str, key: str, *, separator: str = ",", separator_key: str = "data.separator"
+) -> Table:
+    """Read a file.
+
+    Args:
+        file_format: One of `FILE_FORMATS`; ``arrow`` is a directory written by ``Dataset.save_to_disk`` or an
+            ``.arrow`` file.
+        path: The file.
+        key: The configuration key of the path, for messages.
+        separator: Separator of the fields of a CSV file: one character, or ``tab``.
+        separator_key: The configuration key of the separator, for messages.
+
+    Raises:
+        DataError: The file is missing, unreadable, or not what its format claims: not UTF-8, another separator, rows
+            with more or fewer fields than the header, an open quotation mark, no JSON object on a line, several columns
+            of one name, or half of a surrogate pair.
+    """
+    source = f"{key} = {path!r}"
+    if not Path(path).exists():
+        raise DataError(f"{source} does not exist; set it to the path of a {file_format} file.")
+    try:
+        if file_format == "csv":
+            return parse_csv(Path(path).read_bytes(), source, separator, separator_key)
+        if file_format == "jsonl":
+            return parse_json_lines(Path(path).read_bytes(), source)
+        # datasets.load_dataset is avoided because it would store a copy of the client's text in the user's cache.
+        return _read_parquet(path, source) if file_format == "parquet" else _read_arrow(path, source)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{source} cannot be read as {file_format}: {first_line(error)}.") from error
+
+
+def dataset_table(dataset: Dataset, source: str) -> Table:
+    """Return the table of a dataset."""
+    return arrow_table(dataset.with_format("arrow")[:], source, dataset.features)
+
+
+def arrow_table(table: pyarrow.Table, source: str, features: Features | None = None) -> Table:
+    """Return the table of a pyarrow table; ``features`` names the classes of its ClassLabel columns.
+
+    Raises:
+        DataError: Several columns have one name.
+    """
+    names = list(table.column_names)
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(f"{source} has several columns of the name {repeated[0]!r}: rename or remove all but one.")
+
+    def column(name: str) -> Sequence[object]:
+        try:
+            return table.column(name).to_pylist()  # type: ignore[no-any-return]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{source}: column {name!r} holds text that is not UTF-8: write it as UTF-8.") from error
+
+    labels = {name: feature.names for name, feature in (features or {}).items() if isinstance(feature, ClassLabel)}
+    return Table(source, names, range(1, table.num_rows + 1), column, labels)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _read_parquet(path: str, source: str) -> Table:
+    # Without partitioning: it would add columns for directories whose names contain "=".
+    options: dict[str, Any] = {"partitioning": None} if Path(path).is_file() else {}
+    table = parquet.read_table(path, **options)
+    has_features = b"huggingface" in (table.schema.metadata or {})
+    return arrow_table(table, source, Features.from_arrow_schema(table.schema) if has_features else None)
+
+
+def _read_arrow(path: str, source: str) -> Table:
+    loaded = Dataset.from_file(path) if Path(path).is_file() else datasets.load_from_disk(path)
+    if not isinstance(loaded, Dataset):
+        raise DataError(f"{source} holds the splits {', '.join(loaded)}: set it to the directory of one of them.")
+    return dataset_table(loaded, source)

@@ -1,0 +1,243 @@
+"""Rows of a table that can be used: their texts, classes and answers, and which rows are left out for which reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Features, Value
+
+from fedsvd.data.table import Table
+from fedsvd.data.values import abbreviate, is_integer, is_missing, to_class_name, to_text
+from fedsvd.errors import DataError
+
+NO_TEXT, NO_PAIR, NO_LABEL, NO_ANSWER = "no text", "no second text", "no label", "no answer"
+HIDDEN_LABEL = "hidden label (-1)"
+# Names of the columns of a loaded dataset.
+ROLES = ("text", "text_pair", "label", "response")
+# A column of the rows' numbers in their file, which no file has.
+ROW_NUMBER = "row number of fedsvd"
+# The class of all rows of data without classes.
+ANY_CLASS = "any"
+_HIDDEN = -1
+_MAX_RECORDED = 1000
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of a dataset's columns; one column can have several roles.
+
+    Attributes:
+        text: Column with the text.
+        text_pair: Column with the second text of a pair; None for single texts.
+        label: Column with the class: a number or any text; None if there are no classes, so that all rows get the same
+            one.
+        keep: Additional column to retain, as for ``partition=by_column``; None for none.
+        response: Column with the answer that a language model learns; None to learn the class name.
+    """
+
+    text: str
+    text_pair: str | None
+    label: str | None
+    keep: str | None
+    response: str | None = None
+
+    @property
+    def kept_name(self) -> str | None:
+        """The name of the additional column in the loaded dataset; None if there is none besides ``label``."""
+        return None if self.keep is None or self.keep == self.label == "label" else stored_name(self.keep)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The rows of a file that are left out.
+
+    Attributes:
+        source: The file.
+        num_rows: Number of rows in the file.
+        reasons: Numbers of the rows by reason; each row has one reason.
+    """
+
+    source: str
+    num_rows: int
+    reasons: Mapping[str, Sequence[int]]
+
+    def __str__(self) -> str:
+        counts = "; ".join(
+            f"{len(rows)} with {reason} (row{'s' if len(rows) > 1 else ''} {abbreviate(rows, 10)})"
+            for reason, rows in self.reasons.items()
+        )
+        return f"{self.source}: {sum(map(len, self.reasons.values()))} of {self.num_rows} rows are left out: {counts}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record for ``run.json``; long lists of row numbers are shortened."""
+        reasons = {
+            reason: {"count": len(rows), "rows": list(rows[:_MAX_RECORDED])} for reason, rows in self.reasons.items()
+        }
+        return {"source": self.source, "num_rows": self.num_rows, "reasons": reasons}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The usable rows of a table.
+
+    Attributes:
+        source: The table.
+        numbers: Number of each row in its file.
+        columns: Values by column name (see `ROLES`), with class names as ``label``; the additional column, if any, has
+            None for empty cells.
+        class_names: Names of the classes, in order, if the file has them.
+        left_out: The other rows.
+        kept_name: Name of the additional column; None for none.
+        keeps_label: Whether the additional column is the class.
+    """
+
+    source: str
+    numbers: Sequence[int]
+    columns: Mapping[str, Sequence[Any]]
+    class_names: Sequence[str] | None
+    left_out: LeftOut
+    kept_name: str | None
+    keeps_label: bool
+
+
+def stored_name(column: str) -> str:
+    """Return the name under which an additional column is stored, which differs from the names of the roles."""
+    return f"{column} of the file" if column in ROLES else column
+
+
+def select_rows(table: Table, columns: Columns, *, pair_is_optional: bool | None = None) -> Rows:
+    """Select the rows that have a text, a second text, a label and an answer, as far as the columns are named.
+
+    Args:
+        table: The table.
+        columns: Names of its columns.
+        pair_is_optional: Whether an empty second text is an empty text; otherwise its row is left out. None: if there
+            are answers, because the second text is then additional text for a language model.
+
+    Raises:
+        DataError: A cell holds a value that is no text, such as a list, or the number of no class.
+    """
+    if pair_is_optional is None:
+        pair_is_optional = columns.response is not None
+    texts = _convert(table, columns.text, to_text)
+    roles: dict[str, tuple[str, Sequence[str | None]]] = {"text": (NO_TEXT, texts)}
+    if columns.text_pair is not None:
+        pairs = _convert(table, columns.text_pair, to_text)
+        roles["text_pair"] = (NO_PAIR, [text or "" for text in pairs] if pair_is_optional else pairs)
+    hidden: set[int] = set()
+    if columns.label is not None:
+        hidden = _hidden_labels(table, columns.label)
+        roles["label"] = (NO_LABEL, _convert(table, columns.label, to_class_name))
+    if columns.response is not None:
+        roles["response"] = (NO_ANSWER, _convert(table, columns.response, to_text))
+    reasons: dict[str, list[int]] = {}
+    usable = []
+    for index, number in enumerate(table.row_numbers):
+        reason = next((reason for reason, values in roles.values() if values[index] is None), None)
+        if reason is None:
+            usable.append(index)
+        else:
+            reason = HIDDEN_LABEL if reason == NO_LABEL and index in hidden else reason
+            reasons.setdefault(reason, []).append(number)
+    selected: dict[str, Sequence[Any]] = {name: [values[i] for i in usable] for name, (_, values) in roles.items()}
+    selected.setdefault("label", [ANY_CLASS] * len(usable))
+    if columns.keep is not None and columns.kept_name is not None:
+        kept = _convert(table, columns.keep, to_class_name)
+        selected[columns.kept_name] = [kept[i] for i in usable]
+    return Rows(
+        table.source,
+        [table.row_numbers[i] for i in usable],
+        selected,
+        [ANY_CLASS] if columns.label is None else table.class_names.get(columns.label),
+        LeftOut(table.source, len(table.row_numbers), reasons),
+        columns.kept_name,
+        columns.keep is not None and columns.keep == columns.label,
+    )
+
+
+def build_dataset(rows: Rows, class_names: Sequence[str]) -> Dataset:
+    """Build a dataset whose ``label`` is the position of the row's class in ``class_names``.
+
+    The additional column has integers if all of its values are integers. If it has empty cells, the column `ROW_NUMBER`
+    has the rows' numbers (see `drop_unassigned`).
+    """
+    positions = {name: position for position, name in enumerate(class_names)}
+    columns: dict[str, Sequence[Any]] = {**rows.columns, "label": [positions[name] for name in rows.columns["label"]]}
+    classes = ClassLabel(names=list(class_names))
+    features = {name: Value("string") for name in columns} | {"label": classes}
+    if rows.kept_name is not None and rows.keeps_label:
+        # Clients are numbered like the classes.
+        columns[rows.kept_name], features[rows.kept_name] = columns["label"], classes
+    elif rows.kept_name is not None:
+        values = columns[rows.kept_name]
+        if all(value is None or is_integer(value) for value in values):
+            columns[rows.kept_name] = [None if value is None else int(value) for value in values]
+            features[rows.kept_name] = Value("int64")
+        if None in values:
+            columns[ROW_NUMBER], features[ROW_NUMBER] = rows.numbers, Value("int64")
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def drop_unassigned(dataset: Dataset, column: str | None) -> tuple[Dataset, list[int]]:
+    """Drop the rows whose additional column is empty, which belong to no client.
+
+    This comes after the split, so that which rows are held out does not depend on the partition.
+
+    Args:
+        dataset: The training examples.
+        column: Name of the additional column in the file; None drops no row.
+
+    Returns:
+        The other rows, and the numbers of the dropped ones in their file.
+    """
+    if ROW_NUMBER not in dataset.column_names:
+        return dataset, []
+    numbers, dataset = list(dataset[ROW_NUMBER]), dataset.remove_columns(ROW_NUMBER)
+    if column is None:
+        return dataset, []
+    assigned = [value is not None for value in dataset[stored_name(column)]]
+    dropped = [number for number, kept in zip(numbers, assigned, strict=True) if not kept]
+    return dataset.select([index for index, kept in enumerate(assigned) if kept]), sorted(dropped)
+
+
+def missing_columns(table: Table, columns: Columns) -> list[str]:
+    """Return the named columns that the table does not have."""
+    named = (columns.text, columns.text_pair, columns.label, columns.response, columns.keep)
+    return list(dict.fromkeys(name for name in named if name is not None and name not in table.names))
+
+
+def _convert(table: Table, name: str, convert: Callable[[object], str]) -> list[str | None]:
+    """Return a column's values as texts; None for empty cells and hidden labels."""
+    class_names = table.class_names.get(name)
+    values = table.column(name)
+    if class_names is not None:
+        hidden = _hidden_labels(table, name)
+        return [None if v is None or i in hidden else class_names[int(str(v))] for i, v in enumerate(values)]
+    texts: list[str | None] = []
+    for number, value in zip(table.row_numbers, values, strict=True):
+        try:
+            texts.append(None if is_missing(value) else convert(value))
+        except DataError as error:
+            raise DataError(f"{table.source}: row {number}: column {name!r} {error}.") from error
+    return texts
+
+
+def _hidden_labels(table: Table, name: str) -> set[int]:
+    """Return the positions of labels that are hidden: -1 in a column of numbered classes.
+
+    Raises:
+        DataError: A number is that of no class.
+    """
+    names = table.class_names.get(name)
+    if names is None:
+        return set()
+    values: Sequence[Any] = table.column(name)
+    for number, value in zip(table.row_numbers, values, strict=True):
+        if value is not None and not _HIDDEN <= value < len(names):
+            raise DataError(
+                f"{table.source}: row {number}: column {name!r} holds {value}, but its {len(names)} classes are "
+                f"numbered from 0: correct the value, or the file's list of classes ({abbreviate(names)})."
+            )
+    return {index for index, value in enumerate(values) if value == _HIDDEN}
