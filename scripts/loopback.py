@@ -1,6 +1,6 @@
-"""Flower's own services as processes on loopback, each of which can be killed and started again.
+"""Flower's services as processes on the loopback interface, which can be killed and restarted one by one.
 
-Tests of whole runs and ``scripts/bench wire`` start them from here.
+Used by the tests of complete runs and by ``scripts/bench wire``.
 """
 
 import os
@@ -19,12 +19,14 @@ SUPERLINK, SUPEREXEC = "superlink", "superexec"
 
 
 class Loopback:
-    """A SuperLink, the executor of server apps, and SuperNodes, without TLS; a context that stops them at its end.
+    """Context manager of a SuperLink, the executor of server apps and SuperNodes, without TLS.
+
+    Leaving the context stops all of them.
 
     Args:
-        folder: For logs, Flower's home and the SuperLink's state.
-        node_configs: For each SuperNode its ``--node-config``.
-        keep_state: The SuperLink keeps its state on disk, so that it goes on after it was killed.
+        folder: Directory for logs, Flower's home and the SuperLink's state.
+        node_configs: The ``--node-config`` of each SuperNode.
+        keep_state: Whether the SuperLink stores its state on disk, so that it continues after it was killed.
     """
 
     def __init__(self, folder: Path, node_configs: Sequence[str], *, keep_state: bool = False) -> None:
@@ -79,40 +81,40 @@ class Loopback:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def kill(self, name: str) -> None:
-        """SIGKILL a service and all that it has started."""
+        """Send SIGKILL to a service and to all processes that it has started."""
         process = self.processes.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
 
     def submit(self, app: Path, run_config: str) -> None:
-        """Hand a Flower app to the SuperLink, with its ``--run-config``."""
-        done = subprocess.run(
+        """Submit a Flower app to the SuperLink."""
+        completed = subprocess.run(
             ["flwr", "run", ".", "loop", "--run-config", run_config],
             cwd=app, env=self.environment, capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
-        if done.returncode:
-            raise RuntimeError(done.stdout + done.stderr)
+        if completed.returncode:
+            raise RuntimeError(completed.stdout + completed.stderr)
 
-    def train(self, run_dir: Path, *words: str) -> None:
-        """Hand a run of the working tree to the SuperLink; it may still be at work when this returns."""
+    def train(self, run_dir: Path, *overrides: str) -> None:
+        """Submit a run of the working tree to the SuperLink, without waiting for its end."""
         app = self.folder / "app"
         if not app.exists():
             copy_app(app)
-        self.submit(app, f'overrides="{" ".join([*words, f"run_dir={run_dir}"])}"')
+        self.submit(app, f'overrides="{" ".join([*overrides, f"run_dir={run_dir}"])}"')
 
-    def wait(self, done: Callable[[], bool], seconds: float, what: str) -> None:
-        """Wait until something is so.
+    def wait(self, condition: Callable[[], bool], seconds: float, event: str) -> None:
+        """Wait for a condition.
 
         Raises:
-            TimeoutError: It was not in time; with the end of each log.
+            TimeoutError: If the condition is not met in time or a service ends; includes the end of each log.
         """
         try:
-            wait_until(done, seconds, what, self._ended)
+            wait_until(condition, seconds, event, self._ended_services)
         except TimeoutError as error:
             logs = (f"{path.name}: {path.read_text('utf-8')[-1500:]}" for path in self.folder.glob("*.log"))
             raise TimeoutError("\n".join([f"{error}:", *logs])) from None
 
-    def _ended(self) -> str:
+    def _ended_services(self) -> str:
         return ", ".join(name for name, process in self.processes.items() if process.poll() is not None)
 
     def stop(self) -> None:
@@ -126,7 +128,7 @@ class Loopback:
 
 
 def copy_app(to: Path) -> None:
-    """Copy what makes fedsvd a Flower app out of the working tree."""
+    """Copy the files of the Flower app from the working tree."""
     to.mkdir()
     for name in ("fedsvd", "server", "client", "conf"):
         shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -134,29 +136,29 @@ def copy_app(to: Path) -> None:
         shutil.copy(ROOT / name, to / name)
 
 
-def wait_until(done: Callable[[], bool], seconds: float, what: str, ended: Callable[[], str] = str) -> None:
-    """Wait until something is so.
+def wait_until(condition: Callable[[], bool], seconds: float, event: str, ended: Callable[[], str] = str) -> None:
+    """Wait for a condition.
 
     Args:
-        done: Whether it is.
-        seconds: How long at most.
-        what: Said where it was not.
-        ended: Names whatever ended that should not have; nothing while all goes well.
+        condition: Returns whether the condition is met.
+        seconds: Timeout.
+        event: Description of the condition for error messages.
+        ended: Returns the names of processes that ended unexpectedly; empty if there are none.
 
     Raises:
-        TimeoutError: It was not in time, or something ended before.
+        TimeoutError: If the condition is not met in time, or a process ended unexpectedly.
     """
     deadline = time.monotonic() + seconds
-    while not done():
+    while not condition():
         if names := ended():
-            raise TimeoutError(f"{names} ended before {what}")
+            raise TimeoutError(f"{names} ended before {event}")
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds} s for {what}")
+            raise TimeoutError(f"waited {seconds} s for {event}")
         time.sleep(0.05)
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now."""
+    """Return ports that are free now."""
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))

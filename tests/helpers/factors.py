@@ -1,4 +1,4 @@
-"""What a run's adapter computes, whatever factors it is made of."""
+"""Weight updates of an exported adapter."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 
 
-def products(folder: Path) -> dict[str, torch.Tensor]:
-    """B A of every site, which (unlike its factors) is one matrix, and the head."""
-    found = load_file(folder / "adapter" / "adapter_model.safetensors")
-    sites = {name.removesuffix(".lora_A.weight") for name in found if name.endswith(".lora_A.weight")}
-    matrices = {site: found[f"{site}.lora_B.weight"] @ found[f"{site}.lora_A.weight"] for site in sites}
-    return matrices | {name: tensor for name, tensor in found.items() if ".lora_" not in name}
+def weight_updates(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the product B A of each site, which unlike its factors is unique, and the head's parameters."""
+    saved = load_file(folder / "adapter" / "adapter_model.safetensors")
+    sites = {name.removesuffix(".lora_A.weight") for name in saved if name.endswith(".lora_A.weight")}
+    updates = {site: saved[f"{site}.lora_B.weight"] @ saved[f"{site}.lora_A.weight"] for site in sites}
+    return updates | {name: tensor for name, tensor in saved.items() if ".lora_" not in name}

@@ -1,4 +1,4 @@
-"""Load exported models where there is no fedsvd, and print what they make of texts."""
+"""Load exported models without fedsvd, and print their outputs for texts as JSON."""
 
 import importlib
 import json
@@ -9,7 +9,7 @@ from contextlib import suppress
 class Blocked:
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name.partition(".")[0] in ("fedsvd", "server", "client"):
-            raise ImportError(f"{name} is not here")
+            raise ImportError(f"{name} is blocked")
 
 
 def main(root: str, texts: list[str]) -> None:
@@ -17,7 +17,7 @@ def main(root: str, texts: list[str]) -> None:
     from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    found = {}
+    outputs = {}
     for kind, load in {
         "classifier-merged": AutoModelForSequenceClassification.from_pretrained,
         "classifier-adapter": lambda f: AutoPeftModelForSequenceClassification.from_pretrained(f, num_labels=2),
@@ -28,10 +28,10 @@ def main(root: str, texts: list[str]) -> None:
         batch = tokenizer(texts, padding=True, return_tensors="pt")
         with torch.no_grad():
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        found[kind] = (logits if logits.dim() == 2 else logits[:, 0, :8]).tolist()
-        found[kind + " labels"] = getattr(model.config, "id2label", None)
-        found[kind + " dropout"] = getattr(model.config, "hidden_dropout_prob", None)
-    print(json.dumps(found))
+        outputs[kind] = (logits if logits.dim() == 2 else logits[:, 0, :8]).tolist()
+        outputs[kind + " labels"] = getattr(model.config, "id2label", None)
+        outputs[kind + " dropout"] = getattr(model.config, "hidden_dropout_prob", None)
+    print(json.dumps(outputs))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``fedsvd audit`` from start to end: an honest build passes, a broken one is bitten, wrong words are refused."""
+"""``fedsvd audit`` from start to end: a correct build passes, a broken one fails, and invalid arguments are errors."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from fedsvd.cli import main
 
-# Every canary is drawn in some step, and there are enough of them to show well over the claim.
+# Every canary is drawn in some step, and there are enough of them to show a bound well above the claim.
 SMOKE = [
     "experiment=smoke", "model.rank=32", "train.num_rounds=10", "train.batch_size=50", "privacy.target_epsilon=3",
 ]  # fmt: skip
@@ -20,33 +20,33 @@ def audit(folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_an_honest_build_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, found = audit(tmp_path / "run", "audit.num_shadow_models=4")
+def test_correct_build_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, report = audit(tmp_path / "run", "audit.num_shadow_models=4")
 
     assert status == 0
-    assert 0.3 < found["audited_epsilon"] < found["claimed_epsilon"] <= 3
-    assert not found["contradicts_claim"]
-    assert 0.55 < found["attacks"]["canaries, every update"]["auc"] < 0.75
-    assert set(found["attacks"]) == {
+    assert 0.3 < report["audited_epsilon"] < report["claimed_epsilon"] <= 3
+    assert not report["contradicts_claim"]
+    assert 0.55 < report["attacks"]["canaries, every update"]["auc"] < 0.75
+    assert set(report["attacks"]) == {
         "canaries, every update", "LiRA, final model", "loss threshold, final model",
     }  # fmt: skip
-    assert found["membership_examples"] == 170
+    assert report["membership_examples"] == 170
     assert (tmp_path / "run" / "plots" / "roc.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "run" / "config.yaml").is_file()
-    # An audit releases nothing, so no client's ledger is charged for it.
+    # An audit releases nothing, so it charges no ledger.
     assert not (tmp_path / "run" / "clients").exists()
     assert "the claim ε = 3.00 stands." in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sabotage", ["no_noise", "no_clipping"])
-def test_a_broken_build_is_contradicted(sabotage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, found = audit(tmp_path, f"audit.sabotage={sabotage}", "audit.num_shadow_models=0")
+def test_broken_build_is_contradicted(sabotage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, report = audit(tmp_path, f"audit.sabotage={sabotage}", "audit.num_shadow_models=0")
 
     assert status == 1
-    assert found["audited_epsilon"] > 1.5 * found["claimed_epsilon"]
-    assert found["audited_epsilon"] <= found["largest_possible_bound"]
-    assert list(found["attacks"]) == ["canaries, every update"]
+    assert report["audited_epsilon"] > 1.5 * report["claimed_epsilon"]
+    assert report["audited_epsilon"] <= report["largest_possible_bound"]
+    assert list(report["attacks"]) == ["canaries, every update"]
     assert "is CONTRADICTED." in capsys.readouterr().err
 
 
@@ -61,15 +61,15 @@ def test_a_broken_build_is_contradicted(sabotage: str, tmp_path: Path, capsys: p
     ],
 )
 def test_every_method_and_optimizer_can_be_audited(overrides: list[str], tmp_path: Path) -> None:
-    status, found = audit(tmp_path, *overrides, "audit.num_shadow_models=0", "audit.num_canaries=2000")
+    status, report = audit(tmp_path, *overrides, "audit.num_shadow_models=0", "audit.num_canaries=2000")
 
     assert status == 0
-    assert found["attacks"]["canaries, every update"]["auc"] > 0.53
-    assert found["audited_epsilon"] < found["claimed_epsilon"]
+    assert report["attacks"]["canaries, every update"]["auc"] > 0.53
+    assert report["audited_epsilon"] < report["claimed_epsilon"]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["audit.num_canarie=5"], "did you mean audit.num_canaries?"),
         (["audit.sabotage=no_nois"], "did you mean no_noise?"),
@@ -96,18 +96,18 @@ def test_every_method_and_optimizer_can_be_audited(overrides: list[str], tmp_pat
         (["hydra.run.dir=here"], "run_dir=DIR"),
     ],
 )
-def test_wrong_words_end_in_one_readable_line(
-    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_arguments_give_a_readable_error(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["audit", "experiment=smoke", f"run_dir={tmp_path / 'run'}", *words]) == 2
+    assert main(["audit", "experiment=smoke", f"run_dir={tmp_path / 'run'}", *arguments]) == 2
 
-    printed = capsys.readouterr().err
-    assert said in printed
-    assert "Traceback" not in printed
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
 
 
-def test_more_canaries_than_trained_numbers_end_in_one_readable_line(
+def test_more_canaries_than_trained_values_give_a_readable_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["audit", "experiment=smoke", f"run_dir={tmp_path / 'run'}"]) == 1
@@ -115,6 +115,6 @@ def test_more_canaries_than_trained_numbers_end_in_one_readable_line(
     assert "only 512 values are trained" in capsys.readouterr().err
 
 
-def test_no_training_run_can_be_sabotaged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_run_cannot_be_sabotaged(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "experiment=smoke", "audit.sabotage=no_noise"]) == 2
     assert "unknown key" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""SmolLM2, a real language model: it comes out of its package whole, and learns federated and in private."""
+"""SmolLM2, a real language model: loading from its package, and federated training with and without privacy."""
 
 import json
 from pathlib import Path
@@ -13,23 +13,23 @@ from fedsvd.training.generation import generate
 pytestmark = pytest.mark.slow
 
 
-def test_the_dequantised_model_still_knows_things() -> None:
+def test_dequantized_model_answers_a_question() -> None:
     model, tokenizer = load_causal_lm("embedded:smollm2").model, load_tokenizer("embedded:smollm2")
-    said = tokenizer.apply_chat_template(
+    prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}], tokenize=False, add_generation_prompt=True
     )
 
-    [answer] = generate(model, tokenizer, [tokenizer(said)["input_ids"]], max_new_tokens=16)
+    [answer] = generate(model, tokenizer, [tokenizer(prompt)["input_ids"]], max_new_tokens=16)
 
     assert "Paris" in answer
 
 
-# Both runs see the same examples: what lies below the adapted layers is computed once for the two.
+# Both runs use the same examples, so that the states below the adapted layers are computed once for both.
 SMALL = ["data.max_train_examples=160", "data.max_test_examples=40", "train.batch_size=40", "partition=iid",
          "train.num_rounds=3", "train.eval_every=3"]  # fmt: skip
 
 
-def test_it_learns_to_answer(tmp_path: Path) -> None:
+def test_training_lowers_the_perplexity(tmp_path: Path) -> None:
     assert main(["train", "experiment=causal_lm", f"hydra.run.dir={tmp_path}", *SMALL, "privacy=none"]) == 0
 
     rows = read_rows(tmp_path / "metrics.jsonl")
@@ -37,13 +37,13 @@ def test_it_learns_to_answer(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "samples.json").read_text())) == 5
 
 
-def test_each_example_is_protected_on_the_way(tmp_path: Path) -> None:
+def test_private_training_stays_within_the_budget(tmp_path: Path) -> None:
     assert main(["train", "experiment=causal_lm", f"hydra.run.dir={tmp_path}", *SMALL]) == 0
 
     clients = json.loads((tmp_path / "privacy.json").read_text())["clients"]
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert all(5.5 < client["epsilon"] <= 6 for client in clients.values())
     assert all(client["steps"] == 3 for client in clients.values())
-    # Forty examples a client drown in the noise; the run must not drown with them.
+    # The noise hides forty examples per client, but it must not destroy the model.
     assert rows[-1]["perplexity"] < 2 * rows[0]["perplexity"]
     assert all(row["train_loss"] is None for row in rows)

@@ -1,4 +1,4 @@
-"""``fedsvd compare`` on real runs, small; how rates are chosen and means are told, by hand."""
+"""``fedsvd compare`` on small runs; the choice of learning rates and the statistics, against values by hand."""
 
 import dataclasses
 import json
@@ -31,53 +31,51 @@ SMALL = [
 ]  # fmt: skip
 
 
-def settings(*words: str) -> CompareConfig:
-    return compose_compare([*SMALL, *words])[1]
+def settings(*overrides: str) -> CompareConfig:
+    return compose_compare([*SMALL, *overrides])[1]
 
 
 @pytest.mark.slow
-def test_a_small_comparison_ends_in_a_table_and_goes_on_where_it_was(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_comparison_writes_a_table_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = ["+compare.contenders.merged=['method=flora']", "compare.only_contenders=[fedsvd,merged]"]
-    words = ["compare", "experiment=smoke", *SMALL, *own, f"run_dir={tmp_path}"]
-    assert main(words) == 0
+    arguments = ["compare", "experiment=smoke", *SMALL, *own, f"run_dir={tmp_path}"]
+    assert main(arguments) == 0
 
     rows = read_rows(tmp_path / "results.jsonl")
     # 2 contenders × 2 budgets × 2 rates, then 2 × 2 × 2 seeds.
     assert [row["phase"] for row in rows].count("tuning") == 8
     assert [row["phase"] for row in rows].count("final") == 8
     assert all(0 < row["epsilon_spent"] <= 3 for row in rows if row["epsilon"] == 3)
-    told = (tmp_path / "comparison.md").read_text(encoding="utf-8")
-    assert "| fedsvd | " in told
-    assert "| merged | " in told
-    assert told.count("±") >= 4
+    table = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "| fedsvd | " in table
+    assert "| merged | " in table
+    assert table.count("±") >= 4
     with Image.open(tmp_path / "comparison.png") as image:
         assert image.size[0] > 500
     capsys.readouterr()
 
-    # As if it had been killed while the last row was written.
+    # Simulate a crash while the last row was written.
     path = tmp_path / "results.jsonl"
-    whole = path.read_text(encoding="utf-8")
-    path.write_text(whole[:-20], encoding="utf-8")
-    assert main(words) == 0
+    content = path.read_text(encoding="utf-8")
+    path.write_text(content[:-20], encoding="utf-8")
+    assert main(arguments) == 0
     again = read_rows(path)
     assert len(again) == 16
     assert {json.dumps(row["overrides"]) for row in again} == {json.dumps(row["overrides"]) for row in rows}
 
-    # Of what the folder holds, a table takes what was asked for: one seed has no standard error.
-    assert main([*words, "compare.seeds=[1]"]) == 0
+    # The table contains only the requested results. A single seed has no standard error.
+    assert main([*arguments, "compare.seeds=[1]"]) == 0
     assert "over 1 seeds" in (one_seed := (tmp_path / "comparison.md").read_text(encoding="utf-8"))
     assert one_seed.count("±") == 1
     assert len(read_rows(path)) == 16
 
-    # The same names for other runs.
+    # The same names with other overrides.
     capsys.readouterr()
-    assert main([*words, "train.local_steps=2"]) == 2
+    assert main([*arguments, "train.local_steps=2"]) == 2
     assert "other overrides" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_process_goes_on_with_the_task_whose_texts_it_holds() -> None:
+def test_worker_prefers_the_task_that_it_has_loaded() -> None:
     movies, domains, more = ([Job("final", task, "fedsvd", 3.0, 0, 1.0)] for task in ("movies", "domains", "domains"))
     left = [movies, domains, more]
     assert take_job_group(left, "domains") is domains
@@ -86,43 +84,44 @@ def test_a_process_goes_on_with_the_task_whose_texts_it_holds() -> None:
     assert take_job_group(left, "movies") == ()
 
 
-def test_every_run_composes_as_a_run_of_its_own() -> None:
-    whole = compose_compare(
+@pytest.mark.slow
+def test_every_run_composes_as_a_separate_run() -> None:
+    config = compose_compare(
         [
             "compare.learning_rates=[0.3]",
             "compare.seeds=[0]",
             "compare.epsilons=[0,3]",
         ]
     )[1]
-    for job in tuning_jobs(whole):
-        config = compose(overrides(job, ["experiment=compare"], whole))
-        assert config.data.evaluate_on == "validation"
-        assert (config.privacy.name == "none") == (job.epsilon == 0)
-        assert config.train.learning_rate == job.learning_rate
+    for job in tuning_jobs(config):
+        run = compose(overrides(job, ["experiment=compare"], config))
+        assert run.data.evaluate_on == "validation"
+        assert (run.privacy.name == "none") == (job.epsilon == 0)
+        assert run.train.learning_rate == job.learning_rate
     rates = dict.fromkeys(
-        [(t, c, e) for t in whole.tasks for c in whole.contenders for e in whole.tuning_epsilons], 0.3
+        [(t, c, e) for t in config.tasks for c in config.contenders for e in config.tuning_epsilons], 0.3
     )
-    jobs = final_jobs(whole, rates)
-    assert len(jobs) == len(whole.tasks) * len(whole.contenders) * 2
-    assert all(overrides(job, [], whole)[-1] == "data.evaluate_on=test" for job in jobs)
+    jobs = final_jobs(config, rates)
+    assert len(jobs) == len(config.tasks) * len(config.contenders) * 2
+    assert all(overrides(job, [], config)[-1] == "data.evaluate_on=test" for job in jobs)
 
 
-def test_one_task_may_choose_the_rates_of_all() -> None:
-    whole = compose_compare(["compare.tuning_task=domains"])[1]
-    assert {job.task for job in tuning_jobs(whole)} == {"domains"}
-    rates = {("domains", c, e): 1.0 + e for c in whole.contenders for e in whole.tuning_epsilons}
-    assert {(job.task, job.learning_rate) for job in final_jobs(whole, rates) if job.epsilon == 3} == {
+def test_one_task_can_choose_the_rates_of_all() -> None:
+    config = compose_compare(["compare.tuning_task=domains"])[1]
+    assert {job.task for job in tuning_jobs(config)} == {"domains"}
+    rates = {("domains", c, e): 1.0 + e for c in config.contenders for e in config.tuning_epsilons}
+    assert {(job.task, job.learning_rate) for job in final_jobs(config, rates) if job.epsilon == 3} == {
         ("movies", 4.0), ("domains", 4.0),
     }  # fmt: skip
 
 
-def test_a_worker_keeps_to_one_task_and_seed_where_there_are_enough() -> None:
+def test_jobs_are_split_by_task_and_seed_if_there_are_enough() -> None:
     jobs = [Job("final", task, name, 3, seed, 1.0) for task in "ab" for seed in (0, 1) for name in ("x", "y", "z")]
 
     dealt = split_jobs(jobs, 2)
     assert sorted(map(len, dealt)) == [3, 3, 3, 3]
     assert all(len({(job.task, job.seed) for job in share}) == 1 for share in dealt)
-    # One task and seed for two workers: both get a part.
+    # Two workers share one task and seed.
     assert sorted(len(share) for share in split_jobs(jobs[:3], 2)) == [1, 2]
 
 
@@ -138,17 +137,17 @@ def row(contender: str, accuracy: float, rate: float = 0.5, **given: object) -> 
     return {**base, "learning_rate": rate, "accuracy": accuracy, **given}
 
 
-def test_the_best_rate_is_chosen_and_of_equals_the_smallest() -> None:
+def test_best_rate_is_chosen_and_ties_take_the_smallest() -> None:
     rows = [row("fedsvd", 0.6, 1.0), row("fedsvd", 0.6, 0.5), row("flora", 0.5, 0.5), row("flora", 0.7, 1.0)]
     assert chosen_learning_rates(rows) == {("movies", "fedsvd", 3): 0.5, ("movies", "flora", 3): 1.0}
 
 
 @pytest.mark.parametrize(("epsilon", "expected"), [(0, 0), (6, 3), (1, 3), (3, 3)])
-def test_each_budget_takes_the_choice_at_the_nearest(epsilon: float, expected: float) -> None:
+def test_each_budget_uses_the_choice_of_the_nearest_tuned_budget(epsilon: float, expected: float) -> None:
     assert nearest_budget(epsilon, settings()) == expected
 
 
-def test_means_errors_and_paired_differences_by_hand() -> None:
+def test_means_errors_and_paired_differences_match_hand_computed_values() -> None:
     assert mean_and_error([1.0, 3.0]) == (2.0, 1.0)
     assert math.isnan(mean_and_error([1.0])[1])
     # Differences 1, 2, 3: mean 2, error 1/√3, t = 2√3 with 2 degrees of freedom.
@@ -157,14 +156,14 @@ def test_means_errors_and_paired_differences_by_hand() -> None:
     assert p == pytest.approx(0.0742, abs=1e-4)
 
 
-def test_cells_that_have_not_run_yet_are_dashes(tmp_path: Path) -> None:
+def test_cells_without_a_run_are_dashes(tmp_path: Path) -> None:
     rows = [row("fedsvd", 0.6, phase="final", seed=seed) for seed in (0, 1)]
-    told = write_report(rows, settings(), tmp_path, "a command").read_text(encoding="utf-8")
-    assert "| fedsvd | – | 60.0 ± 0.0 | private: 0.5 |" in told
-    assert "| flora | – | – |  |" in told
+    table = write_report(rows, settings(), tmp_path, "a command").read_text(encoding="utf-8")
+    assert "| fedsvd | – | 60.0 ± 0.0 | private: 0.5 |" in table
+    assert "| flora | – | – |  |" in table
 
 
-WRONG: dict[str, Callable[[], object]] = {
+INVALID: dict[str, Callable[[], object]] = {
     "compare.baseline = 'other' is not among": lambda: settings("compare.baseline=other"),
     "chosen on a split must not be reported": lambda: settings("compare.tuning_seed=1"),
     "only_contenders names nobody": lambda: settings("compare.only_contenders=[nobody]"),
@@ -173,7 +172,7 @@ WRONG: dict[str, Callable[[], object]] = {
 }
 
 
-@pytest.mark.parametrize("said", WRONG)
-def test_what_is_wrong_is_said_before_anything_runs(said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        WRONG[said]()
+@pytest.mark.parametrize("message", INVALID)
+def test_invalid_settings_raise_before_any_run(message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        INVALID[message]()

@@ -1,4 +1,4 @@
-"""One ServerApp and one ClientApp, three ways to run them, one result."""
+"""The same ServerApp and ClientApp, run in three ways, give the same model."""
 
 import os
 import signal
@@ -22,12 +22,12 @@ from fedsvd.launch import load_apps
 from fedsvd.launch.in_process import run_local
 from fedsvd.launch.simulation import run_simulation
 
-# Ray gives its workers the lowest priority; on a busy machine they would hardly start.
+# Ray gives its workers the lowest priority, with which they hardly start on a busy machine.
 RAY = os.environ | {"RAY_worker_niceness": "0"}
 OVERRIDES = ["experiment=smoke", "privacy=none", "train.head=private", "method=fedsvd"]
 
 
-def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
+def load_adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
@@ -35,42 +35,42 @@ def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
 def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("local")
     assert main(["train", *OVERRIDES, f"hydra.run.dir={folder}"]) == 0
-    return adapter_of(folder)
+    return load_adapter(folder)
 
 
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
+def assert_same_model(adapter: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert adapter.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(adapter[name], tensor, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_the_simulation_engine_gives_the_same_model(local: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    # A process of its own: Ray stays in the process that starts it.
+def test_simulation_engine_gives_the_same_model(local: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    # In a separate process, because Ray stays in the process that starts it.
     command = [sys.executable, "-m", "fedsvd.cli", "train", *OVERRIDES, "federation=simulation"]
-    words = ["federation.num_clients=2", "federation.client_num_cpus=0.5", f"hydra.run.dir={tmp_path}"]
-    done = subprocess.run(
-        [*command, *words], capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path, env=RAY
+    overrides = ["federation.num_clients=2", "federation.client_num_cpus=0.5", f"hydra.run.dir={tmp_path}"]
+    completed = subprocess.run(
+        [*command, *overrides], capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path, env=RAY
     )
 
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert_same(adapter_of(tmp_path), local)
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    assert_same_model(load_adapter(tmp_path), local)
 
 
 @pytest.mark.slow
-def test_a_simulation_that_cannot_start_says_so(tmp_path: Path) -> None:
+def test_simulation_that_cannot_start_fails_with_an_error(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fedsvd.cli", "train", *OVERRIDES, "federation=simulation"]
-    words = ["federation.num_clients=2", "federation.client_num_gpus=64", f"hydra.run.dir={tmp_path}"]
-    done = subprocess.run(
-        [*command, *words], capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path, env=RAY
+    overrides = ["federation.num_clients=2", "federation.client_num_gpus=64", f"hydra.run.dir={tmp_path}"]
+    completed = subprocess.run(
+        [*command, *overrides], capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path, env=RAY
     )
 
-    assert done.returncode == 1
-    assert "error" in done.stderr
-    assert "simulation engine failed" in done.stderr
+    assert completed.returncode == 1
+    assert "error" in completed.stderr
+    assert "simulation engine failed" in completed.stderr
 
 
-def test_a_ray_cluster_that_is_not_there_is_named_at_once() -> None:
+def test_missing_ray_cluster_fails_immediately_with_its_address() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -81,13 +81,14 @@ def test_a_ray_cluster_that_is_not_there_is_named_at_once() -> None:
 
 @pytest.fixture
 def flower_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Flower home of its own; the SuperLink that ``flwr run`` starts and leaves running is stopped afterwards."""
+    """Use a separate Flower home, and stop the SuperLink that ``flwr run`` leaves running."""
     home = tmp_path / "flower-home"
     home.mkdir()
     environment = RAY | {
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -102,26 +103,26 @@ def flower_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_bare_flwr_run_gives_the_same_model(
+def test_flwr_run_gives_the_same_model(
     local: dict[str, torch.Tensor], flower_environment: dict[str, str], tmp_path: Path
 ) -> None:
     app = tmp_path / "app"
     copy_app(app)
     folder = tmp_path / "run"
-    line = " ".join([*OVERRIDES, f"run_dir={folder}"])
-    done = subprocess.run(
-        ["flwr", "run", ".", "--run-config", f'overrides="{line}"'],
+    overrides = " ".join([*OVERRIDES, f"run_dir={folder}"])
+    completed = subprocess.run(
+        ["flwr", "run", ".", "--run-config", f'overrides="{overrides}"'],
         cwd=app, env=flower_environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     wait_until((folder / "plots" / "accuracy.png").exists, 240, "the run to end")
 
-    assert_same(adapter_of(folder), local)
+    assert_same_model(load_adapter(folder), local)
 
 
-def test_a_federation_without_clients_ends_after_its_time_limit(tmp_path: Path) -> None:
-    line = " ".join([*OVERRIDES, f"run_dir={tmp_path}", "federation.connect_timeout_s=0.2"])
+def test_federation_without_clients_fails_after_the_time_limit(tmp_path: Path) -> None:
+    overrides = " ".join([*OVERRIDES, f"run_dir={tmp_path}", "federation.connect_timeout_s=0.2"])
 
     with pytest.raises(RunError, match="start the clients"):
-        run_local(*load_apps(), 0, {"overrides": line})
+        run_local(*load_apps(), 0, {"overrides": overrides})
     assert not (tmp_path / "adapter").exists()

@@ -1,4 +1,4 @@
-"""The paper's experiments: their exact settings, and their code path in small."""
+"""The paper's experiments: their exact settings, and small runs of the same code path."""
 
 import json
 from pathlib import Path
@@ -18,13 +18,13 @@ TASKS = {
     "qnli": ("qnli", "validation", "question", "sentence"),
 }
 ROUNDS = 100
-# Of a round of a twin. The head stays as it was drawn, and B alone travels: 2 layers × (query, value) × 32 × 8 numbers.
-MOST_BYTES = 3 * (2 * 2 * 32 * 8 * 4 + 1024)
+# Uplink of a round of a small run. The head is frozen and only B is sent: 2 layers × (query, value) × 32 × 8 values.
+MAX_BYTES_UP = 3 * (2 * 2 * 32 * 8 * 4 + 1024)
 
 
 @pytest.mark.parametrize("private", [True, False], ids=["dp", "nondp"])
 @pytest.mark.parametrize("task", TASKS)
-def test_the_settings_are_the_papers(task: str, private: bool) -> None:
+def test_settings_are_those_of_the_paper(task: str, private: bool) -> None:
     config = compose([f"experiment=paper/{task}_{'dp' if private else 'nondp'}"])
     model, train, data, federation = config.model, config.train, config.data, config.federation
 
@@ -49,7 +49,7 @@ def test_the_settings_are_the_papers(task: str, private: bool) -> None:
 
 
 @pytest.mark.slow
-def test_the_twin_runs_the_private_path(tmp_path: Path) -> None:
+def test_small_private_run(tmp_path: Path) -> None:
     assert main(["train", "experiment=paper/twin_dp", f"hydra.run.dir={tmp_path}", "train.local_steps=3"]) == 0
 
     rows = read_rows(tmp_path / "metrics.jsonl")
@@ -57,21 +57,21 @@ def test_the_twin_runs_the_private_path(tmp_path: Path) -> None:
     assert all(
         client["epsilon"] <= 6 for client in json.loads((tmp_path / "privacy.json").read_text())["clients"].values()
     )
-    assert rows[1]["bytes_up"] < MOST_BYTES
+    assert rows[1]["bytes_up"] < MAX_BYTES_UP
 
 
 @pytest.mark.slow
-def test_the_twin_runs_the_open_path(tmp_path: Path) -> None:
+def test_small_run_without_privacy(tmp_path: Path) -> None:
     assert main(["train", "experiment=paper/twin_nondp", f"hydra.run.dir={tmp_path}", "train.local_steps=3"]) == 0
 
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [(row["clients_used"], row["epsilon"]) for row in rows] == [(0, None), (3, None), (3, None)]
-    assert rows[1]["bytes_up"] < MOST_BYTES
+    assert rows[1]["bytes_up"] < MAX_BYTES_UP
 
 
 @pytest.mark.slow
-def test_pairs_from_a_copy_of_glue_take_the_same_path(tmp_path: Path) -> None:
-    """What the hub would give, from a folder: `datasets.load_dataset` reads both alike."""
+def test_text_pairs_in_the_format_of_glue(tmp_path: Path) -> None:
+    """Read a folder with the files of the hub, which `datasets.load_dataset` reads in the same way."""
     for split, size in (("train", 240), ("validation_matched", 30)):
         rows = [
             {"premise": f"It rains in town {i}.", "hypothesis": f"Town {i} is dry.", "label": i % 3, "idx": i}
@@ -82,8 +82,13 @@ def test_pairs_from_a_copy_of_glue_take_the_same_path(tmp_path: Path) -> None:
         "---\nconfigs:\n- config_name: mnli\n  data_files:\n  - split: train\n    path: train.jsonl\n"
         "  - split: validation_matched\n    path: validation_matched.jsonl\n---\n"
     )
-    words = [f"data.path={tmp_path}", "model.source=embedded:tiny-roberta", "train.num_rounds=1", "train.local_steps=1"]
-    assert main(["train", "experiment=paper/mnli_nondp", f"hydra.run.dir={tmp_path / 'run'}", *words]) == 0
+    overrides = [
+        f"data.path={tmp_path}",
+        "model.source=embedded:tiny-roberta",
+        "train.num_rounds=1",
+        "train.local_steps=1",
+    ]
+    assert main(["train", "experiment=paper/mnli_nondp", f"hydra.run.dir={tmp_path / 'run'}", *overrides]) == 0
 
     [_, last] = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert (last["clients_used"], json.loads((tmp_path / "run" / "classes.json").read_text())) == (3, ["0", "1", "2"])

@@ -1,4 +1,4 @@
-"""``fedsvd privacy``: what it tells before a run, and of what has been spent."""
+"""``fedsvd privacy``: the plan before a run, and the report on a ledger."""
 
 import re
 import sqlite3
@@ -13,122 +13,118 @@ from fedsvd.privacy.ledger import Budget, Ledger
 RUN = ["experiment=smoke", "privacy.target_epsilon=3", "privacy.max_epsilon=4"]
 
 
-def numbers(printed: str, client: str) -> list[str]:
-    [row] = [line for line in printed.splitlines() if re.match(rf"│ +{client} │", line)]
+def client_cells(output: str, client: str) -> list[str]:
+    [row] = [line for line in output.splitlines() if re.match(rf"│ +{client} │", line)]
     return [cell.strip() for cell in row.strip("│").split("│")]
 
 
 @pytest.fixture(scope="module")
 def ledgers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ledgers that two runs have charged."""
+    """Return a directory with ledgers that two runs have charged."""
     folder = tmp_path_factory.mktemp("ledgers")
     for name in ("first", "second"):
         assert main(["train", *RUN, f"privacy.ledger_dir={folder}", f"hydra.run.dir={folder / name}"]) == 0
     return folder
 
 
-def test_a_plan_says_what_a_run_will_cost(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_shows_the_cost_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["privacy", "plan", "experiment=smoke"]) == 0
 
-    printed = capsys.readouterr().out
-    client, examples, rate, noise, steps, run, before, in_all = numbers(printed, "0")
+    output = capsys.readouterr().out
+    client, examples, rate, noise, steps, run, before, total = client_cells(output, "0")
     assert (client, steps, before) == ("0", "4", "0.000")
     assert float(rate) == pytest.approx(16 / int(examples), abs=1e-4)
     assert float(noise) > 0.3
-    assert 0.98 * 6 < float(run) == float(in_all) <= 6
-    assert "max_grad_norm = 1" in printed
-    assert "δ = 1e-05" in printed
-    assert "No ledgers are taken into account" in printed
+    assert 0.98 * 6 < float(run) == float(total) <= 6
+    assert "max_grad_norm = 1" in output
+    assert "δ = 1e-05" in output
+    assert "No ledgers are taken into account" in output
 
 
-def test_a_plan_counts_what_the_ledgers_hold(ledgers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_includes_the_charges_of_the_ledgers(ledgers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["privacy", "plan", *RUN, f"privacy.ledger_dir={ledgers}"]) == 0
 
-    printed = capsys.readouterr().out
+    output = capsys.readouterr().out
     with Ledger.read(ledgers / "0.sqlite") as ledger:
         entries = ledger.entries()
-    *_, run, before, in_all = map(float, numbers(printed, "0"))
+    *_, run, before, total = map(float, client_cells(output, "0"))
     assert len({entry.run_id for entry in entries}) == 2
-    assert run < before < in_all
-    assert re.search(r"client \d: its budget covers \d of the 2 remaining rounds", printed)
-    assert "No ledgers are taken into account" not in printed
+    assert run < before < total
+    assert re.search(r"client \d: its budget covers \d of the 2 remaining rounds", output)
+    assert "No ledgers are taken into account" not in output
 
 
-def test_a_second_run_adds_up_and_ends_at_the_budget(ledgers: Path) -> None:
+def test_second_run_is_added_and_ends_at_the_budget(ledgers: Path) -> None:
     for number in (0, 1):
         with Ledger.read(ledgers / f"{number}.sqlite") as ledger:
             assert 2 <= len(ledger.entries()) <= 4
     assert not (ledgers / "first" / "clients").exists()
 
 
-def test_a_plan_for_a_resumed_run_counts_the_rounds_that_are_done(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_of_a_resumed_run_counts_completed_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *RUN, f"hydra.run.dir={tmp_path}"]) == 0
     capsys.readouterr()
     assert main(["privacy", "plan", f"resume={tmp_path}"]) == 0
 
-    printed = capsys.readouterr().out
-    *_, run, before, in_all = map(float, numbers(printed, "0"))
-    assert run == before == in_all
-    assert "2 rounds, 2 already done" in printed
+    output = capsys.readouterr().out
+    *_, run, before, total = map(float, client_cells(output, "0"))
+    assert run == before == total
+    assert "2 rounds, 2 already done" in output
 
 
-def test_warnings_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train.batch_size=500", "privacy.target_delta=0.1"]
-    assert main(["privacy", "plan", "experiment=smoke", *words]) == 0
+def test_plan_warns_of_unusual_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["train.batch_size=500", "privacy.target_delta=0.1"]
+    assert main(["privacy", "plan", "experiment=smoke", *overrides]) == 0
 
-    printed = capsys.readouterr().out
-    assert "privacy.target_delta = 0.1 is at least 1/" in printed
-    assert "train.batch_size = 500 is more than its" in printed
+    output = capsys.readouterr().out
+    assert "privacy.target_delta = 0.1 is at least 1/" in output
+    assert "train.batch_size = 500 is more than its" in output
 
 
-def test_a_plan_of_client_level_privacy_and_what_comes_of_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["experiment=smoke", "privacy=client_level", f"privacy.ledger_dir={tmp_path / 'ledgers'}"]
-    assert main(["privacy", "plan", *words]) == 0
-    planned = numbers(capsys.readouterr().out, "1")
+def test_plan_of_client_level_privacy_matches_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["experiment=smoke", "privacy=client_level", f"privacy.ledger_dir={tmp_path / 'ledgers'}"]
+    assert main(["privacy", "plan", *overrides]) == 0
+    planned = client_cells(capsys.readouterr().out, "1")
     assert planned[2:3] + planned[4:5] + planned[6:7] == ["1.0000", "2", "0.000"]
     assert 0.98 * 6 < float(planned[5]) <= 6
 
-    assert main(["train", *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    assert main(["train", *overrides, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     capsys.readouterr()
-    for words_after, said in (
-        ([*words, f"resume={tmp_path / 'run'}"], "2 rounds, 2 already done"),
-        (words, "its budget covers 0 of the 2 remaining rounds"),
+    for arguments, message in (
+        ([*overrides, f"resume={tmp_path / 'run'}"], "2 rounds, 2 already done"),
+        (overrides, "its budget covers 0 of the 2 remaining rounds"),
     ):
-        assert main(["privacy", "plan", *words_after]) == 0
-        printed = capsys.readouterr().out
-        assert numbers(printed, "1")[6] == planned[5]
-        assert said in printed
+        assert main(["privacy", "plan", *arguments]) == 0
+        output = capsys.readouterr().out
+        assert client_cells(output, "1")[6] == planned[5]
+        assert message in output
     for path in (tmp_path / "ledgers" / "1.sqlite", tmp_path / "run" / "server" / "ledger.sqlite"):
         assert main(["privacy", "ledger", str(path)]) == 0
         assert re.search(r"│ +yes │", capsys.readouterr().out)
 
 
-def test_a_ledger_is_shown_by_run_and_round(ledgers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ledger_is_shown_by_run_and_round(ledgers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = (ledgers / "0.sqlite").read_bytes()
     assert main(["privacy", "ledger", str(ledgers / "0.sqlite")]) == 0
 
-    printed = capsys.readouterr().out
+    output = capsys.readouterr().out
     with Ledger.read(ledgers / "0.sqlite") as ledger:
         for entry in ledger.entries():
-            assert entry.run_id in printed
-    one, two = (re.findall(rf"│ +{run} │ +\d+ │ +2 │ +4 │ +([\d.]+) │ +([\d.]+) │", printed)[0] for run in (1, 2))
-    assert float(one[0]) == float(one[1]) == float(two[0]) < float(two[1]) <= 4
-    assert "budget at the last charge: ε ≤ 4 in total" in printed
+            assert entry.run_id in output
+    first, second = (re.findall(rf"│ +{run} │ +\d+ │ +2 │ +4 │ +([\d.]+) │ +([\d.]+) │", output)[0] for run in (1, 2))
+    assert float(first[0]) == float(first[1]) == float(second[0]) < float(second[1]) <= 4
+    assert "budget at the last charge: ε ≤ 4 in total" in output
     assert (ledgers / "0.sqlite").read_bytes() == content
 
 
-def test_a_ledger_is_counted_at_another_delta(ledgers: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["target_delta=1e-6", "accountant=rdp"]
-    assert main(["privacy", "ledger", str(ledgers / "0.sqlite"), *words]) == 0
+def test_ledger_is_evaluated_at_another_delta(ledgers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["target_delta=1e-6", "accountant=rdp"]
+    assert main(["privacy", "ledger", str(ledgers / "0.sqlite"), *options]) == 0
 
     assert "δ = 1e-06, rdp accountant" in capsys.readouterr().out
 
 
-def test_an_empty_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_ledger_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Ledger.open(tmp_path / "ledger", "data"):
         pass
     assert main(["privacy", "ledger", str(tmp_path / "ledger")]) == 0
@@ -137,7 +133,7 @@ def test_an_empty_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "said"),
+    ("arguments", "status", "message"),
     [
         ([], 2, "fedsvd privacy plan"),
         (["plon"], 2, "invalid arguments"),
@@ -150,17 +146,17 @@ def test_an_empty_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["ledger", "nowhere.sqlite"], 1, "no privacy ledger at"),
     ],
 )
-def test_wrong_words_end_in_one_readable_line(
-    words: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_arguments_give_a_readable_error(
+    arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["privacy", *words]) == status
+    assert main(["privacy", *arguments]) == status
 
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not Path("nowhere.sqlite").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("options", "message"),
     [
         (["delta=1"], "does not accept delta"),
         (["target_delta=x"], "expected a number"),
@@ -168,21 +164,21 @@ def test_wrong_words_end_in_one_readable_line(
         (["accountant=pld"], "expected one of prv, rdp"),
     ],
 )
-def test_wrong_terms_for_a_ledger(
-    ledgers: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_ledger_options_give_a_readable_error(
+    ledgers: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["privacy", "ledger", str(ledgers / "0.sqlite"), *words]) in (1, 2)
+    assert main(["privacy", "ledger", str(ledgers / "0.sqlite"), *options]) in (1, 2)
 
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_ledgers_of_other_data_count_and_damaged_ones_stop_the_plan(
+def test_ledgers_of_other_data_count_and_damaged_ledgers_stop_the_plan(
     ledgers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["privacy", "plan", *RUN, "seed=1", f"privacy.ledger_dir={ledgers}"]) == 0
-    printed = capsys.readouterr().out
-    assert "client 0: its ledger was last charged for other data" in printed
-    assert float(numbers(printed, "0")[6]) > 2.9
+    output = capsys.readouterr().out
+    assert "client 0: its ledger was last charged for other data" in output
+    assert float(client_cells(output, "0")[6]) > 2.9
     sqlite3.connect(tmp_path / "0.sqlite").close()
     (tmp_path / "0.sqlite").write_bytes(b"nothing of the kind")
     assert main(["privacy", "plan", *RUN, f"privacy.ledger_dir={tmp_path}"]) == 1
@@ -198,16 +194,16 @@ def test_new_account_is_shown_with_what_counts(tmp_path: Path, capsys: pytest.Ca
         with Ledger.open(path, data) as ledger:
             ledger.reserve("run", 1, message, spend, budget)
     assert main(["privacy", "ledger", str(path)]) == 0
-    printed = capsys.readouterr().out
-    assert "[red]ledger  data bbbbbbbbbbbb…" in printed
-    assert "data changed from aaaaaaaaaaaa… to bbbbbbbbbbbb…" in printed
-    assert "counts against the present data: 2 charges of account 1, 1 of them made on earlier data; ε = " in printed
+    output = capsys.readouterr().out
+    assert "[red]ledger  data bbbbbbbbbbbb…" in output
+    assert "data changed from aaaaaaaaaaaa… to bbbbbbbbbbbb…" in output
+    assert "counts against the present data: 2 charges of account 1, 1 of them made on earlier data; ε = " in output
 
     assert main(["privacy", "ledger", str(path), "--new-account", "other \x1b[31m[bold]people"]) == 0
-    printed = capsys.readouterr().out
-    assert "account 2 opened" in printed
-    assert r"reason: other \x1b[31m[bold]people" in printed
-    assert "0 charges of account 2; ε = 0 at δ = 1e-05. 2 charges of earlier accounts" in printed
+    output = capsys.readouterr().out
+    assert "account 2 opened" in output
+    assert r"reason: other \x1b[31m[bold]people" in output
+    assert "0 charges of account 2; ε = 0 at δ = 1e-05. 2 charges of earlier accounts" in output
 
 
 @pytest.mark.parametrize("option", [["--new-account"], ["--new-account="], ["--new-account", "reason", "delta=1"]])

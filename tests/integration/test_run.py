@@ -1,4 +1,4 @@
-"""Whole runs through the command line: the files they leave, resuming, and runs that must not start."""
+"""Complete runs from the command line: the files they write, resuming, and runs that must not start."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def train(folder: Path, *overrides: str) -> Path:
     return folder
 
 
-def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
+def load_adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
@@ -37,7 +37,7 @@ def private_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("private"), "train.head=private", "train.learning_rate=2")
 
 
-def test_a_run_leaves_its_folder(private_run: Path) -> None:
+def test_run_writes_its_run_directory(private_run: Path) -> None:
     rows = read_rows(private_run / "metrics.jsonl")
 
     assert [row["server_round"] for row in rows] == [0, 1, 2]
@@ -51,7 +51,7 @@ def test_a_run_leaves_its_folder(private_run: Path) -> None:
     assert compose(["experiment=smoke"]).model.source in (private_run / "config.yaml").read_text()
 
 
-def test_spends_are_reported_and_within_the_budget(private_run: Path) -> None:
+def test_spent_epsilon_is_reported_and_within_the_budget(private_run: Path) -> None:
     privacy = json.loads((private_run / "privacy.json").read_text())
 
     assert set(privacy["clients"]) == {"0", "1"}
@@ -64,30 +64,30 @@ def test_spends_are_reported_and_within_the_budget(private_run: Path) -> None:
         assert (private_run / "clients" / name / "ledger.sqlite").is_file()
 
 
-def test_nothing_that_is_not_noised_is_told_of_a_private_client(private_run: Path) -> None:
+def test_private_run_reports_no_training_loss(private_run: Path) -> None:
     assert all(row["train_loss"] is None for row in read_rows(private_run / "metrics.jsonl"))
 
 
-def test_the_adapter_predicts_what_the_server_measured(private_run: Path) -> None:
+def test_saved_adapter_reproduces_the_servers_evaluation(private_run: Path) -> None:
     config = compose(["experiment=smoke", "train.head=private", "train.learning_rate=2"])
     base = load_classifier(config.model.source, num_labels=2, seed=99).model
     model = peft.PeftModel.from_pretrained(base, str(private_run / "adapter"))
 
-    found = evaluate(model, load_test_batches(config), torch.device("cpu"))
+    evaluation = evaluate(model, load_test_batches(config), torch.device("cpu"))
 
     last = read_rows(private_run / "metrics.jsonl")[-1]
-    assert found.accuracy == last["accuracy"]
-    assert found.loss == pytest.approx(last["loss"], abs=1e-6)
+    assert evaluation.accuracy == last["accuracy"]
+    assert evaluation.loss == pytest.approx(last["loss"], abs=1e-6)
 
 
-def test_noise_differs_between_runs_of_one_seed(private_run: Path, tmp_path: Path) -> None:
-    again = adapter_of(train(tmp_path, "train.head=private", "train.learning_rate=2"))
+def test_noise_differs_between_runs_with_the_same_seed(private_run: Path, tmp_path: Path) -> None:
+    again = load_adapter(train(tmp_path, "train.head=private", "train.learning_rate=2"))
 
-    assert any(not torch.equal(again[name], tensor) for name, tensor in adapter_of(private_run).items())
+    assert any(not torch.equal(again[name], tensor) for name, tensor in load_adapter(private_run).items())
 
 
-def test_without_noise_a_run_can_be_repeated(tmp_path: Path) -> None:
-    first, second = (adapter_of(train(tmp_path / name, "privacy=none")) for name in ("one", "two"))
+def test_run_without_noise_is_reproducible(tmp_path: Path) -> None:
+    first, second = (load_adapter(train(tmp_path / name, "privacy=none")) for name in ("one", "two"))
 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -106,30 +106,30 @@ def test_every_method_learns_on_a_real_model(method: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_killed_and_resumed_run_gives_identical_weights(tmp_path: Path) -> None:
     overrides = ["privacy=none", "train.num_rounds=8", "federation.num_clients=3", "federation.clients_per_round=2"]
-    whole = train(tmp_path / "whole", *overrides)
+    expected = load_adapter(train(tmp_path / "uninterrupted", *overrides))
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "fedsvd.cli", "train", "experiment=smoke", f"hydra.run.dir={folder}", *overrides]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until((folder / "checkpoints" / "round-000003").exists, 240, "the third checkpoint")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (folder / "adapter").exists(), "the run was over before it could be killed"
+    assert not (folder / "adapter").exists(), "the run finished before it could be killed"
 
     assert main(["train", f"resume={folder}"]) == 0
 
-    resumed, uninterrupted = adapter_of(folder), adapter_of(whole)
-    assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
+    resumed = load_adapter(folder)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
     assert [row["server_round"] for row in read_rows(folder / "metrics.jsonl")] == list(range(9))
 
 
-def test_a_client_over_budget_declines_and_the_round_goes_on(
+def test_client_over_budget_declines_and_the_round_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(tmp_path / "first")
     rows = read_rows(tmp_path / "first" / "metrics.jsonl")
-    # The same folder again, from the start: the ledgers are full, so nobody takes part and the model stays.
+    # Restart in the same run directory: the ledgers are exhausted, so no client takes part.
     for name in ("metrics.jsonl", "overrides.json"):
         (tmp_path / "first" / name).unlink()
     train(tmp_path / "first")
@@ -141,9 +141,10 @@ def test_a_client_over_budget_declines_and_the_round_goes_on(
     assert "this client allows 6" in capsys.readouterr().out
 
 
-def test_client_level_privacy_goes_on_after_a_crash_with_one_account(tmp_path: Path) -> None:
-    words = ["privacy=client_level", "federation.num_clients=5", "federation.clients_per_round=3"]
-    folder = train(tmp_path, *words, "train.num_rounds=3")
+@pytest.mark.slow
+def test_resumed_run_with_client_level_privacy_continues_its_account(tmp_path: Path) -> None:
+    overrides = ["privacy=client_level", "federation.num_clients=5", "federation.clients_per_round=3"]
+    folder = train(tmp_path, *overrides, "train.num_rounds=3")
     shutil.rmtree(folder / "adapter")
     for number in (2, 3):
         shutil.rmtree(folder / "checkpoints" / f"round-{number:06d}")
@@ -154,14 +155,14 @@ def test_client_level_privacy_goes_on_after_a_crash_with_one_account(tmp_path: P
     assert privacy["unit"] == "client"
     assert all(client["steps"] == 3 for client in privacy["clients"].values())
     rows = read_rows(folder / "metrics.jsonl")
-    # Rounds 2 and 3 were released before: taken again, they would be more than was promised, and the model stays.
+    # Rounds 2 and 3 were released before. Repeating them would exceed the budget, so they are skipped.
     assert [row["skipped"] for row in rows] == [False, False, True, True]
     assert all(row["clients_refused"] == {} for row in rows)
     assert max(row["epsilon"] for row in rows[1:]) <= 6
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["train", "train.learning_rat=1"], "train.learning_rate"),
         (["train", "method=fedsdv"], "fedsvd"),
@@ -171,28 +172,23 @@ def test_client_level_privacy_goes_on_after_a_crash_with_one_account(tmp_path: P
         (["trian"], "allowed: train"),
     ],
 )
-def test_wrong_words_end_in_one_readable_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 2
+def test_invalid_arguments_give_a_readable_error(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
 
-    printed = capsys.readouterr().err
-    assert said in printed
-    assert "Traceback" not in printed
-
-
-def test_a_sweep_runs_every_alternative(tmp_path: Path) -> None:
-    words = ["train", "-m", "experiment=smoke", "train.num_rounds=1", "method=fedsvd,ffa_lora"]
-    assert main([*words, f"hydra.sweep.dir={tmp_path}"]) == 0
-
-    assert len(list(tmp_path.glob("*/metrics.jsonl"))) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
 
 
-def test_the_composed_configuration_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_composed_configuration_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "experiment=smoke", "--cfg", "job"]) == 0
 
     assert "local_steps: 2" in capsys.readouterr().out
 
 
-def test_pairs_of_ones_own_in_natural_silos(tmp_path: Path) -> None:
+def test_users_text_pairs_with_one_client_per_column_value(tmp_path: Path) -> None:
     rows = [
         {"premise": f"It rains in town {i}.", "claim": f"Town {i} is dry.", "verdict": i % 3, "site": "ab"[i % 2]}
         for i in range(120)

@@ -1,4 +1,4 @@
-"""After training: predict, evaluate, export, and exports that load where there is no fedsvd."""
+"""After training: predict, evaluate and export, and loading the exports without fedsvd."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from fedsvd.errors import RunError
 from fedsvd.runs.folder import read_rows
 from fedsvd.trained.run import load_trained_model, predict, read_run
 
-ELSEWHERE = Path(__file__).with_name("load_exports.py")
+LOAD_SCRIPT = Path(__file__).with_name("load_exports.py")
 TEXTS = ["A fine film.", "Dull, dull, dull.", "See it [twice] if you can."]
 
 
@@ -28,7 +28,7 @@ def train(folder: Path, *overrides: str) -> Path:
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # FedEx-LoRA merges into the frozen weight: what is exported has to hold that too.
+    # FedEx-LoRA merges updates into the frozen weights, which exports must include.
     return train(
         tmp_path_factory.mktemp("runs") / "classifier",
         "method=fedex_lora", "train.head=private", "train.learning_rate=2", "train.eval_every=2",
@@ -53,7 +53,7 @@ def exports(classifier: Path, answerer: Path, tmp_path_factory: pytest.TempPathF
     return root
 
 
-def test_a_language_models_run_tells_of_perplexity_and_answers(answerer: Path) -> None:
+def test_language_model_run_reports_perplexity_and_sample_answers(answerer: Path) -> None:
     rows = read_rows(answerer / "metrics.jsonl")
     samples = json.loads((answerer / "samples.json").read_text())
 
@@ -65,89 +65,92 @@ def test_a_language_models_run_tells_of_perplexity_and_answers(answerer: Path) -
     assert [row["before"] for row in samples] != [row["generated"] for row in samples]
 
 
-def test_classes_and_their_chances_are_predicted(classifier: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [word for text in TEXTS for word in ("--text", text)]
+def test_predict_prints_classes_and_probabilities(classifier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [argument for text in TEXTS for argument in ("--text", text)]
     capsys.readouterr()
-    assert main(["predict", str(classifier), *words, "--json"]) == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert main(["predict", str(classifier), *arguments, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
-    assert [row["text"] for row in found] == TEXTS
-    for row in found:
+    assert [row["text"] for row in rows] == TEXTS
+    for row in rows:
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-6)
         assert row["probabilities"][row["label"]] == row["probability"] == max(row["probabilities"].values())
     loaded = load_trained_model(read_run(classifier))
-    assert [row["label"] for row in predict(loaded, TEXTS, batch_size=1)] == [row["label"] for row in found]
+    assert [row["label"] for row in predict(loaded, TEXTS, batch_size=1)] == [row["label"] for row in rows]
 
 
-def test_files_are_read_and_answers_told(answerer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_reads_files_and_prints_answers(
+    answerer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n\n", encoding="utf-8")
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
 
-    told = []
+    outputs = []
     capsys.readouterr()
     for name in ("texts.txt", "texts.jsonl"):
         assert main(["predict", str(answerer), "--file", str(tmp_path / name), "--json"]) == 0
-        told.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+        outputs.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
 
-    assert told[0] == told[1]
-    assert [row["text"] for row in told[0]] == TEXTS
-    assert all(isinstance(row["answer"], str) for row in told[0])
+    assert outputs[0] == outputs[1]
+    assert [row["text"] for row in outputs[0]] == TEXTS
+    assert all(isinstance(row["answer"], str) for row in outputs[0])
     assert main(["predict", str(answerer), "--text", TEXTS[2]]) == 0
     assert TEXTS[2] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["classifier", "answerer"])
-def test_the_runs_own_data_give_what_the_server_measured(
+def test_evaluation_on_the_runs_data_matches_the_server(
     name: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = request.getfixturevalue(name)
     capsys.readouterr()
     assert main(["evaluate", str(folder), "--json"]) == 0
-    found, last = json.loads(capsys.readouterr().out), read_rows(folder / "metrics.jsonl")[-1]
+    result, last = json.loads(capsys.readouterr().out), read_rows(folder / "metrics.jsonl")[-1]
 
-    assert found["accuracy"] == pytest.approx(last["accuracy"], abs=1e-9)
-    assert found["loss"] == pytest.approx(last["loss"], abs=1e-5)
-    assert found["num_examples"] == 100
-    assert sum(score["num_examples"] for score in found["classes"]) in (0, 100)
+    assert result["accuracy"] == pytest.approx(last["accuracy"], abs=1e-9)
+    assert result["loss"] == pytest.approx(last["loss"], abs=1e-5)
+    assert result["num_examples"] == 100
+    assert sum(score["num_examples"] for score in result["classes"]) in (0, 100)
 
 
-def test_other_data_are_matched_by_the_names_of_their_classes(
+def test_other_data_is_matched_by_class_name(
     classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # In the order of their first letters these would be numbered the other way round.
+    # In alphabetical order these classes would have the opposite numbers.
     own = [{"text": f"{text} {i}", "label": ["positive", "negative"][i % 2]} for i in range(10) for text in TEXTS]
     Dataset.from_list(own).to_csv(tmp_path / "own.csv")
-    words = ["data=csv", f"data.path={tmp_path / 'own.csv'}", "data.max_train_examples=null", "--all", "--json"]
+    overrides = ["data=csv", f"data.path={tmp_path / 'own.csv'}", "data.max_train_examples=null", "--all", "--json"]
     capsys.readouterr()
-    assert main(["evaluate", str(classifier), *words]) == 0
-    found = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", str(classifier), *overrides]) == 0
+    result = json.loads(capsys.readouterr().out)
 
     loaded = load_trained_model(read_run(classifier))
     guesses = [row["label"] for row in predict(loaded, [row["text"] for row in own])]
     right = sum(guess == row["label"] for guess, row in zip(guesses, own, strict=True))
-    assert found["num_examples"] == len(own)
-    assert found["accuracy"] == pytest.approx(right / len(own))
-    assert {score["name"]: score["num_examples"] for score in found["classes"]} == {"negative": 15, "positive": 15}
+    assert result["num_examples"] == len(own)
+    assert result["accuracy"] == pytest.approx(right / len(own))
+    assert {score["name"]: score["num_examples"] for score in result["classes"]} == {"negative": 15, "positive": 15}
 
 
-def test_exports_load_where_there_is_no_fedsvd(exports: Path, classifier: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-P", str(ELSEWHERE), str(exports), json.dumps(TEXTS)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
+@pytest.mark.slow
+def test_exports_load_without_fedsvd(exports: Path, classifier: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-P", str(LOAD_SCRIPT), str(exports), json.dumps(TEXTS)]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    outputs = json.loads(completed.stdout)
 
     for name in ("classifier", "answerer"):
-        merged, adapter = (torch.tensor(found[f"{name}-{kind}"]) for kind in ("merged", "adapter"))
+        merged, adapter = (torch.tensor(outputs[f"{name}-{kind}"]) for kind in ("merged", "adapter"))
         torch.testing.assert_close(merged, adapter, atol=1e-4, rtol=1e-4)
-    assert found["classifier-merged labels"] == {"0": "negative", "1": "positive"}
-    # Training went without the base's own dropout; who goes on with the model gets it back.
-    assert found["classifier-merged dropout"] == 0.1
-    chances = torch.tensor(found["classifier-merged"]).softmax(-1)
+    assert outputs["classifier-merged labels"] == {"0": "negative", "1": "positive"}
+    # Training disables the base model's dropout; the export restores it for further training.
+    assert outputs["classifier-merged dropout"] == 0.1
+    chances = torch.tensor(outputs["classifier-merged"]).softmax(-1)
     own = [list(row["probabilities"].values()) for row in predict(load_trained_model(read_run(classifier)), TEXTS)]
     torch.testing.assert_close(chances, torch.tensor(own), atol=1e-4, rtol=1e-4)
 
 
-def test_a_merged_export_is_not_its_base(exports: Path, answerer: Path) -> None:
+def test_merged_export_differs_from_its_base_model(exports: Path, answerer: Path) -> None:
     from fedsvd.models.loading import load_causal_lm
 
     base = load_causal_lm("embedded:tiny-llama").model.state_dict()
@@ -158,7 +161,7 @@ def test_a_merged_export_is_not_its_base(exports: Path, answerer: Path) -> None:
     assert all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed)
 
 
-def test_the_card_tells_how_to_load_and_what_is_promised(exports: Path, classifier: Path) -> None:
+def test_model_card_shows_loading_code_and_the_privacy_guarantee(exports: Path, classifier: Path) -> None:
     merged = (exports / "classifier-merged" / "README.md").read_text(encoding="utf-8")
     spent = max(row["epsilon"] for row in read_rows(classifier / "metrics.jsonl") if row["epsilon"])
 
@@ -171,7 +174,7 @@ def test_the_card_tells_how_to_load_and_what_is_promised(exports: Path, classifi
     assert "without differential privacy" in adapter
 
 
-def test_nothing_is_overwritten(classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_does_not_overwrite_files(classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert main(["export", str(classifier), "--to", str(tmp_path)]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
@@ -179,7 +182,7 @@ def test_nothing_is_overwritten(classifier: Path, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["predict"], "the following arguments are required: RUN_DIR"),
         (["predict", "RUN"], "exactly one of --text and --file is required"),
@@ -194,22 +197,22 @@ def test_nothing_is_overwritten(classifier: Path, tmp_path: Path, capsys: pytest
         (["export", "RUN", "--too", "x"], "fedsvd export RUN_DIR --to DIR"),
     ],
 )
-def test_wrong_words_end_in_one_readable_line(
-    words: list[str], said: str, classifier: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_arguments_give_a_readable_error(
+    arguments: list[str], message: str, classifier: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(classifier) if word == "RUN" else word for word in words]) in (1, 2)
-    printed = capsys.readouterr().err
-    assert said in printed
-    assert "Traceback" not in printed
+    assert main([str(classifier) if argument == "RUN" else argument for argument in arguments]) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
 
 
-def test_a_run_without_a_final_adapter_is_told_to_go_on(classifier: Path, tmp_path: Path) -> None:
+def test_run_without_a_final_adapter_raises_run_error(classifier: Path, tmp_path: Path) -> None:
     shutil.copytree(classifier, tmp_path / "cut", ignore=shutil.ignore_patterns("adapter"))
     with pytest.raises(RunError, match="has not finished"):
         read_run(tmp_path / "cut")
 
 
-def test_a_method_that_leaves_factors_at_home_has_no_one_model(tmp_path: Path) -> None:
+def test_personalized_method_has_no_single_model(tmp_path: Path) -> None:
     folder = train(tmp_path, "method=fedsa_lora", "train.num_rounds=1", "privacy=none")
     with pytest.raises(RunError, match="each client keeps its own B"):
         read_run(folder)
