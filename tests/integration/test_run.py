@@ -169,7 +169,7 @@ def test_resumed_run_with_client_level_privacy_continues_its_account(tmp_path: P
         (["train", "method.refactorize_every=0"], "method.refactorize_every = 0"),
         (["train", "experiment=smoke", "device=cuda:7"], "CUDA"),
         (["train", "resume=/nowhere"], "not a run directory"),
-        (["trian"], "allowed: train"),
+        (["trian"], "available commands: train"),
     ],
 )
 def test_invalid_arguments_give_a_readable_error(
