@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 
 from fedsvd import __version__
 from fedsvd.errors import ConfigError, FedSVDError
+from fedsvd.report.literal import literal
 
 USAGE = """\
 usage: fedsvd COMMAND [ARGUMENT …]
@@ -28,6 +28,7 @@ training:
 privacy:
   privacy plan [KEY=VALUE …]           show the privacy cost of a run before it starts
   privacy ledger PATH                  show the privacy spent according to a client's ledger
+  privacy ledger PATH --new-account R  start a new account for data of other people, for reason R
   audit [KEY=VALUE …]                  attack one client and check the claimed ε
 
 finished runs:
@@ -86,8 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         importlib.import_module(f"fedsvd.commands.{command}").run([quote_separator(argument) for argument in rest])
     except FedSVDError as error:
-        message = f"[bold red]error:[/bold red] {escape(str(error))}"
-        Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+        # Some messages have several lines.
+        message = literal(error, keep="\n")
+        Console(stderr=True).print(literal("error:", "bold red"), message, soft_wrap=True)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fedsvd.config.compose import compose_audit
 from fedsvd.errors import AuditError, ConfigError
+from fedsvd.report.literal import literal
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -33,10 +34,10 @@ def run(arguments: Sequence[str]) -> None:
 
     console = Console()
     folder = Path(config.run_dir) if config.run_dir else Path("runs", "audit", f"{datetime.now():%Y-%m-%d/%H-%M-%S}")
-    result = run_audit(config, settings, folder, lambda line: console.print(line, style="dim"))
+    result = run_audit(config, settings, folder, lambda line: console.print(literal(line, "dim")))
     console.print(audit_table(result))
     console.print(attacks_table(result))
-    console.print(f"run directory  {folder}", soft_wrap=True, highlight=False)
+    console.print(literal(f"run directory  {folder}"), soft_wrap=True)
     if result["contradicts_claim"]:
         raise AuditError(verdict(result))
     console.print(verdict(result), soft_wrap=True, highlight=False)

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedsvd.config.compose import compose_compare
 from fedsvd.errors import ConfigError
+from fedsvd.report.literal import literal
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -47,5 +48,5 @@ def run(arguments: Sequence[str]) -> None:
 
         rows = run_comparison(overrides, settings, folder, report_progress)
     report = write_report(rows, settings, folder, shlex.join(["fedsvd", "compare", *arguments]))
-    console.print(report.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"output directory  {folder}", soft_wrap=True, highlight=False)
+    console.print(literal(report.read_text(encoding="utf-8"), keep="\n"), soft_wrap=True)
+    console.print(literal(f"output directory  {folder}"), soft_wrap=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from fedsvd import doctor
 from fedsvd.assets import cache_folder
 from fedsvd.doctor import Finding
 from fedsvd.errors import ConfigError, FedSVDError, RunError
+from fedsvd.report.literal import literal
 
 _USAGE = "fedsvd doctor [certs=DIR] [superlink=HOST:PORT] [ledger=FILE] [runs=DIR] [node='NODE_CONFIG' KEY=VALUE …]"
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
@@ -114,8 +114,8 @@ def _check_node(node_config: str, overrides: Sequence[str]) -> Iterator[Finding]
 def _print_table(findings: Sequence[Finding]) -> None:
     table = Table("status", "check", "result", box=None, pad_edge=False)
     for finding in findings:
-        result = Text(finding.detail)
+        result = literal(finding.detail, keep="\n")
         if finding.advice:
-            result.append(f"\n→ {finding.advice}", style="italic")
-        table.add_row(Text(finding.status, style=_STYLES[finding.status]), Text(finding.check), result)
+            result.append("\n").append(literal(f"→ {finding.advice}", "italic", keep="\n"))
+        table.add_row(literal(finding.status, _STYLES[finding.status]), literal(finding.check), result)
     Console().print(table)

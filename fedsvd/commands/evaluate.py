@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from fedsvd.commands.arguments import CommandParser
 from fedsvd.commands.evaluated_data import check_overrides, load_labeled, plan_evaluation
 from fedsvd.commands.output import print_note, to_json, warn_left_out
+from fedsvd.report.literal import add_literal_row
 
 if TYPE_CHECKING:
     from fedsvd.trained.evaluation import EvaluationResult
@@ -66,9 +66,8 @@ def _print_result(result: EvaluationResult, generates_text: bool) -> None:
         for heading in ("class", "texts", "precision", "recall"):
             table.add_column(heading, justify="left" if heading == "class" else "right")
         for score in result.classes:
-            # Not markup: the name of a class may contain brackets.
-            name = Text(score.name)
-            table.add_row(name, f"{score.num_examples:,}", _percent(score.precision), _percent(score.recall))
+            cells = (score.name, f"{score.num_examples:,}", _percent(score.precision), _percent(score.recall))
+            add_literal_row(table, cells)
         console.print(table)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedsvd.commands.arguments import CommandParser
+from fedsvd.report.literal import literal
 
 _USAGE = "fedsvd export RUN_DIR --to DIR [--merge]"
 
@@ -31,4 +32,5 @@ def run(arguments: Sequence[str]) -> None:
 
     export_model(read_run(Path(options.folder)), Path(options.to), merge=options.merge)
     exported = "the merged model" if options.merge else "the adapter"
-    Console().print(f"wrote {exported}, its tokenizer and its model card (README.md) to {options.to}", soft_wrap=True)
+    line = f"wrote {exported}, its tokenizer and its model card (README.md) to {options.to}"
+    Console().print(literal(line), soft_wrap=True)

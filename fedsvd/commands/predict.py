@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from fedsvd.commands.arguments import CommandParser
 from fedsvd.commands.output import to_json, warn_left_out
 from fedsvd.config import Config
 from fedsvd.errors import ConfigError
+from fedsvd.report.literal import literal
 
 _USAGE = (
     "fedsvd predict RUN_DIR (--text TEXT [--text-pair TEXT] … | --file FILE) [--json] [--device DEVICE] "
@@ -41,8 +41,9 @@ def run(arguments: Sequence[str]) -> None:
             print(to_json(row), flush=True)
         else:
             output = row["answer"] if finished.generates_text else f"{row['label']}  {row['probability']:.1%}"
-            # Not printed as markup: the texts may contain brackets.
-            console.print(Text.assemble((output, "bold"), (f"  ← {_shorten(row['text'])}", "dim")), soft_wrap=True)
+            # An answer may have several lines.
+            line = literal(output, "bold", keep="\n\t").append(literal(f"  ← {_shorten(row['text'])}", "dim"))
+            console.print(line, soft_wrap=True)
 
 
 def _parse(arguments: Sequence[str]) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 
 from fedsvd.commands import privacy_ledger
 from fedsvd.commands.arguments import normalize, resumed_folder
@@ -13,7 +12,7 @@ from fedsvd.config import Config
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError
 from fedsvd.privacy.plan import configured_budget, plan_warnings
-from fedsvd.report.literal import visible
+from fedsvd.report.literal import literal
 from fedsvd.report.privacy_tables import plan_table
 
 _USAGE = f"fedsvd privacy plan [KEY=VALUE …] | {privacy_ledger.USAGE}"
@@ -69,7 +68,7 @@ def _plan(overrides: Sequence[str]) -> None:
         )
     changed = [f"client {number}: {_CHANGED}" for number in planned.changed]
     for warning in [*changed, *plan_warnings(config, plans)]:
-        console.print(f"[yellow]warning:[/yellow] {escape(visible(warning))}", highlight=False, soft_wrap=True)
+        console.print(literal("warning:", "yellow"), literal(warning), soft_wrap=True)
 
 
 def _compose_resumable(overrides: Sequence[str]) -> Config:

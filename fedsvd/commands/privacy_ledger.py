@@ -77,7 +77,7 @@ def _show(path: Path, options: tuple[float | None, str | None], console: Console
     console.print(runs_table(_run_totals(state.entries, target_delta, accountant), target_delta, accountant))
     lines = (_summary(state, target_delta, accountant), _budget(last))
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(literal(line), soft_wrap=True)
 
 
 def _summary(state: LedgerState, target_delta: float, accountant: str) -> str:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fedsvd.errors import ConfigError
 from fedsvd.report.document import write_report
+from fedsvd.report.literal import literal
 from fedsvd.report.loaded_runs import find_runs
 from fedsvd.report.sweep_sections import report_sections
 
@@ -32,7 +33,7 @@ def run(arguments: Sequence[str]) -> None:
     html, markdown = write_report(f"fedsvd report: {subject}", report_sections(runs), target)
     console = Console()
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    console.print(f"wrote a report on {count}: {html}, {markdown}", soft_wrap=True, highlight=False, markup=False)
+    console.print(literal(f"wrote a report on {count}: {html}, {markdown}"), soft_wrap=True)
 
 
 def _parse(arguments: list[str]) -> tuple[list[Path], Path | None]:

@@ -17,6 +17,7 @@ from rich.console import Console
 from fedsvd.config import FederationConfig
 from fedsvd.errors import ConfigError, RunError
 from fedsvd.launch.flower_cli import Connection, connect, strip_colors
+from fedsvd.report.literal import literal
 from fedsvd.runs.folder import RunFolder, write_json, write_text
 
 # Overrides that only this process uses; they are not sent to the server or the nodes.
@@ -81,7 +82,7 @@ def run_remote(federation: FederationConfig, overrides: Sequence[str], folder: R
             f"Resume it from its last checkpoint: fedsvd train resume={folder.root}."
         )
     _fetch(federation, run, folder, required=True)
-    console.print(f"[bold]fetched to[/bold]  {folder.root}", soft_wrap=True, highlight=False)
+    console.print(literal("fetched to", "bold"), literal(f" {folder.root}"), soft_wrap=True)
 
 
 def _should_follow(status: str, folder: RunFolder) -> bool:
@@ -117,7 +118,7 @@ def _follow(connection: Connection, run: RemoteRun, folder: RunFolder, console: 
                 lines.append(strip_colors(line))
                 lost_since = None
                 if not _FLOWER_LOG_LINE.match(lines[-1]):
-                    console.print(lines[-1], soft_wrap=True, highlight=False, markup=False)
+                    console.print(literal(lines[-1]), soft_wrap=True)
         try:
             status, details = connection.status(run.run_id)
             lost_since = None

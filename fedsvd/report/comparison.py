@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.container import ErrorbarContainer
 from matplotlib.ticker import PercentFormatter
 from scipy import stats
 
 from fedsvd.config.compare import CompareConfig
+from fedsvd.report.figures import literal_legend, log_failure, new_figure, save_png, set_literal
+from fedsvd.report.literal import code_span, markdown_text
 from fedsvd.report.plots import PALETTE
 from fedsvd.runs.folder import write_text
 
@@ -34,7 +35,7 @@ def write_report(rows: Rows, settings: CompareConfig, folder: Path, command: str
         command: Command line of the comparison, quoted at the top of the report.
     """
     plot_comparison(rows, settings, folder / "comparison.png")
-    parts = [f"`{command}`", *(_task_section(rows, settings, task) for task in settings.chosen_tasks)]
+    parts = [code_span(command), *(_task_section(rows, settings, task) for task in settings.chosen_tasks)]
     path = folder / "comparison.md"
     write_text(path, "\n\n".join(parts) + "\n")
     return path
@@ -75,12 +76,13 @@ def paired_difference(contender: Mapping[int, float], baseline: Mapping[int, flo
     return mean, error, float(test.pvalue)
 
 
+@log_failure
 def plot_comparison(rows: Rows, settings: CompareConfig, path: Path) -> None:
     """Plot accuracy against ε with standard errors: one panel per task, one line per contender."""
-    figure = Figure(figsize=(5.2 * len(settings.chosen_tasks), 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.2 * len(settings.chosen_tasks), 4.8)
     axes = figure.subplots(1, len(settings.chosen_tasks), squeeze=False)[0]
     budgets = sorted(settings.epsilons, key=lambda epsilon: epsilon or math.inf)
+    legend: dict[str, ErrorbarContainer] = {}
     for axis, task in zip(axes, settings.chosen_tasks, strict=True):
         for index, contender in enumerate(settings.chosen_contenders):
             cells = [list(accuracies(rows, task, contender, epsilon).values()) for epsilon in budgets]
@@ -90,27 +92,27 @@ def plot_comparison(rows: Rows, settings: CompareConfig, path: Path) -> None:
             x, means, errors = zip(*points, strict=True)
             # Offset the lines slightly so that error bars do not overlap.
             shifted = [value + 0.03 * (index - len(settings.chosen_contenders) / 2) for value in x]
-            axis.errorbar(
-                shifted, means, yerr=[0 if math.isnan(error) else error for error in errors], label=contender,
+            legend[contender] = axis.errorbar(
+                shifted, means, yerr=[0 if math.isnan(error) else error for error in errors],
                 color=PALETTE[index % len(PALETTE)], marker=_MARKERS[index % len(_MARKERS)], markersize=5,
                 linestyle="-" if index < len(PALETTE) else "--", linewidth=1.2, capsize=2,
             )  # fmt: skip
-        axis.set_title(task)
+        set_literal(axis.title, task)
         axis.set_xticks(range(len(budgets)), [f"{epsilon:g}" if epsilon else "∞" for epsilon in budgets])
         axis.set_xlabel("ε")
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("held-out accuracy")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    handles, names = list(legend.values()), list(legend)
+    literal_legend(figure, handles, names, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    save_png(figure, path)
 
 
 def _task_section(rows: Rows, settings: CompareConfig, task: str) -> str:
     headings = [f"ε = {epsilon:g}" if epsilon else "ε = ∞" for epsilon in settings.epsilons]
     lines = [
-        f"## {task}",
+        f"## {markdown_text(task)}",
         "",
         f"Held-out accuracy in percent, mean ± standard error over {len(settings.seeds)} seeds.",
         "",
@@ -119,11 +121,11 @@ def _task_section(rows: Rows, settings: CompareConfig, task: str) -> str:
     ]
     for contender in settings.chosen_contenders:
         cells = [_cell(list(accuracies(rows, task, contender, epsilon).values())) for epsilon in settings.epsilons]
-        lines.append(f"| {contender} | {' | '.join(cells)} | {_learning_rates(rows, task, contender)} |")
+        lines.append(f"| {markdown_text(contender)} | {' | '.join(cells)} | {_learning_rates(rows, task, contender)} |")
     lines += [
         "",
-        f"Difference from {settings.baseline} in percentage points, paired by seed (p value of a two-sided t test, not "
-        "corrected for multiple comparisons).",
+        f"Difference from {markdown_text(settings.baseline)} in percentage points, paired by seed (p value of a "
+        "two-sided t test, not corrected for multiple comparisons).",
         "",
         f"| | {' | '.join(headings)} |",
         "|---" * (len(headings) + 1) + "|",
@@ -131,7 +133,7 @@ def _task_section(rows: Rows, settings: CompareConfig, task: str) -> str:
     for contender in settings.chosen_contenders:
         if contender != settings.baseline:
             cells = [_difference(rows, settings, task, contender, epsilon) for epsilon in settings.epsilons]
-            lines.append(f"| {contender} | {' | '.join(cells)} |")
+            lines.append(f"| {markdown_text(contender)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

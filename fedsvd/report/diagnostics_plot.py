@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fedsvd.report.plots import BLUE, PALETTE, VERMILION, save_png
+from fedsvd.report.figures import log_failure, new_figure, save_png
+from fedsvd.report.plots import BLUE, PALETTE, VERMILION
 
 Rows = Sequence[Mapping[str, Any]]
 
 
+@log_failure
 def plot_diagnostics(rows: Rows, path: Path) -> None:
     """Write `diagnostics_figure` as PNG; write nothing if no round had a server step."""
     figure = diagnostics_figure(rows)
@@ -38,8 +39,7 @@ def diagnostics_figure(rows: Rows) -> Figure | None:
     stepped = [row for row in rows if row["sites"]]
     if not stepped:
         return None
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 6.5)
     axes = figure.subplots(2, 2, sharex=True)
     rounds = [row["server_round"] for row in stepped]
     _plot_spectrum(axes[0][0], rounds, stepped)

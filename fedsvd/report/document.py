@@ -11,6 +11,8 @@ from pathlib import Path
 import jinja2
 from matplotlib.figure import Figure
 
+from fedsvd.report.figures import save_figure
+from fedsvd.report.literal import markdown_text, one_line
 from fedsvd.runs.folder import write_text
 
 
@@ -81,7 +83,7 @@ class Section:
 def figure_block(figure: Figure, caption: str, alt_text: str) -> FigureBlock:
     """Convert a figure to SVG and embed it as a data URI."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    save_figure(figure, stream, format="svg", metadata={"Date": None, "Creator": None})
     return FigureBlock("data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode(), caption, alt_text)
 
 
@@ -90,7 +92,7 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
     template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
     # Names and failure reasons come from clients and command lines, so everything is escaped.
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=one_line
     )
     page = environment.from_string(template)
     return page.render(title=title, sections=sections, kind_of=lambda block: type(block).__name__)
@@ -98,9 +100,9 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
     """Render text and tables as Markdown; a figure is replaced by its caption and text alternative."""
-    parts = [f"# {_escape(title)}"]
+    parts = [f"# {markdown_text(title)}"]
     for section in sections:
-        parts += [f"## {_escape(section.title)}", *(block_to_markdown(block) for block in section.blocks)]
+        parts += [f"## {markdown_text(section.title)}", *(block_to_markdown(block) for block in section.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -108,15 +110,15 @@ def block_to_markdown(block: Block) -> str:
     """Render one block as Markdown."""
     match block:
         case Paragraph(text, kind):
-            return f"> {_escape(text)}" if kind else _escape(text)
+            return f"> {markdown_text(text)}" if kind else markdown_text(text)
         case Bullets(items):
-            return "\n".join(f"- {_escape(item)}" for item in items)
+            return "\n".join(f"- {markdown_text(item)}" for item in items)
         case FigureBlock(_, caption, alt_text):
-            return f"*{_escape(caption)} {_escape(alt_text)}*"
+            return f"*{markdown_text(caption)} {markdown_text(alt_text)}*"
         case TableBlock(headings, rows, caption):
             alignment = ["--:" if right else ":--" for right in block.right_aligned]
-            lines = [_row(headings), _row(alignment), *map(_row, rows)]
-            return "\n".join([_escape(caption), ""] * bool(caption) + lines)
+            lines = [_row(headings), f"| {' | '.join(alignment)} |", *map(_row, rows)]
+            return "\n".join([markdown_text(caption), ""] * bool(caption) + lines)
 
 
 def write_report(title: str, sections: Sequence[Section], folder: Path) -> tuple[Path, Path]:
@@ -128,11 +130,4 @@ def write_report(title: str, sections: Sequence[Section], folder: Path) -> tuple
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_escape(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
-def _escape(text: str) -> str:
-    """Escape Markdown characters and put the text on one line."""
-    for mark in ("\\", "<", "*", "`", "["):
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
+    return "| " + " | ".join(map(markdown_text, cells)) + " |"

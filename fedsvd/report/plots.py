@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from fedsvd.report.figures import literal_legend, log_failure, new_figure, save_png
 
 # Okabe and Ito's palette: distinguishable by color-blind readers, and by brightness in grayscale print.
 BLUE, VERMILION = "#0072B2", "#D55E00"
@@ -18,17 +19,13 @@ LINE_COLORS = tuple(color for color in PALETTE if color != "#F0E442")
 MARKERS = "osD^v<>"
 
 
-def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-
-
+@log_failure
 def plot_accuracy(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write `accuracy_figure` as PNG."""
     save_png(accuracy_figure(rows), path)
 
 
+@log_failure
 def plot_partitions(counts: Sequence[Mapping[str, int]], path: Path) -> None:
     """Write `partitions_figure` as PNG."""
     save_png(partitions_figure(counts), path)
@@ -41,8 +38,7 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         rows: Rows of ``metrics.jsonl``; rounds that were not evaluated are omitted from the accuracy line.
     """
     epsilons = [(row["server_round"], row["epsilon"]) for row in rows if row["epsilon"] is not None]
-    figure = Figure(figsize=(7, 5 if epsilons else 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 5 if epsilons else 3.6)
     panels, ratios = (2, [2, 1]) if epsilons else (1, [1])
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False, height_ratios=ratios)
     evaluated = [(row["server_round"], row["accuracy"]) for row in rows if row["accuracy"] is not None]
@@ -75,17 +71,17 @@ def partitions_figure(counts: Sequence[Mapping[str, int]]) -> Figure:
     Args:
         counts: For each client, the number of examples by class; all with the same classes in the same order.
     """
-    height = max(0.9 + 0.35 * min(len(counts), 40), 0.3 + 0.18 * len(counts[0]))
-    figure = Figure(figsize=(7, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    height = max(0.9 + 0.35 * min(len(counts), 40), 0.3 + 0.18 * min(len(counts[0]), 40))
+    figure = new_figure(7, height)
     axes = figure.subplots()
     left = [0] * len(counts)
+    bars = []
     for index, name in enumerate(counts[0]):
         sizes = [client[name] for client in counts]
         color = PALETTE[index % len(PALETTE)]
         # Colors repeat after eight classes; hatching distinguishes the repetitions.
         hatch = ("", "//", "..", "xx")[index // len(PALETTE) % 4]
-        axes.barh(range(len(counts)), sizes, left=left, label=name, color=color, hatch=hatch, edgecolor="white")
+        bars.append(axes.barh(range(len(counts)), sizes, left=left, color=color, hatch=hatch, edgecolor="white"))
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     for client, total in enumerate(left):
         axes.annotate(f"{total:,}", (total, client), textcoords="offset points", xytext=(4, 0), va="center", fontsize=8)
@@ -95,5 +91,5 @@ def partitions_figure(counts: Sequence[Mapping[str, int]]) -> Figure:
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    literal_legend(figure, bars, list(counts[0]), loc="outside right upper", fontsize=8, frameon=False)
     return figure

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedsvd.report.figures import log_failure
+from fedsvd.report.literal import literal
 from fedsvd.report.tables import clients_table, phases_table, rounded_up, rounds_table
 
 
@@ -75,6 +77,7 @@ class Reporter:
         """Handle the reply of a client."""
         self._progress.advance(self._clients)
 
+    @log_failure
     def round_done(self, row: Mapping[str, Any]) -> None:
         """Handle the end of a round that has been evaluated and written."""
         if row["accuracy"] is not None:
@@ -85,25 +88,26 @@ class Reporter:
         if not self.console.is_terminal:
             self.console.print(f"round {row['server_round']}/{self.num_rounds}  {_format_round(row)}", soft_wrap=True)
         for client, reason in row["clients_refused"].items():
-            self.console.print(f"  excluded client {client}: {reason}", style="yellow", soft_wrap=True)
+            self.console.print(literal(f"  excluded client {client}: {reason}", "yellow"), soft_wrap=True)
 
     def note(self, message: str) -> None:
         """Print a line about the run."""
-        self.console.print(message, soft_wrap=True, markup=False, highlight=False)
+        self.console.print(literal(message), soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """Print a warning about a problem that does not end the run."""
-        self.console.print(f"warning: {message}", style="yellow", soft_wrap=True, markup=False)
+        self.console.print(literal(f"warning: {message}", "yellow"), soft_wrap=True)
 
+    @log_failure
     def finished(self, rows: Sequence[Mapping[str, Any]], clients: Mapping[str, Mapping[str, Any]]) -> None:
         """Print the tables of rounds, privacy spent and time by phase, and the files of the run directory."""
         self.console.print(rounds_table(rows))
         if any(client["epsilon"] is not None for client in clients.values()):
             self.console.print(clients_table(clients, self.target_delta, self.unit))
         for assumption in self.assumptions:
-            self.console.print(f"ε assumes that {assumption}", soft_wrap=True, highlight=False)
+            self.console.print(literal(f"ε assumes that {assumption}"), soft_wrap=True)
         self.console.print(phases_table(rows))
-        self.console.print(f"[bold]run directory[/bold]  {self.folder}", soft_wrap=True, highlight=False)
+        self.console.print(literal("run directory", "bold"), literal(f" {self.folder}"), soft_wrap=True)
         for name, description in _CONTENTS.items():
             self.console.print(f"  {name:15} {description}", highlight=False)
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from fedsvd.privacy.membership import Roc
+from fedsvd.report.figures import log_failure, new_figure, save_figure
 from fedsvd.report.plots import PALETTE
 
 
@@ -24,6 +23,7 @@ def max_true_positive_rate(false_positive_rate: np.ndarray, epsilon: float, delt
     return np.minimum(1.0, np.minimum(lower, upper))
 
 
+@log_failure
 def plot_roc(curves: Mapping[str, Roc], epsilon: float, delta: float, path: Path) -> None:
     """Plot the ROC curves of the attacks on logarithmic axes, with chance level and the bound that the claim implies.
 
@@ -33,8 +33,7 @@ def plot_roc(curves: Mapping[str, Roc], epsilon: float, delta: float, path: Path
         delta: The claimed δ.
         path: PNG file to write.
     """
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.4, 4.6)
     axes = figure.subplots()
     resolved = {name: curve.false_positive_rate > 0 for name, curve in curves.items()}
     lowest = min(float(curves[name].false_positive_rate[shown].min()) for name, shown in resolved.items())
@@ -67,5 +66,4 @@ def plot_roc(curves: Mapping[str, Roc], epsilon: float, delta: float, path: Path
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", fontsize=8, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)

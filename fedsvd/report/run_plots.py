@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedsvd.report.figures import new_figure
 from fedsvd.report.plots import BLUE, LINE_COLORS, MARKERS, PALETTE, VERMILION
 from fedsvd.report.tables import PHASES
 
@@ -17,13 +17,6 @@ Rows = Sequence[Mapping[str, Any]]
 # With more lines than this they cannot be told apart: all are drawn in gray, with the largest value on top.
 _MAX_LINES = 7
 _HATCHES = ("", "//", "..", "xx")
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of this size in inches, with a canvas to save it from."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def style_axes(axes: Axes) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from fedsvd.report.comparison import mean_and_error
+from fedsvd.report.figures import literal_legend, new_figure, set_literal
 from fedsvd.report.loaded_runs import Run
 from fedsvd.report.plots import LINE_COLORS, MARKERS
-from fedsvd.report.run_plots import new_figure, style_axes
+from fedsvd.report.run_plots import style_axes
 
 # Accuracies by label and budget; an infinite budget means no privacy.
 Cells = Mapping[str, Mapping[float, Sequence[float]]]
@@ -44,14 +46,15 @@ def over_epsilon_figure(cells: Cells) -> Figure:
     figure = new_figure(7.5, 4.6)
     axes = figure.subplots()
     budgets = sorted({budget for by_budget in cells.values() for budget in by_budget})
-    for index, (label, by_budget) in enumerate(cells.items()):
+    bars = []
+    for index, by_budget in enumerate(cells.values()):
         # Offset the lines slightly so that error bars do not overlap.
         offset = 0.36 * ((index + 0.5) / len(cells) - 0.5)
         points = [(budgets.index(budget) + offset, values) for budget, values in sorted(by_budget.items())]
         means = [mean_and_error(values) for _, values in points]
         errors = [0.0 if math.isnan(error) else error for _, error in means]
         x = [position for position, _ in points]
-        axes.errorbar(x, [mean for mean, _ in means], yerr=errors, label=label, capsize=3, **line_style(index))  # type: ignore[arg-type]
+        bars.append(axes.errorbar(x, [mean for mean, _ in means], yerr=errors, capsize=3, **line_style(index)))  # type: ignore[arg-type]
         dots = [(position, value) for position, values in points if len(values) > 1 for value in values]
         if dots:
             dot_x, dot_y = zip(*dots, strict=True)
@@ -61,7 +64,7 @@ def over_epsilon_figure(cells: Cells) -> Figure:
     axes.set_xlabel("privacy budget ε per client (∞: no privacy)")
     axes.set_ylabel("held-out accuracy")
     _in_percent(axes)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    literal_legend(figure, bars, list(cells), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
@@ -75,9 +78,12 @@ def over_rounds_figure(lines: Mapping[str, Sequence[Run]]) -> Figure:
     rows = math.ceil(len(budgets) / columns)
     figure = new_figure(7.5 if columns == 1 else 3.2 * columns + 0.6, 1.0 + 3.2 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).reshape(-1)
+    legend: dict[str, Line2D] = {}
     for axes, budget in zip(panels, budgets, strict=False):
         for index, (label, runs) in enumerate(lines.items()):
-            _plot_rounds(axes, [run for run in runs if budget_or_infinity(run) == budget], label, index)
+            line = _plot_rounds(axes, [run for run in runs if budget_or_infinity(run) == budget], index)
+            if line is not None:
+                legend[label] = line
         axes.set_title(f"ε = {format_budget(budget)}", fontsize=10)
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -86,24 +92,25 @@ def over_rounds_figure(lines: Mapping[str, Sequence[Run]]) -> Figure:
         axes.remove()
     for axes in panels[::columns]:
         axes.set_ylabel("held-out accuracy")
-    legend = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    handles, labels = list(legend.values()), list(legend)
+    literal_legend(figure, handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
-def _plot_rounds(axes: Axes, runs: Sequence[Run], label: str, index: int) -> None:
+def _plot_rounds(axes: Axes, runs: Sequence[Run], index: int) -> Line2D | None:
     by_round: dict[int, list[float]] = {}
     for run in runs:
         for row in run.evaluated_rows:
             by_round.setdefault(row["server_round"], []).append(row["accuracy"])
     if not by_round:
-        return
+        return None
     rounds = sorted(by_round)
     means = [sum(by_round[number]) / len(by_round[number]) for number in rounds]
-    axes.plot(rounds, means, label=label, **line_style(index))  # type: ignore[arg-type]
+    [line] = axes.plot(rounds, means, **line_style(index))  # type: ignore[arg-type]
     if len(runs) > 1:
         lowest, highest = ([extreme(by_round[number]) for number in rounds] for extreme in (min, max))
         axes.fill_between(rounds, lowest, highest, color=LINE_COLORS[index % len(LINE_COLORS)], alpha=0.12, linewidth=0)
+    return line
 
 
 def search_figure(runs: Sequence[Run], keys: Sequence[str]) -> Figure:
@@ -129,7 +136,7 @@ def search_figure(runs: Sequence[Run], keys: Sequence[str]) -> Figure:
             axes.xaxis.set_minor_formatter(NullFormatter())
         elif all(value.is_integer() for value in values):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel(key)
+        set_literal(axes.xaxis.label, key)
         _in_percent(axes)
     panels[0].set_ylabel("held-out accuracy")
     return figure

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from fedsvd.config.compose import read_yaml
 from fedsvd.errors import ConfigError
+from fedsvd.report.literal import add_literal_row, literal
 from fedsvd.report.tables import rounded_up
 from fedsvd.runs.folder import RunFolder, read_json, read_rows
 
@@ -145,7 +146,7 @@ class SweepReporter:
         self._failed_before = {(status.name, status.modified_at) for status in ended if status.state == "failed"}
         self._reported = {(status.name, status.modified_at) for status in ended}
         finished = f", {self._before:g} already finished" if self._before else ""
-        self.console.print(f"sweep of {self.total} runs{finished}  {self.folder}", soft_wrap=True, highlight=False)
+        self.console.print(literal(f"sweep of {self.total} runs{finished}  {self.folder}"), soft_wrap=True)
         self._started = time.monotonic()
         columns = (TextColumn("runs {task.fields[ended]}/{task.total:g}"), BarColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, TextColumn("{task.fields[remaining]}"), console=self.console)
@@ -180,10 +181,8 @@ class SweepReporter:
             if (status.name, status.modified_at) not in self._reported:
                 self._reported.add((status.name, status.modified_at))
                 estimate = f"  about {remaining}" if remaining and len(ended) < self.total else ""
-                self.console.print(
-                    f"run {len(ended)}/{self.total}  {status.name}  {status.summary()}{estimate}",
-                    soft_wrap=True, highlight=False, markup=False,
-                )  # fmt: skip
+                line = f"run {len(ended)}/{self.total}  {status.name}  {status.summary()}{estimate}"
+                self.console.print(literal(line), soft_wrap=True)
 
     def _watch(self) -> None:
         while not self._stop.wait(self.poll_interval_s):
@@ -202,5 +201,5 @@ def _ended(statuses: Iterable[RunStatus]) -> list[RunStatus]:
 def _running_table(running: Sequence[RunStatus]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for status in running:
-        table.add_row(f"{status.done:.0%}", status.name, status.summary())
+        add_literal_row(table, (f"{status.done:.0%}", status.name, status.summary()))
     return table

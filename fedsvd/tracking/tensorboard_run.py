@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from torch.utils.tensorboard import SummaryWriter
@@ -21,7 +22,10 @@ class TensorBoardRun:
         )
         self._writer = SummaryWriter(str(folder.root / "tensorboard"), purge_step=first_round)
         if first_round is None:
-            self._writer.add_text("config", f"```\n{to_yaml(config)}\n```", 0)
+            # A fence longer than any in a prompt template of the configuration.
+            text = to_yaml(config)
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+            self._writer.add_text("config", f"{fence}\n{text}\n{fence}", 0)
 
     def log(self, server_round: int, values: Mapping[str, float]) -> None:
         """Write the metrics of a round to disk."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any, Literal
 
 from fedsvd import __version__
+from fedsvd.report.literal import code_span, markdown_text
 from fedsvd.report.privacy_statement import statement_markdown
 from fedsvd.runs.folder import read_json, read_rows
 from fedsvd.trained.run import TrainedRun
@@ -52,15 +55,21 @@ def _header(run: TrainedRun, layout: Layout) -> str:
     tags = ["federated-learning", "lora", *(["differential-privacy"] if run.config.privacy.name != "none" else [])]
     lines = ["---", f"library_name: {_LIBRARIES.get(layout, 'peft')}"]
     lines += [f"pipeline_tag: {_PIPELINES[run.config.model.task]}"]
-    lines += [] if source.startswith("embedded:") else [f"base_model: {source}"]
+    lines += [] if source.startswith("embedded:") else [f"base_model: {_yaml_string(source)}"]
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---", ""])
+
+
+def _yaml_string(text: str) -> str:
+    """Quote a string in YAML unless it is a plain name."""
+    return text if re.fullmatch(r"[A-Za-z][\w./-]*", text) else json.dumps(text)
 
 
 def _description(run: TrainedRun, layout: Layout) -> str:
     config = run.config
-    task = "It answers prompts." if run.generates_text else f"It classifies texts as one of: {', '.join(run.classes)}."
+    classes = ", ".join(map(markdown_text, run.classes))
+    task = "It answers prompts." if run.generates_text else f"It classifies texts as one of: {classes}."
     return (
-        f"# {config.model.source.removeprefix('embedded:')}, fine-tuned with {config.method['name']}\n\n"
+        f"# {markdown_text(config.model.source.removeprefix('embedded:'))}, fine-tuned with {config.method['name']}\n\n"
         f"{_KINDS[layout]} {task} It was trained with fedsvd {__version__}, by federated learning over "
         f"{config.federation.num_clients} clients whose data stayed with them.\n{_pooling(run)}"
     )
@@ -98,7 +107,8 @@ def _usage(run: TrainedRun, layout: Layout) -> str:
             "`--merge`.\n"
         )
     template = run.config.data.prompt_template
-    prompt = f"\nThe model was trained on prompts of the form `{template!r}`.\n" if run.generates_text else ""
+    prompt = f"\nThe model was trained on prompts of the form {code_span(repr(template))}.\n"
+    prompt = prompt if run.generates_text else ""
     code += 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
     return f"## Usage\n\n```python\n{code}```\n\nReplace `FOLDER` with the path of this directory.\n{prompt}{base_note}"
 
@@ -128,7 +138,7 @@ def _training(run: TrainedRun) -> str:
         ("data set, partition", f"{config.data.path or config.data.name}, {config.partition.name}"),
         ("seed", config.seed),
     ]
-    table = "".join(f"| {name} | {value} |\n" for name, value in rows)
+    table = "".join(f"| {name} | {markdown_text(value)} |\n" for name, value in rows)
     return f"## Training\n\n| setting | value |\n|---|---|\n{table}"
 
 
