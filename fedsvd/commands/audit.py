@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fedsvd.commands.output import warn_left_out
 from fedsvd.config.compose import compose_audit
 from fedsvd.errors import AuditError, ConfigError
 from fedsvd.report.literal import literal
@@ -31,9 +32,11 @@ def run(arguments: Sequence[str]) -> None:
     # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.audit import run_audit
     from fedsvd.report.audit_tables import attacks_table, audit_table, verdict
+    from fedsvd.runtime.data import left_out
 
     console = Console()
     folder = Path(config.run_dir) if config.run_dir else Path("runs", "audit", f"{datetime.now():%Y-%m-%d/%H-%M-%S}")
+    warn_left_out(left_out(config))
     result = run_audit(config, settings, folder, lambda line: console.print(literal(line, "dim")))
     console.print(audit_table(result))
     console.print(attacks_table(result))

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from fedsvd.commands import privacy_ledger
 from fedsvd.commands.arguments import normalize, resumed_folder
+from fedsvd.commands.output import warn_left_out
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError
@@ -47,7 +48,10 @@ def _plan(overrides: Sequence[str]) -> None:
         raise ConfigError("privacy = none gives no guarantee to plan; set privacy=dp_sgd or privacy=client_level.")
     # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.launch.budget import plan_run
+    from fedsvd.runtime.data import left_out
 
+    if config.data.name != "node":
+        warn_left_out(left_out(config))
     planned = plan_run(config)
     plans, done = planned.clients, planned.rounds_done
     budget, console = configured_budget(privacy), Console()

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedsvd.report.diagnostics_plot import diagnostics_figure
 from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure_block
+from fedsvd.report.left_out import left_out_blocks
 from fedsvd.report.loaded_runs import Run, changed_keys
 from fedsvd.report.plots import accuracy_figure, partitions_figure
 from fedsvd.report.privacy_statement import statement_section
@@ -66,7 +67,7 @@ def run_configuration(run: Run) -> Section:
         blocks.append(TableBlock(["key", "default", "this run"], changed, "Settings that differ from the defaults"))
     else:
         blocks.append(Paragraph("All settings have their default values."))
-    return Section("Configuration", [*blocks, provenance(run)])
+    return Section("Configuration", [*blocks, provenance(run), *left_out_blocks(run)])
 
 
 def provenance(run: Run) -> TableBlock:

@@ -1,0 +1,69 @@
+"""Keys that the chosen dataset ignores, and the separator as a key."""
+
+from pathlib import Path
+
+import pytest
+
+from fedsvd.config.compose import compose, compose_audit, read_config, to_yaml
+from fedsvd.errors import ConfigError
+
+IGNORED = [
+    ([], "data.path=own.csv", "choose data=csv, data=jsonl, data=parquet, data=arrow or data=hub, or leave"),
+    ([], "data.test_path=own.csv", "data=node"),
+    ([], "data.text_column=note", "data=hub or data=node"),
+    ([], "data.domains=[movies]", "choose data=sentiment_domains, or leave data.domains out"),
+    (["data=reuters_r8"], "data.test_fraction=0.5", "ignores it"),
+    (["data=csv", "data.path=a.csv"], "data.domains=[movies]", "data=csv, which ignores it"),
+    (["data=csv", "data.path=a.csv"], "data.subset=mnli", "choose data=hub"),
+    (["data=csv", "data.path=a.csv"], "data.labels=[a,b]", "choose data=node"),
+    (["data=csv", "data.path=a.csv"], "data.min_abs_rating=1.5", "data=movie_reviews or data=sentiment_domains"),
+    (["data=parquet", "data.path=a.parquet"], "data.separator=';'", "choose data=csv or data=node"),
+    (["data=hub", "data.path=id"], "data.test_path=a.csv", "data=hub, which ignores it"),
+    (["data=node", "data.labels=[a,b]"], "data.path=a.csv", "data=node, which ignores it"),
+]
+
+
+@pytest.mark.parametrize(("dataset", "override", "remedy"), IGNORED)
+def test_key_that_the_dataset_ignores_is_refused(dataset: list[str], override: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([*dataset, override])
+    assert f"{override.partition('=')[0]} = " in str(caught.value)
+    assert "has no effect with data=" in str(caught.value)
+    assert remedy in str(caught.value)
+    if not dataset:
+        with pytest.raises(ConfigError, match="has no effect"):
+            compose_audit([override])
+
+
+@pytest.mark.parametrize(
+    "option", ["dolly", "snli", "glue/mnli", "glue/sst2", "bbc_news", "node", "arrow", "newsgroups"]
+)
+def test_options_set_no_key_that_they_ignore(option: str) -> None:
+    assert compose([f"data={option}"]).data.separator == ","
+
+
+@pytest.mark.parametrize("value", ["''", "';;'", "'\"'", "comma"])
+def test_separator_is_one_character(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.separator = .* is invalid: expected one character"):
+        compose(["data=csv", "data.path=a.csv", f"data.separator={value}"])
+
+
+@pytest.mark.parametrize(
+    "overrides", ["data=csv data.path=a.csv data.separator=';'", "data=csv \"data.separator=';'\""]
+)
+def test_separator_may_have_lost_its_quotation_marks(overrides: str) -> None:
+    """A shell removes them, and Hydra needs them."""
+    assert compose(overrides).data.separator == ";"
+
+
+def test_directories_of_earlier_versions_can_be_read(tmp_path: Path) -> None:
+    text = to_yaml(compose(["data=csv", "data.path=a.csv"]))
+    path = tmp_path / "config.yaml"
+    # Before the key separator existed, and before ignored keys were refused.
+    path.write_text(text.replace("  separator: ','\n", "").replace("  subset: null\n", "  subset: mnli\n"))
+    assert "separator" not in path.read_text()
+    config = read_config(path)
+    assert (config.data.separator, config.data.subset) == (",", "mnli")
+    path.write_text(text[: len(text) // 2])
+    with pytest.raises(ConfigError, match=str(path)):
+        read_config(path)
