@@ -108,10 +108,12 @@ def check_node_data(config: Config) -> None:
     if config.data.name == "node":
         # Without data of its own a node answers this query without loading torch, transformers or datasets.
         from fedsvd.data.node_data import count_labels
+        from fedsvd.report.literal import visible
         from fedsvd.runtime.data import load_partition
 
         counts = count_labels(load_partition(config, 0))
-        logger.info("label counts of own data: %s", ", ".join(f"{name} = {count}" for name, count in counts.items()))
+        shown = ", ".join(f"{visible(name)} = {count}" for name, count in counts.items())
+        logger.info("label counts of own data: %s", shown)
 
 
 @contextmanager
@@ -126,7 +128,10 @@ def hide_private_details(context: Context) -> Iterator[None]:
     try:
         yield
     except NodeDataError as error:
-        logger.error("this node's own data cannot be used: %s", error)
+        from fedsvd.report.literal import visible
+
+        # The error may quote the data, which may contain control characters of a terminal.
+        logger.error("this node's own data cannot be used: %s", visible(error, keep="\n"))
         raise DataError("this node's own data cannot be used: see the node's log for the reason.") from None
     except FedSVDError:
         raise

@@ -122,6 +122,10 @@ class RoundEndCallback:
     def _update_spends(self, record: RoundRecord) -> None:
         per_round = ("seconds", "train_loss", "server_round", "accuracy", "loss")
         for report in record.reports:
+            before = self.clients.get(str(report.partition_id), {}).get("epsilon")
+            # ε falls if a node's owner opens a new account during the run; for the people before, the larger one holds.
+            if before is not None and report.epsilon is not None and report.epsilon < before:
+                continue
             spent = {key: value for key, value in vars(report).items() if key not in per_round}
             self.clients[str(report.partition_id)] = spent
 

@@ -202,3 +202,13 @@ def test_personal_model_is_evaluated_only_on_held_out_texts_of_the_node(tmp_path
     overrides = ["method=fedsa_lora", "train.num_rounds=1"]
     assert run_nodes(tmp_path / "without", [site], *overrides)[1]["accuracy"] is None
     assert run_nodes(tmp_path / "with", [site | held_out], *overrides)[1]["accuracy"] is not None
+
+
+def test_control_characters_of_the_data_are_escapes_in_the_nodes_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = write(tmp_path / "site.jsonl", [{"text": "a", "label": "ill\x1b[31m"}, *ROWS])
+    assert query_partition({"data-path": str(site)}).has_error()
+    [message] = [record.getMessage() for record in caplog.records if "own data" in record.getMessage()]
+    assert r"ill\x1b[31m" in message
+    assert "\x1b" not in message

@@ -61,6 +61,7 @@ def test_shown_text_has_no_control_characters(text: str) -> None:
 
 
 @given(st.text(alphabet=st.one_of(st.sampled_from("\\`*_[]()<>#+-.!|~$&;=:1 \n\x1b"), st.characters()), min_size=1))
+@example("_a_ __b__")
 @example("1. a")
 @example("- a")
 @example("---")
