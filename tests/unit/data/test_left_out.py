@@ -100,6 +100,17 @@ def test_one_column_can_have_two_roles(column: str, tmp_path: Path) -> None:
         data.partition(loaded.splits["train"], name="by_column", num_partitions=5, column=column, **SPLIT)
 
 
+@pytest.mark.parametrize("values", [["01", "2", "10"], ["2.5", "9", "10.25"], ["10", "9", "b"]])
+def test_clients_are_numbered_by_value(values: list[str], tmp_path: Path) -> None:
+    """As numbers if all values are numbers, as strings otherwise; "01" and "1" are different values."""
+    columns = rows() | {"clinic": [values[n % 3] for n in range(24)]}
+    overrides = ["data.text_column=note", "data.label_column=urgency"]
+    for name in FORMATS:
+        train = load(write(tmp_path, name, columns), *overrides, keep="clinic").splits["train"]
+        parts = data.partition(train, name="by_column", num_partitions=3, column="clinic", **SPLIT)
+        assert [set(part["clinic"]) for part in parts] == [{value} for value in values]
+
+
 @pytest.mark.parametrize("file_format", ["parquet", "arrow"])
 def test_classes_are_matched_by_name_and_hidden_labels_left_out(file_format: str, tmp_path: Path) -> None:
     def save(name: str, names: list[str], numbers: list[int]) -> Path:
