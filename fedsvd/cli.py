@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from fedsvd import __version__
-from fedsvd.errors import ConfigError, FedSVDError
-from fedsvd.report.literal import literal
+from fedsvd.commands.interrupts import InterruptGuard
+from fedsvd.commands.streams import discard, tolerant_streams
+from fedsvd.errors import ConfigError, FedSVDError, Interruption
 
 USAGE = """\
 usage: fedsvd COMMAND [ARGUMENT …]
@@ -23,6 +23,7 @@ training:
   train -m KEY=V1,V2 …                 train once per combination of the values (sweep)
   train resume=RUN_DIR                 resume an interrupted run (with -m: a sweep)
   train --cfg job                      print the composed configuration
+  train --config-dir DIR …             also use the YAML files in DIR (DIR/experiment/NAME.yaml)
   compare [KEY=VALUE …]                compare methods over tasks, budgets and seeds
 
 privacy:
@@ -58,6 +59,10 @@ _COMMANDS = ("train", "privacy", "audit", "compare", "doctor", "predict", "evalu
 _NO_TELEMETRY = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
+# As of a process that SIGINT has ended.
+_INTERRUPTED = 130
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -65,9 +70,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command-line arguments without the program name; defaults to those of the process.
 
     Returns:
-        Exit status: 0 for success, 1 for failure, 2 for invalid usage or configuration.
+        Exit status: 0 for success, 1 for failure, 2 for invalid usage or configuration, 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # A log file on a full disk must not print a traceback for each record.
+    logging.raiseExceptions = False
+    with tolerant_streams():
+        status = _run(arguments)
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            discard(sys.stdout)
+            if not status:
+                _print_error(f"standard output cannot be written ({error.strerror}); the output is incomplete.")
+            return status or 1
+        return status
+
+
+def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
@@ -77,21 +97,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for name, value in _NO_TELEMETRY.items():
         os.environ.setdefault(name, value)
-    try:
-        if command not in _COMMANDS:
-            raise ConfigError(
-                f"unknown command {command!r}; available commands: {', '.join(_COMMANDS)}. See fedsvd --help."
-            )
-        # Imported late, so that a command loads only what it needs.
-        from fedsvd.config.overrides import quote_separator
-
-        importlib.import_module(f"fedsvd.commands.{command}").run([quote_separator(argument) for argument in rest])
-    except FedSVDError as error:
-        # Some messages have several lines.
-        message = literal(error, keep="\n")
-        Console(stderr=True).print(literal("error:", "bold red"), message, soft_wrap=True)
-        return 2 if isinstance(error, ConfigError) else 1
+    with InterruptGuard() as guard:
+        try:
+            _run_command(command, rest)
+        except KeyboardInterrupt as stopped:
+            _print_interruption(arguments, stopped)
+            return _INTERRUPTED
+        except Exception as error:
+            if guard.received:
+                _print_interruption(arguments, error)
+                return _INTERRUPTED
+            return _report_error(error)
     return 0
+
+
+def _report_error(error: Exception) -> int:
+    """Print an expected error on one line, and return the exit status; raise any other error."""
+    if isinstance(error, FedSVDError):
+        _print_error(str(error))
+        return 2 if isinstance(error, ConfigError) else 1
+    if isinstance(error, OSError):
+        _print_error(f"{error}. Check the file, the free space on its disk, and its permissions.")
+        return 1
+    raise error
+
+
+def _run_command(command: str, arguments: Sequence[str]) -> None:
+    if command not in _COMMANDS:
+        raise ConfigError(
+            f"unknown command {command!r}; available commands: {', '.join(_COMMANDS)}. See fedsvd --help."
+        )
+    # Imported late, so that a command loads only what it needs.
+    from fedsvd.config.overrides import quote_separator
+
+    importlib.import_module(f"fedsvd.commands.{command}").run([quote_separator(argument) for argument in arguments])
+
+
+def _print_error(message: str) -> None:
+    from rich.console import Console
+
+    from fedsvd.report.literal import literal
+
+    # Some messages have several lines.
+    Console(stderr=True).print(literal("error:", "bold red"), literal(message, keep="\n"), soft_wrap=True)
+
+
+def _print_interruption(arguments: Sequence[str], stopped: BaseException) -> None:
+    """Print what is kept, and how to continue."""
+    if isinstance(stopped, Interruption):
+        kept, remedy = stopped.kept, stopped.remedy
+    else:
+        from fedsvd.quoting import command
+
+        kept = f"fedsvd {arguments[0]} was stopped before it wrote its result."
+        remedy = f"run it again with {command(arguments)}"
+    print(f"interrupted: {kept}\n{remedy}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Each message says what was wrong, the value, what is allowed, and what to do.
 
     FedSVDError
     ├── ConfigError               an invalid configuration key, type or value
+    │   └── ResumeError           settings or data with which a run cannot be resumed
     ├── DataError                 a data set that cannot be obtained, read or split
     │   ├── AssetError            a packaged file that cannot be fetched or has unexpected content
     │   └── NodeDataError         invalid node data; the details concern the node's owner alone
@@ -20,6 +21,11 @@ Each message says what was wrong, the value, what is allowed, and what to do.
     │   ├── DivergedUpdateError   an update that is not finite, or longer than the run's settings allow
     │   └── StaleCacheError       a client without a state that the server expects it to have
     └── RunError                  a federation that cannot start, continue or be resumed
+        ├── DivergedError         training that has diverged
+        ├── InUseError            a run directory that another process uses
+        └── StoppedError          a run that the user has stopped
+
+`Interruption` is not an error: it is the `KeyboardInterrupt` of a command that knows what is kept and how to continue.
 """
 
 
@@ -29,6 +35,10 @@ class FedSVDError(Exception):
 
 class ConfigError(FedSVDError):
     """An invalid configuration key, type or value."""
+
+
+class ResumeError(ConfigError):
+    """Settings or data that differ from those of the run to resume; nothing in its directory was changed."""
 
 
 class DataError(FedSVDError):
@@ -94,3 +104,29 @@ class StaleCacheError(PayloadError):
 
 class RunError(FedSVDError):
     """A federation that cannot start, continue or be resumed."""
+
+
+class DivergedError(RunError):
+    """Training that has diverged: a loss, an update or the held-out loss is not finite or too large."""
+
+
+class InUseError(RunError):
+    """A run directory that another process uses."""
+
+
+class StoppedError(RunError):
+    """A run that the user has stopped, for the threads that do not receive the interrupt itself."""
+
+
+class Interruption(KeyboardInterrupt):
+    """An interrupt by the user (Ctrl-C).
+
+    Args:
+        kept: What is kept.
+        remedy: How to continue.
+    """
+
+    def __init__(self, kept: str, remedy: str) -> None:
+        super().__init__(kept)
+        self.kept = kept
+        self.remedy = remedy

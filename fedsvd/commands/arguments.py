@@ -1,11 +1,44 @@
-"""Argument parser of the commands that take a directory and ``--`` options."""
+"""Command-line arguments: paths and directories as a shell passes them, and a parser of ``--`` options."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
+from fedsvd.config.search_path import config_dir_override, merge_search_paths
 from fedsvd.errors import ConfigError
+from fedsvd.quoting import path_override, read_path
+
+_CONFIG_DIR, _RESUME = ("-cd", "--config-dir"), "resume="
+
+
+def normalize(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments as overrides for Hydra.
+
+    The path after ``resume=`` may contain any character: it becomes absolute and is quoted. ``--config-dir DIR``
+    becomes an override, so that it is stored with the run and is known to both apps.
+
+    Raises:
+        ConfigError: ``--config-dir`` has no directory.
+    """
+    result, rest = [], iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name in _CONFIG_DIR:
+            result.append(config_dir_override(value if equals else next(rest, "")))
+        elif argument.startswith(_RESUME) and value not in ("", "null"):
+            result.append(path_override("resume", Path(read_path(value)).absolute()))
+        else:
+            result.append(argument)
+    return merge_search_paths(result)
+
+
+def resumed_folder(overrides: Sequence[str]) -> Path | None:
+    """Return the directory in the last ``resume=…`` of normalized overrides, or None if there is none."""
+    values = [item.removeprefix(_RESUME) for item in overrides if item.startswith(_RESUME)]
+    return Path(read_path(values[-1])) if values and values[-1] not in ("", "null") else None
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -1,18 +1,14 @@
-"""Compose a `Config` from overrides. Only this module and `fedsvd.config.overrides` use Hydra."""
+"""Compose a `Config` from overrides."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -22,13 +18,12 @@ from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.data_keys import check_used_keys
+from fedsvd.config.hydra_call import call_hydra
 from fedsvd.config.overrides import check_keys, check_override, dotted_keys, expand_choices, missing_extra, parse
+from fedsvd.config.search_path import config_dirs, group_options, merge_search_paths, search_paths
 from fedsvd.errors import ConfigError
 
 Settings = TypeVar("Settings", AuditConfig, CompareConfig)
-
-# hydra.compose uses one global object per process.
-_HYDRA_LOCK = threading.Lock()
 
 
 def app_root() -> Path:
@@ -61,7 +56,7 @@ def compose(overrides: str | Sequence[str] = ()) -> Config:
 
     Args:
         overrides: Hydra overrides, as a list or as one line that is split like a shell command. Overrides of Hydra
-            itself (``hydra.…``) are ignored.
+            itself (``hydra.…``) are ignored, except ``hydra.searchpath``.
 
     Raises:
         ConfigError: An invalid override, key, type or value.
@@ -179,21 +174,21 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool) -> None:
     Raises:
         ConfigError: As `compose`; also for a sweep without ``multirun``, and for a sweep without choices.
     """
-    parsed = parse(overrides)
+    parsed, added = parse(overrides), search_paths(overrides)
     if not multirun:
-        compose([str(item.input_line) for item in parsed])
+        compose([*added, *(str(item.input_line) for item in parsed)])
         return
-    choices_per_key = [expand_choices(item, _groups()) for item in parsed]
+    choices_per_key = [expand_choices(item, _groups(overrides)) for item in parsed]
     first = [choices[0] for choices in choices_per_key]
-    compose(first)
+    compose([*added, *first])
     for index, choices in enumerate(choices_per_key):
         for choice in choices[1:]:
-            compose([*first[:index], choice, *first[index + 1 :]])
+            compose([*added, *first[:index], choice, *first[index + 1 :]])
 
 
 def sweep_choices(overrides: Sequence[str]) -> dict[str, list[str]]:
     """Return, by key, the single overrides that each override expands to; raises as `check_overrides` does."""
-    return {item.key_or_group: expand_choices(item, _groups()) for item in parse(overrides)}
+    return {item.key_or_group: expand_choices(item, _groups(overrides)) for item in parse(overrides)}
 
 
 def hydra_settings(overrides: Sequence[str]) -> DictConfig:
@@ -216,44 +211,28 @@ def _compose(overrides: tuple[str, ...]) -> Config:
 
 def _composed(overrides: Sequence[str], root: str) -> DictConfig:
     """Compose ``conf/<root>.yaml`` with overrides, after checking them."""
-    parsed, groups = parse(overrides), _groups()
+    parsed, groups, added = parse(overrides), _groups(overrides), search_paths(merge_search_paths(overrides))
     for item in parsed:
         check_override(item, groups)
     lines = [str(item.input_line) for item in parsed]
     try:
-        return _hydra_compose(lines, root)
+        return _hydra_compose([*added, *lines], root)
     except (HydraException, OmegaConfBaseException) as error:
         chosen = [str(item.input_line) for item in parsed if item.key_or_group in groups]
         if chosen != lines:
-            check_keys(parsed, list(dotted_keys(_hydra_compose(chosen, root))), groups)
+            check_keys(parsed, list(dotted_keys(_hydra_compose([*added, *chosen], root))), groups)
         raise ConfigError(
             f"{shlex.join(lines)} cannot be composed: {_first_line(error)}.{missing_extra(error)}"
         ) from error
 
 
 def _hydra_compose(overrides: Sequence[str], root: str, *, with_hydra: bool = False) -> DictConfig:
-    """Call Hydra's compose without changing the state of a running Hydra application."""
-    with _HYDRA_LOCK, _without_running_hydra(), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra.compose(root, overrides=list(overrides), return_hydra_config=with_hydra)
+    return call_hydra(conf_dir(), root, overrides, with_hydra=with_hydra)
 
 
-@contextmanager
-def _without_running_hydra() -> Iterator[None]:
-    running = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().hydra = running
-
-
-def _groups() -> dict[str, list[str]]:
-    """Return the options of each group."""
-    folders = sorted(path for path in conf_dir().iterdir() if path.is_dir())
-    return {
-        folder.name: sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-        for folder in folders
-    }
+def _groups(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Return the options of each group, with those of the directories that the overrides add."""
+    return group_options([conf_dir(), *config_dirs(overrides)])
 
 
 def _first_line(error: Exception) -> str:

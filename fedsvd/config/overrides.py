@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -48,6 +48,11 @@ def parse(overrides: Sequence[str]) -> list[Override]:
                 "that contains spaces, commas, brackets or =."
             ) from error
     return [item for item in parsed if not item.is_hydra_override()]
+
+
+def override_values(overrides: Iterable[str]) -> dict[str, object]:
+    """Return the values of single overrides by key, however they are written and quoted; raises as `parse` does."""
+    return {item.key_or_group: item.value() for item in parse(list(overrides))}
 
 
 def expand_choices(item: Override, groups: Groups) -> list[str]:

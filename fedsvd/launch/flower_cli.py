@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,18 +34,19 @@ class Connection:
     name: str
     home: Path | None
 
-    def submit(self, overrides: str) -> int:
+    def submit(self, overrides: str, config_dirs: Sequence[Path] = ()) -> int:
         """Submit a run to the SuperLink and return its run ID.
 
         Args:
             overrides: The overrides of the run, as one shell-quoted string.
+            config_dirs: The user's own directories of YAML files, which the overrides refer to.
 
         Raises:
             RunError: The SuperLink cannot be reached, or rejects the run.
         """
         with tempfile.TemporaryDirectory(prefix="fedsvd-app-") as name:
             app, settings = Path(name) / "app", Path(name) / "run.toml"
-            stage_app(app)
+            stage_app(app, config_dirs)
             # A JSON string is also a valid TOML string.
             settings.write_text(f"overrides = {json.dumps(overrides)}\n", encoding="utf-8")
             return int(self._call("run", str(app), self.name, "--run-config", str(settings))["run-id"])

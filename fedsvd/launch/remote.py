@@ -15,10 +15,13 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 
 from fedsvd.config import FederationConfig
-from fedsvd.errors import ConfigError, RunError
+from fedsvd.config.search_path import config_dirs, is_search_path
+from fedsvd.errors import ConfigError, Interruption, RunError
 from fedsvd.launch.flower_cli import Connection, connect, strip_colors
+from fedsvd.quoting import path_override, resume_command
 from fedsvd.report.literal import literal
-from fedsvd.runs.folder import RunFolder, write_json, write_text
+from fedsvd.runs.folder import RunFolder, read_json, write_json, write_text
+from fedsvd.runs.record import FAILED
 
 # Overrides that only this process uses; they are not sent to the server or the nodes.
 _LOCAL_KEYS = ("superlink", "root_certificates", "connection", "server_runs", "fetch")
@@ -27,10 +30,6 @@ _POLL_INTERVAL_S, _STATUS_TIMEOUT_S = 2.0, 600.0
 # Flower writes its own log to the same stream, each line twice. Hide it, except one copy of warnings and errors.
 _FLOWER_LOG_LINE = re.compile(
     r"(INFO|DEBUG) *:|\d\d/\d\d/\d{4} \d\d:\d\d:\d\d:[A-Z]+:|Using SuperLink: |Successfully installed "
-)
-_INTERRUPTED = (
-    "stopped following run {run_id}; the run itself continues. `fedsvd train resume={folder}` follows it again and "
-    "fetches its run directory; `flwr stop {run_id}` stops it."
 )
 
 
@@ -73,13 +72,16 @@ def run_remote(federation: FederationConfig, overrides: Sequence[str], folder: R
         try:
             status, details = _follow(connection, run, folder, console)
         except KeyboardInterrupt as stopped:
-            raise RunError(_INTERRUPTED.format(run_id=run.run_id, folder=folder.root)) from stopped
+            raise Interruption(
+                f"the run itself continues on the SuperLink as run {run.run_id}; `flwr stop {run.run_id}` stops it.",
+                f"follow it and fetch its run directory with {resume_command(folder.root)}",
+            ) from stopped
     if status != "finished:completed":
         # The partial run directory helps to find the cause, but failing to fetch it must not hide the error below.
         _fetch(federation, run, folder, required=False)
         raise RunError(
-            f"run {run.run_id} ended as {status} ({details or 'no details'}); its log is in {folder.remote_log}. "
-            f"Resume it from its last checkpoint: fedsvd train resume={folder.root}."
+            f"run {run.run_id} ended as {status} ({_reason(folder) or details or 'no details'}); its log is in "
+            f"{folder.remote_log}. Resume it from its last checkpoint with {resume_command(folder.root)}"
         )
     _fetch(federation, run, folder, required=True)
     console.print(literal("fetched to", "bold"), literal(f" {folder.root}"), soft_wrap=True)
@@ -100,8 +102,9 @@ def _submit(
     # Two users may start runs at the same time, so the name needs a random part.
     name = f"{folder.root.parent.name}-{folder.root.name}-{secrets.token_hex(4)}"
     server_folder = earlier.folder if earlier else f"{federation.server_runs.rstrip('/')}/{_safe_name(name)}"
-    sent = [item for item in overrides if not item.startswith(("run_dir=", *_LOCAL_OVERRIDES))]
-    run_id = connection.submit(shlex.join([*sent, f"run_dir='{server_folder}'"]))
+    local = [item for item in overrides if is_search_path(item) or item.startswith(("run_dir=", *_LOCAL_OVERRIDES))]
+    sent = [item for item in overrides if item not in local]
+    run_id = connection.submit(shlex.join([*sent, path_override("run_dir", server_folder)]), config_dirs(local))
     run = RemoteRun(run_id, server_folder)
     write_json(folder.remote, asdict(run))
     return run
@@ -155,6 +158,12 @@ def _fetch(federation: FederationConfig, run: RemoteRun, folder: RunFolder, *, r
                 f"run {run.run_id} completed, but its directory {run.folder} could not be fetched: {message}. It is on "
                 "the ServerApp's machine; check federation.fetch and federation.server_runs."
             ) from error
+
+
+def _reason(folder: RunFolder) -> str:
+    """Return why the run failed, as its fetched directory says."""
+    record = read_json(folder.record)
+    return str(record.get("reason") or "") if record.get("state") == FAILED else ""
 
 
 def _submitted_run(folder: RunFolder) -> RemoteRun | None:

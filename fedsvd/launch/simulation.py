@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import flwr.simulation
@@ -15,7 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsvd.config import FederationConfig
-from fedsvd.errors import RunError
+from fedsvd.errors import RunError, StoppedError
 from fedsvd.launch.forwarding_grid import ForwardingGrid
 
 
@@ -27,33 +30,52 @@ class _ConfiguredServerApp(ServerApp):
         self._inner = inner
         self._run_config = run_config
         self.engine_stopped = threading.Event()
+        self.interrupted = threading.Event()
         self.error: BaseException | None = None
 
     def __call__(self, grid: Grid, context: Context) -> None:
         context.run_config = dict(self._run_config)
         try:
-            self._inner(StoppableGrid(grid, self.engine_stopped), context)
+            self._inner(StoppableGrid(grid, self.engine_stopped, self.interrupted), context)
         except BaseException as error:
             self.error = error
             raise
 
 
 class StoppableGrid(ForwardingGrid):
-    """A grid that stops waiting for replies once the simulation engine has failed."""
+    """A grid that stops waiting once the simulation engine has failed or the user has interrupted the run.
 
-    def __init__(self, grid: Grid, stopped: threading.Event) -> None:
+    Args:
+        grid: The wrapped grid.
+        stopped: Set when the engine has failed.
+        interrupted: Set when the user has interrupted the run.
+    """
+
+    def __init__(self, grid: Grid, stopped: threading.Event, interrupted: threading.Event) -> None:
         super().__init__(grid)
         self._stopped = stopped
+        self._interrupted = interrupted
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the IDs of all nodes; raises as `pull_messages` does."""
+        self._check()
+        return self._grid.get_node_ids()
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Pull replies.
 
         Raises:
+            StoppedError: The user has interrupted the run.
             RunError: The engine has failed.
         """
+        self._check()
+        return self._grid.pull_messages(message_ids)
+
+    def _check(self) -> None:
+        if self._interrupted.is_set():
+            raise StoppedError("the run was interrupted.")
         if self._stopped.is_set():
             raise RunError("Flower's simulation engine has stopped; no client can answer.")
-        return self._grid.pull_messages(message_ids)
 
 
 class _ConfiguredClientApp(ClientApp):
@@ -86,28 +108,30 @@ def run_simulation(
 
     Raises:
         RunError: The engine failed, or no Ray cluster answers at the address.
+        KeyboardInterrupt: The user has interrupted the run; it ends after the message that is being processed.
     """
     if federation.ray_address:
         _check_cluster(federation.ray_address)
     init_args: dict[str, Any] = {"log_to_driver": False}
     if federation.ray_address:
         init_args["address"] = federation.ray_address
+    resources: dict[str, Any] = {"num_cpus": federation.client_num_cpus, "num_gpus": federation.client_num_gpus}
     server = _ConfiguredServerApp(server_app, run_config)
     saved_environ = dict(os.environ)
     # The second variable selects Ray's future default (actors without GPUs see none), to avoid its deprecation warning.
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
     try:
-        flwr.simulation.run_simulation(
-            server_app=server,
-            client_app=_ConfiguredClientApp(client_app, run_config),
-            num_supernodes=federation.num_clients,
-            backend_config={
-                "init_args": init_args,
-                "client_resources": {"num_cpus": federation.client_num_cpus, "num_gpus": federation.client_num_gpus},
-            },
-        )
+        with _interrupt_sets(server.interrupted):
+            flwr.simulation.run_simulation(
+                server_app=server,
+                client_app=_ConfiguredClientApp(client_app, run_config),
+                num_supernodes=federation.num_clients,
+                backend_config={"init_args": init_args, "client_resources": resources},
+            )
     except Exception as error:
         server.engine_stopped.set()
+        if isinstance(server.error, StoppedError):
+            raise KeyboardInterrupt from error
         if server.error is not None:
             raise server.error from error
         raise RunError(
@@ -117,6 +141,25 @@ def run_simulation(
         # The engine extends PYTHONPATH in every run; restore it for the next run in this process.
         os.environ.clear()
         os.environ.update(saved_environ)
+
+
+@contextmanager
+def _interrupt_sets(interrupted: threading.Event) -> Iterator[None]:
+    """Let the first SIGINT set an event; an exception in the main thread would make the engine wait forever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, earlier)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
 
 
 def _check_cluster(address: str) -> None:

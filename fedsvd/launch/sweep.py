@@ -10,14 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from fedsvd.config.compose import check_overrides, compose, hydra_settings, sweep_choices
-from fedsvd.errors import ConfigError, FedSVDError
+from fedsvd.config.overrides import override_values
+from fedsvd.config.paths import PATH_KEYS, absolute_paths, override_key
+from fedsvd.config.search_path import merge_search_paths, search_paths
+from fedsvd.errors import ConfigError, DivergedError, FedSVDError, InUseError, RunError
+from fedsvd.quoting import path_override, read_path
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_json
-from fedsvd.runs.record import FAILED, FINISHED
+from fedsvd.runs.ownership import create_directory, owned
+from fedsvd.runs.record import FINISHED, record_failure
+from fedsvd.runs.storage import storage_errors
 
+_SWEEP_DIR, _MAX_FAILURES = "hydra.sweep.dir", "hydra.sweeper.max_failure_rate"
 # Stores the arguments of a sweep in its directory, so that it can be resumed from the directory alone.
 _SWEEP_FILE = "sweep.json"
 
@@ -30,11 +36,13 @@ class SweepPlan:
         arguments: Command-line arguments for Hydra.
         folder: The sweep directory.
         total: Number of runs; for a search, number of trials.
+        working_directory: The directory that swept relative paths refer to.
     """
 
     arguments: tuple[str, ...]
     folder: Path
     total: int
+    working_directory: Path
 
 
 def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
@@ -50,54 +58,64 @@ def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
         ConfigError: An override is invalid, the directory to resume is not that of a sweep, a required extra
             is not installed, or the directory holds runs with other settings.
     """
-    overrides = _with_saved_overrides(list(overrides))
+    overrides, working_directory = _with_saved_overrides(list(overrides))
     check_overrides(overrides, multirun=True)
-    hydra_overrides = [item for item in overrides if item.lstrip("~+").startswith("hydra")]
-    first = [choices[0] for choices in sweep_choices(overrides).values()]
-    settings = hydra_settings([*first, *hydra_overrides])
+    settings = _sweep_settings(overrides)
     sweeper: Any = OmegaConf.to_container(settings.hydra.sweeper)
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     # As in Hydra, the command line overrides what an experiment sweeps.
-    choices = sweep_choices(params) | sweep_choices(overrides)
-    check_overrides(
-        [*(p for p in params if not sweep_choices([p]).keys() & sweep_choices(overrides).keys()), *overrides],
-        multirun=True,
-    )
-    fixed = {key: values[0] for key, values in choices.items() if len(values) == 1}
+    params = [item for item in params if override_key(item) not in sweep_choices(overrides)]
+    complete = [*params, *overrides]
+    check_overrides(complete, multirun=True)
+    choices = sweep_choices(complete)
+    _check_configurations(complete, choices)
+    swept = [key for key, values in choices.items() if len(values) > 1]
+    overrides = absolute_paths(overrides, compose([*search_paths(overrides), *_first(choices)]), swept=swept)
+    fixed = {key: values[0] for key, values in (choices | sweep_choices(overrides)).items() if key not in swept}
     total = int(sweeper.get("n_trials") or math.prod(map(len, choices.values())))
-    folder = Path(str(settings.hydra.sweep.dir)).resolve()
+    folder = _sweep_directory(settings)
     _check_existing_runs(folder, fixed)
-    saved = [item for item in overrides if not item.startswith("hydra.sweep.dir=")]
-    write_json(folder / _SWEEP_FILE, {"words": saved, "total": total})
-    added = [f"hydra.sweep.dir='{folder}'", f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]
-    return SweepPlan(("--multirun", *saved, *added), folder, total)
+    saved = [item for item in overrides if override_key(item) != _SWEEP_DIR]
+    write_json(folder / _SWEEP_FILE, {"words": saved, "total": total, "working_directory": str(working_directory)})
+    added = [path_override(_SWEEP_DIR, folder), f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]
+    # A search continues after a failed trial.
+    tolerant = [f"{_MAX_FAILURES}=1.0"] if "max_failure_rate" in sweeper and not _is_set(_MAX_FAILURES, saved) else []
+    return SweepPlan(("--multirun", *saved, *added, *tolerant), folder, total, working_directory)
 
 
 def run_or_resume(overrides: Sequence[str], folder: Path) -> float:
     """Start or resume one run of a sweep, or skip it if it is finished; return its accuracy.
 
-    Output goes to ``output.log``. A run that fails is recorded as failed and counts as accuracy 0, so that a learning
-    rate at which training diverges does not stop the sweep.
+    Output goes to ``output.log``. A run that fails is recorded as failed, and the sweep continues.
 
     Args:
         overrides: The overrides of the run.
         folder: The run directory.
 
     Returns:
-        The last held-out accuracy; 0 if the run failed or another process is running it.
+        The last held-out accuracy; 0 if training diverged, since a search must avoid its settings; NaN if the run
+        failed for another reason or another process is running it, since this says nothing about its settings.
     """
     paths = RunFolder(folder)
     try:
         if read_json(paths.record).get("state") == FINISHED and paths.adapter.is_dir():
             return _accuracy(paths)
-        with _run_lock(folder), _stdout_to(folder / "output.log"):
-            return _run(_with_resume(overrides, paths), folder)
-    except Timeout:
-        return 0.0  # Another process is running it and records the result.
+        with owned(folder):
+            return _run_recorded(overrides, paths)
+    except InUseError:
+        return math.nan  # Another process is running it and records the result.
+    except RunError as error:
+        record_failure(paths, error)
+        return math.nan
+
+
+def _run_recorded(overrides: Sequence[str], paths: RunFolder) -> float:
+    try:
+        with storage_errors(paths.root), _stdout_to(paths.root / "output.log"):
+            return _run(_with_resume(overrides, paths), paths.root)
     except FedSVDError as error:
-        record = read_json(paths.record)
-        write_json(paths.record, {**record, "state": FAILED, "reason": f"{type(error).__name__}: {error}"})
-        return 0.0
+        record_failure(paths, error)
+        return 0.0 if isinstance(error, DivergedError) else math.nan
 
 
 def _run(overrides: Sequence[str], folder: Path) -> float:
@@ -107,20 +125,64 @@ def _run(overrides: Sequence[str], folder: Path) -> float:
     return launch.run(compose(list(overrides)), overrides, folder)
 
 
-def _with_saved_overrides(overrides: list[str]) -> list[str]:
-    """Put the saved overrides of the sweep that ``resume`` names, if any, before the new ones."""
+def _with_saved_overrides(overrides: list[str]) -> tuple[list[str], Path]:
+    """Put the saved overrides of the sweep that ``resume`` names, if any, before the new ones.
+
+    Returns:
+        The overrides, and the directory that swept relative paths refer to.
+    """
     folders = [item.removeprefix("resume=") for item in overrides if item.startswith("resume=")]
     if not folders or folders[-1] == "null":
-        return overrides
-    folder = Path(folders[-1])
-    saved = read_json(folder / _SWEEP_FILE).get("words")
+        return overrides, Path.cwd()
+    folder = Path(read_path(folders[-1]))
+    sweep = read_json(folder / _SWEEP_FILE)
+    saved = sweep.get("words")
     if saved is None:
         raise ConfigError(
             f"resume = {str(folder)!r} is not a sweep directory: it holds no {_SWEEP_FILE}. Give the directory that "
             "the sweep printed, or leave out -m to resume a single run."
         )
     new = [item for item in overrides if not item.startswith("resume=")]
-    return [*saved, *new, f"hydra.sweep.dir='{folder.resolve()}'"]
+    before = Path(sweep.get("working_directory", ""))
+    complete = [*merge_search_paths([*saved, *new]), path_override(_SWEEP_DIR, folder.resolve())]
+    return complete, before if before.is_dir() else Path.cwd()
+
+
+def _sweep_settings(overrides: Sequence[str]) -> DictConfig:
+    """Return Hydra's settings with the first choice of each swept key."""
+    own = [item for item in overrides if item.lstrip("~+").startswith("hydra")]
+    return hydra_settings([*_first(sweep_choices(overrides)), *own])
+
+
+def _first(choices: Mapping[str, Sequence[str]]) -> list[str]:
+    return [values[0] for values in choices.values()]
+
+
+def _is_set(key: str, overrides: Sequence[str]) -> bool:
+    return any(override_key(item) == key for item in overrides)
+
+
+def _sweep_directory(settings: DictConfig) -> Path:
+    """Return the sweep directory; one that is named after the time is created, and belongs to this sweep alone."""
+    folder = Path(str(settings.hydra.sweep.dir)).absolute()
+    pattern = OmegaConf.to_container(settings, resolve=False)["hydra"]["sweep"]["dir"]  # type: ignore[call-overload,index]
+    return create_directory(folder, _SWEEP_DIR) if "${now:" in pattern else folder.resolve()
+
+
+def _check_configurations(overrides: Sequence[str], choices: Mapping[str, Sequence[str]]) -> None:
+    """Check each choice, with the first choices of the other keys, before any run starts.
+
+    Raises:
+        ConfigError: See `fedsvd.launch.check_config`.
+    """
+    # Imported here, since it loads torch.
+    from fedsvd.launch import check_config
+
+    added, first = search_paths(overrides), {key: values[0] for key, values in choices.items()}
+    check_config(compose([*added, *first.values()]))
+    for key, values in choices.items():
+        for choice in values[1:]:
+            check_config(compose([*added, *{**first, key: choice}.values()]))
 
 
 def _check_existing_runs(folder: Path, fixed: Mapping[str, str]) -> None:
@@ -129,11 +191,10 @@ def _check_existing_runs(folder: Path, fixed: Mapping[str, str]) -> None:
     Raises:
         ConfigError: A run has other overrides.
     """
+    expected = override_values(fixed.values())
     for path in sorted(folder.rglob("overrides.json")):
-        existing = {next(iter(sweep_choices([item]))): item for item in json.loads(path.read_text(encoding="utf-8"))}
-        # Runs store the ledger folder a second time, as an absolute path.
-        expected = {key: item for key, item in fixed.items() if key != "privacy.ledger_dir"}
-        missing = [item for key, item in expected.items() if existing.get(key) != item]
+        existing = override_values(json.loads(path.read_text(encoding="utf-8")))
+        missing = [fixed[key] for key, value in expected.items() if not _equal(key, existing.get(key), value)]
         if missing:
             raise ConfigError(
                 f"{path.parent} holds a run without {', '.join(missing)}: choose another directory for this sweep with "
@@ -141,11 +202,18 @@ def _check_existing_runs(folder: Path, fixed: Mapping[str, str]) -> None:
             )
 
 
+def _equal(key: str, first: object, second: object) -> bool:
+    """Compare two values of a key; a path may be relative in one of them."""
+    if key in PATH_KEYS and isinstance(first, str) and isinstance(second, str):
+        first, second = (str(Path(value).resolve()) for value in (first, second))
+    return (type(first), first) == (type(second), second)
+
+
 def _with_resume(overrides: Sequence[str], paths: RunFolder) -> list[str]:
     """Add the override that resumes the run, if it has a checkpoint."""
     if not any(paths.checkpoints.glob("round-*")):
         return list(overrides)
-    return [*overrides, f"resume='{paths.root}'"]
+    return [*overrides, path_override("resume", paths.root)]
 
 
 def _accuracy(paths: RunFolder) -> float:
@@ -157,15 +225,6 @@ def _accuracy(paths: RunFolder) -> float:
 def _stdout_to(path: Path) -> Iterator[None]:
     with path.open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         yield
-
-
-def _run_lock(folder: Path) -> contextlib.AbstractContextManager[object]:
-    """Lock a run directory; the operating system releases the lock when the process ends, even if it is killed.
-
-    Raises:
-        Timeout: Another process holds the lock.
-    """
-    return FileLock(folder / ".running").acquire(timeout=0)
 
 
 def unfinished_runs(folder: Path) -> list[tuple[str, str]]:

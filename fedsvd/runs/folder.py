@@ -159,6 +159,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def overwrite_json(path: Path, value: Any) -> None:
+    """Write a JSON document over an existing file, not atomically: it needs no space beyond the file's own blocks."""
+    with path.open("r+", encoding="utf-8") as stream:
+        stream.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
+        stream.truncate()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; return an empty dict if the file is missing or is not a readable JSON object."""
     try:

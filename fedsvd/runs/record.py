@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fedsvd import __version__
-from fedsvd.runs.folder import RunFolder, read_json, write_json
+from fedsvd.errors import StoppedError
+from fedsvd.quoting import resume_command
+from fedsvd.runs.folder import RunFolder, overwrite_json, read_json, write_json
+from fedsvd.runs.storage import storage_errors
 
 PACKAGES = ("flwr", "torch", "transformers", "peft", "opacus", "datasets", "hydra-core", "numpy")
-FINISHED, FAILED, RUNNING = "finished", "failed", "running"
+FINISHED, FAILED, RUNNING, INTERRUPTED = "finished", "failed", "running", "interrupted"
 
 
 @contextmanager
@@ -25,6 +28,9 @@ def record_run(folder: RunFolder, facts: Mapping[str, Any], *, resumed: bool = F
         folder: The run directory.
         facts: Further fields to record.
         resumed: Whether the run resumes an earlier one; if so, the recorded start time is that of the earlier run.
+
+    Raises:
+        RunError: A file of the run cannot be written.
     """
     earlier = read_json(folder.record) if resumed else {}
     record = {
@@ -35,14 +41,37 @@ def record_run(folder: RunFolder, facts: Mapping[str, Any], *, resumed: bool = F
         "machine": {"platform": platform.platform(), "cpu_count": os.cpu_count()},
         **facts,
     }
-    write_json(folder.record, {**record, "state": RUNNING})
+    advice = f"continue with {resume_command(folder.root)}"
     try:
-        yield
+        with storage_errors(folder.root, advice):
+            write_json(folder.record, {**record, "state": RUNNING})
+            yield
+            write_json(folder.record, {**record, "state": FINISHED, "finished_at": _now()})
     except BaseException as error:
-        reason = f"{type(error).__name__}: {error}"
-        write_json(folder.record, {**record, "state": FAILED, "reason": reason, "finished_at": _now()})
+        record_failure(folder, error, record)
         raise
-    write_json(folder.record, {**record, "state": FINISHED, "finished_at": _now()})
+
+
+def record_failure(folder: RunFolder, error: BaseException, record: Mapping[str, Any] | None = None) -> None:
+    """Record that a run has failed or was interrupted, and why, where the disk allows it.
+
+    Args:
+        folder: The run directory.
+        error: What ended the run.
+        record: The run's other fields; by default those that are recorded.
+    """
+    if isinstance(error, KeyboardInterrupt | StoppedError):
+        state, reason = INTERRUPTED, "interrupted by the user"
+    else:
+        state, reason = FAILED, f"{type(error).__name__}: {error}"
+    fields = read_json(folder.record) if record is None else record
+    final = {**fields, "state": state, "reason": reason, "finished_at": _now()}
+    with suppress(OSError):
+        try:
+            write_json(folder.record, final)
+        except OSError:
+            # A full disk has no space for a second file, but the file's own block has some.
+            overwrite_json(folder.record, final)
 
 
 def _versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import pytest
 from rich.console import Console
 
 from fedsvd.config.compose import compose, to_yaml
-from fedsvd.errors import ConfigError
+from fedsvd.config.overrides import parse
+from fedsvd.errors import ConfigError, DivergedError, RunError
 from fedsvd.launch import sweep
 from fedsvd.launch.sweep import plan_sweep, run_or_resume
+from fedsvd.quoting import path_override
 from fedsvd.report.sweep_progress import RunStatus, SweepReporter, format_duration, read_statuses, seconds_left
 from fedsvd.runs.folder import read_json, write_json, write_rows
+from fedsvd.runs.ownership import owned
 
 OVERRIDES = ["experiment=smoke", "method=fedsvd,ffa_lora", "seed=0,1,2"]
 
@@ -105,7 +109,8 @@ def test_an_unfinished_run_resumes_or_restarts(
 def test_a_failed_run_is_recorded_and_the_sweep_continues(tmp_path: Path) -> None:
     # This method does not support clients of different ranks, which is detected before anything is loaded.
     overrides = ["experiment=smoke", "method=fedavg_lora", "federation.client_ranks=[2,4]"]
-    assert run_or_resume(overrides, tmp_path / "run") == 0.0
+    (tmp_path / "run").mkdir()
+    assert math.isnan(run_or_resume(overrides, tmp_path / "run"))
 
     assert read_json(tmp_path / "run" / "run.json")["state"] == "failed"
     [(name, reason)] = sweep.unfinished_runs(tmp_path)
@@ -115,8 +120,8 @@ def test_a_failed_run_is_recorded_and_the_sweep_continues(tmp_path: Path) -> Non
 
 def test_a_folder_that_another_process_uses_is_skipped(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", ["experiment=smoke"], state="running")
-    with sweep._run_lock(folder):
-        assert run_or_resume(["experiment=smoke"], folder) == 0.0
+    with owned(folder):
+        assert math.isnan(run_or_resume(["experiment=smoke"], folder))
     assert read_json(folder / "run.json")["state"] == "running"
 
 
@@ -164,3 +169,65 @@ def test_the_overrides_of_a_sweep_are_saved(tmp_path: Path) -> None:
     plan_in(tmp_path, *OVERRIDES)
 
     assert json.loads((tmp_path / "sweep.json").read_text())["words"] == OVERRIDES
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    ["plots=true", "train.learning_rate=1e-05", "data.max_test_examples=null", "federation.client_ranks=[2, 4]"],
+)
+def test_a_sweep_resumes_whatever_the_types_of_its_overrides(fixed: str, tmp_path: Path) -> None:
+    folder = tmp_path / "a=b, it's"
+    sweep_dir = path_override("hydra.sweep.dir", folder)
+    overrides = ["experiment=smoke", "method=ffa_lora", fixed, "seed=0,1"]
+    plan_sweep([*overrides, sweep_dir])
+    [parsed] = parse([fixed])
+    # As Hydra passes it to the run.
+    passed = f"{parsed.get_key_element()}={parsed.get_value_element_as_str()}"
+    write_run(folder / "seed=0", ["experiment=smoke", "method=ffa_lora", passed, "seed=0"])
+
+    assert plan_sweep([path_override("resume", folder)]).total == 2
+    assert plan_sweep([f"resume={folder}", "seed=0,1,2"]).total == 3
+
+
+def test_relative_paths_of_a_sweep_refer_to_its_first_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    plan = plan_in(
+        tmp_path / "sweep", "experiment=smoke", "data=csv", "data.path=a.csv,b.csv", "privacy.ledger_dir=led"
+    )
+    assert f"privacy.ledger_dir='{tmp_path}/there/led'" in plan.arguments
+    monkeypatch.chdir(tmp_path)
+    again = plan_sweep([f"resume={tmp_path / 'sweep'}"])
+    assert plan.working_directory == again.working_directory == tmp_path / "there"
+
+
+def test_invalid_combinations_end_the_sweep_before_it_starts(tmp_path: Path) -> None:
+    overrides = ["experiment=smoke", "method=ffa_lora,fedavg_lora", "federation.client_ranks=[2,4]"]
+    with pytest.raises(ConfigError, match="client_ranks"):
+        plan_in(tmp_path, *overrides)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "accuracy"),
+    [(DivergedError("loss is nan"), 0.0), (RunError("away"), math.nan), (OSError(28, "full"), math.nan)],
+)
+def test_only_divergence_counts_as_accuracy_zero(
+    error: Exception, accuracy: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(overrides: list[str], folder: Path) -> float:
+        raise error
+
+    monkeypatch.setattr(sweep, "_run", fail)
+    assert run_or_resume(["experiment=smoke"], tmp_path) == pytest.approx(accuracy, nan_ok=True)
+    [(_, reason)] = sweep.unfinished_runs(tmp_path)
+    assert str(error.args[-1]) in reason
+
+
+def test_sweeps_of_one_second_have_directories_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pattern = "hydra.sweep.dir='sweep/${now:%Y}'"
+    folders = [plan_sweep(["experiment=smoke", "seed=0,1", pattern]).folder for _ in range(2)]
+    assert folders[1].name == f"{folders[0].name}-2"

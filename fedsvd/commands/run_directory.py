@@ -1,0 +1,83 @@
+"""The directory of the run that ``fedsvd train`` starts or resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from fedsvd.commands.arguments import resumed_folder
+from fedsvd.config.compose import check_overrides, compose, hydra_settings
+from fedsvd.config.paths import override_key
+from fedsvd.config.search_path import merge_search_paths
+from fedsvd.errors import ConfigError
+from fedsvd.launch import saved_overrides
+from fedsvd.quoting import path_override, resume_command
+from fedsvd.runs.folder import RunFolder
+from fedsvd.runs.ownership import completed_rounds, create_directory, use_directory
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that is about to start.
+
+    Attributes:
+        arguments: Overrides for Hydra.
+        folder: The run directory, which exists.
+    """
+
+    arguments: Sequence[str]
+    folder: Path
+
+
+def complete_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return normalized overrides, after those of the run to resume, if any.
+
+    A run that was interrupted before its first checkpoint starts from the beginning.
+
+    Raises:
+        ConfigError: The directory to resume is that of a sweep, or not a run directory.
+    """
+    folder = resumed_folder(overrides)
+    if folder is None:
+        return list(overrides)
+    if (folder / "sweep.json").exists() and not (folder / "overrides.json").exists():
+        raise ConfigError(
+            f"resume = {str(folder)!r} is a sweep directory; resume the sweep with {resume_command(folder, sweep=True)}"
+        )
+    saved = saved_overrides(folder)
+    is_started = completed_rounds(folder) is not None or RunFolder(folder).remote.exists()
+    new = [item for item in overrides if is_started or override_key(item) != "resume"]
+    return [*merge_search_paths([*saved, *new]), path_override("hydra.run.dir", folder)]
+
+
+def prepare_run(overrides: Sequence[str]) -> PreparedRun:
+    """Check the overrides of a run and create its directory, which belongs to this run alone.
+
+    Args:
+        overrides: Normalized overrides.
+
+    Raises:
+        ConfigError: An override is invalid, or the directory holds an earlier run that is not resumed.
+        RunError: The directory cannot be created.
+    """
+    complete, folder = complete_overrides(overrides), resumed_folder(overrides)
+    check_overrides(complete, multirun=False)
+    if folder is not None:
+        return PreparedRun(complete, folder)
+    folder = _new_directory(complete)
+    others = [item for item in complete if override_key(item) != "hydra.run.dir"]
+    return PreparedRun([*others, path_override("hydra.run.dir", folder)], folder)
+
+
+def _new_directory(overrides: Sequence[str]) -> Path:
+    run_dir = compose(overrides).run_dir
+    if run_dir is not None and not any(override_key(item) == "hydra.run.dir" for item in overrides):
+        return use_directory(Path(run_dir).absolute(), "run_dir")
+    settings = hydra_settings(overrides)
+    folder = Path(str(settings.hydra.run.dir)).absolute()
+    pattern = OmegaConf.to_container(settings, resolve=False)["hydra"]["run"]["dir"]  # type: ignore[call-overload,index]
+    # Two runs that start in the same second would share a directory named after the time.
+    return create_directory(folder, "hydra.run.dir") if "${now:" in pattern else use_directory(folder, "hydra.run.dir")

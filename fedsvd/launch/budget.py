@@ -1,0 +1,99 @@
+"""What the ledgers of simulated clients leave for the remaining rounds of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsvd import data
+from fedsvd.config import Config
+from fedsvd.errors import BudgetExceededError
+from fedsvd.privacy.accounting import Spend
+from fedsvd.privacy.ledger import Ledger
+from fedsvd.privacy.plan import ClientPlan, configured_budget, plan_client
+from fedsvd.report.tables import rounded_up
+from fedsvd.runs.folder import ledger_path
+from fedsvd.runs.ownership import completed_rounds
+from fedsvd.runtime.data import load_partition
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """The planned privacy cost of a run, with its ledgers and the rounds that an earlier process completed.
+
+    Attributes:
+        clients: One plan per client.
+        rounds_done: Number of rounds that are done.
+        changed: Numbers of the clients whose ledgers were last charged for other data.
+    """
+
+    clients: Sequence[ClientPlan]
+    rounds_done: int
+    changed: Sequence[int]
+
+
+def plan_run(config: Config) -> PlannedRun:
+    """Plan a run with simulated clients.
+
+    Raises:
+        LedgerError: A ledger is damaged, not a ledger, or cannot be charged for the client's data.
+        PrivacyError: No amount of noise satisfies the budget.
+    """
+    done = (completed_rounds(Path(config.resume)) or 0) if config.resume else 0
+    plans, changed = [], []
+    for number in range(config.federation.num_clients):
+        part = load_partition(config, number)
+        history, has_changed = _history(config, number, data.fingerprint(part))
+        plans.append(plan_client(config, len(part), history, done))
+        changed += [number] if has_changed else []
+    return PlannedRun(plans, done, changed)
+
+
+def check_remaining_budget(config: Config) -> list[str]:
+    """Check the ledgers of the simulated clients before a run is resumed.
+
+    Returns:
+        Warnings about clients whose budget holds only a part of the remaining rounds.
+
+    Raises:
+        BudgetExceededError: No client's budget holds another round.
+        LedgerError: A ledger is damaged.
+    """
+    if config.resume is None or config.privacy.name == "none" or config.data.name == "node":
+        return []
+    numbers = range(config.federation.num_clients)
+    # Real clients keep their ledgers on their own machines.
+    if not any(ledger_path(config.privacy.ledger_dir, Path(config.resume), number).exists() for number in numbers):
+        return []
+    plans, budget = plan_run(config).clients, configured_budget(config.privacy)
+    remaining = plans[0].remaining_rounds
+    if remaining > 0 and not any(plan.affordable_rounds for plan in plans):
+        spent = max(plan.epsilon_before for plan in plans)
+        raise BudgetExceededError(
+            f"resume = {config.resume!r} cannot continue: no client's budget holds one of the {remaining} remaining "
+            f"rounds (up to ε = {rounded_up(spent, 2)} of {budget.max_epsilon:g} is spent, at δ = "
+            f"{budget.max_delta:g}). Raise privacy.max_epsilon, or use the model as it is."
+        )
+    return [
+        f"client {number}: its budget holds {plan.affordable_rounds} of the {remaining} remaining rounds; it will "
+        "decline the others."
+        for number, plan in enumerate(plans)
+        if plan.affordable_rounds < remaining
+    ]
+
+
+def _history(config: Config, partition_id: int, fingerprint: str) -> tuple[list[Spend], bool]:
+    """Return the spends in a client's ledger that count against its data, and whether some were on other data.
+
+    There are none if the client has no ledger yet.
+    """
+    if not (config.privacy.ledger_dir or config.resume):
+        return [], False
+    path = ledger_path(config.privacy.ledger_dir, Path(config.resume or ""), partition_id)
+    if not path.exists():
+        return [], False
+    with Ledger.read(path) as ledger:
+        has_changed = ledger.check_data(fingerprint)
+        history = ledger.history()
+    return history, has_changed and bool(history)

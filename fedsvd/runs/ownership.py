@@ -1,0 +1,108 @@
+"""Ownership of run directories: each belongs to one run, and one process at a time writes to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fedsvd.errors import ConfigError, InUseError, RunError
+from fedsvd.runs.folder import RunFolder
+from fedsvd.runs.storage import storage_error
+
+_LOCK = ".running"
+
+
+def create_directory(folder: Path, key: str) -> Path:
+    """Create a directory that nobody else uses, with parents: ``folder``, or else ``folder-2``, ``folder-3``, ….
+
+    Args:
+        folder: The preferred directory.
+        key: The key that chooses another directory, for the error message.
+
+    Raises:
+        RunError: It cannot be created.
+    """
+    number, name = 1, folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                name.mkdir()
+            except FileExistsError:
+                number += 1
+                name = folder.with_name(f"{folder.name}-{number}")
+            else:
+                return name
+    except OSError as error:
+        raise _not_writable(name, key, error) from error
+
+
+def use_directory(folder: Path, key: str) -> Path:
+    """Create a directory that a user has named, unless it exists, and return it.
+
+    Raises:
+        ConfigError: It holds an earlier run.
+        RunError: It cannot be created.
+    """
+    try:
+        result = _first_result(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(folder, key, error) from error
+    if result:
+        raise ConfigError(
+            f"{key} = {str(folder)!r} is invalid: it holds an earlier run ({result}), which a new run would overwrite. "
+            f"Choose another directory, or resume that run with resume={folder}."
+        )
+    return folder
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Reserve an existing run directory for this process; the reservation ends with the process, even if it is killed.
+
+    Raises:
+        InUseError: Another process uses the directory.
+        RunError: The directory cannot be written.
+    """
+    try:
+        lock = FileLock(folder / _LOCK).acquire(timeout=0)
+    except Timeout as error:
+        raise InUseError(
+            f"{folder} is in use: another process is running this run. Wait until it has ended, or stop it."
+        ) from error
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    with lock:
+        yield
+
+
+def completed_rounds(folder: Path) -> int | None:
+    """Return the last round with a complete checkpoint, or None if there is no checkpoint."""
+    rounds = []
+    # A checkpoint gets its final name once it is complete.
+    for path in RunFolder(folder).checkpoints.glob("round-*"):
+        with suppress(ValueError):
+            rounds.append(int(path.name.removeprefix("round-")))
+    return max(rounds, default=None)
+
+
+def _first_result(folder: Path) -> str:
+    """Return the name of a result that a directory holds; empty if a new run would overwrite nothing."""
+    paths = RunFolder(folder)
+    ledgers = (folder / "clients", paths.server_ledger)
+    files = (paths.metrics, paths.checkpoints, paths.adapter, paths.privacy, *ledgers, paths.remote, paths.audit)
+    for path in (*files, folder / "sweep.json"):
+        if path.exists():
+            return path.relative_to(folder).as_posix()
+    return ""
+
+
+def _not_writable(folder: Path, key: str, error: OSError) -> RunError:
+    return RunError(
+        f"{folder} cannot be created ({error.strerror or error}): free disk space, or choose a directory that can be "
+        f"written with {key}=DIR."
+    )

@@ -1,0 +1,35 @@
+"""The outcome of a run: whether any client's update was used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedsvd.errors import RunError
+
+_MAX_REASONS = 5
+
+
+def check_updates_used(history: Sequence[Mapping[str, Any]]) -> None:
+    """Check that the model is the result of training.
+
+    Args:
+        history: The rows of ``metrics.jsonl``, including those of earlier processes.
+
+    Raises:
+        RunError: No client's update was used in any round.
+    """
+    rounds = [row for row in history if row["server_round"]]
+    if not rounds or any(row["clients_used"] for row in rounds):
+        return
+    reasons: dict[str, str] = {}
+    for row in rounds:
+        reasons = {**row["clients_refused"], **reasons}
+    listed = [f"client {name}: {reason.rstrip('.')}" for name, reason in list(reasons.items())[:_MAX_REASONS]]
+    more = [f"and {len(reasons) - _MAX_REASONS} more clients"] if len(reasons) > _MAX_REASONS else []
+    details = "; ".join([*listed, *more]) or "no client was sampled, or too few replied"
+    raise RunError(
+        f"no client's update was used in {'any round' if len(rounds) > 1 else 'the only round'}, so the model was not "
+        f"trained ({details}). "
+        "Remove the cause, then start a new run."
+    )

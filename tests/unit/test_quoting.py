@@ -1,0 +1,51 @@
+"""Paths with any character a shell can pass: quoted for Hydra, and in commands that are pasted into a shell."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fedsvd.commands.arguments import normalize, resumed_folder
+from fedsvd.config.compose import compose
+from fedsvd.quoting import command, path_override, quote, read_path, resume_command
+
+PATHS = [
+    "sw/model.rank=2,seed=0", "two words", "Übung", "it's", 'say "x"', "a,b", "[x]{y}", "(z)", "tail\\", "a\\'b",
+    "x\\\\", "${now:%Y}", "\\${x}", "$HOME", "#x", " lead", "true", "3", "*", "~", "%d", "a\\b", "\\\\${q}", "'quoted'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_hydra_reads_the_quoted_path_unchanged(path: str) -> None:
+    assert compose([path_override("run_dir", path)]).run_dir == path
+    assert read_path(quote(path)) == path
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_after_resume_is_taken_as_the_shell_passes_it(path: str, tmp_path: Path) -> None:
+    folder = tmp_path / path
+    folder.mkdir(parents=True)
+
+    for written in (str(folder), quote(str(folder))):
+        [override] = normalize([f"resume={written}"])
+        assert compose([override]).resume == str(folder)
+        assert resumed_folder([override]) == folder
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("sweep", [True, False])
+def test_a_printed_command_can_be_pasted_into_a_shell(path: str, sweep: bool) -> None:
+    printed = resume_command(Path("/runs") / path, sweep=sweep)
+    split = subprocess.run(["bash", "-c", f"printf '%s\\n' {printed}"], capture_output=True, text=True, check=True)
+
+    expected = ["fedsvd", "train", *(["-m"] if sweep else []), f"resume={Path('/runs') / path}"]
+    assert split.stdout.split("\n")[:-1] == expected
+    assert shlex.split(command(["a b"])) == ["fedsvd", "a b"]
+
+
+def test_a_relative_path_after_resume_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resumed_folder(normalize(["resume=a=b"])) == tmp_path / "a=b"
+    assert resumed_folder(normalize(["resume=null"])) is None
+    assert resumed_folder(["seed=1"]) is None
