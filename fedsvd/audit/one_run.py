@@ -12,7 +12,7 @@ from fedsvd.audit.mechanism import CANARY_NORM, audited_mechanism
 from fedsvd.audit.simulated_rounds import Observer, Participant, simulate_rounds
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
-from fedsvd.errors import RunError
+from fedsvd.errors import DivergedError
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.audit_bound import Bound, audit_scores, largest_bound, plan_guesses
@@ -62,7 +62,7 @@ def audit_one_run(config: Config, settings: AuditConfig, rng: np.random.Generato
 
     Raises:
         PrivacyError: There are more canaries than trained values, or no noise satisfies the budget.
-        RunError: An update is not finite.
+        DivergedError: An update is not finite.
     """
     privacy = config.privacy
     canaries = draw_canaries(
@@ -110,7 +110,7 @@ def _attack(config: Config, settings: AuditConfig, canaries: DiracCanaries) -> n
 
     simulate_rounds(config, _participants(config, settings, canaries, observe))
     if not np.isfinite(scores).all():
-        raise RunError("an audited update is not finite: training has diverged. Lower train.learning_rate.")
+        raise DivergedError("an audited update is not finite: training has diverged. Lower train.learning_rate.")
     return scores
 
 

@@ -23,7 +23,10 @@ Rows = Sequence[Mapping[str, Any]]
 def run_comparison(
     base: Sequence[str], settings: CompareConfig, folder: Path, on_progress: Callable[[str, int, int], None]
 ) -> list[dict[str, Any]]:
-    """Execute all runs that are not in ``folder/results.jsonl`` yet, and return the rows of this comparison.
+    """Execute all runs that have no result in ``folder/results.jsonl`` yet, and return the rows of this comparison.
+
+    A run that fails for another reason than divergence has no accuracy: its row has the reason under ``failed``, and it
+    is run again by the next comparison in the folder.
 
     Args:
         base: Overrides that all runs share.
@@ -35,7 +38,7 @@ def run_comparison(
     Raises:
         ConfigError: The overrides of a run are invalid (raised before anything runs), or the folder holds runs with
             other overrides.
-        RunError: A worker process was killed.
+        RunError: A worker process was killed, or all runs that would choose a learning rate failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.jsonl"
@@ -43,7 +46,8 @@ def run_comparison(
     _check_overrides(base, settings, tuning)
     with Workers(settings.num_workers) as workers:
         _run_missing(workers, base, settings, tuning, path, on_progress)
-        final = final_jobs(settings, chosen_learning_rates(select_rows(tuning, read_rows(path))))
+        rates = chosen_learning_rates(_check_tuning(select_rows(tuning, read_rows(path))))
+        final = final_jobs(settings, rates)
         _run_missing(workers, base, settings, final, path, on_progress)
     return select_rows([*tuning, *final], read_rows(path))
 
@@ -81,10 +85,28 @@ def chosen_learning_rates(rows: Rows) -> dict[tuple[str, str, float], float]:
     """Return the learning rate of highest accuracy per task, contender and tuning budget; the smallest on ties."""
     best: dict[tuple[str, str, float], tuple[float, float]] = {}
     for row in rows:
-        if row["phase"] == "tuning":
+        if row["phase"] == "tuning" and row["accuracy"] is not None:
             key, value = (row["task"], row["contender"], row["epsilon"]), (row["accuracy"], -row["learning_rate"])
             best[key] = max(best.get(key, (-math.inf, 0.0)), value)
     return {key: -value[1] for key, value in best.items()}
+
+
+def _check_tuning(rows: Rows) -> Rows:
+    """Return the rows of the tuning runs.
+
+    Raises:
+        RunError: A contender has no result from which to choose its learning rate.
+    """
+    cells: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault((row["task"], row["contender"], row["epsilon"]), []).append(row)
+    for (task, contender, epsilon), cell in cells.items():
+        if all(row["accuracy"] is None for row in cell):
+            raise RunError(
+                f"no learning rate of {contender} on {task} at ε = {epsilon or math.inf:g} has a result: all "
+                f"{len(cell)} runs failed ({cell[0]['failed']}). Remove the cause, then run the same command again."
+            )
+    return rows
 
 
 def nearest_budget(epsilon: float, settings: CompareConfig) -> float:
@@ -152,8 +174,9 @@ def _run_missing(
     path: Path,
     on_progress: Callable[[str, int, int], None],
 ) -> None:
-    rows = read_rows(path)
-    # Remove a partly written last line, so that the next row does not continue it.
+    # Runs that failed are run again.
+    rows = [row for row in read_rows(path) if row["accuracy"] is not None]
+    # Also removes a partly written last line, so that the next row does not continue it.
     write_rows(path, rows)
     done: dict[Job, list[str]] = {_job(row): row["overrides"] for row in rows}
     for job in jobs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -12,11 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 from fedsvd.config.compose import compose
-from fedsvd.errors import RunError
+from fedsvd.errors import DivergedError, FedSVDError
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,11 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         cores = max(1, (os.cpu_count() or 1) // count)
+        context = get_context("spawn")
+        self._stopped = context.Event()
         # Spawn instead of fork: each process loads its own model, and none inherits threads.
         self._processes = [
-            ProcessPoolExecutor(1, get_context("spawn"), _start_worker, (cores, os.getpid())) for _ in range(count)
+            ProcessPoolExecutor(1, context, _start_worker, (cores, os.getpid(), self._stopped)) for _ in range(count)
         ]
         # The task whose cached states each process holds.
         self._tasks: list[str | None] = [None] * count
@@ -59,7 +63,9 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._stopped.set()
         for process in self._processes:
             process.shutdown()
 
@@ -78,10 +84,13 @@ class Workers:
 
         Raises:
             BrokenProcessPool: A process was killed; the others stop after their current job.
+            KeyboardInterrupt: The user has interrupted the comparison; all processes end at once.
         """
         pending, lock, stopped = [group for group in groups if group], threading.Lock(), threading.Event()
 
         def work(index: int) -> None:
+            # A worker process inherits the mask of the thread that starts it: Ctrl-C interrupts this process alone.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             while True:
                 with lock:
                     group = take_job_group(pending, self._tasks[index])
@@ -99,6 +108,9 @@ class Workers:
             workers = [threads.submit(work, index) for index in range(len(self._processes))]
             try:
                 wait(workers, return_when=FIRST_EXCEPTION)
+            except KeyboardInterrupt:
+                self._stopped.set()
+                raise
             finally:
                 stopped.set()
             for worker in workers:
@@ -111,18 +123,19 @@ def take_job_group(pending: list[Sequence[Job]], task: str | None) -> Sequence[J
     return pending.pop(same_task[0] if same_task else 0) if pending else ()
 
 
-def _start_worker(threads: int, parent: int) -> None:
+def _start_worker(threads: int, parent: int, stopped: Event) -> None:
+    threading.Thread(target=_exit_with, args=(parent, stopped), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     torch.set_num_threads(threads)
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
-def _exit_with(parent: int) -> None:
-    """Exit this worker process when its parent process has ended, so that it does not outlive a killed comparison."""
+def _exit_with(parent: int, stopped: Event) -> None:
+    """Exit this worker process when the comparison is interrupted or killed, so that the worker does not outlive it."""
     while os.getppid() == parent:
-        time.sleep(1.0)
+        if stopped.wait(1.0):
+            break
     os._exit(1)
 
 
@@ -139,9 +152,12 @@ def _run_job(overrides: list[str]) -> dict[str, Any]:
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 accuracy = launch.run(compose(overrides), overrides, folder)
-        except RunError as error:
+        except DivergedError as error:
             # Training may diverge at a high learning rate, which must not end the comparison.
             return {"accuracy": 0.0, "diverged": str(error), "overrides": overrides}
+        except FedSVDError as error:
+            # This says nothing about the contender: the run has no result, and is run again next time.
+            return {"accuracy": None, "failed": f"{type(error).__name__}: {error}", "overrides": overrides}
         rows = read_metrics(RunFolder(folder).metrics)
     return {
         "accuracy": accuracy,

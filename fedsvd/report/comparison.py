@@ -42,10 +42,14 @@ def write_report(rows: Rows, settings: CompareConfig, folder: Path, command: str
 
 
 def accuracies(rows: Rows, task: str, contender: str, epsilon: float) -> dict[int, float]:
-    """Return the final accuracies of one cell, keyed by seed."""
-    cell = ("final", task, contender, epsilon)
-    keys = ("phase", "task", "contender", "epsilon")
-    return {row["seed"]: row["accuracy"] for row in rows if tuple(row[key] for key in keys) == cell}
+    """Return the final accuracies of one cell, keyed by seed; runs that failed have none."""
+    cell = _cell_rows(rows, task, contender, epsilon)
+    return {row["seed"]: row["accuracy"] for row in cell if row["accuracy"] is not None}
+
+
+def _cell_rows(rows: Rows, task: str, contender: str, epsilon: float) -> Rows:
+    cell, keys = ("final", task, contender, epsilon), ("phase", "task", "contender", "epsilon")
+    return [row for row in rows if tuple(row[key] for key in keys) == cell]
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -120,7 +124,7 @@ def _task_section(rows: Rows, settings: CompareConfig, task: str) -> str:
         "|---" * (len(headings) + 2) + "|",
     ]
     for contender in settings.chosen_contenders:
-        cells = [_cell(list(accuracies(rows, task, contender, epsilon).values())) for epsilon in settings.epsilons]
+        cells = [_cell(rows, task, contender, epsilon) for epsilon in settings.epsilons]
         lines.append(f"| {markdown_text(contender)} | {' | '.join(cells)} | {_learning_rates(rows, task, contender)} |")
     lines += [
         "",
@@ -137,11 +141,14 @@ def _task_section(rows: Rows, settings: CompareConfig, task: str) -> str:
     return "\n".join(lines)
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(rows: Rows, task: str, contender: str, epsilon: float) -> str:
+    values = list(accuracies(rows, task, contender, epsilon).values())
+    failed = len(_cell_rows(rows, task, contender, epsilon)) - len(values)
+    mark = f" ({failed} failed)" if failed else ""
     if not values:
-        return "–"
+        return f"–{mark}"
     mean, error = mean_and_error(values)
-    return f"{100 * mean:.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
+    return f"{100 * mean:.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}") + mark
 
 
 def _difference(rows: Rows, settings: CompareConfig, task: str, contender: str, epsilon: float) -> str:

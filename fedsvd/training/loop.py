@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsvd.config import TrainConfig
-from fedsvd.errors import RunError
+from fedsvd.errors import DivergedError
 from fedsvd.training.causal_lm import score_answers
 
 Batch = dict[str, Tensor]
@@ -95,7 +95,7 @@ def train_plain(
         The mean of the batch losses; NaN if every batch was empty.
 
     Raises:
-        RunError: A batch loss is not finite.
+        DivergedError: A batch loss is not finite.
     """
     model.train()
     means: list[float] = []
@@ -110,7 +110,7 @@ def train_plain(
         optimizer.step()
         means.append(loss.item())
         if not math.isfinite(means[-1]):
-            raise RunError(
+            raise DivergedError(
                 f"the loss of a batch is {means[-1]}: training has diverged. Lower train.learning_rate, or look for "
                 "examples that the model cannot process."
             )

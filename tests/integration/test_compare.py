@@ -5,10 +5,12 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from fedsvd import comparison
 from fedsvd.cli import main
 from fedsvd.comparison import (
     chosen_learning_rates,
@@ -19,10 +21,10 @@ from fedsvd.comparison import (
     split_jobs,
     tuning_jobs,
 )
-from fedsvd.comparison.workers import Job, take_job_group
+from fedsvd.comparison.workers import Job, Workers, _run_job, take_job_group
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.compose import compose, compose_compare
-from fedsvd.errors import ConfigError
+from fedsvd.errors import ConfigError, RunError
 from fedsvd.report.comparison import mean_and_error, paired_difference, write_report
 
 SMALL = [
@@ -161,6 +163,50 @@ def test_cells_without_a_run_are_dashes(tmp_path: Path) -> None:
     table = write_report(rows, settings(), tmp_path, "a command").read_text(encoding="utf-8")
     assert "| fedsvd | – | 60.0 ± 0.0 | private: 0.5 |" in table
     assert "| flora | – | – |  |" in table
+
+
+def test_only_divergence_counts_as_accuracy_zero(tmp_path: Path) -> None:
+    smoke = ["experiment=smoke", "plots=false", "train.num_rounds=1"]
+    diverged = _run_job([*smoke, "privacy=none", "train.learning_rate=1e30", "train.local_steps=20"])
+    failed = _run_job([*smoke, "privacy=none", "data=csv", f"data.path={tmp_path / 'missing.csv'}"])
+    no_clients = _run_job([*smoke, "privacy.noise_multiplier=0.3", "privacy.target_epsilon=0.1"])
+
+    assert (diverged["accuracy"], "diverged" in diverged["diverged"]) == (0.0, True)
+    assert failed["accuracy"] is None
+    assert "missing.csv" in failed["failed"]
+    assert no_clients["accuracy"] is None
+    assert "no client's update was used" in no_clients["failed"]
+
+
+def test_failed_runs_have_no_accuracy_and_are_marked(tmp_path: Path) -> None:
+    lost = {"accuracy": None, "failed": "RunError: away"}
+    rows = [row("fedsvd", 0.6, phase="final", seed=0), {**row("fedsvd", 0, phase="final", seed=1), **lost}]
+    rows += [{**row("flora", 0, phase="final", seed=0), **lost}]
+    table = write_report(rows, settings(), tmp_path, "a command").read_text(encoding="utf-8")
+    assert "| fedsvd | – | 60.0 (1 failed) | private: 0.5 |" in table
+    assert "| flora | – | – (1 failed) |" in table
+    tuning = [row("fedsvd", 0.1, 1.0), {**row("fedsvd", 0, 0.5), **lost}]
+    assert chosen_learning_rates(tuning) == {("movies", "fedsvd", 3): 1.0}
+
+
+def test_a_failed_run_is_run_again_and_a_contender_without_results_ends_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = settings("compare.only_contenders=[fedsvd]", "compare.epsilons=[0]", "compare.tuning_epsilons=[0]")
+    ran: list[Job] = []
+
+    class FailingWorkers(Workers):
+        def run(self, groups: Any, overrides: Any, save: Any) -> None:
+            for job in (job for group in groups for job in group):
+                ran.append(job)
+                save(job, {"accuracy": None, "failed": "RunError: away", "overrides": overrides(job)})
+
+    monkeypatch.setattr(comparison, "Workers", FailingWorkers)
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"no learning rate of fedsvd on movies at ε = inf .*RunError: away"):
+            comparison.run_comparison(["experiment=smoke"], small, tmp_path, lambda *_: None)
+    assert len(ran) == 4
+    assert len(read_rows(tmp_path / "results.jsonl")) == 2
 
 
 INVALID: dict[str, Callable[[], object]] = {
