@@ -7,14 +7,16 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsvd.config import Config
 from fedsvd.config.compose import from_run_config, to_yaml
+from fedsvd.launch.resume import check_new, check_resume
 from fedsvd.lora import peft_model
 from fedsvd.methods import build_method
 from fedsvd.privacy.noise_share import ASSUMPTIONS
+from fedsvd.report.claim_text import privacy_line
 from fedsvd.report.diagnostics_plot import plot_diagnostics
 from fedsvd.report.plots import plot_accuracy, plot_partitions
 from fedsvd.report.progress import Reporter
-from fedsvd.runs.folder import RunFolder, run_root, write_json, write_text
-from fedsvd.runs.record import record_run
+from fedsvd.runs.folder import RunFolder, read_json, run_root, write_json, write_text
+from fedsvd.runs.record import FINISHED, record_run
 from fedsvd.runtime.base_model import describe_pooling, save_standardization
 from fedsvd.runtime.data import class_names, partition_counts
 from fedsvd.runtime.description import describe_partitions, describe_run
@@ -26,6 +28,7 @@ from server.client_level import ClientLevelServer
 from server.evaluation import RoundEndCallback
 from server.polling_grid import PollingGrid
 from server.retry_grid import RetryGrid
+from server.round_privacy import claim_of, privacy_document
 from server.secure_grid import SecureGrid
 from server.strategy import FederatedLoRA
 
@@ -36,8 +39,14 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that is configured by the run's overrides."""
     config = from_run_config(context.run_config)
-    folder = RunFolder(run_root(config.run_dir, context.run_id))
-    with record_run(folder, describe_run(config), resumed=config.resume is not None):
+    folder, facts = RunFolder(run_root(config.run_dir, context.run_id)), describe_run(config)
+    if config.resume is None:
+        check_new(folder)
+    else:
+        check_resume(folder, config, facts)
+        earlier = read_json(folder.record)
+        facts["interrupted"] = int(earlier.get("interrupted", 0)) + (earlier.get("state") != FINISHED)
+    with record_run(folder, facts, resumed=config.resume is not None):
         serve(grid, config, folder)
 
 
@@ -81,7 +90,9 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
         if config.plots:
             plot_accuracy(callback.history, folder.accuracy_plot)
             plot_diagnostics(callback.history, folder.diagnostics_plot)
-    reporter.finished(callback.history, callback.clients)
+    document = privacy_document(config, callback.history, callback.clients)
+    line = privacy_line(claim_of(config, callback.history, callback.clients))
+    reporter.finished(callback.history, document["clients"], line)
 
 
 def _write_inputs(config: Config, folder: RunFolder) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedsvd.config import Config
 from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.methods.aggregate import Reply, flatten_parts, unflatten_parts
+from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.client_level import add_noise, clipped_sum, run_spend
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.privacy.ledger_accounts import SERVER_FINGERPRINT
@@ -40,6 +41,11 @@ class ClientLevelServer:
         secure = config.privacy.secure_random
         self.account = _account_name(ledger.with_name("account"))
         self._randomness = randomness or (SecureRandomness() if secure else TorchRandomness())
+
+    @property
+    def spend(self) -> Spend:
+        """The mechanism of the whole run, with one step per round."""
+        return self._spend
 
     def sample_clients(self) -> list[int]:
         """Sample each client independently with the run's sample rate (Poisson sampling), independent of the seed."""

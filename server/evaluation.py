@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from fedsvd.config import Config
 from fedsvd.errors import RunError
 from fedsvd.lora import peft_model
-from fedsvd.privacy.noise_share import ASSUMPTIONS
+from fedsvd.privacy.round_settings import ROW_KEY
 from fedsvd.report.progress import Reporter
 from fedsvd.runs.folder import RunFolder, read_json, write_json, write_rows
 from fedsvd.runtime.data import load_test_batches
@@ -23,18 +23,8 @@ from fedsvd.training.loop import evaluate
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.diagnostics import mean_clipping_statistics
 from server.replies import RoundRecord
+from server.round_privacy import largest_epsilon, last_value, privacy_document, round_privacy
 from server.strategy import FederatedLoRA
-
-_MECHANISMS = {
-    "dp_sgd": {
-        "unit": "example",
-        "mechanism": "DP-SGD on each client (Poisson sampling, per-example clipping, Gaussian noise)",
-    },
-    "client_level": {
-        "unit": "client",
-        "mechanism": "DP-FedAvg on the server (Poisson sampling of clients, clipped updates, Gaussian noise)",
-    },
-}
 
 
 class RoundEndCallback:
@@ -64,6 +54,8 @@ class RoundEndCallback:
         self.reporter = reporter
         self.track = track
         self.history: list[dict[str, Any]] = list(checkpoint.history) if checkpoint else []
+        self.start = 1 + last_value(self.history, "start") if checkpoint else 0
+        self.interrupted = int(read_json(folder.record).get("interrupted", 0))
         self.clients: dict[str, Any] = _latest_spends(folder, checkpoint) if checkpoint else {}
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -77,11 +69,11 @@ class RoundEndCallback:
         if server_round == 0 and self.strategy.first_round:
             # The previous process may have been interrupted after its last checkpoint and before it wrote these files.
             write_rows(self.folder.metrics, self.history)
-            if self.config.privacy.name != "none":
-                write_json(self.folder.privacy, self._privacy())
+            self._write_privacy()
             return None
         self._update_spends(record)
         row = self._row(record, self._evaluate(this_round))
+        row["epsilon"] = largest_epsilon(self.config, [*self.history, row], self.clients)
         self.history.append(row)
         self._write(this_round, row)
         self.reporter.round_done(row)
@@ -131,6 +123,7 @@ class RoundEndCallback:
 
     def _row(self, record: RoundRecord, metrics: dict[str, Any]) -> dict[str, Any]:
         losses = [report.train_loss for report in record.reports if report.train_loss is not None]
+        level = self.strategy.client_level
         spends = [client["epsilon"] for client in self.clients.values() if client["epsilon"] is not None]
         return {
             "server_round": record.server_round,
@@ -153,18 +146,23 @@ class RoundEndCallback:
             # Set after writing the checkpoint, so a resumed run has 0 for the round that it resumes from.
             "seconds_write": 0.0,
             "sites": record.sites,
+            ROW_KEY: round_privacy(
+                self.config, record, self.history, self.start, self.interrupted, level.spend if level else None
+            ),
         }
 
     def _perplexity(self, loss: float | None) -> float | None:
         """Return a language model's perplexity; its loss is the mean per token."""
         return math.exp(loss) if loss is not None and self.config.model.task == "causal_lm" else None
 
+    def _write_privacy(self) -> None:
+        write_json(self.folder.privacy, privacy_document(self.config, self.history, self.clients))
+
     def _write(self, this_round: int, row: dict[str, Any]) -> None:
         started = time.perf_counter()
         try:
             # Written first: spending must be recorded even if the other files cannot be written.
-            if self.config.privacy.name != "none":
-                write_json(self.folder.privacy, self._privacy())
+            self._write_privacy()
             adapter = self.strategy.adapter.to(torch.device("cpu"))
             checkpoint = Checkpoint(this_round, adapter, self.history, self.clients, self.strategy.state)
             save_checkpoint(self.folder.checkpoints, checkpoint)
@@ -175,21 +173,6 @@ class RoundEndCallback:
                 f"round {this_round} cannot be written to {self.folder.root} ({error}): free disk space, then resume "
                 f"with resume={self.folder.root}."
             ) from error
-
-    def _privacy(self) -> dict[str, Any]:
-        privacy = self.config.privacy
-        return {
-            **_MECHANISMS[privacy.name],
-            "target_epsilon": privacy.target_epsilon,
-            "target_delta": privacy.target_delta,
-            "max_grad_norm": privacy.max_grad_norm if privacy.name == "dp_sgd" else None,
-            "max_update_norm": privacy.max_update_norm if privacy.name == "client_level" else None,
-            "accountant": privacy.accountant,
-            "secure_aggregation": self.config.federation.secure_aggregation,
-            "noise_share": privacy.noise_share,
-            "assumptions": list(ASSUMPTIONS) if privacy.noise_share else [],
-            "clients": self.clients,
-        }
 
 
 def _latest_spends(folder: RunFolder, checkpoint: Checkpoint) -> dict[str, Any]:

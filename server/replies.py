@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Client number of nodes that do not belong to the run.
 UNKNOWN_CLIENT = -1
+# Prefix of the reason for which a declined request is recorded.
+DECLINED = "the client declined: "
 
 
 @dataclass
@@ -51,6 +53,7 @@ class RoundRecord:
     personal_metrics: dict[str, float] = field(default_factory=dict)
     signal_to_noise: float | None = None
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sampled_clients: tuple[int, ...] = ()
 
 
 def valid_replies(
@@ -99,7 +102,7 @@ def _read(
         )
     reason = train_messages.declined_reason(message.content)
     if reason is not None:
-        raise PayloadError(f"the client declined: {reason}")
+        raise PayloadError(f"{DECLINED}{reason}")
     reply, report, size = read(message, partition_id)
     if report.partition_id != partition_id:
         raise PayloadError(f"the report is of client {report.partition_id}.")

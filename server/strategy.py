@@ -97,7 +97,8 @@ class FederatedLoRA(Strategy):
         this_round = self.first_round + server_round
         self._clients.refresh(grid)
         nodes = self._sample(this_round)
-        self.round = RoundRecord(this_round, len(nodes))
+        sampled = tuple(self._clients.partitions[node] for node in nodes)
+        self.round = RoundRecord(this_round, len(nodes), sampled_clients=sampled)
         if self.secure:
             self.secure.vector_size = payload.vector_size(self.adapter, self._uplink(this_round))
         self._started = time.perf_counter()

@@ -27,6 +27,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--merge", action="store_true")
     options = parser.parse_args(list(arguments))
     # Imported late: importing torch and transformers would delay the errors above.
+    from fedsvd.report.privacy_statement import guarantee_line
     from fedsvd.trained.export import export_model
     from fedsvd.trained.run import read_run
 
@@ -34,3 +35,4 @@ def run(arguments: Sequence[str]) -> None:
     exported = "the merged model" if options.merge else "the adapter"
     line = f"wrote {exported}, its tokenizer and its model card (README.md) to {options.to}"
     Console().print(literal(line), soft_wrap=True)
+    Console().print(literal(guarantee_line(Path(options.folder))), soft_wrap=True)

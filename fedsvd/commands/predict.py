@@ -30,11 +30,15 @@ def run(arguments: Sequence[str]) -> None:
     """
     options = _parse(arguments)
     # Imported late: importing torch and transformers would delay the errors above.
+    from fedsvd.report.privacy_statement import guarantee_line
     from fedsvd.trained.run import load_trained_model, predict, read_run
 
     finished = read_run(Path(options.folder))
     texts, pairs = _read_texts(options, finished.config)
     rows = predict(load_trained_model(finished, options.device), texts, pairs, options.batch_size)
+    # Not on standard output, which holds the predictions alone.
+    guarantee = guarantee_line(Path(options.folder))
+    Console(stderr=True).print(literal(guarantee), soft_wrap=True)
     console = Console()
     for row in rows:
         if options.json:

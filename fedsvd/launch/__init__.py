@@ -19,13 +19,14 @@ from flwr.serverapp import ServerApp
 
 from fedsvd.config import Config
 from fedsvd.config.compose import app_root, compose
-from fedsvd.errors import ConfigError, RunError
+from fedsvd.errors import ConfigError, DataError, RunError
 from fedsvd.launch.in_process import run_local
 from fedsvd.launch.remote import run_remote
+from fedsvd.launch.resume import check_settings
 from fedsvd.launch.simulation import run_simulation
 from fedsvd.methods import build_method, check_method
 from fedsvd.privacy.accounting import check_delta
-from fedsvd.runs.folder import RunFolder, read_rows, write_json
+from fedsvd.runs.folder import RunFolder, read_rows, write_json, write_text
 from fedsvd.runtime.model import resolve_device
 from fedsvd.tracking import check_tracking
 
@@ -61,6 +62,7 @@ def run(config: Config, overrides: Sequence[str], folder: Path) -> float:
 
     Raises:
         ConfigError: See `check_config`.
+        ResumeError: The run to resume had other settings or data; no file of the run has changed.
         RunError: The run ended without an evaluation.
     """
     check_config(config)
@@ -69,17 +71,33 @@ def run(config: Config, overrides: Sequence[str], folder: Path) -> float:
     if config.privacy.ledger_dir and not remote:
         # Make the path absolute: a worker with another working directory would otherwise create a new ledger.
         overrides = [*overrides, f"privacy.ledger_dir={_quote_path(Path(config.privacy.ledger_dir).resolve())}"]
-    write_json(run_folder.overrides, [item for item in overrides if not item.startswith(("resume=", "run_dir="))])
-    if remote:
-        run_remote(config.federation, overrides, run_folder)
-    else:
-        _run_on_this_machine(config, overrides, run_folder)
+    if config.resume is not None:
+        # The configuration with absolute paths, as the earlier process stored it.
+        check_settings(run_folder, compose(overrides))
+    with _overrides_written(run_folder.overrides, overrides):
+        if remote:
+            run_remote(config.federation, overrides, run_folder)
+        else:
+            _run_on_this_machine(config, overrides, run_folder)
     accuracies = [row["accuracy"] for row in read_rows(run_folder.metrics) if row["accuracy"] is not None]
     if not accuracies and config.data.name == "node":
         return math.nan
     if not accuracies:
         raise RunError(f"the run in {run_folder.root} ended without an evaluation.")
     return float(accuracies[-1])
+
+
+@contextmanager
+def _overrides_written(path: Path, overrides: Sequence[str]) -> Iterator[None]:
+    """Write the overrides of a run; restore the earlier ones if the run cannot start with the new ones."""
+    earlier = path.read_text(encoding="utf-8") if path.exists() else None
+    write_json(path, [item for item in overrides if not item.startswith(("resume=", "run_dir="))])
+    try:
+        yield
+    except (ConfigError, DataError):
+        if earlier is not None:
+            write_text(path, earlier)
+        raise
 
 
 def _run_on_this_machine(config: Config, overrides: Sequence[str], run_folder: RunFolder) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from fedsvd.config.compose import as_dict, compose, read_yaml
 from fedsvd.errors import RunError
+from fedsvd.privacy.claim import Claim, weakest_claim
+from fedsvd.privacy.round_settings import ROW_KEY
 from fedsvd.runs.folder import RunFolder, read_json, read_rows
 from fedsvd.runs.intact import check_documents, check_keys
 
@@ -28,6 +30,7 @@ class Run:
         overrides: Overrides that the configuration was composed from.
         rows: Rows of ``metrics.jsonl``, at least one.
         privacy: Content of ``privacy.json``; empty without privacy.
+        claim: The guarantee of the whole run, the weakest of its rounds.
         record: Content of ``run.json``; empty for runs that wrote none.
         clients: Clients in ``partitions.json``; empty if the clients were not simulated.
         samples: Content of ``samples.json``; empty except for language models.
@@ -39,6 +42,7 @@ class Run:
     overrides: Sequence[str]
     rows: Sequence[Mapping[str, Any]]
     privacy: Mapping[str, Any]
+    claim: Claim
     record: Mapping[str, Any]
     clients: Sequence[Mapping[str, Any]]
     samples: Sequence[Mapping[str, str]] = ()
@@ -55,15 +59,13 @@ class Run:
 
     @property
     def epsilon(self) -> float | None:
-        """The largest ε that a client has spent."""
-        spent = [row["epsilon"] for row in self.rows if row["epsilon"] is not None]
-        return max(spent) if spent else None
+        """The largest ε that a client has spent; None without a guarantee."""
+        return self.claim.epsilon
 
     @property
     def budget(self) -> float | None:
-        """The configured ε budget; None without privacy."""
-        private = self.config["privacy.name"] != "none"
-        return float(self.config["privacy.target_epsilon"]) if private else None
+        """The configured ε budget; None without a guarantee."""
+        return float(self.config["privacy.target_epsilon"]) if self.claim.is_given else None
 
     @property
     def state(self) -> str:
@@ -116,19 +118,32 @@ def read_run(folder: Path, parent: Path) -> Run:
     except (OSError, ValueError) as error:
         raise RunError(f"{paths.metrics} cannot be read ({error}): expected one JSON object per line.") from error
     name = folder.name if folder == parent else folder.relative_to(parent).as_posix()
-    config = flatten(read_yaml(paths.config))
+    config, privacy = flatten(read_yaml(paths.config)), read_json(paths.privacy)
     check_keys(paths, config)
+    claim = weakest_claim(rows, config, privacy.get("clients"), _interrupted(rows, config, read_json(paths.record)))
+    if not claim.is_given:
+        # The ε of single rounds would suggest a guarantee that the run does not give.
+        rows = [{**row, "epsilon": None, "client_epsilons": {}} for row in rows]
     return Run(
         folder,
         name,
         config,
         _read_list(paths.overrides),  # Runs started by ``flwr run`` have none.
         rows,
-        read_json(paths.privacy),
+        privacy,
+        claim,
         read_json(paths.record),
         read_json(paths.partitions).get("clients", []),
         _read_list(paths.samples),
     )
+
+
+def _interrupted(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], record: Mapping[str, Any]) -> int:
+    """Return how many processes may have been interrupted, or are, in the round after the last row."""
+    if not rows or rows[-1]["server_round"] >= config["train.num_rounds"] or record.get("state") == "finished":
+        return 0
+    counted = max((row.get(ROW_KEY) or {}).get("interrupted", 0) for row in rows)
+    return 1 + int(record.get("interrupted", 0)) - int(counted)
 
 
 def _read_list(path: Path) -> list[Any]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from fedsvd.errors import FedSVDError
+from fedsvd.privacy.noise_share import ASSUMPTIONS
+from fedsvd.report.claim_text import caveats, no_guarantee, nothing_reported, privacy_line
 from fedsvd.report.document import Block, Bullets, Paragraph, Section, TableBlock, block_to_markdown
 from fedsvd.report.loaded_runs import Run, read_run
-from fedsvd.report.tables import rounded_up
+from fedsvd.report.tables import client_cells, rounded_up
 
 TITLE = "Privacy statement"
 _PARTS = {"A": "LoRA factor A", "B": "LoRA factor B", "core": "LoRA core", "head": "classifier head"}
@@ -32,48 +34,53 @@ def statement_markdown(folder: Path) -> str:
     return "\n\n".join([f"## {section.title}", *(block_to_markdown(block) for block in section.blocks)]) + "\n"
 
 
+def guarantee_line(folder: Path) -> str:
+    """Return the guarantee of a run directory on one line; without readable rows, that nothing is claimed."""
+    try:
+        return privacy_line(read_run(folder, folder).claim)
+    except FedSVDError as error:
+        return f"privacy: nothing is claimed ({error})"
+
+
 def statement_section(run: Run) -> Section:
     """Return one run's guarantee, its assumptions, what it does not cover, and which data left each client."""
-    if run.budget is None:
-        return Section(TITLE, [*_no_guarantee(), *_data_sent(run)])
-    blocks = [*_guarantee(run), *_spent_by_client(run), Paragraph("The guarantee assumes the following:")]
+    if not run.claim.is_given:
+        return Section(TITLE, [*no_guarantee(run.claim), *_data_sent(run)])
+    blocks = [
+        *_guarantee(run),
+        *_interrupted(run),
+        *_spent_by_client(run),
+        Paragraph("The guarantee assumes the following:"),
+    ]
     blocks += [Bullets(_assumptions(run)), Paragraph("The guarantee does not cover the following:")]
     return Section(TITLE, [*blocks, Bullets(_not_covered(run)), *_data_sent(run)])
 
 
-def _no_guarantee() -> list[Block]:
-    return [
-        Paragraph(
-            "This run was trained without differential privacy (privacy=none). It gives no guarantee: the model, and "
-            "every update sent during training, may reveal the text that it was trained on.",
-            "warning",
-        )
-    ]
-
-
 def _guarantee(run: Run) -> list[Block]:
-    delta, spent = run.config["privacy.target_delta"], run.epsilon
-    if spent is None:
-        text = "Differential privacy is enabled, and no client has spent anything yet: nothing has left a client."
-        return [Paragraph(text, "note")]
-    epsilon = rounded_up(spent, 2)
+    claim = run.claim
+    if claim.epsilon is None:
+        return [*caveats(claim), Paragraph(nothing_reported(claim), "note")]
+    epsilon, delta = rounded_up(claim.epsilon, 2), claim.delta
+    norm = max(claim.values("clipping_norm"))
+    condition = "The run is" if claim.status == "private" else "Under this condition, the run is"
     if _client_level(run):
         unit, observers = "one client with all its data", "the other clients, and anyone who sees the model"
         mechanism = (
-            f"each client's update was clipped to an L2 norm of {run.config['privacy.max_update_norm']:g}; clients "
+            f"each client's update was clipped to an L2 norm of {norm:g}; clients "
             "were sampled by secret coin flips, and Gaussian noise was added to the sum of their updates"
         )
     else:
         unit, observers = "one training example of one client", _observers(run)
         mechanism = (
-            f"each client trained with DP-SGD: every example's gradient was clipped to an L2 norm of "
-            f"{run.config['privacy.max_grad_norm']:g}, batches were drawn by Poisson sampling, and Gaussian noise was "
-            "added at every step"
+            f"each client trained with DP-SGD: every example's gradient was clipped to an L2 norm of {norm:g}, batches "
+            "were drawn by Poisson sampling, and Gaussian noise was added at every step"
         )
+    accountants = " and ".join(_ACCOUNTANTS[str(name)] for name in claim.values("accountant"))
     return [
+        *caveats(claim),
         Paragraph(
-            f"The unit of protection is {unit}. The run is (ε, δ)-differentially private for it, with ε = {epsilon} "
-            f"and δ = {delta:g} (ε is the largest over all clients, rounded up; the budget was ε = {run.budget:g})."
+            f"The unit of protection is {unit}. {condition} (ε, δ)-differentially private for it, with ε = {epsilon} "
+            f"and δ = {delta:g} (ε is the largest over all clients, rounded up; {_budget(run)})."
         ),
         Paragraph(
             f"In plain terms: including or excluding {unit} changes the probability of anything that {observers} "
@@ -81,11 +88,25 @@ def _guarantee(run: Run) -> list[Block]:
             f"{delta:g}. This holds regardless of what else they know and how they use it."
         ),
         Paragraph(
-            f"Mechanism: {mechanism}. The privacy cost was computed over all rounds with "
-            f"{_ACCOUNTANTS[str(run.config['privacy.accountant'])]}. Two data sets are neighbors if they differ only "
-            f"in {unit}, which one of them contains and the other does not."
+            f"Mechanism: {mechanism}. The privacy cost was computed over all rounds with {accountants}. Two data sets "
+            f"are neighbors if they differ only in {unit}, which one of them contains and the other does not."
         ),
     ]
+
+
+def _interrupted(run: Run) -> list[Block]:
+    if run.state == "finished":
+        return []
+    text = "The run has not finished. What an interrupted round has cost exactly is only in the clients' ledgers."
+    return [Paragraph(text, "warning")]
+
+
+def _budget(run: Run) -> str:
+    """Describe the budget; a resumed run has that of a run once more, within the total of each ledger."""
+    total = run.config.get("privacy.max_epsilon")
+    if total is None or run.claim.epsilon is None or run.claim.epsilon <= float(run.budget or 0):
+        return f"the budget was ε = {run.budget:g}"
+    return f"the budget was ε = {run.budget:g} each time that the run was started, and ε = {total:g} in total"
 
 
 def _observers(run: Run) -> str:
@@ -94,45 +115,44 @@ def _observers(run: Run) -> str:
 
 
 def _spent_by_client(run: Run) -> list[Block]:
-    clients = run.privacy.get("clients", {})
-    if not any(client["epsilon"] is not None for client in clients.values()):
-        return []
+    claim, clients = run.claim, run.privacy.get("clients", {})
     rows = [
-        [
-            name,
-            _format_or_dash(client["num_examples"], "d"),
-            _format_or_dash(client["sample_rate"], ".4f"),
-            _format_or_dash(client["noise_multiplier"], ".3f"),
-            _format_or_dash(client["steps"], "d"),
-            rounded_up(client["epsilon"], 4),
-        ]
+        [name, *client_cells(client, claim.charges.get(name, ())), rounded_up(claim.client_epsilons[name], 4)]
         for name, client in sorted(clients.items(), key=lambda item: int(item[0]))
-        if client["epsilon"] is not None
+        if name in claim.client_epsilons
     ]
+    if not rows:
+        return []
     headings = ["client", "examples", "sample rate", "noise multiplier", "steps", "ε spent"]
-    return [TableBlock(headings, rows, f"Privacy spent by each client at δ = {run.config['privacy.target_delta']:g}")]
+    return [TableBlock(headings, rows, f"Privacy spent by each client at δ = {claim.delta:g}")]
 
 
 def _assumptions(run: Run) -> list[str]:
-    secure = run.config.get("privacy.secure_random", True)
     items = [
-        "Noise and batches were drawn "
-        + ("from a ChaCha20 stream keyed by the operating system" if secure else "from torch's generators")
-        + ", not from the experiment's seed, and nobody has observed them.",
+        f"Noise and batches were drawn {_generators(run)}, not from the experiment's seed, and nobody has observed "
+        "them.",
         "The clients and the server ran the software as published; each client trusts its own machine.",
         "The numbers of examples, sample rates, noise multipliers and steps are public, as are all settings.",
         "Noise values are floating-point numbers. Each is combined from four draws, the known countermeasure to "
         "attacks that exploit gaps between floating-point numbers (Holohan and Braghin 2021, arXiv 2107.10138); it is "
         "not proven that this prevents such attacks entirely.",
     ]
-    if not secure:
-        items[0] += " These generators are not designed to resist prediction."
+    if not run.claim.every("secure_random"):
+        items[0] += " Torch's generators are not designed to resist prediction."
     if _client_level(run) and not _noise_shared(run):
         items.append(
             "The server is trusted: it saw each clipped update, knew which clients were sampled, and added the noise."
         )
-    items += [f"{assumption[0].upper()}{assumption[1:]}." for assumption in run.privacy.get("assumptions", [])]
+    if _noise_shared(run):
+        items += [f"{assumption[0].upper()}{assumption[1:]}." for assumption in ASSUMPTIONS]
     return items
+
+
+def _generators(run: Run) -> str:
+    chacha, torch = "from a ChaCha20 stream keyed by the operating system", "from torch's generators"
+    if run.claim.every("secure_random"):
+        return chacha
+    return f"{chacha} in some rounds and {torch} in others" if run.claim.some("secure_random") else torch
 
 
 def _not_covered(run: Run) -> list[str]:
@@ -155,7 +175,7 @@ def _not_covered(run: Run) -> list[str]:
 
 
 def _data_sent(run: Run) -> list[Block]:
-    private = run.budget is not None
+    private = run.claim.is_given
     trained = ", ".join(_PARTS[part] for part in run.record.get("parts_sent", [])) or "trained parts"
     if not private:
         protection = "none"
@@ -193,7 +213,7 @@ def _data_sent(run: Run) -> list[Block]:
 
 
 def _client_level(run: Run) -> bool:
-    return bool(run.config["privacy.name"] == "client_level")
+    return run.claim.unit == "client"
 
 
 def _counts_withheld(run: Run) -> bool:
@@ -203,15 +223,11 @@ def _counts_withheld(run: Run) -> bool:
 
 
 def _noise_shared(run: Run) -> bool:
-    return bool(run.config.get("privacy.noise_share"))
+    return run.claim.some("noise_share")
 
 
 def _secure_aggregation(run: Run) -> bool:
-    return bool(run.config.get("federation.secure_aggregation"))
-
-
-def _format_or_dash(value: Any, spec: str) -> str:
-    return "–" if value is None else format(value, spec)
+    return run.claim.every("secure_aggregation")
 
 
 def total_privacy_cost(runs: Sequence[Run]) -> Mapping[str, float] | None:
@@ -220,9 +236,7 @@ def total_privacy_cost(runs: Sequence[Run]) -> Mapping[str, float] | None:
     Each run's ε is its largest over clients, so the sum bounds the privacy cost of any example, whichever client holds
     it (Dwork and Roth 2014, theorem 3.16). Returns None if no run has spent anything.
     """
-    spent = [
-        (run.epsilon, run.config["privacy.target_delta"]) for run in runs if run.budget and run.epsilon is not None
-    ]
+    spent = [(run.epsilon, run.claim.delta) for run in runs if run.epsilon is not None]
     if not spent:
         return None
     return {"epsilon": sum(pair[0] for pair in spent), "delta": sum(pair[1] for pair in spent)}

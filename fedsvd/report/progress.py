@@ -99,11 +99,15 @@ class Reporter:
         self.console.print(literal(f"warning: {message}", "yellow"), soft_wrap=True)
 
     @log_failure
-    def finished(self, rows: Sequence[Mapping[str, Any]], clients: Mapping[str, Mapping[str, Any]]) -> None:
-        """Print the tables of rounds, privacy spent and time by phase, and the files of the run directory."""
+    def finished(
+        self, rows: Sequence[Mapping[str, Any]], clients: Mapping[str, Mapping[str, Any]], guarantee: str = ""
+    ) -> None:
+        """Print the tables of rounds, privacy spent and time by phase, the guarantee, and the files of the run."""
         self.console.print(rounds_table(rows))
         if any(client["epsilon"] is not None for client in clients.values()):
             self.console.print(clients_table(clients, self.target_delta, self.unit))
+        if guarantee:
+            self.console.print(literal(guarantee), soft_wrap=True)
         for assumption in self.assumptions:
             self.console.print(literal(f"ε assumes that {assumption}"), soft_wrap=True)
         self.console.print(phases_table(rows))

@@ -36,13 +36,13 @@ def run_sections(run: Run) -> list[Section]:
 def summary(run: Run) -> Section:
     """Summarize the run in one sentence."""
     accuracy = "no held-out accuracy yet" if run.accuracy is None else f"held-out accuracy {run.accuracy:.1%}"
-    spent = (
-        "without privacy"
-        if run.budget is None
-        else f"at ε ≤ {run.budget:g}, δ = {run.config['privacy.target_delta']:g}"
-    )
+    if run.budget is None:
+        spent = f"without a privacy guarantee: {run.claim.reason}"
+    else:
+        spent = f"at a budget of ε = {run.budget:g}, δ = {run.claim.delta:g}"
     if run.epsilon is not None:
-        spent += f" ({rounded_up(run.epsilon, 2)} spent)"
+        condition = ", if it was never resumed with other settings" if run.claim.status == "unrecorded" else ""
+        spent += f" ({rounded_up(run.epsilon, 2)} spent{condition})"
     rounds, num_rounds = run.rows[-1]["server_round"], run.config["train.num_rounds"]
     blocks: list[Block] = [
         Paragraph(

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from fedsvd.config.compose import read_yaml
 from fedsvd.errors import ConfigError
+from fedsvd.privacy.claim import unprotected_rounds
 from fedsvd.report.literal import add_literal_row, literal
 from fedsvd.report.tables import rounded_up
 from fedsvd.runs.folder import RunFolder, read_json, read_rows
@@ -88,7 +89,7 @@ def _read_status(folder: Path, name: str, previous: RunStatus | None) -> RunStat
         name,
         state,
         1.0 if state in _END_STATES else min(1.0, done),
-        rows[-1]["epsilon"] if rows else None,
+        rows[-1]["epsilon"] if rows and not unprotected_rounds(rows) else None,
         accuracies[-1] if accuracies else None,
         record.get("reason"),
         modified_at,

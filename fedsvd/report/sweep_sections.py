@@ -228,7 +228,10 @@ def _statement(runs: Sequence[Run]) -> Section:
             )
         )
     if open_runs:
-        blocks.append(Paragraph(f"{open_runs} runs were trained without privacy: they give no guarantee.", "warning"))
+        blocks.append(Paragraph(f"{open_runs} runs give no privacy guarantee.", "warning"))
+    if unrecorded := sum(run.claim.status == "unrecorded" for run in runs):
+        text = f"{unrecorded} runs were written by an earlier version that did not record the settings of each round: "
+        blocks.append(Paragraph(f"{text}their guarantees hold if they were never resumed with other settings.", "note"))
     chosen = max(private, key=lambda run: run.epsilon or 0.0) if private else runs[0]
     blocks.append(Paragraph(f"The following statement is that of {chosen.name}, the run that spent the most:"))
     return Section(TITLE, [*blocks, *statement_section(chosen).blocks])

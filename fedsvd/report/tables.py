@@ -8,17 +8,36 @@ from typing import Any
 
 from rich.table import Table
 
+from fedsvd.privacy.accounting import Spend
+
 PHASES = {
     "seconds_train": "client training and messages",
     "seconds_aggregate": "server step",
     "seconds_evaluate": "evaluation",
     "seconds_write": "checkpoint and run directory",
 }
-_CLIENT_COLUMNS = {"num_examples": "d", "sample_rate": ".4f", "noise_multiplier": ".3f", "steps": "d"}
+
+
+def client_cells(client: Mapping[str, Any], charges: Sequence[Spend]) -> list[str]:
+    """Return a client's number of examples, sample rate, noise multiplier and steps; dashes for what it does not send.
+
+    Args:
+        client: The client's entry of ``privacy.json``.
+        charges: Its charges of the run, one per mechanism; a run with more rounds than planned has several.
+    """
+    rates = list(dict.fromkeys(f"{spend.sample_rate:.4f}" for spend in charges))
+    noise = list(dict.fromkeys(f"{spend.noise_multiplier:.3f}" for spend in charges))
+    if len(noise) > 1:
+        noise = [f"{spend.noise_multiplier:.3f} ({spend.steps} steps)" for spend in charges]
+    return [
+        _format_or_dash(client["num_examples"], "d"),
+        ", ".join(rates) or _format_or_dash(client["sample_rate"], ".4f"),
+        ", ".join(noise) or _format_or_dash(client["noise_multiplier"], ".3f"),
+        _format_or_dash(client["steps"], "d"),
+    ]
 
 
 def _format_or_dash(value: Any, spec: str) -> str:
-    """Format a number, or return a dash if secure aggregation hides it."""
     return "–" if value is None else format(value, spec)
 
 
@@ -73,11 +92,8 @@ def clients_table(clients: Mapping[str, Mapping[str, Any]], target_delta: float,
     for heading in ("client", "examples", "sample rate", "noise multiplier", "steps", "ε"):
         table.add_column(heading, justify="right")
     for name, client in sorted(clients.items(), key=lambda item: int(item[0])):
-        table.add_row(
-            name,
-            *(_format_or_dash(client[key], spec) for key, spec in _CLIENT_COLUMNS.items()),
-            rounded_up(client["epsilon"], 4),
-        )
+        charges = [Spend(**charge) for charge in client.get("charges", [])]
+        table.add_row(name, *client_cells(client, charges), rounded_up(client["epsilon"], 4))
     return table
 
 

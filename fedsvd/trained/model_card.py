@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fedsvd import __version__
 from fedsvd.report.literal import code_span, markdown_text
+from fedsvd.report.loaded_runs import read_run as report_run
 from fedsvd.report.privacy_statement import statement_markdown
 from fedsvd.runs.folder import read_json, read_rows
 from fedsvd.trained.run import TrainedRun
@@ -52,7 +53,8 @@ def model_card(run: TrainedRun, layout: Layout) -> str:
 
 def _header(run: TrainedRun, layout: Layout) -> str:
     source = run.config.model.source
-    tags = ["federated-learning", "lora", *(["differential-privacy"] if run.config.privacy.name != "none" else [])]
+    is_proven = report_run(run.folder.root, run.folder.root).claim.status == "private"
+    tags = ["federated-learning", "lora", *(["differential-privacy"] if is_proven else [])]
     lines = ["---", f"library_name: {_LIBRARIES.get(layout, 'peft')}"]
     lines += [f"pipeline_tag: {_PIPELINES[run.config.model.task]}"]
     lines += [] if source.startswith("embedded:") else [f"base_model: {_yaml_string(source)}"]

@@ -1,0 +1,241 @@
+"""What may change when a run is resumed; every other difference is refused, by name.
+
+A run has one guarantee and one model. Rounds under different privacy settings have no common guarantee, and rounds on
+different data could train on examples that are held out elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsvd.config import Config
+from fedsvd.config.compose import as_dict, compose, read_config
+from fedsvd.errors import ResumeError
+from fedsvd.methods import build_method
+from fedsvd.privacy.round_settings import recorded_settings, round_settings
+from fedsvd.report.loaded_runs import flatten
+from fedsvd.runs.folder import RunFolder, read_json, read_rows
+from fedsvd.runtime.data import class_names
+from fedsvd.runtime.description import describe_partitions
+
+# Keys whose value may differ from that of the earlier process, and why this changes neither guarantee nor data.
+MAY_CHANGE: Mapping[str, str] = {
+    "train.num_rounds": "at least the rounds that are done; the ledgers account for further rounds (not client_level)",
+    "privacy.max_epsilon": "limits the ledgers, which count all rounds",
+    "train.learning_rate": "not part of the mechanism",
+    "train.lr_scheduler_type": "not part of the mechanism",
+    "train.eval_every": "when the server evaluates",
+    "train.eval_batch_size": "speed and memory",
+    "train.physical_batch_size": "speed and memory",
+    "train.prefix_cache_mib": "speed and memory",
+    "train.grad_sample_mode": "speed and memory",
+    "model.attn_implementation": "speed and memory",
+    "model.gradient_checkpointing": "speed and memory",
+    "data.path": "the file may have moved: its content is compared",
+    "data.test_path": "the file may have moved: its content is compared",
+    "federation.name": "local and simulation only, which have the same clients and ledgers",
+    "federation.min_replies": "when a round is skipped",
+    "federation.min_completion": "when a round is skipped",
+    "federation.round_timeout_s": "waiting",
+    "federation.connect_timeout_s": "waiting",
+    "federation.retries": "waiting",
+    "federation.retry_after_s": "waiting",
+    "federation.max_num_examples": "a bound on replies",
+    "federation.max_reply_norm": "a bound on replies",
+    "federation.client_num_cpus": "resources",
+    "federation.client_num_gpus": "resources",
+    "federation.ray_address": "resources",
+    "federation.superlink": "connection",
+    "federation.root_certificates": "connection",
+    "federation.connection": "connection",
+    "federation.server_runs": "connection",
+    "federation.fetch": "connection",
+    "tracking": "where rows are logged",
+    "device": "hardware",
+    "float32_matmul_precision": "hardware",
+    "plots": "plots",
+    "run_dir": "the location of the run",
+    "resume": "the location of the run",
+}  # fmt: skip
+_SIMULATED = ("local", "simulation")
+_NEW_RUN = "start a new run (without resume)"
+
+
+def check_resume(folder: RunFolder, config: Config, facts: Mapping[str, Any]) -> None:
+    """Check that a run may be resumed with a configuration, before anything in its directory changes.
+
+    Args:
+        folder: Directory of the run to resume.
+        config: The configuration to resume it with.
+        facts: The description of the run with this configuration, see `fedsvd.runtime.description.describe_run`.
+
+    Raises:
+        ResumeError: A setting differs that must not change, the privacy settings of a round differ, fewer rounds are
+            requested than are done, or the classes or the data differ.
+    """
+    check_settings(folder, config)
+    _check_data(folder, config, facts)
+
+
+def check_settings(folder: RunFolder, config: Config) -> None:
+    """Check that only keys of `MAY_CHANGE` differ from the configuration and the rows that a run had before.
+
+    Raises:
+        ResumeError: Another key differs, or fewer rounds are requested than are done.
+        ConfigError: The run's earlier configuration cannot be read.
+    """
+    earlier = _earlier_config(folder)
+    if earlier is not None:
+        _check_config(folder, earlier, config)
+    _check_rows(folder, config)
+
+
+def check_new(folder: RunFolder) -> None:
+    """Check that a run which is not resumed replaces no rounds of an earlier one.
+
+    Raises:
+        ResumeError: The directory records rounds.
+    """
+    done = _rounds_done(folder)
+    if done:
+        raise ResumeError(
+            f"{folder.root} records {done} rounds, and a new run would replace what is known of them: resume it (which "
+            "needs its checkpoints), or choose another directory with hydra.run.dir=DIR."
+        )
+
+
+def _check_config(folder: RunFolder, earlier: Config, config: Config) -> None:
+    changes = [
+        f"{key} from {_shown(old)} to {_shown(new)}"
+        for key, old, new in _differences(earlier, config)
+        if not _may_change(key, old, new)
+    ]
+    if changes:
+        raise ResumeError(
+            f"resume = {str(folder.root)!r} cannot change {', '.join(changes)}: a run keeps the privacy settings, data "
+            f"and model that it started with. Leave the override out, or {_NEW_RUN}; docs/runs.md lists what may "
+            "change."
+        )
+    if config.privacy.name == "client_level" and config.train.num_rounds != earlier.train.num_rounds:
+        raise ResumeError(
+            f"resume = {str(folder.root)!r} cannot change train.num_rounds from {earlier.train.num_rounds} to "
+            f"{config.train.num_rounds}: with privacy.name = client_level, all clients were charged for the whole run "
+            f"in advance. Leave train.num_rounds out, or {_NEW_RUN}."
+        )
+
+
+def _earlier_config(folder: RunFolder) -> Config | None:
+    """Return the configuration that the run had; None if it wrote none yet."""
+    if folder.config.exists():
+        return read_config(folder.config)
+    # A run on real nodes that has not been fetched.
+    try:
+        return compose(json.loads(folder.overrides.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def _differences(earlier: Config, config: Config) -> Iterator[tuple[str, Any, Any]]:
+    old, new = (flatten(_comparable(item)) for item in (earlier, config))
+    for key in dict.fromkeys([*new, *old]):
+        # The options of two methods differ anyway.
+        if key.startswith("method.") and key != "method.name" and old["method.name"] != new["method.name"]:
+            continue
+        if old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
+
+
+def _comparable(config: Config) -> dict[str, Any]:
+    """Return the values with absolute ledger paths, and with defaults for options that a method did not have before."""
+    values = as_dict(config)
+    options = dataclasses.asdict(build_method(config.method))  # type: ignore[call-overload]
+    values["method"] = {"name": config.method["name"], **options}
+    if config.privacy.ledger_dir is not None:
+        values["privacy"]["ledger_dir"] = str(Path(config.privacy.ledger_dir).resolve())
+    return values
+
+
+def _may_change(key: str, old: object, new: object) -> bool:
+    if key == "federation.name":
+        return old in _SIMULATED and new in _SIMULATED
+    return key in MAY_CHANGE or key.partition(".")[0] == "tracking"
+
+
+def _check_rows(folder: RunFolder, config: Config) -> None:
+    """Compare the settings that the rounds recorded, whatever the configuration file says."""
+    rows, done = _rows(folder), _rounds_done(folder)
+    if config.train.num_rounds < done:
+        raise ResumeError(
+            f"train.num_rounds = {config.train.num_rounds} is below the {done} rounds that {folder.root} has done: "
+            f"give {done} or more, or {_NEW_RUN}."
+        )
+    settings = round_settings(flatten(as_dict(config)))
+    for row in rows:
+        for key, old in (recorded_settings(row) or {}).items():
+            if key not in ("max_epsilon", "mechanism") and settings.get(key) != old:
+                new = _shown(settings.get(key))
+                raise ResumeError(
+                    f"resume = {str(folder.root)!r} cannot change the privacy setting {key} from {_shown(old)}, as in "
+                    f"round {row['server_round']}, to {new}: the rounds would have no common guarantee. Leave it as it "
+                    f"was, or {_NEW_RUN}."
+                )
+
+
+def _rows(folder: RunFolder) -> list[dict[str, Any]]:
+    try:
+        return read_rows(folder.metrics)
+    except (OSError, ValueError):
+        # Missing, or damaged: the checkpoint has the rows, too.
+        return []
+
+
+def _rounds_done(folder: RunFolder) -> int:
+    # A process may be interrupted between writing a checkpoint and its row.
+    numbers = [path.name.removeprefix("round-") for path in folder.checkpoints.glob("round-*")]
+    saved = [int(number) for number in numbers if number.isdigit()]
+    return max([*saved, *(row["server_round"] for row in _rows(folder))], default=0)
+
+
+def _check_data(folder: RunFolder, config: Config, facts: Mapping[str, Any]) -> None:
+    """Compare classes and fingerprints; what an earlier version did not record cannot be compared."""
+    names = class_names(config)
+    recorded = _read_names(folder.classes)
+    if recorded is not None and recorded != names:
+        raise _other_data(folder, "the classes", ", ".join(recorded), ", ".join(names))
+    old, new = read_json(folder.record).get("held_out") or {}, facts["held_out"]
+    if old.get("fingerprint", new["fingerprint"]) != new["fingerprint"]:
+        raise _other_data(folder, "the held-out examples", _summary(old), _summary(new))
+    if config.data.name == "node":
+        return
+    before, after = read_json(folder.partitions).get("clients", []), describe_partitions(config)["clients"]
+    for number, (old, new) in enumerate(zip(before, after, strict=False)):
+        if old["fingerprint"] != new["fingerprint"]:
+            raise _other_data(folder, f"the data of client {number}", _summary(old), _summary(new))
+
+
+def _other_data(folder: RunFolder, subject: str, old: str, new: str) -> ResumeError:
+    return ResumeError(
+        f"resume = {str(folder.root)!r} cannot change {subject} from {old} to {new}: the run would mix what it was "
+        f"trained on with other data. Restore the data, or {_NEW_RUN}."
+    )
+
+
+def _summary(data: Mapping[str, Any]) -> str:
+    counts = data.get("examples_by_class") or {}
+    number = data.get("num_examples", sum(counts.values()))
+    return f"{number} examples (SHA-256 {data['fingerprint'][:12]}…)"
+
+
+def _read_names(path: Path) -> list[str] | None:
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"

@@ -1,0 +1,66 @@
+"""A run's guarantee in one line, for the terminal, and the paragraphs that say why there is none."""
+
+from __future__ import annotations
+
+from fedsvd.privacy.claim import Claim
+from fedsvd.report.document import Block, Paragraph
+from fedsvd.report.tables import rounded_up
+
+_UNITS = {"example": "example of a client", "client": "client"}
+
+
+def privacy_line(claim: Claim) -> str:
+    """Return what a run claims, on one line."""
+    if not claim.is_given:
+        return f"privacy: no guarantee ({claim.reason})"
+    spent = "no spending recorded" if claim.epsilon is None else f"ε ≤ {rounded_up(claim.epsilon, 2)}"
+    text = f"privacy: {spent} at δ = {claim.delta:g} per {_UNITS[str(claim.unit)]}"
+    if claim.status == "unrecorded":
+        return f"{text}, only if the run was never resumed with other settings ({claim.reason})"
+    return text
+
+
+def no_guarantee(claim: Claim) -> list[Block]:
+    """Return the statement of a run without a guarantee."""
+    if claim.reason.startswith("it was trained"):
+        text = "This run was trained without differential privacy (privacy=none). It gives no guarantee"
+    else:
+        text = f"This run gives no guarantee: {claim.reason}. What holds for some rounds does not hold for the run"
+    risk = "the model, and every update sent during training, may reveal the text that it was trained on."
+    return [Paragraph(f"{text}: {risk}", "warning")]
+
+
+def caveats(claim: Claim) -> list[Block]:
+    """Return what limits the guarantee: unrecorded settings, and charges for updates that were not accepted."""
+    blocks: list[Block] = []
+    if claim.status == "unrecorded":
+        blocks.append(
+            Paragraph(
+                f"Not proven by the records: {claim.reason}. What follows holds only if these rounds ran under the "
+                "settings of this run's configuration, that is, if the run was never resumed with other settings.",
+                "warning",
+            )
+        )
+    if claim.presumed:
+        unknown = [name for name in claim.presumed if name not in claim.charges]
+        text = (
+            f"Clients {', '.join(claim.presumed)} may have been charged for replies that were lost or rejected, or in "
+            "rounds that were interrupted, and may have sent them: ε includes the most that this can have cost"
+        )
+        if unknown:
+            text += f", except those of clients {', '.join(unknown)}, whose settings are only in their own ledgers"
+        blocks.append(Paragraph(f"{text}.", "warning" if unknown else "note"))
+    return blocks
+
+
+def nothing_reported(claim: Claim) -> str:
+    """Return the statement of a private run in which no client has reported a spend."""
+    if claim.num_rounds:
+        return (
+            f"Differential privacy is enabled, and in {claim.num_rounds} completed rounds no client has reported a "
+            "spend. Each client's ledger records what it was charged."
+        )
+    return (
+        "Differential privacy is enabled, and no round is complete. What an interrupted round was charged is in the "
+        "clients' ledgers."
+    )

@@ -1,0 +1,356 @@
+"""Resumed runs: what they refuse, and that no statement about their privacy is false."""
+
+import csv
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from opacus.accountants import create_accountant
+
+import client.local_round
+import server.evaluation
+from fedsvd.cli import main
+from fedsvd.privacy.accounting import Spend
+from fedsvd.privacy.ledger import Ledger
+from fedsvd.report.privacy_statement import guarantee_line, statement_markdown
+from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_rows
+from fedsvd.runtime.data import clear_data_cache
+
+COMMON = ["experiment=smoke", "plots=false", "data.max_train_examples=60", "data.max_test_examples=20",
+          "train.local_steps=1"]  # fmt: skip
+# Calibrated with an accountant that is fast, and with room for more rounds.
+PRIVATE = ["privacy.accountant=rdp", "privacy.max_epsilon=40"]
+
+
+def train(folder: Path, *overrides: str) -> Path:
+    assert main(["train", *COMMON, f"hydra.run.dir='{folder}'", *overrides]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def open_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("open") / "run", "privacy=none")
+
+
+@pytest.fixture(scope="module")
+def private_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("private") / "run", *PRIVATE)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Return the content of all files of a run but the logs."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and ".hydra" not in path.parts]
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.suffix != ".log" and path.name != ".running"
+    }
+
+
+def accounted(charges: Sequence[Spend], delta: float = 1e-5) -> float:
+    """Return ε of charges, from Opacus itself."""
+    accountant = create_accountant("rdp")
+    accountant.history = [(spend.noise_multiplier, spend.sample_rate, spend.steps) for spend in charges]
+    return float(accountant.get_epsilon(delta)) if charges else 0.0
+
+
+def recorded(rows: Sequence[dict[str, Any]]) -> dict[str, list[Spend]]:
+    """Return the charges that rows record, by client."""
+    charges: dict[str, list[Spend]] = {}
+    for row in rows:
+        for name, charge in row.get("privacy", {}).get("charges", {}).items():
+            spend = Spend(charge["noise_multiplier"], charge["sample_rate"], charge["steps"])
+            charges.setdefault(name, []).append(spend)
+    return charges
+
+
+def claimed(folder: Path) -> float | None:
+    """Return the ε that the statement of a run claims; None if it gives no guarantee."""
+    statement = statement_markdown(folder)
+    found = re.search(r"differentially private for it, with ε = ([0-9.]+)", statement)
+    assert (found is None) == ("no guarantee" in statement or "has reported a" in statement or "no round" in statement)
+    return float(found[1]) if found else None
+
+
+@pytest.mark.parametrize(
+    ("override", "change"),
+    [
+        ("privacy=dp_sgd", "privacy.name from none to dp_sgd"),
+        ("seed=5", "seed from 0 to 5"),
+        ("train.num_rounds=1", "train.num_rounds = 1 is below the 2 rounds"),
+        ("method=ffa_lora", "method.name from fedsvd to ffa_lora"),
+        ("partition=iid", "partition.name from dirichlet to iid"),
+    ],
+)
+def test_refused_changes_of_an_open_run_change_nothing(
+    override: str, change: str, open_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = digest(open_run)
+
+    assert main(["train", f"resume={open_run}", override]) == 2
+    assert (
+        main(["train", f"resume={open_run}", override, *(["train.num_rounds=4"] if "rounds" not in override else [])])
+        == 2
+    )
+
+    printed = capsys.readouterr().err
+    assert printed.count(change) == 2
+    assert "Traceback" not in printed
+    assert digest(open_run) == before
+
+
+def test_an_open_run_can_have_more_rounds_and_gives_no_guarantee(open_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(open_run, tmp_path / "run")
+    assert main(["train", f"resume={tmp_path / 'run'}", "train.num_rounds=3"]) == 0
+
+    assert [row["privacy"]["name"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == ["none"] * 4
+    assert claimed(tmp_path / "run") is None
+    assert read_json(tmp_path / "run" / "privacy.json")["guarantee"]["status"] == "none"
+
+
+def test_more_rounds_show_both_noise_multipliers_and_are_accounted_for(
+    private_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(private_run, tmp_path / "run")
+    assert main(["train", f"resume={folder}", "train.num_rounds=4"]) == 0
+    printed = capsys.readouterr().out
+
+    charges, statement = recorded(read_rows(folder / "metrics.jsonl")), statement_markdown(folder)
+    for name, spends in charges.items():
+        multipliers = {f"{spend.noise_multiplier:.3f} (2 steps)" for spend in spends}
+        assert len(multipliers) == 2
+        assert all(text in statement for text in multipliers)
+        assert len(read_json(folder / "privacy.json")["clients"][name]["charges"]) == 2
+    exact = max(accounted(spends) for spends in charges.values())
+    assert exact <= (claimed(folder) or 0) <= exact + 0.01
+    assert "ε = 6 each time that the run was started, and ε = 40 in total" in statement
+    assert f"privacy: ε ≤ {claimed(folder):.2f} at δ = 1e-05 per example of a client" in printed
+
+
+def test_deleted_ledgers_do_not_lower_the_claim(private_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(private_run, tmp_path / "run")
+    shutil.rmtree(folder / "clients")
+    assert main(["train", f"resume={folder}", "train.num_rounds=4"]) == 0
+
+    rows = read_rows(folder / "metrics.jsonl")
+    exact = max(accounted(spends) for spends in recorded(rows).values())
+    assert exact <= (claimed(folder) or 0) <= exact + 0.01
+    assert rows[-1]["epsilon"] >= exact
+    assert read_json(folder / "privacy.json")["guarantee"]["epsilon"] >= exact
+
+
+def test_a_killed_round_counts_for_clients_that_decline_it_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without room for a second attempt of the last round.
+    folder, saved = tmp_path / "run", server.evaluation.save_checkpoint
+
+    def kill(path: Path, checkpoint: Any) -> None:
+        if checkpoint.server_round == 2:
+            raise KilledError
+        saved(path, checkpoint)
+
+    monkeypatch.setattr(server.evaluation, "save_checkpoint", kill)
+    with pytest.raises(KilledError):
+        main(["train", *COMMON, f"hydra.run.dir='{folder}'", "privacy.accountant=rdp"])
+    monkeypatch.undo()
+    (folder / "privacy.json").unlink()  # As if the process had been killed a moment earlier.
+    main(["train", f"resume={folder}"])
+
+    rows = read_rows(folder / "metrics.jsonl")
+    for number in (0, 1):
+        with Ledger.read(RunFolder(folder).ledger(number)) as ledger:
+            assert (claimed(folder) or 0) >= accounted(ledger.history())
+    # The budget does not hold the round once more, so the run cannot be resumed or both clients decline.
+    assert len(rows) == 2 or rows[2]["privacy"]["presumed"].keys() == {"0", "1"}
+    assert "in rounds that were interrupted" in statement_markdown(folder)
+
+
+def write_csv(path: Path, classes: Sequence[str], changed: str = "") -> Path:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["text", "label"])
+        for number in range(80):
+            writer.writerow([f"Text {number} of {number % 7}.{changed if number == 3 else ''}", classes[number % 2]])
+    # As in another process.
+    clear_data_cache()
+    return path
+
+
+def test_other_data_and_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_csv(tmp_path / "data.csv", "01")
+    folder = train(tmp_path / "run", "data=csv", f"data.path={path}", "privacy=none", "train.num_rounds=1")
+    before = digest(folder)
+
+    write_csv(path, "ab")
+    assert main(["train", f"resume={folder}", "train.num_rounds=2"]) == 2
+    assert "cannot change the classes from 0, 1 to a, b" in capsys.readouterr().err
+    write_csv(path, "01", changed=" Changed.")
+    assert main(["train", f"resume={folder}", "train.num_rounds=2"]) == 2
+    assert re.search(r"cannot change (the held-out examples|the data of client \d) from", capsys.readouterr().err)
+    assert digest(folder) == before
+
+    # The same data in another place are the same data.
+    path.unlink()
+    moved = write_csv(tmp_path / "moved.csv", "01")
+    assert main(["train", f"resume={folder}", "train.num_rounds=2", f"data.path={moved}"]) == 0
+
+
+def test_predict_and_export_state_the_guarantee(
+    open_run: Path, private_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, (folder, line) in enumerate(((open_run, "privacy: no guarantee"), (private_run, "privacy: ε ≤ "))):
+        capsys.readouterr()
+        assert main(["predict", str(folder), "--text", "Fine.", "--json"]) == 0
+        printed = capsys.readouterr()
+        assert line in printed.err
+        assert "privacy:" not in printed.out
+        assert main(["export", str(folder), "--to", str(tmp_path / str(number))]) == 0
+        assert line in capsys.readouterr().out
+        card = (tmp_path / str(number) / "README.md").read_text(encoding="utf-8")
+        assert ("- differential-privacy" in card) == (folder == private_run)
+
+
+def strip_settings(folder: Path) -> None:
+    """Make rows like those of an earlier version of fedsvd."""
+    rows = read_rows(folder / "metrics.jsonl")
+    write_rows(folder / "metrics.jsonl", [{k: v for k, v in row.items() if k != "privacy"} for row in rows])
+
+
+def test_runs_of_earlier_versions_claim_no_more_than_their_rows_prove(
+    open_run: Path, private_run: Path, tmp_path: Path
+) -> None:
+    private, mixed = (shutil.copytree(private_run, tmp_path / name) for name in ("private", "mixed"))
+    strip_settings(private)
+    assert "Not proven by the records" in statement_markdown(private)
+    assert "Under this condition, the run is" in statement_markdown(private)
+    assert "only if the run was never resumed with other settings" in guarantee_line(private)
+
+    # As after a run without privacy that was resumed with it.
+    shutil.copy(open_run / "metrics.jsonl", mixed / "metrics.jsonl")
+    rows = [*read_rows(mixed / "metrics.jsonl")[:2], read_rows(private_run / "metrics.jsonl")[2]]
+    write_rows(mixed / "metrics.jsonl", rows)
+    strip_settings(mixed)
+    assert "This run gives no guarantee: round 1 ran without differential privacy" in statement_markdown(mixed)
+    assert main(["report", str(mixed)]) == 0
+    assert "differentially private for it" not in (mixed / "report.md").read_text(encoding="utf-8")
+    # It stays so, whatever follows.
+    assert main(["train", f"resume={mixed}", "train.num_rounds=3"]) == 0
+
+
+class KilledError(BaseException):
+    """Ends a run at once, like a signal: nothing handles it."""
+
+
+@pytest.fixture
+def fast_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the gradient steps and the evaluation; everything else is real."""
+    result = type("Result", (), {"accuracy": 0.5, "loss": 0.7, "seconds": 0.0})()
+    monkeypatch.setattr("fedsvd.runtime.private_round.train_privately", lambda *arguments, **options: None)
+    monkeypatch.setattr(client.local_round, "train_plain", lambda *arguments, **options: 0.5)
+    monkeypatch.setattr(server.evaluation, "evaluate", lambda *arguments, **options: result)
+
+
+def run_killed(arguments: Sequence[str], kill: str, at_round: int) -> None:
+    """Run a command, and end it at a point of a round."""
+    originals = {"save_checkpoint": server.evaluation.save_checkpoint, "write_rows": server.evaluation.write_rows}
+    released = client.local_round.mark_released
+
+    def before(name: str, reached: Callable[..., bool]) -> Callable[..., Any]:
+        def wrapped(*values: Any, **options: Any) -> Any:
+            if reached(*values):
+                raise KilledError
+            return originals[name](*values, **options)
+
+        return wrapped
+
+    with pytest.MonkeyPatch.context() as patch:
+        if kill == "before the checkpoint":
+            reached = before("save_checkpoint", lambda path, checkpoint: checkpoint.server_round == at_round)
+            patch.setattr(server.evaluation, "save_checkpoint", reached)
+        elif kill == "before the rows":
+            reached = before("write_rows", lambda path, rows: rows[-1]["server_round"] == at_round)
+            patch.setattr(server.evaluation, "write_rows", reached)
+        elif kill == "in a client":
+
+            def die(*values: Any) -> None:
+                released(*values)
+                raise KilledError
+
+            patch.setattr(client.local_round, "mark_released", die)
+        with suppress(KilledError):
+            main(list(arguments))
+
+
+STARTS = st.sampled_from(
+    [("privacy=none",), ("privacy=client_level", "privacy.accountant=rdp"), tuple(PRIVATE), tuple(PRIVATE)]
+)
+OVERRIDES = (
+    "train.num_rounds=1", "train.num_rounds=3", "train.num_rounds=4", "train.num_rounds=5", "privacy=none",
+    "privacy=dp_sgd", "privacy=client_level", "privacy.secure_random=false", "privacy.target_delta=1e-3",
+    "privacy.target_epsilon=20", "privacy.max_epsilon=60", "privacy.noise_multiplier=0.5", "privacy.ledger_dir=other",
+    "privacy.accountant=prv", "train.batch_size=4", "train.local_steps=3", "federation.retries=0", "seed=1",
+)  # fmt: skip
+STEPS = st.tuples(
+    st.lists(st.sampled_from(OVERRIDES), max_size=2),
+    st.sampled_from(["", "", "before the checkpoint", "before the rows", "in a client"]),
+    st.integers(1, 4),
+    st.sampled_from(["", "", "", "ledgers deleted", "an earlier version's rows"]),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fast_rounds")
+@settings(
+    deadline=None, max_examples=12, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+@given(
+    start=STARTS,
+    first_kill=st.sampled_from(["", "before the checkpoint", "in a client"]),
+    steps=st.lists(STEPS, max_size=4),
+)
+def test_no_sequence_of_train_resume_and_kill_claims_too_little(
+    start: Sequence[str], first_kill: str, steps: Sequence[Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("sequence") / "run"
+    run_killed(["train", *COMMON, f"hydra.run.dir='{folder}'", *start], first_kill, 2)
+    check(folder, intact=True)
+    intact = True
+    for overrides, kill, at_round, tampering in steps:
+        if tampering == "ledgers deleted":
+            shutil.rmtree(folder / "clients", ignore_errors=True)
+            intact = False
+        elif tampering:
+            strip_settings(folder)
+        run_killed(["train", f"resume={folder}", *overrides], kill, at_round)
+        check(folder, intact)
+
+
+def check(folder: Path, intact: bool) -> None:
+    """Compare the claim of a run with its rows and, unless a process was just interrupted, with its ledgers."""
+    rows, claim = read_rows(folder / "metrics.jsonl"), claimed(folder)
+    trained = [row for row in rows if row["server_round"]]
+    names = {row["privacy"]["name"] for row in trained if "privacy" in row}
+    if "none" in names or any(row["train_loss"] is not None for row in trained):
+        assert claim is None
+    if claim is None:
+        return
+    charges = recorded(rows)
+    assert claim >= max((accounted(spends) for spends in charges.values()), default=0.0)
+    assert claim >= max(row["epsilon"] or 0.0 for row in rows)
+    assert len(names) <= 1
+    if "dp_sgd" in names and intact and read_json(folder / "run.json")["state"] == "finished":
+        for name in charges:
+            with Ledger.read(RunFolder(folder).ledger(int(name))) as ledger:
+                assert claim >= accounted(ledger.history())
+    document = json.loads((folder / "privacy.json").read_text())
+    assert (document["guarantee"]["status"] == "none") == (document["unit"] is None)
