@@ -7,7 +7,6 @@ Each message says what was wrong, the value, what is allowed, and what to do.
     FedSVDError
     ├── ConfigError               an invalid configuration key, type or value
     │   └── ResumeError           settings or data with which a run cannot be resumed
-    │   └── ResumeError           settings or data with which a run cannot be resumed
     ├── DataError                 a data set that cannot be obtained, read or split
     │   ├── AssetError            a packaged file that cannot be fetched or has unexpected content
     │   └── NodeDataError         invalid node data; the details concern the node's owner alone
@@ -36,10 +35,6 @@ class FedSVDError(Exception):
 
 class ConfigError(FedSVDError):
     """An invalid configuration key, type or value."""
-
-
-class ResumeError(ConfigError):
-    """Settings or data that differ from those of the run to resume; nothing in its directory was changed."""
 
 
 class ResumeError(ConfigError):
