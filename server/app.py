@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from rich.console import Console
 
 from fedsvd.config import Config
 from fedsvd.config.compose import from_run_config, to_yaml
+from fedsvd.launch.budget import check_remaining_budget
 from fedsvd.launch.resume import check_new, check_resume
 from fedsvd.lora import peft_model
 from fedsvd.methods import build_method
@@ -26,6 +28,7 @@ from fedsvd.wire import payload
 from server.checkpoint import load_latest
 from server.client_level import ClientLevelServer
 from server.evaluation import RoundEndCallback
+from server.outcome import check_updates_used
 from server.polling_grid import PollingGrid
 from server.retry_grid import RetryGrid
 from server.round_privacy import claim_of, privacy_document
@@ -46,6 +49,8 @@ def main(grid: Grid, context: Context) -> None:
         check_resume(folder, config, facts)
         earlier = read_json(folder.record)
         facts["interrupted"] = int(earlier.get("interrupted", 0)) + (earlier.get("state") != FINISHED)
+        for warning in check_remaining_budget(config):
+            Console().print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False)
     with record_run(folder, facts, resumed=config.resume is not None):
         serve(grid, config, folder)
 
@@ -85,6 +90,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
             timeout=federation.round_timeout_s,
             evaluate_fn=callback,
         )
+        check_updates_used(callback.history)
         callback.finish()
         peft_model.save_pretrained(load_model(config), strategy.adapter, folder.adapter)
         if config.plots:

@@ -17,6 +17,7 @@ from torch import Tensor
 from fedsvd.errors import RunError
 from fedsvd.lora.adapter import PARTS, Adapter
 from fedsvd.methods import State
+from fedsvd.quoting import resume_command
 from fedsvd.runs.folder import fsync_path, write_json
 
 MAX_CHECKPOINTS = 3
@@ -78,7 +79,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(folder / _TEMPORARY, ignore_errors=True)
         raise RunError(
             f"checkpoint of round {checkpoint.server_round} cannot be written ({error}); without it, the privacy "
-            f"spent on the round would be wasted: free disk space, then resume with resume={folder.parent}."
+            f"spent on the round would be wasted: free disk space, then continue with {resume_command(folder.parent)}"
         ) from error
     for old in _rounds(folder)[:-MAX_CHECKPOINTS]:
         _delete(old)

@@ -10,9 +10,10 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 
 from fedsvd.config import Config
-from fedsvd.errors import RunError
+from fedsvd.errors import DivergedError, RunError
 from fedsvd.lora import peft_model
 from fedsvd.privacy.round_settings import ROW_KEY
+from fedsvd.quoting import resume_command
 from fedsvd.report.progress import Reporter
 from fedsvd.runs.folder import RunFolder, read_json, write_json, write_rows
 from fedsvd.runtime.data import load_test_batches
@@ -62,7 +63,8 @@ class RoundEndCallback:
         """Evaluate, write and report; return the held-out metrics to Flower, or None if there are none.
 
         Raises:
-            RunError: If the held-out loss is not finite, or the run directory cannot be written.
+            DivergedError: If the held-out loss is not finite.
+            RunError: If the run directory cannot be written.
         """
         this_round = self.strategy.first_round + server_round
         record = self.strategy.round if server_round else RoundRecord(0, 0)
@@ -105,7 +107,7 @@ class RoundEndCallback:
         device = resolve_device(self.config.device)
         result = evaluate(model, load_test_batches(self.config), device, load_prefix_cache(self.config))
         if not math.isfinite(result.loss):
-            raise RunError(
+            raise DivergedError(
                 f"held-out loss after round {this_round} is {result.loss}: the model has diverged, and more rounds "
                 f"would waste privacy; decrease train.learning_rate ({self.config.train.learning_rate:g})."
             )
@@ -170,8 +172,8 @@ class RoundEndCallback:
             write_rows(self.folder.metrics, self.history)
         except OSError as error:
             raise RunError(
-                f"round {this_round} cannot be written to {self.folder.root} ({error}): free disk space, then resume "
-                f"with resume={self.folder.root}."
+                f"round {this_round} cannot be written to {self.folder.root} ({error}): free disk space, then "
+                f"continue with {resume_command(self.folder.root)}"
             ) from error
 
 

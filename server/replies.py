@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import Message
 
 from fedsvd.config import Config
-from fedsvd.errors import DivergedUpdateError, PayloadError
+from fedsvd.errors import DivergedError, DivergedUpdateError, PayloadError
 from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.methods.aggregate import Reply
 from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR
@@ -97,18 +97,22 @@ def _read(
     if partition_id == UNKNOWN_CLIENT:
         raise PayloadError("the node has no client of this run.")
     if message.has_error():
-        raise PayloadError(
-            f"error {message.error.code}: {train_messages.one_line(message.error.reason or 'no reason given')}"
-        )
-    reason = train_messages.declined_reason(message.content)
-    if reason is not None:
-        raise PayloadError(f"{DECLINED}{reason}")
+        reason = message.error.reason or "no reason given"
+        raise _client_error(reason, f"error {message.error.code}: {train_messages.one_line(reason)}")
+    declined = train_messages.declined_reason(message.content)
+    if declined is not None:
+        raise _client_error(declined, f"{DECLINED}{declined}")
     reply, report, size = read(message, partition_id)
     if report.partition_id != partition_id:
         raise PayloadError(f"the report is of client {report.partition_id}.")
     if report.server_round != server_round:
         raise PayloadError(f"the report is for round {report.server_round}.")
     return reply, report, size
+
+
+def _client_error(reason: str, message: str) -> PayloadError:
+    """Return the error for a client that sends no update; its reason begins with the type of its exception."""
+    return (DivergedUpdateError if DivergedError.__name__ in reason.split(":")[0] else PayloadError)(message)
 
 
 def _refuse(record: RoundRecord, partition_id: int, node: int, reason: str) -> None:

@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedsvd.config import Config
-from fedsvd.errors import BudgetExceededError, RunError
+from fedsvd.errors import BudgetExceededError, DivergedError
 from fedsvd.lora.adapter import PARTS, Adapter, Part, truncate_rank
 from fedsvd.methods import Method, State
 from fedsvd.methods.aggregate import Replies, Reply, average, mean_noise_std
@@ -166,9 +166,9 @@ class FederatedLoRA(Strategy):
         return payload.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
 
     def _check_divergence(self) -> None:
-        """Raise `RunError` if all updates of the round diverged, since more rounds would waste privacy."""
+        """Raise `DivergedError` if all updates of the round diverged, since more rounds would waste privacy."""
         if 0 < self.round.sampled <= self.round.diverged:
-            raise RunError(
+            raise DivergedError(
                 f"all {self.round.sampled} updates of round {self.round.server_round} are non-finite or too large for "
                 "the settings: training has diverged, and more rounds would waste privacy; decrease "
                 f"train.learning_rate ({self.config.train.learning_rate:g})."

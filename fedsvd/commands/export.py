@@ -28,11 +28,18 @@ def run(arguments: Sequence[str]) -> None:
     options = parser.parse_args(list(arguments))
     # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.report.privacy_statement import guarantee_line
+    from fedsvd.runs.storage import storage_errors
     from fedsvd.trained.export import export_model
+    from fedsvd.trained.model_card import base_note
     from fedsvd.trained.run import read_run
 
-    export_model(read_run(Path(options.folder)), Path(options.to), merge=options.merge)
+    finished = read_run(Path(options.folder))
+    with storage_errors(Path(options.to)):
+        layout = export_model(finished, Path(options.to), merge=options.merge)
     exported = "the merged model" if options.merge else "the adapter"
     line = f"wrote {exported}, its tokenizer and its model card (README.md) to {options.to}"
-    Console().print(literal(line), soft_wrap=True)
-    Console().print(literal(guarantee_line(Path(options.folder))), soft_wrap=True)
+    console = Console()
+    console.print(literal(line), soft_wrap=True)
+    if note := base_note(finished, layout):
+        console.print(literal(note), soft_wrap=True)
+    console.print(literal(guarantee_line(Path(options.folder))), soft_wrap=True)

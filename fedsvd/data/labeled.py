@@ -15,6 +15,7 @@ from fedsvd.data.readers import FILE_FORMATS, read_table
 from fedsvd.data.rows import LeftOut, Rows, build_dataset
 from fedsvd.data.table import Table
 from fedsvd.data.user_data import label_rows, read_hub, select_named
+from fedsvd.data.values import match_classes
 from fedsvd.errors import ConfigError, DataError
 
 
@@ -105,7 +106,7 @@ def with_classes(rows: Dataset, classes: Sequence[str]) -> Dataset:
 
 def _with_classes(rows: Rows, classes: Sequence[str], config: DataConfig) -> Dataset:
     names = list(dict.fromkeys(rows.columns["label"]))
-    if config.response_column is not None and not set(names) <= set(classes):
+    if config.response_column is not None and None in match_classes(names, classes):
         # The classes of texts with answers of their own are not predicted.
         return build_dataset(rows, names)
     return label_rows(rows, classes, "the model knows", "the data have")

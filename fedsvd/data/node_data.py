@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from fedsvd.data.readers import read_table
 from fedsvd.data.rows import Columns, LeftOut, Rows, build_dataset, missing_columns, select_rows
 from fedsvd.data.table import Table
-from fedsvd.data.values import abbreviate, to_class_name
+from fedsvd.data.values import abbreviate, match_classes
 from fedsvd.errors import DataError, NodeDataError
 
 logger = logging.getLogger(__name__)
@@ -97,18 +97,16 @@ def _to_dataset(path: str, rows: Rows, labels: Sequence[str]) -> Dataset:
     """Build the dataset with the run's classes; raise `NodeDataError` if a label is not among them."""
     if not rows.numbers:
         raise NodeDataError(f"{path} has no row with both a text and a label; check its columns. {rows.left_out}.")
-    # The run's classes may be written in another form of the same number.
-    known = {to_class_name(label): label for label in labels} | {label: label for label in labels}
-    row_labels = dict(zip(rows.numbers, rows.columns["label"], strict=True))
-    unknown = {number: label for number, label in row_labels.items() if label not in known}
+    named = match_classes(rows.columns["label"], labels)
+    row_labels = list(zip(rows.numbers, rows.columns["label"], named, strict=True))
+    unknown = {number: label for number, label, name in row_labels if name is None}
     if unknown:
         raise NodeDataError(
             f"{path} has labels that the run does not know: {abbreviate(sorted(set(unknown.values())))} in "
             f"{len(unknown)} of {len(row_labels)} rows (rows {abbreviate(list(unknown))}). The run's classes "
             f"(data.labels) are {', '.join(labels)}: use these labels, or set label-column to another column."
         )
-    absent = sorted(set(labels) - {known[label] for label in row_labels.values()})
+    absent = sorted(set(labels).difference(named))
     if absent:
         logger.warning("%s has no example of %s; only other nodes can provide them", path, abbreviate(absent))
-    named = {**rows.columns, "label": [known[label] for label in row_labels.values()]}
-    return build_dataset(replace(rows, columns=named), labels)
+    return build_dataset(replace(rows, columns={**rows.columns, "label": named}), labels)

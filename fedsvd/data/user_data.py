@@ -12,7 +12,7 @@ from fedsvd.data.readers import FILE_FORMATS, dataset_table, first_line, read_ta
 from fedsvd.data.rows import Columns, LeftOut, Rows, build_dataset, missing_columns, select_rows
 from fedsvd.data.split import hold_out, shuffle_splits
 from fedsvd.data.table import Table
-from fedsvd.data.values import abbreviate
+from fedsvd.data.values import abbreviate, match_classes
 from fedsvd.errors import DataError
 
 __all__ = ["FILE_FORMATS", "Columns", "label_rows", "load_files", "load_hub", "read_hub", "select_named"]
@@ -133,17 +133,17 @@ def label_rows(rows: Rows, class_names: Sequence[str], owner: str, other: str) -
     Raises:
         DataError: The rows have other classes.
     """
-    known = set(class_names)
-    unknown = {
-        number: name for number, name in zip(rows.numbers, rows.columns["label"], strict=True) if name not in known
-    }
+    named = match_classes(rows.columns["label"], class_names)
+    labels = zip(rows.numbers, rows.columns["label"], named, strict=True)
+    unknown = {number: label for number, label, name in labels if name is None}
     if unknown:
+        numbers = f"row{'s' if len(unknown) > 1 else ''} {abbreviate(list(unknown))} of {rows.source}"
         raise DataError(
             f"{owner} {abbreviate(class_names, _MAX_CLASSES)}, {other} also "
-            f"{abbreviate(sorted(set(unknown.values())), _MAX_CLASSES)} (row {abbreviate(list(unknown))} of "
-            f"{rows.source}). Correct these labels, or check data.label_column."
+            f"{abbreviate(sorted(set(unknown.values())), _MAX_CLASSES)} ({numbers}). Correct these labels, or check "
+            "data.label_column."
         )
-    return build_dataset(rows, class_names)
+    return build_dataset(replace(rows, columns={**rows.columns, "label": named}), class_names)
 
 
 def _split(tables: Mapping[str, Table], columns: Columns, test_fraction: float, seed: int) -> Loaded:

@@ -82,6 +82,12 @@ def to_class_name(value: object) -> str:
     return "0" if whole == "-0" else whole
 
 
+def match_classes(labels: Sequence[str], class_names: Sequence[str]) -> list[str | None]:
+    """Return each label's class, whose name may be another form of the same number; None if there is none."""
+    known = {to_class_name(name): name for name in class_names} | {name: name for name in class_names}
+    return [known.get(label) for label in labels]
+
+
 def is_integer(name: str) -> bool:
     """Return whether `to_class_name` has returned the form of an integer of at most 64 bits."""
     return bool(_INTEGER.fullmatch(name)) and -(2**63) <= int(name) < 2**63

@@ -19,13 +19,15 @@ from flwr.serverapp import ServerApp
 
 from fedsvd.config import Config
 from fedsvd.config.compose import app_root, compose
-from fedsvd.errors import ConfigError, DataError, RunError
+from fedsvd.config.paths import absolute_paths
+from fedsvd.errors import BudgetExceededError, ConfigError, DataError, RunError
 from fedsvd.launch.in_process import run_local
 from fedsvd.launch.remote import run_remote
 from fedsvd.launch.resume import check_settings
 from fedsvd.launch.simulation import run_simulation
 from fedsvd.methods import build_method, check_method
 from fedsvd.privacy.accounting import check_delta
+from fedsvd.quoting import path_override
 from fedsvd.runs.folder import RunFolder, read_rows, write_json, write_text
 from fedsvd.runtime.model import resolve_device
 from fedsvd.tracking import check_tracking
@@ -67,15 +69,12 @@ def run(config: Config, overrides: Sequence[str], folder: Path) -> float:
     """
     check_config(config)
     run_folder = RunFolder(folder.resolve())
-    remote = config.federation.name == "remote"
-    if config.privacy.ledger_dir and not remote:
-        # Make the path absolute: a worker with another working directory would otherwise create a new ledger.
-        overrides = [*overrides, f"privacy.ledger_dir={_quote_path(Path(config.privacy.ledger_dir).resolve())}"]
+    overrides = absolute_paths(overrides, config)
     if config.resume is not None:
         # The configuration with absolute paths, as the earlier process stored it.
         check_settings(run_folder, compose(overrides))
     with _overrides_written(run_folder.overrides, overrides):
-        if remote:
+        if config.federation.name == "remote":
             run_remote(config.federation, overrides, run_folder)
         else:
             _run_on_this_machine(config, overrides, run_folder)
@@ -94,7 +93,7 @@ def _overrides_written(path: Path, overrides: Sequence[str]) -> Iterator[None]:
     write_json(path, [item for item in overrides if not item.startswith(("resume=", "run_dir="))])
     try:
         yield
-    except (ConfigError, DataError):
+    except (ConfigError, DataError, BudgetExceededError):
         if earlier is not None:
             write_text(path, earlier)
         raise
@@ -102,7 +101,7 @@ def _overrides_written(path: Path, overrides: Sequence[str]) -> Iterator[None]:
 
 def _run_on_this_machine(config: Config, overrides: Sequence[str], run_folder: RunFolder) -> None:
     others = [item for item in overrides if not item.startswith("run_dir=")]
-    run_config: UserConfig = {"overrides": shlex.join([*others, f"run_dir={_quote_path(run_folder.root)}"])}
+    run_config: UserConfig = {"overrides": shlex.join([*others, path_override("run_dir", run_folder.root)])}
     with _flower_log_to(run_folder.root / "flower.log"):
         server_app, client_app = load_apps()
         if config.federation.name == "simulation":
@@ -125,10 +124,6 @@ def saved_overrides(folder: Path) -> list[str]:
             f"resume = {str(folder)!r} is not a run directory: {path.name} cannot be read ({error}). Give "
             "the directory of an earlier run."
         ) from error
-
-
-def _quote_path(path: Path) -> str:
-    return "'" + str(path).replace("'", "\\'") + "'"
 
 
 def load_apps() -> tuple[ServerApp, ClientApp]:

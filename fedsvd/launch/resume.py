@@ -14,6 +14,7 @@ from typing import Any
 
 from fedsvd.config import Config
 from fedsvd.config.compose import as_dict, compose, read_config
+from fedsvd.config.paths import absolute_values
 from fedsvd.errors import ResumeError
 from fedsvd.methods import build_method
 from fedsvd.privacy.round_settings import recorded_settings, round_settings
@@ -150,12 +151,13 @@ def _differences(earlier: Config, config: Config) -> Iterator[tuple[str, Any, An
 
 
 def _comparable(config: Config) -> dict[str, Any]:
-    """Return the values with absolute ledger paths, and with defaults for options that a method did not have before."""
+    """Return the values with absolute paths, and with defaults for options that a method did not have before."""
     values = as_dict(config)
     options = dataclasses.asdict(build_method(config.method))  # type: ignore[call-overload]
     values["method"] = {"name": config.method["name"], **options}
-    if config.privacy.ledger_dir is not None:
-        values["privacy"]["ledger_dir"] = str(Path(config.privacy.ledger_dir).resolve())
+    for key, path in absolute_values(config).items():
+        group, name = key.split(".")
+        values[group][name] = str(Path(path).resolve())
     return values
 
 

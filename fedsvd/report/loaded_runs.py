@@ -68,13 +68,25 @@ class Run:
         return float(self.config["privacy.target_epsilon"]) if self.claim.is_given else None
 
     @property
+    def is_trained(self) -> bool:
+        """Whether a client's update was used in a round, or no round has ended yet."""
+        rounds = [row for row in self.rows if row["server_round"]]
+        return not rounds or any(row.get("clients_used", 1) for row in rounds)
+
+    @property
     def state(self) -> str:
-        """``finished``, ``failed``, or ``unfinished``."""
+        """``finished``, ``failed``, or ``unfinished``; a run that used no client's update has failed, not finished."""
         recorded = self.record.get("state")
-        if recorded in ("finished", "failed"):
-            return str(recorded)
         done = self.rows[-1]["server_round"] >= self.config["train.num_rounds"]
-        return "finished" if recorded is None and done else "unfinished"
+        if recorded == "finished" or (recorded is None and done):
+            return "finished" if self.is_trained else "failed"
+        return "failed" if recorded == "failed" else "unfinished"
+
+    @property
+    def reason(self) -> str:
+        """Why the run has not finished; empty if this is not known."""
+        recorded = str(self.record.get("reason") or "")
+        return recorded if recorded or self.is_trained else "no client's update was used in any round"
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
@@ -169,6 +181,12 @@ def changed_keys(run: Run) -> list[tuple[str, Any, Any]]:
     default = flatten(as_dict(compose()))
     pairs = [(key, default.get(key, "–"), value) for key, value in run.config.items() if key not in _LOCATION_KEYS]
     return [(key, old, new) for key, old, new in pairs if old != new]
+
+
+def best_run(runs: Sequence[Run]) -> Run | None:
+    """Return the run of highest accuracy that has not failed, if any."""
+    candidates = [run for run in runs if run.accuracy is not None and run.state != "failed"]
+    return max(candidates, key=lambda run: run.accuracy or 0.0, default=None)
 
 
 def varied_keys(runs: Sequence[Run]) -> list[str]:

@@ -52,7 +52,7 @@ def summary(run: Run) -> Section:
         )
     ]
     if run.state != "finished":
-        reason = run.record.get("reason")
+        reason = run.reason
         outcome = "This run failed" if run.state == "failed" else "This run is unfinished"
         blocks.append(Paragraph(outcome + (f": {reason}" if reason else "."), "warning"))
     return Section("Summary", blocks)

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 
 from fedsvd.report.comparison import mean_and_error
 from fedsvd.report.figures import literal_legend, new_figure, set_literal
-from fedsvd.report.loaded_runs import Run
+from fedsvd.report.loaded_runs import Run, best_run
 from fedsvd.report.plots import LINE_COLORS, MARKERS
 from fedsvd.report.run_plots import style_axes
 
@@ -114,10 +114,14 @@ def _plot_rounds(axes: Axes, runs: Sequence[Run], index: int) -> Line2D | None:
 
 
 def search_figure(runs: Sequence[Run], keys: Sequence[str]) -> Figure:
-    """Plot accuracy over each numeric setting that a search varied: one panel per key, with the best run marked."""
+    """Plot accuracy over each numeric setting that a search varied: one panel per key, with the best run marked.
+
+    At least one run must not have failed.
+    """
     figure = new_figure(3.1 * len(keys) + 0.6, 3.4)
     panels = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
-    best = max(runs, key=lambda run: run.accuracy or 0.0)
+    best = best_run(runs)
+    assert best is not None  # noqa: S101 - required of the caller
     for axes, key in zip(panels, keys, strict=True):
         values = [float(run.config[key]) for run in runs]
         axes.scatter(values, [run.accuracy for run in runs], s=22, color=LINE_COLORS[0], alpha=0.75, linewidths=0)

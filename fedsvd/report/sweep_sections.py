@@ -14,7 +14,7 @@ from typing import Any
 
 from fedsvd.report.comparison import mean_and_error
 from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure_block
-from fedsvd.report.loaded_runs import Run, changed_keys, varied_keys
+from fedsvd.report.loaded_runs import Run, best_run, changed_keys, varied_keys
 from fedsvd.report.privacy_statement import TITLE, statement_section, total_privacy_cost
 from fedsvd.report.run_sections import (
     factor_spectrum,
@@ -35,8 +35,7 @@ from fedsvd.report.tables import rounded_up
 
 # Keys that the axes of the plots represent, and keys that follow from them.
 _AXIS_KEYS = ("seed", "privacy.name", "privacy.target_epsilon", "privacy.max_epsilon")
-_MAX_LABELS = 12
-_MAX_LINES = 14
+_MAX_LABELS, _MAX_LINES = 12, 14
 
 
 def report_sections(runs: Sequence[Run]) -> list[Section]:
@@ -46,12 +45,13 @@ def report_sections(runs: Sequence[Run]) -> list[Section]:
     labels = group_by_setting(runs)
     sections = [_summary(runs, labels), _configuration(runs), _runs_table(runs)]
     numeric_keys = [key for key in varied_keys(runs) if key not in _AXIS_KEYS and _is_numeric(runs, key)]
-    evaluated = [run for run in runs if run.accuracy is not None]
-    if numeric_keys and evaluated and (len(labels) > _MAX_LABELS or _is_search(runs, labels)):
+    # The accuracy of a run that used no client's update is that of the initial model.
+    evaluated = [run for run in runs if run.accuracy is not None and run.is_trained]
+    if numeric_keys and best_run(evaluated) and (len(labels) > _MAX_LABELS or _is_search(runs, labels)):
         sections.append(_search(evaluated, numeric_keys[:4]))
     elif evaluated:
         sections += [_over_epsilon(group_by_setting(evaluated)), _over_rounds(group_by_setting(evaluated))]
-    sections += [_costs(runs, labels), *_best_run(_best(evaluated)), _statement(runs)]
+    sections += [_costs(runs, labels), *_best_run(best_run(evaluated)), _statement(runs)]
     return sections
 
 
@@ -79,19 +79,23 @@ def _summary(runs: Sequence[Run], labels: Mapping[str, Sequence[Run]]) -> Sectio
         settings = f"of {', '.join(key for key in varied_keys(runs) if key not in _AXIS_KEYS)}"
     else:
         settings = f"({', '.join(labels)})"
-    counts = f"ε = {', '.join(map(format_budget, budgets))}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-    plural = "s" if len(labels) > 1 else ""
-    blocks: list[Block] = [Paragraph(f"{len(runs)} runs: {len(labels)} setting{plural} {settings}, {counts}.")]
-    best = _best([run for run in runs if run.accuracy is not None])
-    if best is not None:
+    counts = f"ε = {', '.join(map(format_budget, budgets))}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+    count = f"{len(labels)} setting{'s' * (len(labels) > 1)}"
+    blocks: list[Block] = [Paragraph(f"{len(runs)} runs: {count} {settings}, {counts}.")]
+    if best := best_run(runs):
         blocks.append(Paragraph(f"The best single run reached {best.accuracy:.1%}: {best.name}."))
     for state in ("unfinished", "failed"):
-        selected = [run for run in runs if run.state == state]
-        if selected:
-            names = ", ".join(run.name for run in selected[:10]) + (", …" if len(selected) > 10 else "")
-            text = f"{len(selected)} {state}: {names}. Tables and figures use their results so far."
+        if selected := [run for run in runs if run.state == state]:
+            text = f"{len(selected)} {state}: {_names(selected)}. Tables and figures use their results so far."
             blocks.append(Paragraph(text, "warning"))
+    if untrained := [run for run in runs if not run.is_trained]:
+        text = f"No client's update was used in {_names(untrained)}: figures leave these untrained models out."
+        blocks.append(Paragraph(text, "warning"))
     return Section("Summary", blocks)
+
+
+def _names(runs: Sequence[Run]) -> str:
+    return ", ".join(run.name for run in runs[:10]) + (", …" if len(runs) > 10 else "")
 
 
 def _configuration(runs: Sequence[Run]) -> Section:
@@ -125,7 +129,7 @@ def _runs_table(runs: Sequence[Run]) -> Section:
             f"{run.rows[-1]['server_round']}/{run.config['train.num_rounds']}",
             run.state,
         ]
-        for run in sorted(runs, key=lambda run: -(run.accuracy or 0.0))
+        for run in sorted(runs, key=lambda run: (run.state == "failed", -(run.accuracy or 0.0)))
     ]
     headings = ["run", *(key.rpartition(".")[2] if key != "method.name" else "method" for key in keys)]
     return Section("All runs", [TableBlock([*headings, "accuracy", "ε spent", "rounds", "state"], rows)])
@@ -167,16 +171,16 @@ def _over_rounds(labels: Mapping[str, Sequence[Run]]) -> Section:
 
 
 def _search(runs: Sequence[Run], keys: Sequence[str]) -> Section:
-    best = _best(runs)
-    assert best is not None  # noqa: S101 - runs is not empty
+    best = best_run(runs)
+    assert best is not None  # noqa: S101 - checked by the caller
     values = ", ".join(f"{key} = {yaml_text(best.config[key])}" for key in keys)
     figure = figure_block(
         search_figure(runs, keys),
         "Held-out accuracy of every run over each numeric setting that was varied; the best run is circled.",
         f"Best: {values}.",
     )
-    best_text = Paragraph(f"Best of {len(runs)} runs: {values}, with accuracy {best.accuracy:.1%}.")
-    return Section("Search results", [best_text, figure])
+    text = f"Best of {len(runs)} runs: {values}, with accuracy {best.accuracy:.1%}."
+    return Section("Search results", [Paragraph(text), figure])
 
 
 def _best_run(run: Run | None) -> list[Section]:
@@ -237,14 +241,10 @@ def _statement(runs: Sequence[Run]) -> Section:
     return Section(TITLE, [*blocks, *statement_section(chosen).blocks])
 
 
-def _best(runs: Sequence[Run]) -> Run | None:
-    return max(runs, key=lambda run: run.accuracy or 0.0, default=None)
-
-
 def _is_numeric(runs: Sequence[Run], key: str) -> bool:
     return all(isinstance(v := run.config.get(key), int | float) and not isinstance(v, bool) for run in runs)
 
 
 def _is_search(runs: Sequence[Run], labels: Mapping[str, Any]) -> bool:
-    """Return whether nearly every run has a setting that no other run has, as in a search."""
+    """Return whether nearly every run has a setting of its own, as in a search."""
     return len(runs) > 4 and len(labels) > 0.8 * len(runs)

@@ -18,7 +18,7 @@ from fedsvd.trained.pooled_export import export_pooled, prepare_config
 from fedsvd.trained.run import TrainedRun, load_base
 
 
-def export_model(run: TrainedRun, to: Path, *, merge: bool) -> None:
+def export_model(run: TrainedRun, to: Path, *, merge: bool) -> Layout:
     """Write a directory that transformers or sentence-transformers (full model) or PEFT (adapter) load without fedsvd.
 
     The directory appears atomically, once it is complete.
@@ -27,6 +27,9 @@ def export_model(run: TrainedRun, to: Path, *, merge: bool) -> None:
         run: The run.
         to: The directory to write; it must be empty or not exist.
         merge: Write the full model, with the adapter's update merged into its weights, instead of the adapter.
+
+    Returns:
+        What was written.
 
     Raises:
         ConfigError: The directory is not empty.
@@ -46,6 +49,7 @@ def export_model(run: TrainedRun, to: Path, *, merge: bool) -> None:
         if to.exists():
             to.rmdir()
         temporary.rename(to)
+        return layout
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

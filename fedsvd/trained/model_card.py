@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 from fedsvd import __version__
@@ -57,7 +58,7 @@ def _header(run: TrainedRun, layout: Layout) -> str:
     tags = ["federated-learning", "lora", *(["differential-privacy"] if is_proven else [])]
     lines = ["---", f"library_name: {_LIBRARIES.get(layout, 'peft')}"]
     lines += [f"pipeline_tag: {_PIPELINES[run.config.model.task]}"]
-    lines += [] if source.startswith("embedded:") else [f"base_model: {_yaml_string(source)}"]
+    lines += [] if _is_local(source) else [f"base_model: {_yaml_string(source)}"]
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---", ""])
 
 
@@ -68,10 +69,13 @@ def _yaml_string(text: str) -> str:
 
 def _description(run: TrainedRun, layout: Layout) -> str:
     config = run.config
-    classes = ", ".join(map(markdown_text, run.classes))
-    task = "It answers prompts." if run.generates_text else f"It classifies texts as one of: {classes}."
+    task = (
+        "It answers prompts."
+        if run.generates_text
+        else f"It classifies texts as one of: {', '.join(map(markdown_text, run.classes))}."
+    )
     return (
-        f"# {markdown_text(config.model.source.removeprefix('embedded:'))}, fine-tuned with {config.method['name']}\n\n"
+        f"# {markdown_text(_base_name(config.model.source))}, fine-tuned with {config.method['name']}\n\n"
         f"{_KINDS[layout]} {task} It was trained with fedsvd {__version__}, by federated learning over "
         f"{config.federation.num_clients} clients whose data stayed with them.\n{_pooling(run)}"
     )
@@ -101,18 +105,43 @@ def _usage(run: TrainedRun, layout: Layout) -> str:
         labels = "" if run.generates_text else f", num_labels={len(run.classes)}"
         code = f"from peft import AutoPeftModelFor{auto}\nfrom transformers import AutoTokenizer\n\n"
         code += f'model = AutoPeftModelFor{auto}.from_pretrained("FOLDER"{labels})\n'
-    base_note = ""
-    if layout == "adapter" and run.config.model.source.startswith("embedded:"):
-        base_note = (
-            "\nThe base model is in a directory of the machine on which the adapter was trained "
-            "(`base_model_name_or_path` in `adapter_config.json`). To use the model on another machine, export it with "
-            "`--merge`.\n"
-        )
+    note = base_note(run, layout)
     template = run.config.data.prompt_template
-    prompt = f"\nThe model was trained on prompts of the form {code_span(repr(template))}.\n"
-    prompt = prompt if run.generates_text else ""
+    prompt = (
+        f"\nThe model was trained on prompts of the form {code_span(repr(template))}.\n" if run.generates_text else ""
+    )
     code += 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
-    return f"## Usage\n\n```python\n{code}```\n\nReplace `FOLDER` with the path of this directory.\n{prompt}{base_note}"
+    return f"## Usage\n\n```python\n{code}```\n\nReplace `FOLDER` with the path of this directory.\n{prompt}" + (
+        f"\n{note}\n" if note else ""
+    )
+
+
+def base_note(run: TrainedRun, layout: Layout) -> str:
+    """Return what to set where an adapter's base model is not found; empty if others can load it by its hub id."""
+    source = run.config.model.source
+    if layout != "adapter" or not _is_local(source):
+        return ""
+    return (
+        f"The base model {_base_name(source)} is in a directory of the machine on which the adapter was trained. To "
+        "use the adapter on another machine, copy that directory there and set `base_model_name_or_path` in "
+        "`adapter_config.json` to its path, or export the full model with `--merge`."
+    )
+
+
+def _is_local(source: str) -> bool:
+    return source.startswith("embedded:") or Path(source).is_absolute() or Path(source).is_dir()
+
+
+def _base_name(source: str) -> str:
+    """Return the name of a base model without the directories of this machine."""
+    return Path(source).name if _is_local(source) and ":" not in source else source.removeprefix("embedded:")
+
+
+def _data_name(run: TrainedRun) -> str:
+    data = run.config.data
+    if data.path is None:
+        return data.name
+    return data.path if data.name == "hub" else Path(data.path).name
 
 
 def _results(run: TrainedRun) -> str:
@@ -131,13 +160,13 @@ def _training(run: TrainedRun) -> str:
     config = run.config
     rows: list[tuple[str, Any]] = [
         ("method", config.method["name"]),
-        ("base model", config.model.source),
+        ("base model", _base_name(config.model.source)),
         ("rank, lora_alpha", f"{config.model.rank}, {config.model.lora_alpha:g}"),
         ("rounds, local steps", f"{config.train.num_rounds}, {config.train.local_steps}"),
         ("optimizer, learning rate", f"{config.train.optimizer}, {config.train.learning_rate:g}"),
         ("expected batch size", config.train.batch_size),
         ("clients, clients per round", f"{config.federation.num_clients}, {_clients_per_round(run)}"),
-        ("data set, partition", f"{config.data.path or config.data.name}, {config.partition.name}"),
+        ("data set, partition", f"{_data_name(run)}, {config.partition.name}"),
         ("seed", config.seed),
     ]
     table = "".join(f"| {name} | {markdown_text(value)} |\n" for name, value in rows)

@@ -24,6 +24,7 @@ from fedsvd.models import loading
 from fedsvd.models.pooled_loading import load_pooled
 from fedsvd.models.pooling import PoolingChoice
 from fedsvd.models.standardization import Standardization
+from fedsvd.quoting import resume_command
 from fedsvd.runs.folder import RunFolder, read_json
 from fedsvd.runs.intact import check_documents
 from fedsvd.runtime.base_model import recorded_choice
@@ -87,7 +88,7 @@ def read_run(folder: Path) -> TrainedRun:
     config = read_config(paths.config)
     if not (paths.adapter / "adapter_config.json").is_file():
         raise RunError(
-            f"{folder} holds no final adapter: the run has not finished. Resume it: fedsvd train resume={folder}."
+            f"{folder} holds no final adapter: the run has not finished. Resume it: {resume_command(folder)}"
         )
     personal = build_method(config.method).traits.personal
     if personal:

@@ -19,7 +19,7 @@ from fedsvd.runs.folder import read_rows
 from fedsvd.runtime.model import initial_adapter
 from fedsvd.wire import payload, train_messages
 
-OVERRIDES = ["experiment=smoke", "privacy=none", "train.num_rounds=3", "train.learning_rate=5"]
+OVERRIDES = ["experiment=smoke", "plots=false", "privacy=none", "train.num_rounds=3", "train.learning_rate=5"]
 
 
 def make_adapter(rank: int = 2) -> Adapter:

@@ -25,8 +25,10 @@ def test_dequantized_model_answers_a_question() -> None:
 
 
 # Both runs use the same examples, so that the states below the adapted layers are computed once for both.
-SMALL = ["data.max_train_examples=160", "data.max_test_examples=40", "train.batch_size=40", "partition=iid",
-         "train.num_rounds=3", "train.eval_every=3"]  # fmt: skip
+SMALL = [
+    "plots=false", "data.max_train_examples=160", "data.max_test_examples=40", "train.batch_size=40", "partition=iid",
+    "train.num_rounds=3", "train.eval_every=3",
+]  # fmt: skip
 
 
 def test_training_lowers_the_perplexity(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from fedsvd.cli import main
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Budget, Ledger
 
-RUN = ["experiment=smoke", "privacy.target_epsilon=3", "privacy.max_epsilon=4"]
+RUN = ["experiment=smoke", "plots=false", "privacy.target_epsilon=3", "privacy.max_epsilon=4"]
 
 
 def client_cells(output: str, client: str) -> list[str]:

@@ -23,8 +23,8 @@ from fedsvd.runtime.data import load_test_batches
 from fedsvd.training.loop import evaluate
 
 
-def train(folder: Path, *overrides: str) -> Path:
-    assert main(["train", "experiment=smoke", f"hydra.run.dir={folder}", *overrides]) == 0
+def train(folder: Path, *overrides: str, plots: bool = False) -> Path:
+    assert main(["train", "experiment=smoke", f"plots={plots}", f"hydra.run.dir={folder}", *overrides]) == 0
     return folder
 
 
@@ -34,7 +34,7 @@ def load_adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def private_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("private"), "train.head=private", "train.learning_rate=2")
+    return train(tmp_path_factory.mktemp("private"), "train.head=private", "train.learning_rate=2", plots=True)
 
 
 def test_run_writes_its_run_directory(private_run: Path) -> None:
@@ -110,7 +110,8 @@ def test_killed_and_resumed_run_gives_identical_weights(tmp_path: Path) -> None:
     overrides = ["privacy=none", "train.num_rounds=8", "federation.num_clients=3", "federation.clients_per_round=2"]
     expected = load_adapter(train(tmp_path / "uninterrupted", *overrides))
     folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "fedsvd.cli", "train", "experiment=smoke", f"hydra.run.dir={folder}", *overrides]
+    command = [sys.executable, "-m", "fedsvd.cli", "train", "experiment=smoke", "plots=false"]
+    command += [f"hydra.run.dir={folder}", *overrides]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until((folder / "checkpoints" / "round-000003").exists, 240, "the third checkpoint")
     os.kill(process.pid, signal.SIGKILL)
@@ -124,21 +125,27 @@ def test_killed_and_resumed_run_gives_identical_weights(tmp_path: Path) -> None:
     assert [row["server_round"] for row in read_rows(folder / "metrics.jsonl")] == list(range(9))
 
 
-def test_client_over_budget_declines_and_the_round_continues(
+def test_run_in_which_every_client_declines_fails_with_the_reasons(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(tmp_path / "first")
-    rows = read_rows(tmp_path / "first" / "metrics.jsonl")
-    # Restart in the same run directory: the ledgers are exhausted, so no client takes part.
-    for name in ("metrics.jsonl", "overrides.json"):
-        (tmp_path / "first" / name).unlink()
-    train(tmp_path / "first")
+    ledgers = f"privacy.ledger_dir={tmp_path / 'ledgers'}"
+    rows = read_rows(train(tmp_path / "first", ledgers) / "metrics.jsonl")
+    # The ledgers are exhausted, so no client takes part.
+    second = tmp_path / "second"
+    assert main(["train", "experiment=smoke", "plots=false", f"hydra.run.dir={second}", ledgers]) == 1
 
-    again = read_rows(tmp_path / "first" / "metrics.jsonl")
+    again = read_rows(second / "metrics.jsonl")
     assert rows[1]["clients_used"] == 2
     assert [row["clients_used"] for row in again] == [0, 0, 0]
     assert all("BudgetExceededError" in reason for reason in again[1]["clients_refused"].values())
-    assert "this client allows 6" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "this client allows 6" in printed.out
+    assert "no client's update was used in any round" in printed.err
+    assert "client 1: the client declined: BudgetExceededError" in printed.err
+    record = json.loads((second / "run.json").read_text())
+    assert record["state"] == "failed"
+    assert "client 0: the client declined: BudgetExceededError" in record["reason"]
+    assert not (second / "adapter").exists()
 
 
 @pytest.mark.slow
@@ -197,7 +204,7 @@ def test_users_text_pairs_with_one_client_per_column_value(tmp_path: Path) -> No
     folder = train(
         tmp_path / "run", "data=jsonl", f"data.path={tmp_path / 'pairs.jsonl'}", "data.text_column=premise",
         "data.text_pair_column=claim", "data.label_column=verdict", "partition=by_column", "partition.column=site",
-        "privacy=none", "train.head=private",
+        "privacy=none", "train.head=private", plots=True,
     )  # fmt: skip
 
     assert [row["clients_used"] for row in read_rows(folder / "metrics.jsonl")] == [0, 2, 2]

@@ -16,7 +16,7 @@ SECURE = "federation.secure_aggregation=true"
 
 
 def train(folder: Path, *overrides: str) -> Path:
-    assert main(["train", *OVERRIDES, f"hydra.run.dir={folder}", *overrides]) == 0
+    assert main(["train", *OVERRIDES, "plots=false", f"hydra.run.dir={folder}", *overrides]) == 0
     return folder
 
 

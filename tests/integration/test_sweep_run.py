@@ -16,7 +16,7 @@ from fedsvd.report.plots import BLUE, VERMILION
 from fedsvd.runs.folder import read_json
 
 TINY = [
-    "experiment=smoke", "train.num_rounds=1", "data.max_train_examples=60", "data.max_test_examples=20",
+    "experiment=smoke", "plots=false", "train.num_rounds=1", "data.max_train_examples=60", "data.max_test_examples=20",
     "privacy.accountant=rdp",
 ]  # fmt: skip
 GRID = [*TINY, "method=fedsvd,ffa_lora", "privacy.target_epsilon=3,6", "tracking=tensorboard"]

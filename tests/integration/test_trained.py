@@ -22,7 +22,7 @@ TEXTS = ["A fine film.", "Dull, dull, dull.", "See it [twice] if you can."]
 
 
 def train(folder: Path, *overrides: str) -> Path:
-    assert main(["train", "experiment=smoke", f"hydra.run.dir={folder}", *overrides]) == 0
+    assert main(["train", "experiment=smoke", "plots=false", f"hydra.run.dir={folder}", *overrides]) == 0
     return folder
 
 

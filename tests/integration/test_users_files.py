@@ -99,7 +99,7 @@ def test_one_class_other_formats_and_separators(
     assert evaluate(trained, capsys, "data=jsonl", f"data.path={tmp_path / 'own.jsonl'}")[0]["num_examples"] == 9
     (tmp_path / "own.csv").write_text(notes(10, labels=("low", "urgent")))
     unknown = error_of(capsys, "evaluate", str(trained), f"data.path={tmp_path / 'own.csv'}")
-    assert "the model knows low, high, the data have also urgent (row 3, 5, 7, 9, 11 of" in unknown
+    assert "the model knows low, high, the data have also urgent (rows 3, 5, 7, 9, 11 of" in unknown
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,10 @@ from fedsvd.runtime.model import initial_adapter
 
 # The third of five rounds is interrupted.
 INTERRUPTED, ROUNDS = 3, 5
-COMMON = ["experiment=smoke", f"train.num_rounds={ROUNDS}", "train.momentum=0.5", "train.server_optimizer=momentum"]
+COMMON = [
+    "experiment=smoke", "plots=false", f"train.num_rounds={ROUNDS}", "train.momentum=0.5",
+    "train.server_optimizer=momentum",
+]  # fmt: skip
 NON_PRIVATE = [*COMMON, "privacy=none", "train.head=private"]
 # A fixed noise multiplier, which needs no calibration, and a budget for any number of repeated rounds.
 PRIVATE = [*COMMON, "privacy.accountant=rdp", "privacy.noise_multiplier=2", "privacy.target_epsilon=100"]

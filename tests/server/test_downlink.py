@@ -29,7 +29,10 @@ from server.checkpoint import load_latest
 from server.downlink import Downlink
 
 B: frozenset[Part] = frozenset({"B"})
-OVERRIDES = ["experiment=smoke", "privacy=none", "train.num_rounds=5", "train.learning_rate=5", "train.head=private"]
+OVERRIDES = [
+    "experiment=smoke", "plots=false", "privacy=none", "train.num_rounds=5", "train.learning_rate=5",
+    "train.head=private",
+]  # fmt: skip
 VARIANTS = {
     "fedsvd": ["method=fedsvd"],
     "weight_svd": ["method=fedsvd", "method.init_a=weight_svd"],

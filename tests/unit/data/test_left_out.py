@@ -12,6 +12,7 @@ from test_user_tables import FORMATS, all_rows, classes, load, write
 
 from fedsvd import data
 from fedsvd.config.compose import compose
+from fedsvd.data.labeled import load_all_texts
 from fedsvd.data.loaders import load_data
 from fedsvd.data.text_files import TextLayout, read_texts
 from fedsvd.errors import DataError
@@ -132,6 +133,16 @@ def test_classes_are_matched_by_name_and_hidden_labels_left_out(file_format: str
     assert [item.reasons for item in loaded.left_out] == [{"hidden label (-1)": [3, 6, 9, 12]}]
     with pytest.raises(DataError, match=r"the labels yes, no, the held-out texts also maybe \(row 1 of"):
         load(train, f"data.test_path={save('other', ['maybe', 'no'], [0, 1])}")
+
+
+def test_classes_in_another_form_of_the_same_number_are_the_same(tmp_path: Path) -> None:
+    """Earlier versions named classes after floats, as in 1.0."""
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"text": f"t {n}", "label": n % 2}) + "\n" for n in range(6)))
+    config = compose(["data=jsonl", f"data.path={path}"]).data
+    labeled = load_all_texts(config, 0, ["1.0", "0"], every_split=False)
+    assert list(labeled.rows["label"]) == [1, 0] * 3
+    assert labeled.rows.features["label"].names == ["1.0", "0"]
 
 
 def test_number_of_no_class_is_refused(tmp_path: Path) -> None:

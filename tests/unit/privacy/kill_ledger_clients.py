@@ -13,7 +13,6 @@ import os
 import random
 import select
 import signal
-import sqlite3
 import sys
 import time
 from collections import Counter
@@ -146,16 +145,12 @@ def kill_at_random_moment(process: int, reading: int, rng: random.Random, phase:
 
 
 def check(folder: Path, result: Result) -> None:
-    """Compare the released results with the charges."""
+    """Compare the released results with the charges; opening the ledger checks its pages and its chain of digests."""
     with Ledger.open(folder / "ledger", "data of the check") as ledger:
         state = ledger.state()
     entries = state.entries
     if [entry.message_id for entry in entries[:V1_CHARGES]] != [f"v1 {number}" for number in range(V1_CHARGES)]:
         result.violations.append("charges of version 1 are lost")
-    connection = sqlite3.connect(folder / "ledger")
-    if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
-        result.violations.append("corrupted")
-    connection.close()
     released = [line.split()[0] for line in _lines(folder / "released")]
     charged = {entry.message_id: entry for entry in entries}
     if len(charged) != len(entries):

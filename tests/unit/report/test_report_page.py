@@ -149,6 +149,23 @@ def test_failed_and_unfinished_runs_are_listed(tmp_path: Path) -> None:
     assert "This run failed: RunError: the model has diverged" in single
 
 
+def test_a_run_that_used_no_update_is_marked_and_never_the_best(tmp_path: Path) -> None:
+    write_run(tmp_path / "good", accuracy=0.6)
+    for state in ("finished", "failed"):
+        metrics = write_run(tmp_path / state, f"seed={len(state)}", accuracy=0.9, state=state) / "metrics.jsonl"
+        metrics.write_text(metrics.read_text().replace('"clients_used": 2', '"clients_used": 0'), encoding="utf-8")
+    write_run(tmp_path / "diverged", "seed=2", accuracy=0.95, state="failed", reason="DivergedError: nan")
+    runs = find_runs([tmp_path])
+    markdown = to_markdown("four", report_sections(runs))
+
+    assert [run.state for run in runs] == ["failed", "failed", "failed", "finished"]
+    assert "The best single run reached 60.0%: good." in markdown
+    assert "3 failed: diverged, failed, finished" in markdown
+    assert "No client's update was used in failed, finished" in markdown
+    single = to_markdown("one", report_sections([read_run(tmp_path / "finished", tmp_path)]))
+    assert "This run failed: no client's update was used in any round" in single
+
+
 def test_without_privacy_the_statement_gives_no_guarantee(tmp_path: Path) -> None:
     markdown = statement_markdown(write_run(tmp_path / "open", "privacy=none"))
 

@@ -1,0 +1,181 @@
+"""Real processes: interrupted with SIGINT, with a closed standard output, without Unicode, and on a full disk."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from loopback import wait_until
+
+from fedsvd.runs.folder import read_json
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["experiment=smoke", "plots=false", "data.max_train_examples=60", "data.max_test_examples=20"]
+OPEN = [*TINY, "privacy=none"]
+LONG = [*OPEN, "train.num_rounds=2000"]
+COMMANDS = [
+    ["train", *LONG], ["train", "-m", *LONG, "seed=0,1"], ["compare", "experiment=smoke", "run_dir=cmp"],
+    ["audit", "experiment=smoke", "model.rank=32"], ["predict", "run", "--text", "x"], ["evaluate", "run"],
+    ["export", "run", "--to", "export"], ["report", "run"], ["doctor"], ["privacy", "plan", "experiment=smoke"],
+]  # fmt: skip
+
+
+def start(folder: Path, *arguments: str, **options: object) -> subprocess.Popen[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "fedsvd.cli", *arguments]
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, **options}
+    # A process group, which a terminal interrupts as a whole.
+    return subprocess.Popen(command, cwd=folder, text=True, start_new_session=True, **settings)  # type: ignore[call-overload,no-any-return]
+
+
+def interrupt(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Interrupt a process group; return its output, and the second of the two lines on standard error."""
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 130, errors
+    lines = errors.strip().splitlines()
+    assert len(lines) == 2, errors
+    assert lines[0].startswith("interrupted: ")
+    return output, lines[1]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: " ".join(arguments[:2]))
+@pytest.mark.parametrize("delay", [0.7, 3.0])
+def test_every_command_ends_in_two_lines(arguments: list[str], delay: float, tmp_path: Path) -> None:
+    process = start(tmp_path, *arguments)
+    time.sleep(delay)
+    if process.poll() is not None:
+        pytest.skip("the command has ended already")
+
+    _, remedy = interrupt(process)
+
+    assert "fedsvd" in remedy
+
+
+def paste(folder: Path, remedy: str, *more: str) -> None:
+    """Run the printed command in a shell, in another directory."""
+    (folder / "bin").mkdir(parents=True)
+    script = folder / "bin" / "fedsvd"
+    script.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m fedsvd.cli "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    line = " ".join([remedy[remedy.index("fedsvd ") :], *more])
+    environment = {**os.environ, "PATH": f"{script.parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", line], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("federation", ["local", "simulation"])
+def test_an_interrupted_run_continues_with_the_printed_command(federation: str, tmp_path: Path) -> None:
+    folder = tmp_path / "a=b, it's [x] ü"
+    name = str(folder).replace("'", "\\'")
+    process = start(tmp_path, "train", *LONG, f"federation={federation}", f"hydra.run.dir='{name}'")
+    wait_until((folder / "checkpoints" / "round-000002").exists, 300, "the second checkpoint")
+
+    _, remedy = interrupt(process)
+
+    record = read_json(folder / "run.json")
+    assert (record["state"], record["reason"]) == ("interrupted", "interrupted by the user")
+    done = max(int(path.name.removeprefix("round-")) for path in (folder / "checkpoints").glob("round-*"))
+    paste(tmp_path / "elsewhere", remedy, f"train.num_rounds={done + 1}")
+    assert read_json(folder / "run.json")["state"] == "finished"
+
+
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
+def test_an_interrupted_sweep_continues_with_the_printed_command(launcher: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "a sweep"
+    overrides = [*OPEN, "train.num_rounds=40", "seed=0,1", *launcher, f"hydra.sweep.dir='{folder}'"]
+    process = start(tmp_path, "train", "-m", *overrides)
+    wait_until(lambda: any(folder.glob("*/checkpoints/round-000001")), 300, "a checkpoint")
+
+    _, remedy = interrupt(process)
+
+    assert "finished" not in {read_json(path)["state"] for path in folder.glob("*/run.json")}
+    paste(tmp_path / "elsewhere", remedy)
+    assert [read_json(path)["state"] for path in folder.glob("*/run.json")] == ["finished"] * 2
+
+
+def test_an_interrupted_comparison_keeps_its_runs(tmp_path: Path) -> None:
+    chosen = ["compare.only_contenders=[fedsvd]", "compare.only_tasks=[movies]", "compare.epsilons=[0]"]
+    process = start(tmp_path, "compare", *TINY, *chosen, "compare.tuning_epsilons=[0]", "run_dir=cmp")
+    results = tmp_path / "cmp" / "results.jsonl"
+    wait_until(lambda: results.exists() and results.stat().st_size > 0, 300, "the first run")
+
+    _, remedy = interrupt(process)
+
+    assert "compare.only_contenders=" in remedy
+    assert json.loads(results.read_text().splitlines()[0])["phase"] == "tuning"
+
+
+def test_runs_of_one_second_have_directories_of_their_own(tmp_path: Path) -> None:
+    processes = [start(tmp_path, "train", *OPEN, "train.num_rounds=1") for _ in range(2)]
+    for process in processes:
+        assert process.communicate(timeout=300)[0]
+        assert process.returncode == 0
+    records = [read_json(path) for path in tmp_path.glob("runs/*/*/run.json")]
+    assert [record["state"] for record in records] == ["finished"] * 2
+
+
+def test_a_closed_standard_output_does_not_end_training(tmp_path: Path) -> None:
+    process = start(tmp_path, "train", *OPEN, "hydra.run.dir=run")
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(300) == 0
+    assert read_json(tmp_path / "run" / "run.json")["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+)
+def test_a_terminal_without_unicode_shows_replacements(environment: dict[str, str], tmp_path: Path) -> None:
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    overrides = [*TINY, "train.num_rounds=1", "privacy.accountant=rdp", "hydra.run.dir=run"]
+    process = start(tmp_path, "train", *overrides, env=settings)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert "Logging error" not in errors
+    assert re.search(r"[?ε] [?≤] \d", output)
+
+
+def limit_file_size(size: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize("size", [300, 3_000, 8_000])
+def test_a_full_disk_ends_in_one_line(size: int, tmp_path: Path) -> None:
+    process = start(tmp_path, "train", *OPEN, "hydra.run.dir=run", preexec_fn=limit_file_size(size))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    [line] = errors.strip().splitlines()
+    assert line.startswith("error: ")
+    assert "cannot be written" in line
+    assert "free disk space" in line
+    if size > 1_500:
+        assert read_json(tmp_path / "run" / "run.json")["state"] == "failed"
+
+
+@pytest.mark.parametrize("command", [["export", "run", "--to", "file/x"], ["report", "run", "--to", "file/x"]])
+def test_an_output_path_that_cannot_be_written_is_one_line(command: list[str], tmp_path: Path) -> None:
+    process = start(tmp_path, "train", *OPEN, "train.num_rounds=1", "hydra.run.dir=run")
+    assert process.communicate(timeout=300)[0]
+    (tmp_path / "file").touch()
+
+    process = start(tmp_path, *command)
+    _, errors = process.communicate(timeout=300)
+
+    assert process.returncode == 1
+    [line] = errors.strip().splitlines()
+    assert "file" in line
+    assert "Not a directory" in line or "File exists" in line
