@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from fedsvd.lora.site import LoraSite
 from fedsvd.models.pooled import PooledClassifier
 from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, example_keys
 
+# A head alone can be trained on batches of all texts; the layers below it would need too much memory for them.
+_BATCH_SIZE = 64
 # The digest of sites none of which changes the frozen model's output.
 _WITHOUT_FACTORS = hashlib.sha256().digest()
 
@@ -65,12 +67,21 @@ class FeatureCache:
         pooled: The `PooledClassifier` in it.
         prefix: For forward passes through layers with trained factors.
         store: Holds the features. Models with the same frozen weights can share it.
+        fill_prefix: Cache the states of the frozen layers with the features, for later rounds that train factors.
     """
 
-    def __init__(self, model: nn.Module, pooled: PooledClassifier, prefix: PrefixCache, store: FeatureStore) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        pooled: PooledClassifier,
+        prefix: PrefixCache,
+        store: FeatureStore,
+        fill_prefix: bool = False,
+    ) -> None:
         self._pooled = pooled
         self._prefix = prefix
         self._store = store
+        self._fill_prefix = fill_prefix
         self._sites = list(lora_sites(model).values())
         self._model = model
         self._versions: tuple[object, ...] = ()
@@ -110,16 +121,27 @@ class FeatureCache:
         keys = example_keys(inputs, mask)
         cached = self._store.for_state(state)
         missing = {key: row for row, key in enumerate(keys) if key not in cached}
-        computed: dict[bytes, Tensor] = {}
-        if missing:
-            rows = list(missing.values())
-            with torch.no_grad():
-                features = self._pooled.features(**{name: tensor[rows] for name, tensor in inputs.items()}).cpu()
-            for key, row in zip(missing, features, strict=True):
-                computed[key] = row.clone()
-                self._store.add(key, computed[key])
+        computed = self._compute(inputs, mask, missing)
+        for key, features in computed.items():
+            self._store.add(key, features)
         gathered = torch.stack([computed[key] if key in computed else cached[key] for key in keys])
         return gathered.to(mask.device)
+
+    @torch.no_grad()
+    def _compute(self, inputs: dict[str, Tensor], mask: Tensor, rows: dict[bytes, int]) -> dict[bytes, Tensor]:
+        """Return the features of some rows of a batch, in small batches of texts of similar length."""
+        lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1).tolist()
+        ordered = sorted(rows.items(), key=lambda item: lengths[item[1]])
+        computed = {}
+        for start in range(0, len(ordered), _BATCH_SIZE):
+            keys, indices = zip(*ordered[start : start + _BATCH_SIZE], strict=True)
+            longest = lengths[indices[-1]]
+            batch = {name: tensor[list(indices), :longest] for name, tensor in inputs.items()}
+            with self._prefix.reuse_states(self._model, batch) if self._fill_prefix else nullcontext():
+                features = self._pooled.features(**batch).cpu()
+            for key, row in zip(keys, features, strict=True):
+                computed[key] = row.clone()
+        return computed
 
     def _is_constant(self, state: bytes) -> bool:
         """Return whether the features are worth caching, and no gradient flows through them."""
