@@ -23,7 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = ["data=csv", f'data.path="{folder / "data.csv"}"', "privacy=none", "train.num_rounds=1"]
     federation = ["partition=iid", "partition.min_partition_size=1", "data.max_train_examples=null"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "accuracy_figure", lambda rows: 1 / 0)
+        patch.setattr(plots, "accuracy_figure", lambda *_: 1 / 0)
         directory = f'hydra.run.dir="{folder / "run"}"'
         assert main(["train", "experiment=smoke", *overrides, *federation, directory]) == 0
     return folder / "run"
@@ -70,6 +70,6 @@ def test_error_shows_a_path_as_it_is(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_failed_plot_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "accuracy_figure", lambda rows: 1 / 0)
+        patch.setattr(plots, "accuracy_figure", lambda *_: 1 / 0)
         plots.plot_accuracy([], tmp_path / "accuracy.png")
     assert "plot_accuracy failed (ZeroDivisionError: division by zero)" in caplog.text
