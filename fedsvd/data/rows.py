@@ -119,19 +119,8 @@ def select_rows(table: Table, columns: Columns, *, pair_is_optional: bool | None
     Raises:
         DataError: A cell holds a value that is no text, such as a list, or the number of no class.
     """
-    if pair_is_optional is None:
-        pair_is_optional = columns.response is not None
-    texts = _convert(table, columns.text, to_text)
-    roles: dict[str, tuple[str, Sequence[str | None]]] = {"text": (NO_TEXT, texts)}
-    if columns.text_pair is not None:
-        pairs = _convert(table, columns.text_pair, to_text)
-        roles["text_pair"] = (NO_PAIR, [text or "" for text in pairs] if pair_is_optional else pairs)
-    hidden: set[int] = set()
-    if columns.label is not None:
-        hidden = _hidden_labels(table, columns.label)
-        roles["label"] = (NO_LABEL, _convert(table, columns.label, to_class_name))
-    if columns.response is not None:
-        roles["response"] = (NO_ANSWER, _convert(table, columns.response, to_text))
+    roles = _read_roles(table, columns, columns.response is not None if pair_is_optional is None else pair_is_optional)
+    hidden = set() if columns.label is None else _hidden_labels(table, columns.label)
     reasons: dict[str, list[int]] = {}
     usable = []
     for index, number in enumerate(table.row_numbers):
@@ -155,6 +144,19 @@ def select_rows(table: Table, columns: Columns, *, pair_is_optional: bool | None
         columns.kept_name,
         columns.keep is not None and columns.keep == columns.label,
     )
+
+
+def _read_roles(table: Table, columns: Columns, pair_is_optional: bool) -> dict[str, tuple[str, Sequence[str | None]]]:
+    """Return, by role, the reason to leave out a row without a value, and the values."""
+    roles: dict[str, tuple[str, Sequence[str | None]]] = {"text": (NO_TEXT, _convert(table, columns.text, to_text))}
+    if columns.text_pair is not None:
+        pairs = _convert(table, columns.text_pair, to_text)
+        roles["text_pair"] = (NO_PAIR, [text or "" for text in pairs] if pair_is_optional else pairs)
+    if columns.label is not None:
+        roles["label"] = (NO_LABEL, _convert(table, columns.label, to_class_name))
+    if columns.response is not None:
+        roles["response"] = (NO_ANSWER, _convert(table, columns.response, to_text))
+    return roles
 
 
 def build_dataset(rows: Rows, class_names: Sequence[str]) -> Dataset:
