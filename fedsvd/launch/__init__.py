@@ -18,16 +18,17 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedsvd.config import Config
-from fedsvd.config.compose import app_root, compose
+from fedsvd.config.compose import app_root, compose, read_yaml
+from fedsvd.config.earlier_versions import pinned_overrides
 from fedsvd.config.paths import absolute_paths
+from fedsvd.config.quoting import path_override
 from fedsvd.errors import BudgetExceededError, ConfigError, DataError, RunError
 from fedsvd.launch.in_process import run_local
 from fedsvd.launch.remote import run_remote
 from fedsvd.launch.resume import check_settings
 from fedsvd.launch.simulation import run_simulation
-from fedsvd.methods import build_method, check_method
+from fedsvd.methods import build_method, build_run_method, check_method
 from fedsvd.privacy.accounting import check_delta
-from fedsvd.quoting import path_override
 from fedsvd.runs.folder import RunFolder, read_rows, write_json, write_text
 from fedsvd.runtime.model import resolve_device
 from fedsvd.tracking import check_tracking
@@ -41,7 +42,8 @@ def check_config(config: Config) -> None:
             without real nodes.
         PrivacyError: The accountant does not support the value of δ.
     """
-    check_method(build_method(config.method), config)
+    build_method(config.method)
+    check_method(build_run_method(config), config)
     check_delta(config.privacy.target_delta, config.privacy.accountant)
     if config.federation.name == "remote":
         return
@@ -111,19 +113,22 @@ def _run_on_this_machine(config: Config, overrides: Sequence[str], run_folder: R
 
 
 def saved_overrides(folder: Path) -> list[str]:
-    """Return the overrides that the run in a directory was started with.
+    """Return the overrides that a run was started with, and those that keep the behavior of an earlier version.
 
     Raises:
         ConfigError: It is not a run directory.
     """
-    path = RunFolder(folder).overrides
+    paths = RunFolder(folder)
     try:
-        return list(json.loads(path.read_text(encoding="utf-8")))
+        saved = list(json.loads(paths.overrides.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"resume = {str(folder)!r} is not a run directory: {path.name} cannot be read ({error}). Give "
+            f"resume = {str(folder)!r} is not a run directory: {paths.overrides.name} cannot be read ({error}). Give "
             "the directory of an earlier run."
         ) from error
+    if not paths.config.is_file():
+        return saved
+    return [*saved, *pinned_overrides(read_yaml(paths.config), compose(saved))]
 
 
 def load_apps() -> tuple[ServerApp, ClientApp]:
