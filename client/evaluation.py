@@ -9,7 +9,7 @@ from client.identity import ClientIdentity
 from client.personal_factors import with_personal_factors
 from fedsvd.config import Config
 from fedsvd.lora.adapter import Adapter
-from fedsvd.methods import build_method
+from fedsvd.methods import build_run_method
 from fedsvd.runtime.data import load_test_batches
 from fedsvd.runtime.losses import load_prefix_cache
 from fedsvd.runtime.model import initial_adapter, load_model, resolve_device
@@ -27,7 +27,7 @@ def received_adapter(
         PayloadError: See `client.factor_cache.receive_factors`.
         RunError: See `client.personal_factors.with_personal_factors`.
     """
-    method = build_method(config.method)
+    method = build_run_method(config)
     device = resolve_device(config.device)
     adapter = receive_factors(task, factors, state, initial_adapter(config, method), method, device)
     return with_personal_factors(identity.personal, adapter, method.traits.personal)

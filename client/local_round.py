@@ -17,16 +17,16 @@ from fedsvd.config import Config
 from fedsvd.errors import DataError, PayloadError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter
-from fedsvd.methods import build_method
+from fedsvd.methods import build_run_method
 from fedsvd.methods.aggregate import flatten_parts, unflatten_parts
 from fedsvd.privacy.client_level import add_noise, clip_update, run_spend
 from fedsvd.privacy.noise_share import client_noise_multiplier
-from fedsvd.privacy.plan import poisson_rate
+from fedsvd.privacy.plan import example_sample_rate
 from fedsvd.privacy.randomness import poisson_batches
 from fedsvd.runtime.data import ClientData, load_client_data
 from fedsvd.runtime.losses import per_example_losses
-from fedsvd.runtime.model import client_config, load_model, trained_parts
-from fedsvd.training.loop import make_optimizer, train_plain
+from fedsvd.runtime.model import client_config, load_model, prepare_training, trained_parts
+from fedsvd.training.loop import train_plain
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
 
@@ -64,9 +64,9 @@ def run_local_round(
     started = time.perf_counter()
     identity.limits.check(config)
     config = client_config(config, identity.partition_id)
-    if not 1 <= task.server_round <= config.train.num_rounds:
-        raise PayloadError(f"server_round = {task.server_round} is invalid: expected 1 to {config.train.num_rounds}.")
-    method = build_method(config.method)
+    if not 1 <= task.server_round <= config.train.rounds:
+        raise PayloadError(f"server_round = {task.server_round} is invalid: expected 1 to {config.train.rounds}.")
+    method = build_run_method(config)
     allowed = trained_parts(method, config, task.server_round)
     if not task.trains <= allowed:
         raise PayloadError(
@@ -140,11 +140,11 @@ def _train_without_noise(
     peft_model.write(model, adapter)
     loss = train_plain(
         model,
-        make_optimizer(peft_model.set_trainable(model, task.trains), config.train, task.server_round),
+        prepare_training(model, task.trains, config.train, task.server_round)[0],
         per_example_losses(data, config),
         poisson_batches(
             num_examples,
-            poisson_rate(num_examples, config.train.batch_size),
+            example_sample_rate(config.train, num_examples),
             config.train.local_steps,
             _round_generator(config.seed, task.server_round, identity.partition_id),
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import lru_cache
 
-from fedsvd.config import Config
+from fedsvd.config import Config, TrainConfig
 from fedsvd.privacy.plan import example_warnings
 
 logger = logging.getLogger(__name__)
@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 def warn_unusual_settings(config: Config, partition_id: int, num_examples: int) -> None:
     """Warn if δ is so large that whole examples may be disclosed, or if each batch is the whole data set."""
     if config.privacy.name == "dp_sgd":
-        _warn_once(partition_id, num_examples, config.privacy.target_delta, config.train.batch_size)
+        _warn_once(partition_id, num_examples, config.privacy.target_delta, config.train)
 
 
 @lru_cache(maxsize=1024)
-def _warn_once(partition_id: int, num_examples: int, target_delta: float, batch_size: int) -> None:
-    for warning in example_warnings(num_examples, target_delta, batch_size):
+def _warn_once(partition_id: int, num_examples: int, target_delta: float, train: TrainConfig) -> None:
+    for warning in example_warnings(num_examples, target_delta, train):
         logger.warning("client %d: %s", partition_id, warning)

@@ -147,7 +147,7 @@ def _print_interruption(arguments: Sequence[str], stopped: BaseException) -> Non
     if isinstance(stopped, Interruption):
         kept, remedy = stopped.kept, stopped.remedy
     else:
-        from fedsvd.quoting import command
+        from fedsvd.config.quoting import command
 
         kept = f"fedsvd {arguments[0]} was stopped before it wrote its result."
         remedy = f"run it again with {command(arguments)}"

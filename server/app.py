@@ -7,14 +7,15 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from fedsvd.config import Config
-from fedsvd.config.compose import from_run_config, to_yaml
+from fedsvd.config.compose import as_dict, from_run_config, to_yaml
 from fedsvd.launch.budget import check_remaining_budget
 from fedsvd.launch.resume import check_new, check_resume
 from fedsvd.lora import peft_model
-from fedsvd.methods import build_method
+from fedsvd.methods import build_run_method
 from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.claim_text import privacy_line
 from fedsvd.report.diagnostics_plot import plot_diagnostics
+from fedsvd.report.loaded_runs import flatten
 from fedsvd.report.plots import plot_accuracy, plot_partitions
 from fedsvd.report.progress import Reporter
 from fedsvd.runs.folder import RunFolder, read_json, run_root, write_json, write_text
@@ -57,7 +58,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
     """Build the strategy, run all rounds, and write adapter and plots to the run directory."""
-    method = build_method(config.method)
+    method = build_run_method(config)
     adapter = initial_adapter(config, method)
     checkpoint = load_latest(folder.checkpoints, adapter) if config.resume else None
     _write_inputs(config, folder)
@@ -71,7 +72,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
     federation = config.federation
     unit, is_secure = "client" if client_level else "example", federation.secure_aggregation
     with (
-        Reporter(folder.root, config.train.num_rounds, config.privacy.target_delta, unit, assumptions) as reporter,
+        Reporter(folder.root, config.train.rounds, config.privacy.target_delta, unit, assumptions) as reporter,
         open_tracker(config, folder, reporter.warn) as track,
     ):
         polling: Grid = PollingGrid(grid, reporter.reply_arrived)
@@ -86,7 +87,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
         strategy.start(
             secure or RetryGrid(polling, strategy.full_request, federation.retries, federation.retry_after_s),
             payload.pack(adapter, ["A", "B"]),
-            num_rounds=config.train.num_rounds - strategy.first_round,
+            num_rounds=config.train.rounds - strategy.first_round,
             timeout=federation.round_timeout_s,
             evaluate_fn=callback,
         )
@@ -94,7 +95,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
         callback.finish()
         peft_model.save_pretrained(load_model(config), strategy.adapter, folder.adapter)
         if config.plots:
-            plot_accuracy(callback.history, folder.accuracy_plot)
+            plot_accuracy(callback.history, folder.accuracy_plot, flatten(as_dict(config)))
             plot_diagnostics(callback.history, folder.diagnostics_plot)
     document = privacy_document(config, callback.history, callback.clients)
     line = privacy_line(claim_of(config, callback.history, callback.clients))

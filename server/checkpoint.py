@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedsvd.config.quoting import resume_command
 from fedsvd.errors import RunError
 from fedsvd.lora.adapter import PARTS, Adapter
 from fedsvd.methods import State
-from fedsvd.quoting import resume_command
 from fedsvd.runs.folder import fsync_path, write_json
 
 MAX_CHECKPOINTS = 3

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsvd.lora.adapter import Adapter, as_plain_lora
+from fedsvd.config import TrainConfig
+from fedsvd.lora.adapter import Adapter, Part, as_plain_lora
 from fedsvd.lora.refactorize import orthonormal_rows
 from fedsvd.wire.train_messages import ClientReport
 
@@ -37,27 +38,34 @@ def site_diagnostics(before: Adapter, after: Adapter) -> dict[str, dict[str, Any
     return result
 
 
-def signal_to_noise(before: Adapter, after: Adapter, noise_std: float) -> float | None:
-    """Estimate the signal-to-noise ratio of a mean update: ``√(max(0, ‖Δ‖² − d s²) / (d s²))``.
+def head_noise_ratio(train: TrainConfig) -> float:
+    """Return the noise in the head relative to that in the factors: noise is scaled by the learning rate."""
+    return (train.head_learning_rate or train.learning_rate) / train.learning_rate
+
+
+def signal_to_noise(before: Adapter, after: Adapter, noise_std: float, head_ratio: float = 1.0) -> float | None:
+    """Estimate the signal-to-noise ratio of a mean update: ``√(max(0, ‖Δ‖² − N) / N)`` with ``N = Σ s²``.
 
     Args:
         before: The adapter that the clients started from.
         after: The plain mean of the adapters that they sent, in the same coordinates.
-        noise_std: s, the standard deviation of the noise in each of its d entries.
+        noise_std: s, the standard deviation of the noise in each entry of the factors.
+        head_ratio: The same for the head, divided by s.
 
     Returns:
         The ratio, or None without noise. It is computed from a noisy update and public numbers, so it costs no privacy.
     """
     if noise_std <= 0:
         return None
-    deltas = [
-        (after.part(part)[name].double() - old.double())
-        for part in ("A", "B", "core", "head")
-        for name, old in before.part(part).items()
-        if not torch.equal(old, after.part(part)[name])
-    ]
-    noise_energy = sum(delta.numel() for delta in deltas) * noise_std**2
-    energy = sum(float((delta**2).sum()) for delta in deltas)
+    parts: tuple[Part, ...] = ("A", "B", "core", "head")
+    energy = noise_energy = 0.0
+    for part in parts:
+        std = noise_std * (head_ratio if part == "head" else 1.0)
+        for name, old in before.part(part).items():
+            new = after.part(part)[name]
+            if not torch.equal(old, new):
+                energy += float((new.double() - old.double()).square().sum())
+                noise_energy += new.numel() * std**2
     return math.sqrt(max(0.0, energy - noise_energy) / noise_energy) if noise_energy else None
 
 

@@ -10,10 +10,10 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 
 from fedsvd.config import Config
+from fedsvd.config.quoting import resume_command
 from fedsvd.errors import DivergedError, RunError
 from fedsvd.lora import peft_model
 from fedsvd.privacy.round_settings import ROW_KEY
-from fedsvd.quoting import resume_command
 from fedsvd.report.progress import Reporter
 from fedsvd.runs.folder import RunFolder, read_json, write_json, write_rows
 from fedsvd.runtime.data import load_test_batches

@@ -172,7 +172,9 @@ def read_masked_reply(message: Message, partition_id: int) -> tuple[Reply, Clien
 
 
 def report_noise_std(report: ClientReport, config: Config, server_round: int) -> float:
-    """Return the standard deviation of the noise in each entry of a client's update; 0 if it is not known.
+    """Return the standard deviation of the noise in each entry of a client's factors; 0 if it is not known.
+
+    That in the head differs by `server.diagnostics.head_noise_ratio`.
 
     Plain SGD adds noise of standard deviation ``learning_rate · σ · max_grad_norm / (sample_rate · num_examples)`` per
     step, and the variances of the steps add up.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
-from fedsvd.config import Config
+from fedsvd.config import Config, TrainConfig
 from fedsvd.errors import DivergedUpdateError, PayloadError, PrivacyError
 from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.privacy.accounting import calibrate
 from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR
-from fedsvd.privacy.plan import poisson_rate
+from fedsvd.privacy.plan import example_sample_rate
 from fedsvd.training.loop import learning_rate
 from fedsvd.wire.train_messages import ClientReport
 
@@ -43,7 +43,7 @@ def check_report(report: ClientReport, config: Config, earlier: int | None) -> N
     if config.privacy.name != "dp_sgd":
         return
     if n is not None and report.sample_rate is not None:
-        expected = poisson_rate(n, config.train.batch_size)
+        expected = example_sample_rate(config.train, n)
         if not math.isclose(report.sample_rate, expected, rel_tol=1e-6):
             raise PayloadError(f"sample_rate = {report.sample_rate} is invalid: expected {expected} for {n} examples.")
     largest = max_noise_multiplier(config)
@@ -54,13 +54,15 @@ def check_report(report: ClientReport, config: Config, earlier: int | None) -> N
 def max_noise_multiplier(config: Config) -> float:
     """Return an upper bound on any client's noise multiplier.
 
-    It is that of a client whose batches are its whole data set, calibrated with the looser accountant (RDP).
+    It is that of a client whose batches are its whole data set, or of the sample rate that all clients have, calibrated
+    with the looser accountant (RDP).
     """
     privacy, train = config.privacy, config.train
     if privacy.noise_multiplier is not None:
         return privacy.noise_multiplier * (1 + 1e-6)
     try:
-        return calibrate(privacy.target_epsilon, privacy.target_delta, 1.0, train.num_rounds * train.local_steps, "rdp")
+        rate, steps = train.sample_rate or 1.0, train.num_rounds * train.local_steps
+        return calibrate(privacy.target_epsilon, privacy.target_delta, rate, steps, "rdp")
     except PrivacyError:
         return math.inf
 
@@ -83,14 +85,22 @@ def check_update_norm(
             size += tensor.numel()
     norm, allowed = math.sqrt(float(update_square)), config.federation.max_reply_norm
     if config.privacy.name == "dp_sgd":
-        allowed = min(allowed, max_update_norm(report, config, server_round, size, math.sqrt(float(start_square))))
+        start_norm = math.sqrt(float(start_square))
+        allowed = min(allowed, max_update_norm(report, config, server_round, size, start_norm, parts.keys()))
     if not norm <= allowed:
         raise DivergedUpdateError(
             f"update norm {norm:.4g} is too large: the settings of this round allow at most {allowed:.4g}."
         )
 
 
-def max_update_norm(report: ClientReport, config: Config, server_round: int, size: int, start_norm: float) -> float:
+def max_update_norm(
+    report: ClientReport,
+    config: Config,
+    server_round: int,
+    size: int,
+    start_norm: float,
+    parts: Collection[Part] = frozenset({"B"}),
+) -> float:
     """Return an upper bound on the norm of one round's update under DP-SGD.
 
     An honest client exceeds it with probability below 1e-12.
@@ -98,8 +108,9 @@ def max_update_norm(report: ClientReport, config: Config, server_round: int, siz
     A step moves the parameters by ``η (Σ clip(gᵢ) + σ C z) / L``, where each clipped gradient has norm at most C, z is
     a vector of ``size`` standard normal numbers, and L is the expected batch size. T steps together move them by at
     most ``η C (N + σ √T ‖z‖) / L`` for N examples in all batches. Momentum μ multiplies this by at most
-    ``1 / (1 − μ)``. AdamW moves each coordinate by at most `MAX_ADAM_STEP` learning rates per step. Weight decay adds
-    its fraction of the parameters.
+    ``1 / (1 − μ)``. If head and factors have different learning rates, η is the larger one of the trained parts; if
+    they are clipped separately, their joint norm is still at most C. AdamW moves each coordinate by at most
+    `MAX_ADAM_STEP` learning rates per step. Weight decay adds its fraction of the parameters.
 
     Args:
         report: The client's report, after `check_report`. If ``num_examples``, ``sample_rate`` or ``noise_multiplier``
@@ -108,20 +119,32 @@ def max_update_norm(report: ClientReport, config: Config, server_round: int, siz
         server_round: 1-based.
         size: Number of values in the update.
         start_norm: Norm of the parameters before the round.
+        parts: The trained parts.
     """
-    train, rate = config.train, learning_rate(config.train, server_round)
-    steps = train.local_steps
+    train, steps = config.train, config.train.local_steps
+    rate = max(learning_rate(train, server_round, of_head=part == "head") for part in parts)
     if train.optimizer == "adamw":
         update = rate * MAX_ADAM_STEP * steps * math.sqrt(size)
     else:
-        known = report.num_examples is not None and report.sample_rate is not None
-        batch = report.sample_rate * report.num_examples if known else 1.0  # type: ignore[operator]
-        expected = steps * (batch if known else train.batch_size)
-        # Bernstein's bound on a sum of independent Bernoulli variables.
-        examples = expected + TAIL_STDS * math.sqrt(expected) + TAIL_STDS**2
+        batch, examples = _batch_and_examples(report, train)
         sigma = report.noise_multiplier if report.noise_multiplier is not None else max_noise_multiplier(config)
         noise = sigma * GRADIENT_NOISE_FACTOR * math.sqrt(steps) * (math.sqrt(size) + TAIL_STDS)
         update = rate * config.privacy.max_grad_norm * (examples + noise) / batch / (1 - train.momentum)
     decay = rate * train.weight_decay * steps / (1 - train.momentum)
     # The added terms cover the float32 rounding of each parameter in each step.
     return (update + decay * (start_norm + update)) * (1 + 1e-3) + 1e-6 * start_norm * steps
+
+
+def _batch_and_examples(report: ClientReport, train: TrainConfig) -> tuple[float, float]:
+    """Return a client's expected batch size, and an upper bound on the examples in all batches of a round."""
+    steps = train.local_steps
+    if report.num_examples is not None and report.sample_rate is not None:
+        batch = report.sample_rate * report.num_examples
+        expected = steps * batch
+    elif train.sample_rate is not None:
+        # Relative to the divisor, the noise is largest for one example, which is in each batch at most once.
+        return train.sample_rate, float(steps)
+    else:
+        batch, expected = 1.0, float(steps * train.batch_size)
+    # Bernstein's bound on a sum of independent Bernoulli variables.
+    return batch, expected + TAIL_STDS * math.sqrt(expected) + TAIL_STDS**2

@@ -18,12 +18,12 @@ from fedsvd.errors import BudgetExceededError, DivergedError
 from fedsvd.lora.adapter import PARTS, Adapter, Part, truncate_rank
 from fedsvd.methods import Method, State
 from fedsvd.methods.aggregate import Replies, Reply, average, mean_noise_std
-from fedsvd.runtime.model import trained_parts
+from fedsvd.runtime.model import sent_parts, trained_parts
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
 from server.client_level import ClientLevelServer
 from server.clients import Clients
-from server.diagnostics import signal_to_noise, site_diagnostics
+from server.diagnostics import head_noise_ratio, signal_to_noise, site_diagnostics
 from server.downlink import Downlink
 from server.personal_metrics import mean_personal_metrics
 from server.replies import RoundRecord, read_masked_reply, read_plain_reply, valid_replies
@@ -117,7 +117,9 @@ class FederatedLoRA(Strategy):
         evaluate = due and bool(self.method.traits.personal)
         task = TrainTask(server_round, trains, self._uplink(server_round), account, evaluate=evaluate)
         core: frozenset[Part] = frozenset({"core"}) if self.method.traits.core else frozenset()
-        request = self.downlink.request(node, task, core | (trains & {"head"}), self._lower_rank(node))
+        # A head that was trained in earlier rounds is sent in those that do not train it, too.
+        head = (trains | trained_parts(self.method, self.config, 1)) & {"head"}
+        request = self.downlink.request(node, task, core | head, self._lower_rank(node))
         self.round.bytes_down += payload.payload_bytes(request.factors)
         return Message(
             train_messages.train_request(request.task, request.factors),
@@ -161,8 +163,10 @@ class FederatedLoRA(Strategy):
         before = self.adapter
         self._step(good)
         self.round.seconds_aggregate = time.perf_counter() - started
-        self.round.sites = site_diagnostics(before, self.adapter)
-        self.round.signal_to_noise = signal_to_noise(before, average(before, good), mean_noise_std(good))
+        if self.method.uplink(self.round.server_round):
+            self.round.sites = site_diagnostics(before, self.adapter)
+        ratio = head_noise_ratio(self.config.train)
+        self.round.signal_to_noise = signal_to_noise(before, average(before, good), mean_noise_std(good), ratio)
         return payload.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
 
     def _check_divergence(self) -> None:
@@ -221,8 +225,7 @@ class FederatedLoRA(Strategy):
         return None, None
 
     def _uplink(self, server_round: int) -> frozenset[Part]:
-        head: frozenset[Part] = trained_parts(self.method, self.config, server_round) & {"head"}
-        return self.method.uplink(server_round) | head
+        return sent_parts(self.method, self.config, server_round)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -17,7 +17,7 @@ from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compose import to_yaml
 from fedsvd.errors import ConfigError
 from fedsvd.launch import check_config
-from fedsvd.methods import build_method
+from fedsvd.methods import build_run_method
 from fedsvd.privacy.membership import Roc
 from fedsvd.report.roc import plot_roc
 from fedsvd.runs.folder import RunFolder, write_json, write_text
@@ -30,7 +30,8 @@ def check_audit(config: Config, settings: AuditConfig) -> None:
 
     Raises:
         ConfigError: The run is not private per example, the audited client does not exist, clients have personal
-            models, the noise is shared, or the run is resumed; see also `fedsvd.launch.check_config`.
+            models, the noise is shared, the trained parameters change between rounds, or the run is resumed; see also
+            `fedsvd.launch.check_config`.
     """
     check_config(config)
     if config.privacy.name != "dp_sgd":
@@ -43,11 +44,17 @@ def check_audit(config: Config, settings: AuditConfig) -> None:
             "privacy.noise_share = True adds only a share of the noise to each update, so that its ε holds only for "
             "the secure sum, but an audit attacks the updates of one client: set privacy.noise_share=false."
         )
-    if build_method(config.method).traits.personal or config.federation.client_ranks is not None:
+    if build_run_method(config).traits.personal or config.federation.client_ranks is not None:
         raise ConfigError(
             f"method.name = {config.method['name']} with federation.client_ranks = {config.federation.client_ranks} "
             "gives each client its own model, but an audit trains one model that all clients share: use another "
             "method, and set federation.client_ranks=null."
+        )
+    if config.train.trains == "none" or 0 < config.train.head_rounds < config.train.num_rounds:
+        raise ConfigError(
+            f"train.trains = {config.train.trains} with train.head_rounds = {config.train.head_rounds} does not train "
+            "the same parameters in every round, but an audit follows canaries in the same parameters over all rounds: "
+            "set train.head_rounds=0, and train.trains=head, factors or both."
         )
     if settings.partition_id >= config.federation.num_clients:
         raise ConfigError(

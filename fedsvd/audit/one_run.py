@@ -13,7 +13,7 @@ from fedsvd.audit.simulated_rounds import Observer, Participant, simulate_rounds
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.errors import DivergedError
-from fedsvd.methods import build_method
+from fedsvd.methods import build_run_method
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.audit_bound import Bound, audit_scores, largest_bound, plan_guesses
 from fedsvd.privacy.canaries import DiracCanaries, draw_canaries
@@ -102,9 +102,15 @@ def _attack(config: Config, settings: AuditConfig, canaries: DiracCanaries) -> n
     num_examples = len(load_client_data(config, settings.partition_id).examples)
     divisor = calibrate_run(config, num_examples).sample_rate * num_examples
 
+    method = build_run_method(config)
+    adapter = initial_adapter(config, method)
+
     def observe(server_round: int, update: Sequence[Tensor]) -> None:
-        scale = -divisor / learning_rate(train, server_round)
-        gradient_sums = [scale * change for change in update]
+        # In the order of the update: the factors, then the head.
+        num_head = len(adapter.head) if "head" in trained_parts(method, config, server_round) else 0
+        is_head = [index >= len(update) - num_head for index in range(len(update))]
+        rates = [learning_rate(train, server_round, of_head=of_head) for of_head in is_head]
+        gradient_sums = [-divisor / rate * change for rate, change in zip(rates, update, strict=True)]
         scores[:] += canaries.scores(gradient_sums, subtract_known=plain_sgd)
         canaries.reset_known()
 
@@ -137,7 +143,7 @@ def _participants(
 
 
 def _num_trained_values(config: Config) -> int:
-    method = build_method(config.method)
+    method = build_run_method(config)
     adapter = initial_adapter(config, method)
     parts = trained_parts(method, config, 1)
     return sum(tensor.numel() for part in parts for tensor in adapter.part(part).values())

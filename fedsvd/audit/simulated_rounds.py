@@ -10,7 +10,7 @@ from torch import Tensor
 from fedsvd.config import Config
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter
-from fedsvd.methods import State, build_method
+from fedsvd.methods import State, build_run_method
 from fedsvd.methods.aggregate import Reply, flatten_parts
 from fedsvd.privacy.canaries import Canaries
 from fedsvd.privacy.dp_sgd import DPSGD, LossFunction
@@ -54,7 +54,7 @@ def simulate_rounds(config: Config, participants: Sequence[Participant]) -> Adap
     Raises:
         PrivacyError: See `fedsvd.runtime.private_round.train_privately`.
     """
-    method = build_method(config.method)
+    method = build_run_method(config)
     adapter = initial_adapter(config, method).to(resolve_device(config.device))
     model = load_model(config)
     state: State = {}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fedsvd.config.quoting import path_override, read_path
 from fedsvd.config.search_path import config_dir_override, merge_search_paths
 from fedsvd.errors import ConfigError
-from fedsvd.quoting import path_override, read_path
 
 _CONFIG_DIR, _RESUME = ("-cd", "--config-dir"), "resume="
 

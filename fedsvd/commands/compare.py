@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fedsvd.commands.arguments import normalize
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.compose import compose_compare
+from fedsvd.config.quoting import command
 from fedsvd.config.search_path import is_search_path
 from fedsvd.errors import ConfigError, Interruption, RunError
-from fedsvd.quoting import command
 from fedsvd.report.literal import literal
 from fedsvd.runs.ownership import owned
 from fedsvd.runs.storage import storage_errors

@@ -13,8 +13,10 @@ from fedsvd.config import Config
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError
 from fedsvd.privacy.plan import configured_budget, plan_warnings
+from fedsvd.privacy.sampling import recommend, sample_rate_costs
 from fedsvd.report.literal import literal
-from fedsvd.report.privacy_tables import plan_table
+from fedsvd.report.privacy_tables import plan_table, sample_rates_table
+from fedsvd.runs.folder import RunFolder
 
 _USAGE = f"fedsvd privacy plan [KEY=VALUE …] | {privacy_ledger.USAGE}"
 _CHANGED = (
@@ -46,6 +48,8 @@ def _plan(overrides: Sequence[str]) -> None:
     privacy = config.privacy
     if privacy.name == "none":
         raise ConfigError("privacy = none gives no guarantee to plan; set privacy=dp_sgd or privacy=client_level.")
+    if config.train.trains == "none":
+        raise ConfigError("train.trains = none takes no steps, so there is nothing to plan; set it to both.")
     # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.launch.budget import plan_run
     from fedsvd.runtime.data import left_out
@@ -70,6 +74,10 @@ def _plan(overrides: Sequence[str]) -> None:
             "limits of a real client are known only to its node.",
             soft_wrap=True,
         )
+    if privacy.name == "dp_sgd":
+        costs = sample_rate_costs(config, plans)
+        console.print(sample_rates_table(costs, plans, config))
+        console.print(recommend(costs), highlight=False, soft_wrap=True)
     changed = [f"client {number}: {_CHANGED}" for number in planned.changed]
     for warning in [*changed, *plan_warnings(config, plans)]:
         console.print(literal("warning:", "yellow"), literal(warning), soft_wrap=True)
@@ -81,5 +89,8 @@ def _compose_resumable(overrides: Sequence[str]) -> Config:
     if folder is None:
         return compose(list(overrides))
     from fedsvd.launch import saved_overrides
+    from fedsvd.launch.resume import check_settings
 
-    return compose([*saved_overrides(folder), *overrides])
+    config = compose([*saved_overrides(folder), *overrides])
+    check_settings(RunFolder(folder), config)
+    return config

@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from fedsvd.commands.arguments import resumed_folder
 from fedsvd.config.compose import check_overrides, compose, hydra_settings
 from fedsvd.config.paths import override_key
+from fedsvd.config.quoting import path_override, resume_command
 from fedsvd.config.search_path import merge_search_paths
 from fedsvd.errors import ConfigError
 from fedsvd.launch import saved_overrides
-from fedsvd.quoting import path_override, resume_command
 from fedsvd.runs.folder import RunFolder
 from fedsvd.runs.ownership import completed_rounds, create_directory, use_directory
 

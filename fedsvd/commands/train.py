@@ -19,10 +19,10 @@ from fedsvd.commands.arguments import normalize
 from fedsvd.commands.run_directory import PreparedRun, complete_overrides, prepare_run
 from fedsvd.config.compose import conf_dir, from_dictconfig
 from fedsvd.config.paths import override_key
+from fedsvd.config.quoting import command, resume_command
 from fedsvd.config.search_path import search_paths
 from fedsvd.errors import ConfigError, FedSVDError, Interruption, RunError
 from fedsvd.launch.sweep import plan_sweep, run_or_resume, unfinished_runs
-from fedsvd.quoting import command, resume_command
 from fedsvd.report.literal import literal
 from fedsvd.report.sweep_progress import SweepReporter
 from fedsvd.runs.folder import RunFolder

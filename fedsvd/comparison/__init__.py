@@ -126,11 +126,15 @@ def nearest_budget(epsilon: float, settings: CompareConfig) -> float:
 def overrides(job: Job, base: Sequence[str], settings: CompareConfig) -> list[str]:
     """Return the overrides of one run; ``fedsvd train`` with these overrides repeats it."""
     privacy = ["privacy=dp_sgd", f"privacy.target_epsilon={job.epsilon:g}"] if job.epsilon else ["privacy=none"]
+    contender = settings.contenders[job.contender]
+    if not job.epsilon:
+        # Without privacy, there is no noise to share.
+        contender = [item for item in contender if not item.startswith("privacy.noise_share=")]
     return [
         *base,
         *settings.tasks[job.task],
         *privacy,
-        *settings.contenders[job.contender],
+        *contender,
         f"seed={job.seed}",
         f"train.learning_rate={job.learning_rate:g}",
         f"data.evaluate_on={'validation' if job.phase == 'tuning' else 'test'}",

@@ -105,16 +105,17 @@ class Workers:
                     return
 
         with ThreadPoolExecutor(len(self._processes)) as threads:
-            workers = [threads.submit(work, index) for index in range(len(self._processes))]
             try:
+                workers = [threads.submit(work, index) for index in range(len(self._processes))]
                 wait(workers, return_when=FIRST_EXCEPTION)
+                stopped.set()
+                for worker in workers:
+                    worker.result()
             except KeyboardInterrupt:
                 self._stopped.set()
                 raise
             finally:
                 stopped.set()
-            for worker in workers:
-                worker.result()
 
 
 def take_job_group(pending: list[Sequence[Job]], task: str | None) -> Sequence[Job]:

@@ -15,12 +15,13 @@ from pydantic.dataclasses import dataclass
 from fedsvd.config.aggregation import AggregationConfig, check_aggregation
 from fedsvd.config.federation import FederationConfig
 from fedsvd.config.group import ConfigGroup
+from fedsvd.config.head import check_head
 from fedsvd.config.model import DataConfig, ModelConfig, PartitionConfig
 from fedsvd.config.privacy import PrivacyConfig
 from fedsvd.config.secure_aggregation import check_secure
 from fedsvd.config.tracking import TrackingConfig
 from fedsvd.config.train import TrainConfig
-from fedsvd.config.types import Seed, Text
+from fedsvd.config.types import Fraction, Seed, Text
 from fedsvd.errors import ConfigError
 
 __all__ = [
@@ -58,6 +59,8 @@ class Config(ConfigGroup):
         float32_matmul_precision: Argument of `torch.set_float32_matmul_precision`; below ``highest``, torch may use
             kernels that round inputs (TF32, bfloat16) where the hardware has them.
         plots: Write the plots of the run directory; false saves seconds per run where many small runs are compared.
+        reference_accuracy: Held-out accuracy of the same model without privacy, measured elsewhere; shown as a line in
+            the plot of accuracy. null: no line.
         device: ``auto`` (CUDA if available), ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
         method: ``name`` and the method's own options, which `fedsvd.methods` checks.
         model: See `ModelConfig`.
@@ -85,6 +88,7 @@ class Config(ConfigGroup):
     federation: FederationConfig
     aggregation: AggregationConfig
     tracking: TrackingConfig
+    reference_accuracy: Fraction | None = None
 
     def __post_init__(self) -> None:
         _check_client_level(self)
@@ -106,6 +110,7 @@ class Config(ConfigGroup):
                 "classes, or use model.task=causal_lm."
             )
         _check_public_text(self)
+        check_head(self.model, self.data, self.train, self.privacy)
         check_secure(self.privacy, self.train, self.federation)
         check_aggregation(self.aggregation, self.privacy, self.federation)
         min_examples = self.federation.num_clients * self.partition.min_partition_size

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -17,7 +17,8 @@ from yaml import YAMLError
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
-from fedsvd.config.data_keys import check_used_keys
+from fedsvd.config.data_keys import check_sampling_keys, check_used_keys
+from fedsvd.config.earlier_versions import add_defaults
 from fedsvd.config.hydra_call import call_hydra
 from fedsvd.config.overrides import check_keys, check_override, dotted_keys, expand_choices, missing_extra, parse
 from fedsvd.config.search_path import config_dirs, group_options, merge_search_paths, search_paths
@@ -126,12 +127,7 @@ def read_config(path: Path) -> Config:
     Raises:
         ConfigError: The file cannot be read, or contains invalid keys or values.
     """
-    values = read_yaml(path)
-    for name, schema in get_type_hints(Config).items():
-        group = values.get(name)
-        if isinstance(group, dict) and dataclasses.is_dataclass(schema):
-            missing = [field for field in dataclasses.fields(schema) if field.name not in group]
-            group |= {field.name: field.default for field in missing if field.default is not dataclasses.MISSING}
+    values = add_defaults(read_yaml(path))
     try:
         return Config.from_mapping(values)
     except ConfigError as error:
@@ -140,7 +136,12 @@ def read_config(path: Path) -> Config:
 
 def as_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as nested dicts and scalars, in the order of the schema."""
-    return dataclasses.asdict(config)
+    values = dataclasses.asdict(config)
+    descriptions = values["data"]["class_descriptions"]
+    if isinstance(descriptions, dict):
+        # OmegaConf accepts plain dicts only.
+        values["data"]["class_descriptions"] = dict(descriptions)
+    return values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -206,6 +207,7 @@ def _compose(overrides: tuple[str, ...]) -> Config:
     config = from_dictconfig(_composed(overrides, "config"))
     # Not a rule of DataConfig: the directories of earlier runs stay readable.
     check_used_keys(config.data)
+    check_sampling_keys(config, overrides)
     return config
 
 

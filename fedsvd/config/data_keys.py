@@ -1,10 +1,11 @@
-"""Which keys of the group ``data`` each dataset uses; a key that it would ignore is an error."""
+"""Keys that would have no effect: those of the group ``data`` that a dataset ignores, and one of two sample rates."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from fedsvd.config import Config
 from fedsvd.config.model import DataConfig
 from fedsvd.errors import ConfigError
 
@@ -42,4 +43,21 @@ def check_used_keys(data: DataConfig) -> None:
         raise ConfigError(
             f"data.{field.name} = {shown!r} has no effect with data={data.name}, which ignores it: choose {choice}, or "
             f"leave data.{field.name} out."
+        )
+
+
+def check_sampling_keys(config: Config, overrides: Sequence[str]) -> None:
+    """Check that overrides do not set both ``train.batch_size`` and ``train.sample_rate``, which replaces it.
+
+    With secure aggregation both are allowed: the batch size is the common divisor of shared noise.
+
+    Raises:
+        ConfigError: Both are set.
+    """
+    keys = {item.partition("=")[0].lstrip("+") for item in overrides}
+    is_both = {"train.batch_size", "train.sample_rate"} <= keys and config.train.sample_rate is not None
+    if is_both and not config.federation.secure_aggregation:
+        raise ConfigError(
+            f"train.batch_size and train.sample_rate = {config.train.sample_rate} are both set, but the sample rate "
+            "replaces the batch size: leave one of them out."
         )

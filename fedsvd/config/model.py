@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat
 from pydantic.dataclasses import dataclass
 
 from fedsvd.config.group import ConfigGroup
-from fedsvd.config.types import Count, Fraction, FractionOrZero, Names, Text
+from fedsvd.config.types import ClassDescriptions, Count, Fraction, FractionOrZero, Names, Text
 from fedsvd.errors import ConfigError
 
 LoraLayers = Annotated[
@@ -109,6 +109,9 @@ class DataConfig(ConfigGroup):
         prompt_template: Prompt of a language model (``model.task=causal_lm``): text with the placeholder ``{text}``,
             and optionally ``{text_pair}`` and ``{choices}``, the names of the classes.
         labels: Classes of ``node``, in the order of their indices; other data sets define their own.
+        class_descriptions: Invented sentences as somebody might write them for each class, from which
+            ``train.head_init=zero_shot`` starts the head: a mapping from class names to lists of sentences, or one list
+            per class, in the order of the classes. They are public.
         evaluate_on: ``test``, or ``validation``: a part of the training set that is excluded from training. Choose
             settings on the latter and report results on the former.
         validation_fraction: Fraction of the training set in that part.
@@ -136,6 +139,7 @@ class DataConfig(ConfigGroup):
     response_column: Text | None = None
     prompt_template: Text = "{text}"
     labels: Names | None = None
+    class_descriptions: ClassDescriptions | None = None
     evaluate_on: Literal["test", "validation"] = "test"
     validation_fraction: Fraction = 0.1
     max_train_examples: Count | None = None

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedsvd.config import Config
-from fedsvd.quoting import path_override
+from fedsvd.config.quoting import path_override
 
 # Keys whose value is, or may be, a path of this machine.
 PATH_KEYS = (

@@ -24,6 +24,9 @@ class PrivacyConfig(ConfigGroup):
         target_delta: δ of the (ε, δ) guarantee.
         max_epsilon: Largest total ε of all runs in a client's ledger, including this one; null: ``target_epsilon``.
         max_grad_norm: Largest L2 norm of one example's gradient; longer ones are scaled down (``dp_sgd``).
+        head_clipping_share: c, the head's share of the clipping norm in rounds that train head and factors: the head's
+            gradient is clipped to ``c · max_grad_norm``, that of the factors to ``√(1-c²) · max_grad_norm``
+            (``dp_sgd``); null: both are clipped together.
         max_update_norm: Largest L2 norm of one client's update in a round; longer ones are scaled down
             (``client_level``).
         accountant: Privacy accountant: ``prv`` (tight, for δ from 1e-10) or ``rdp``.
@@ -46,6 +49,7 @@ class PrivacyConfig(ConfigGroup):
     target_epsilon: PositiveFloat = 6.0
     target_delta: Fraction = 1e-5
     max_grad_norm: PositiveFloat = 1.0
+    head_clipping_share: Fraction | None = None
     max_update_norm: PositiveFloat = 1.0
     accountant: Literal["prv", "rdp"] = "prv"
     secure_random: bool = True
@@ -60,4 +64,10 @@ class PrivacyConfig(ConfigGroup):
             raise ConfigError(
                 f"privacy.max_epsilon = {self.max_epsilon} is below privacy.target_epsilon = {self.target_epsilon}: "
                 "the total over all runs cannot be less than the ε of this run. Raise the first or lower the second."
+            )
+        if self.name == "client_level" and self.head_clipping_share is not None:
+            raise ConfigError(
+                f"privacy.head_clipping_share = {self.head_clipping_share} is not possible with privacy.name = "
+                "client_level, where privacy.max_update_norm bounds the norm of a client's whole update: set it to "
+                "null, or use privacy=dp_sgd."
             )

@@ -8,8 +8,8 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from fedsvd.config.quoting import quote
 from fedsvd.errors import ConfigError
-from fedsvd.quoting import quote
 
 _KEY, _FILE = "hydra.searchpath", "file://"
 

@@ -46,9 +46,10 @@ def _noise_share_obstacle(privacy: PrivacyConfig, train: TrainConfig, federation
         return (
             "a sum of updates carries the sum of the noises only under plain SGD. Use train=sgd, train.weight_decay=0."
         )
-    if privacy.noise_multiplier is None:
+    if privacy.noise_multiplier is None and train.sample_rate is None:
         return (
-            "every client must add the same noise, but each would calibrate its own. Set privacy.noise_multiplier to "
-            "the largest value that `fedsvd privacy plan` shows without noise_share."
+            "every client must add the same noise, but each would calibrate its own for its own sample rate. Set "
+            "train.sample_rate, or set privacy.noise_multiplier to the largest value that `fedsvd privacy plan` shows "
+            "without noise_share."
         )
     return None

@@ -8,7 +8,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from pydantic.dataclasses import dataclass
 
 from fedsvd.config.group import ConfigGroup
-from fedsvd.config.types import Count, FractionOrZero
+from fedsvd.config.types import Count, FractionOrZero, SampleRate
 from fedsvd.errors import ConfigError
 
 
@@ -24,7 +24,10 @@ class TrainConfig(ConfigGroup):
         weight_decay: Weight decay.
         num_rounds: Number of federated rounds.
         local_steps: Optimizer steps of a client in each round.
-        batch_size: Expected size of a Poisson-sampled batch.
+        batch_size: Expected size of a Poisson-sampled batch; each client's sample rate follows from its number of
+            examples.
+        sample_rate: Sample rate of all clients, instead of one that follows from ``batch_size``; 1.0: every step takes
+            all examples. ``batch_size`` then has no effect, except as the common divisor with ``privacy.noise_share``.
         physical_batch_size: Largest number of examples in memory at once; larger batches are accumulated.
         eval_batch_size: Examples in a batch of the evaluation.
         eval_every: Number of rounds between evaluations; the last round is always evaluated.
@@ -38,8 +41,15 @@ class TrainConfig(ConfigGroup):
         server_tau: τ of ``adam``, added to the square root of its second moment.
         prefix_cache_mib: Memory per process, in MiB, for a cache of the hidden states below the lowest adapted layer,
             computed once per example; 0 computes them every time.
-        head: The classification head: ``frozen`` at its random initialization, or ``private``: trained and sent like
-            the factors. A language model has none.
+        head: The classification head: ``frozen`` at its initialization, or ``private``: trained and sent like the
+            factors. A language model has none.
+        head_init: Initialization of the head's last layer: ``random`` (drawn from the seed), ``zeros``, or
+            ``zero_shot``: directions from ``data.class_descriptions``, without private data (see
+            `fedsvd.models.zero_shot`).
+        head_learning_rate: The clients' learning rate of the head; null: ``learning_rate``.
+        head_rounds: Number of rounds at the start in which only the head is trained; after them, ``trains`` applies.
+        trains: What clients train: the ``head``, the method's ``factors``, or ``both`` (unless ``head`` is
+            ``frozen``). ``none``: no rounds; the run evaluates the initial model.
         clip_grad_norm: Without privacy, largest L2 norm of a batch's gradient; null for no clipping. (With privacy,
             the gradient of each example is clipped: ``privacy.max_grad_norm``.)
         packing: Pack a language model's short sequences into longer ones of up to ``model.max_length`` tokens. A packed
@@ -62,6 +72,11 @@ class TrainConfig(ConfigGroup):
     grad_sample_mode: Literal["auto", "fused", "hooks"] = "auto"
     prefix_cache_mib: NonNegativeInt = 1024
     head: Literal["frozen", "private"] = "frozen"
+    head_init: Literal["random", "zeros", "zero_shot"] = "random"
+    head_learning_rate: PositiveFloat | None = None
+    head_rounds: NonNegativeInt = 0
+    trains: Literal["head", "factors", "both", "none"] = "both"
+    sample_rate: SampleRate | None = None
     clip_grad_norm: PositiveFloat | None = None
     packing: bool = False
     server_optimizer: Literal["none", "momentum", "adam"] = "none"
@@ -76,3 +91,27 @@ class TrainConfig(ConfigGroup):
                 f"train.momentum = {self.momentum} is not allowed with train.optimizer = adamw, which has no momentum: "
                 "set train.momentum=0 or train=sgd."
             )
+        needs_head = {
+            f"train.trains = {self.trains}": self.trains == "head",
+            f"train.head_rounds = {self.head_rounds}": self.head_rounds > 0,
+            f"train.head_learning_rate = {self.head_learning_rate}": self.head_learning_rate is not None,
+        }
+        for setting, is_set in needs_head.items():
+            if is_set and self.head == "frozen":
+                raise ConfigError(
+                    f"{setting} is not possible with train.head = frozen: set train.head=private, or leave it out."
+                )
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds that a run takes: ``num_rounds``, or 0 if nothing is trained."""
+        return 0 if self.trains == "none" else self.num_rounds
+
+    @property
+    def is_head_only(self) -> bool:
+        """Whether every round trains the head and no factor."""
+        return self.rounds > 0 and (self.trains == "head" or self.head_rounds >= self.num_rounds)
+
+    def trains_head(self, server_round: int) -> bool:
+        """Return whether a classifier's head is trained in a round (1-based)."""
+        return self.head == "private" and (server_round <= self.head_rounds or self.trains in ("head", "both"))

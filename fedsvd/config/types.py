@@ -6,6 +6,7 @@ pydantic checks values against these types. The error messages and ``docs/config
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, Field, Strict
@@ -19,8 +20,16 @@ def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+class Descriptions(dict[str, tuple[str, ...]]):
+    """Sentences by class name; hashable, because configuration groups are keys of caches."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
+
+
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+SampleRate = Annotated[float, Field(gt=0, le=1)]
 FractionOrZero = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # At least one character that is not whitespace.
@@ -31,4 +40,12 @@ Names = Annotated[
     NonEmptyTuple[Text],
     AfterValidator(_check_distinct),
     Field(description="a non-empty list of different names, for example [query,value]"),
+]
+# One tuple of sentences per class, by class name or in the order of the classes.
+ClassDescriptions = Annotated[
+    Annotated[Mapping[str, NonEmptyTuple[Text]], AfterValidator(Descriptions)] | NonEmptyTuple[NonEmptyTuple[Text]],
+    Field(
+        description="a list of sentences for each class: a mapping by class name, or a list in the order of the "
+        "classes, for example [['A bad film.'],['A good film.']]"
+    ),
 ]

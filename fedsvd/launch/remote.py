@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 
 from fedsvd.config import FederationConfig
+from fedsvd.config.quoting import path_override, resume_command
 from fedsvd.config.search_path import config_dirs, is_search_path
 from fedsvd.errors import ConfigError, Interruption, RunError
 from fedsvd.launch.flower_cli import Connection, connect, strip_colors
-from fedsvd.quoting import path_override, resume_command
 from fedsvd.report.literal import literal
 from fedsvd.runs.folder import RunFolder, read_json, write_json, write_text
 from fedsvd.runs.record import FAILED

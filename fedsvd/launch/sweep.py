@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from fedsvd.config.compose import check_overrides, compose, hydra_settings, sweep_choices
 from fedsvd.config.overrides import override_values
 from fedsvd.config.paths import PATH_KEYS, absolute_paths, override_key
+from fedsvd.config.quoting import path_override, read_path
 from fedsvd.config.search_path import merge_search_paths, search_paths
 from fedsvd.errors import ConfigError, DivergedError, FedSVDError, InUseError, RunError
-from fedsvd.quoting import path_override, read_path
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_json
 from fedsvd.runs.ownership import create_directory, owned
 from fedsvd.runs.record import FINISHED, record_failure

@@ -22,10 +22,11 @@ from fedsvd.methods.fedsvd import FedSVD
 from fedsvd.methods.ffa_lora import FFALoRA
 from fedsvd.methods.flexlora import FlexLoRA
 from fedsvd.methods.flora import FLoRA
+from fedsvd.methods.head_rounds import HeadFirst, HeadOnly
 from fedsvd.methods.method import Method, State, Step, Traits
 from fedsvd.methods.rolora import RoLoRA
 
-__all__ = ["METHODS", "Method", "State", "Step", "Traits", "build_method", "check_method"]
+__all__ = ["METHODS", "Method", "State", "Step", "Traits", "build_method", "build_run_method", "check_method"]
 
 
 METHODS: Mapping[str, Callable[..., Method]] = {
@@ -60,6 +61,20 @@ def build_method(options: Mapping[str, Any]) -> Method:
         if key not in fields:
             raise ConfigError(f"method.{key} is not an option of method={name}{_suggest(key, fields)}.")
     return method(**arguments)
+
+
+def build_run_method(config: Config) -> Method:
+    """Build what a run does in its rounds: the configured method, after or instead of rounds that train the head alone.
+
+    Raises:
+        ConfigError: As for `build_method`.
+    """
+    method, train = build_method(config.method), config.train
+    if config.model.task == "causal_lm":
+        return method
+    if train.is_head_only or train.trains == "none":
+        return HeadOnly()
+    return HeadFirst(method, train.head_rounds) if train.head_rounds else method
 
 
 def check_method(method: Method, config: Config) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedsvd.errors import PrivacyError
+from fedsvd.privacy.gaussian import gaussian_epsilon
 
 EPSILON_DIGITS = 4
 ACCOUNTANTS = ("prv", "rdp")
@@ -58,8 +59,8 @@ def epsilon(history: Sequence[Spend], target_delta: float, accountant: str = "pr
     Args:
         history: Spends in any order, with any noise multipliers and sample rates. The ε of an empty history is 0.
         target_delta: δ.
-        accountant: ``prv`` (Gopi et al. 2021, arXiv 2106.02848; the upper end of its error bound) or ``rdp``
-            (Mironov 2017, arXiv 1702.07476).
+        accountant: ``prv`` (Gopi et al. 2021, arXiv 2106.02848; the upper end of its error bound; exact if no step
+            samples, see `fedsvd.privacy.gaussian`) or ``rdp`` (Mironov 2017, arXiv 1702.07476).
 
     Raises:
         PrivacyError: δ is out of range or too small for ``prv``, the accountant is unknown, or ε is not finite.
@@ -157,6 +158,8 @@ def _interpolate_noise(
 def _epsilon_bound(
     history: tuple[tuple[float, float, int], ...], target_delta: float, accountant: str, eps_error: float
 ) -> float:
+    if accountant == "prv" and all(sample_rate == 1 for _, sample_rate, _ in history):
+        return gaussian_epsilon(math.sqrt(sum(steps / sigma**2 for sigma, _, steps in history)), target_delta)
     engine = _accountants().create_accountant(mechanism=accountant)
     engine.history = list(history)
     options = {"eps_error": eps_error} if accountant == "prv" else {}

@@ -228,7 +228,9 @@ def _presumed_spend(name: str, trained: Sequence[Row], spends: Sequence[Spend]) 
     for row in trained:
         charge = _record(row, "charges").get(name)
         if charge is not None:
-            presumed, charged, ledger_steps = 0, charged + charge["steps"], charge.get("ledger_steps") or 0
+            charged, ledger_steps = charged + charge["steps"], charge.get("ledger_steps") or 0
+            # A ledger with fewer steps than the rows is not the one that was charged before.
+            presumed = 0 if ledger_steps >= charged else presumed
         presumed += int(_record(row, "presumed").get(name, 0))
     if not presumed:
         return []

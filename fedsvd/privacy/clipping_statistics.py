@@ -56,10 +56,16 @@ class ClippingMeter:
     _sums: Tensor = field(default_factory=lambda: torch.zeros(_NUM_SUMS, dtype=torch.float64))
     _released: list[Tensor] = field(default_factory=list)
 
-    def add(self, norms: Tensor) -> None:
-        """Add a batch's gradient norms, shape (batch,), before clipping."""
+    def add(self, norms: Tensor, clipped: Tensor | None = None) -> None:
+        """Add a batch's gradients.
+
+        Args:
+            norms: Their norms before clipping, shape (batch,).
+            clipped: Whether each was clipped, shape (batch,). Default: whether its norm exceeds ``max_grad_norm``.
+        """
         relative_norms = (norms.double() / self.max_grad_norm).clamp(max=1.0)
-        values = torch.stack([(norms > self.max_grad_norm).double(), relative_norms]).cpu()
+        is_clipped = norms > self.max_grad_norm if clipped is None else clipped
+        values = torch.stack([is_clipped.double(), relative_norms]).cpu()
         self._sums = self._sums + (values - _SENSITIVITY).sum(dim=1)
 
     def release(self) -> None:

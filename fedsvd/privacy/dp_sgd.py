@@ -1,25 +1,22 @@
-"""DP-SGD with Opacus (Abadi et al. 2016, arXiv 1607.00133, Algorithm 1); Opacus' optimizer is used only here."""
+"""DP-SGD with Opacus (Abadi et al. 2016, arXiv 1607.00133, Algorithm 1)."""
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from opacus import GradSampleModule
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from fedsvd.errors import PrivacyError
 from fedsvd.privacy.canaries import Canaries
+from fedsvd.privacy.clipping_groups import split_by_share
 from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR, ClippingMeter, ClippingStatistics
+from fedsvd.privacy.noisy_optimizer import NoisyOptimizer
 from fedsvd.privacy.randomness import Randomness
-
-logger = logging.getLogger(__name__)
 
 # Maps a model to a context in which backward passes set `parameter.grad_sample`, of shape (batch, *parameter).
 GradSampleMode = Callable[[nn.Module], AbstractContextManager[nn.Module]]
@@ -33,13 +30,15 @@ class DPSGD:
 
     Attributes:
         noise_multiplier: σ. The value 0 (no privacy) is for tests.
-        max_grad_norm: Bound on the L2 norm of each example's gradient, over all trained parameters jointly.
+        max_grad_norm: C, the bound on the L2 norm of each example's gradient over all trained parameters jointly.
         sample_rate: Probability that an example is in a batch.
         steps: Number of optimizer steps, each with noise.
         physical_batch_size: Number of examples whose gradients are in memory at once. It does not affect the result.
         expected_batch_size: Divisor of the noised sum. Default: ``sample_rate · num_examples``.
         statistics: Whether to release clipping statistics too; `fedsvd.privacy.clipping_statistics` describes their
             cost.
+        head_clipping_share: c in (0, 1): clip the head's gradient to ``c C``, and that of the factors to
+            ``√(1-c²) C``, where both are trained; None: clip both together. See `fedsvd.privacy.clipping_groups`.
     """
 
     noise_multiplier: float
@@ -49,6 +48,7 @@ class DPSGD:
     physical_batch_size: int = 128
     expected_batch_size: float | None = None
     statistics: bool = False
+    head_clipping_share: float | None = None
 
 
 def train_dp_sgd(
@@ -60,6 +60,7 @@ def train_dp_sgd(
     randomness: Randomness,
     grad_sample_mode: GradSampleMode | None = None,
     canaries: Canaries | None = None,
+    head: Sequence[nn.Parameter] = (),
 ) -> ClippingStatistics | None:
     """Take exactly ``mechanism.steps`` noisy steps; an empty batch also takes a step, which consists of noise alone.
 
@@ -67,7 +68,7 @@ def train_dp_sgd(
     expected batch size, because the actual batch size is private.
 
     Args:
-        model: The model. Parameters with ``requires_grad`` are trained, and clipped jointly.
+        model: The model. Parameters with ``requires_grad`` are trained.
         optimizer: Optimizer over exactly these parameters.
         losses: Function from the model and the positions of examples to each example's loss, shape (batch,).
         num_examples: Size of the data set that positions index.
@@ -77,6 +78,7 @@ def train_dp_sgd(
         grad_sample_mode: How per-example gradients are computed. Default: `opacus_hooks`.
         canaries: Canaries of an audit, which are sampled, clipped, summed and noised together with the examples.
             ``sample_rate`` and the divisor remain those of the real data.
+        head: The trained parameters of the head, for ``mechanism.head_clipping_share``.
 
     Returns:
         The clipping statistics if ``mechanism.statistics``, else None.
@@ -89,10 +91,11 @@ def train_dp_sgd(
     if mechanism.statistics:
         meter = ClippingMeter(mechanism.noise_multiplier, mechanism.max_grad_norm, divisor, randomness)
     with _compute_grad_samples(model, grad_sample_mode or opacus_hooks) as wrapped:
-        private = _NoisyOptimizer(
+        private = NoisyOptimizer(
             optimizer,
             randomness,
             meter,
+            split_by_share(optimizer, head, mechanism.head_clipping_share, mechanism.max_grad_norm),
             noise_multiplier=mechanism.noise_multiplier * (GRADIENT_NOISE_FACTOR if meter else 1.0),
             max_grad_norm=mechanism.max_grad_norm,
             expected_batch_size=divisor,
@@ -118,43 +121,6 @@ def per_example_gradients(
         return {name: p.grad_sample for name, p in model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
 
 
-class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimizer, with noise from `Randomness`."""
-
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, randomness: Randomness, meter: ClippingMeter | None, **options: Any
-    ) -> None:
-        super().__init__(optimizer, **options)
-        self._randomness = randomness
-        self._meter = meter
-
-    def clip_and_accumulate(self) -> None:
-        """Clip and sum as Opacus does, but replace the gradients of an example by zero if its norm is not finite.
-
-        Such a gradient cannot be clipped: it would turn the whole sum into NaN, and raising an error would reveal
-        something about a single example. A gradient of zero preserves the sensitivity.
-        """
-        samples = [parameter.grad_sample for parameter in self.params]
-        each = torch.stack([torch.linalg.vector_norm(sample.flatten(1), dim=1) for sample in samples])
-        norms = torch.linalg.vector_norm(each, dim=0)
-        non_finite = ~torch.isfinite(norms)
-        if non_finite.any():
-            for sample in samples:
-                sample[non_finite] = 0.0
-            logger.warning("%d examples had gradients that are not finite; they count as zero.", int(non_finite.sum()))
-        if self._meter:
-            self._meter.add(norms.masked_fill(non_finite, 0.0))
-        super().clip_and_accumulate()
-
-    def add_noise(self) -> None:
-        """Set each gradient to the clipped sum plus noise with standard deviation σ · max_grad_norm."""
-        std = self.noise_multiplier * self.max_grad_norm
-        for parameter in self.params:
-            clipped = parameter.summed_grad
-            noised = clipped + self._randomness.normal(clipped, std) if std else clipped
-            parameter.grad = noised.view_as(parameter)
-
-
 @dataclass(frozen=True)
 class _DataAndCanaries:
     """The meaning of positions: the first ``num_examples`` are real examples, the rest are canaries of an audit."""
@@ -165,7 +131,7 @@ class _DataAndCanaries:
 
 
 def _noisy_step(
-    model: nn.Module, optimizer: DPOptimizer, examples: _DataAndCanaries, batch: list[int], physical_batch_size: int
+    model: nn.Module, optimizer: NoisyOptimizer, examples: _DataAndCanaries, batch: list[int], physical_batch_size: int
 ) -> None:
     chunks = [batch[start : start + physical_batch_size] for start in range(0, len(batch), physical_batch_size)]
     for chunk in chunks[:-1]:
@@ -175,7 +141,7 @@ def _noisy_step(
     _backward(model, optimizer, examples, chunks[-1] if chunks else [])
 
 
-def _backward(model: nn.Module, optimizer: DPOptimizer, examples: _DataAndCanaries, chunk: list[int]) -> None:
+def _backward(model: nn.Module, optimizer: NoisyOptimizer, examples: _DataAndCanaries, chunk: list[int]) -> None:
     optimizer.zero_grad(set_to_none=True)
     positions = [i for i in chunk if i < examples.num_examples]
     if positions:
@@ -185,6 +151,8 @@ def _backward(model: nn.Module, optimizer: DPOptimizer, examples: _DataAndCanari
         for parameter in optimizer.params:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
     if examples.canaries and positions:
+        if optimizer.groups:
+            optimizer.clip_groups()
         examples.canaries.observe_data([p.grad_sample for p in optimizer.params], optimizer.max_grad_norm)
     if examples.canaries and len(positions) < len(chunk):
         indices = [i - examples.num_examples for i in chunk if i >= examples.num_examples]

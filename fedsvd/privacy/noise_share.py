@@ -11,9 +11,11 @@ Example level (DP-SGD): τ = σ C, with one step per round. Client k sends B −
 ``gₖ = (Σ clip(∂) + N(0, σ² C² / n_min)) / b``. If b (``train.batch_size``) and η are the same for all clients, and all
 clients have equal weights, the sum of the Bₖ is a constant minus (η / b) · (Σₖ Σ clip(∂) + noise of variance ≥ σ² C²).
 One example changes it by at most (η / b) C. This is the Gaussian mechanism with noise multiplier σ, subsampled at the
-Poisson rate of the example's own client. A second step would start from the result of the client's own first step, and
-what it reveals about that result would be protected by the client's own small share alone. Several steps per round are
-therefore refused.
+Poisson rate of the example's own client. σ must be the same for all clients: ``privacy.noise_multiplier``, or
+calibrated for one ``train.sample_rate``. With ``train.sample_rate=1.0``, b is a public constant near the mean size of
+the clients' data, and the mean of the Bₖ weights all examples of all clients equally. A second step would start from
+the result of the client's own first step, and what it reveals about that result would be protected by the client's own
+small share alone. Several steps per round are therefore refused.
 
 Assumptions: the server follows the protocol (it may inspect everything it receives), at least n_min clients survive a
 round, and none of them reveals its own noise. Noise is rounded to fixed point after it is added, which is

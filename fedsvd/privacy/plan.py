@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedsvd.config import Config
+from fedsvd.config import Config, TrainConfig
 from fedsvd.config.privacy import PrivacyConfig
 from fedsvd.errors import PrivacyError
 from fedsvd.privacy import client_level
@@ -47,6 +47,16 @@ def poisson_rate(num_examples: int, batch_size: int) -> float:
     return min(1.0, batch_size / num_examples)
 
 
+def example_sample_rate(train: TrainConfig, num_examples: int) -> float:
+    """Return a client's sample rate: ``train.sample_rate``, or the one that follows from ``train.batch_size``.
+
+    Raises:
+        PrivacyError: There are no examples.
+    """
+    rate = poisson_rate(num_examples, train.batch_size)
+    return rate if train.sample_rate is None else train.sample_rate
+
+
 def calibrate_run(config: Config, num_examples: int) -> Spend:
     """Return the calibrated mechanism with the largest possible number of steps: those of a client in every round.
 
@@ -58,7 +68,7 @@ def calibrate_run(config: Config, num_examples: int) -> Spend:
     train, privacy = config.train, config.privacy
     if privacy.name == "client_level":
         return client_level.run_spend(privacy, train, config.federation)
-    sample_rate = poisson_rate(num_examples, train.batch_size)
+    sample_rate = example_sample_rate(train, num_examples)
     steps = train.num_rounds * train.local_steps
     noise = privacy.noise_multiplier or calibrate(
         privacy.target_epsilon, privacy.target_delta, sample_rate, steps, privacy.accountant
@@ -127,7 +137,7 @@ def plan_warnings(config: Config, plans: Sequence[ClientPlan]) -> list[str]:
         )
     for number, plan in enumerate(plans):
         if privacy.name == "dp_sgd":
-            data_warnings = example_warnings(plan.num_examples, privacy.target_delta, config.train.batch_size)
+            data_warnings = example_warnings(plan.num_examples, privacy.target_delta, config.train)
             warnings += [f"client {number}: {warning}" for warning in data_warnings]
         if plan.affordable_rounds < plan.remaining_rounds:
             warnings.append(
@@ -137,7 +147,7 @@ def plan_warnings(config: Config, plans: Sequence[ClientPlan]) -> list[str]:
     return warnings
 
 
-def example_warnings(num_examples: int, target_delta: float, batch_size: int) -> list[str]:
+def example_warnings(num_examples: int, target_delta: float, train: TrainConfig) -> list[str]:
     """Return warnings about a δ that permits releasing whole examples, and about batches that contain all the data."""
     warnings = []
     if target_delta * num_examples >= 1:
@@ -146,9 +156,9 @@ def example_warnings(num_examples: int, target_delta: float, batch_size: int) ->
             "a mechanism that publishes one example unchanged could satisfy this guarantee. "
             f"Set it well below {1 / num_examples:.1g}."
         )
-    if batch_size > num_examples:
+    if train.sample_rate is None and train.batch_size > num_examples:
         warnings.append(
-            f"train.batch_size = {batch_size} is more than its {num_examples} examples: every batch contains all of "
-            "them, and ε gains nothing from sampling."
+            f"train.batch_size = {train.batch_size} is more than its {num_examples} examples: every batch contains all "
+            "of them, and ε gains nothing from sampling."
         )
     return warnings

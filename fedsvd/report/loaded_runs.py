@@ -12,6 +12,7 @@ from fedsvd.config.compose import as_dict, compose, read_yaml
 from fedsvd.errors import RunError
 from fedsvd.privacy.claim import Claim, weakest_claim
 from fedsvd.privacy.round_settings import ROW_KEY
+from fedsvd.report.labels import planned_rounds, trains_factors
 from fedsvd.runs.folder import RunFolder, read_json, read_rows
 from fedsvd.runs.intact import check_documents, check_keys
 
@@ -77,7 +78,7 @@ class Run:
     def state(self) -> str:
         """``finished``, ``failed``, or ``unfinished``; a run that used no client's update has failed, not finished."""
         recorded = self.record.get("state")
-        done = self.rows[-1]["server_round"] >= self.config["train.num_rounds"]
+        done = self.rows[-1]["server_round"] >= planned_rounds(self.config)
         if recorded == "finished" or (recorded is None and done):
             return "finished" if self.is_trained else "failed"
         return "failed" if recorded == "failed" else "unfinished"
@@ -180,7 +181,14 @@ def changed_keys(run: Run) -> list[tuple[str, Any, Any]]:
     """Return (key, default, value) for every setting that differs from ``fedsvd train`` without overrides."""
     default = flatten(as_dict(compose()))
     pairs = [(key, default.get(key, "–"), value) for key, value in run.config.items() if key not in _LOCATION_KEYS]
-    return [(key, old, new) for key, old, new in pairs if old != new]
+    return [(key, old, new) for key, old, new in pairs if old != new and _has_effect(key, run.config)]
+
+
+def _has_effect(key: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a run uses a setting; the method's options have no effect in a run that trains no factor."""
+    if key.startswith("data.class_descriptions"):
+        return config.get("train.head_init") == "zero_shot"
+    return not key.startswith("method.") or trains_factors(config)
 
 
 def best_run(runs: Sequence[Run]) -> Run | None:

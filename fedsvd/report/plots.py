@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -20,9 +21,9 @@ MARKERS = "osD^v<>"
 
 
 @log_failure
-def plot_accuracy(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write `accuracy_figure` as PNG."""
-    save_png(accuracy_figure(rows), path)
+def plot_accuracy(rows: Sequence[Mapping[str, Any]], path: Path, config: Mapping[str, Any] | None = None) -> None:
+    """Write `accuracy_figure` as PNG, with `reference_accuracies` of a configuration."""
+    save_png(accuracy_figure(rows, reference_accuracies(rows, config or {})), path)
 
 
 @log_failure
@@ -31,11 +32,12 @@ def plot_partitions(counts: Sequence[Mapping[str, int]], path: Path) -> None:
     save_png(partitions_figure(counts), path)
 
 
-def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def accuracy_figure(rows: Sequence[Mapping[str, Any]], references: Mapping[str, float] | None = None) -> Figure:
     """Plot held-out accuracy over rounds and, for private runs, the largest ε spent in a panel below.
 
     Args:
         rows: Rows of ``metrics.jsonl``; rounds that were not evaluated are omitted from the accuracy line.
+        references: Accuracies to show as horizontal lines, by label; see `reference_accuracies`.
     """
     epsilons = [(row["server_round"], row["epsilon"]) for row in rows if row["epsilon"] is not None]
     figure = new_figure(7, 5 if epsilons else 3.6)
@@ -49,6 +51,7 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         top.annotate(label, evaluated[-1], textcoords="offset points", xytext=(0, 8), ha="center", color=BLUE)
     else:
         top.annotate("no held-out evaluation", (0.5, 0.5), xycoords="axes fraction", ha="center")
+    _draw_references(top, references or {})
     top.set_ylabel("held-out accuracy")
     top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     top.margins(y=0.15)
@@ -63,6 +66,31 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1][0].set_xlabel("round")
     return figure
+
+
+def reference_accuracies(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, float]:
+    """Return the accuracies that put a run's accuracy into perspective, by label.
+
+    Args:
+        rows: Rows of ``metrics.jsonl``. Round 0 of a run that starts from a zero-shot head has the zero-shot accuracy.
+        config: Configuration values by dotted key; ``reference_accuracy`` is that of the model without privacy.
+    """
+    references = {}
+    start = next((row["accuracy"] for row in rows if row["server_round"] == 0), None)
+    if config.get("train.head_init") == "zero_shot" and start is not None:
+        references["zero-shot"] = float(start)
+    if config.get("reference_accuracy") is not None:
+        references["without privacy"] = float(config["reference_accuracy"])
+    return references
+
+
+def _draw_references(axes: Axes, references: Mapping[str, float]) -> None:
+    for (label, accuracy), style in zip(references.items(), ("--", ":"), strict=False):
+        axes.axhline(accuracy, color="0.35", linestyle=style, linewidth=1.2)
+        axes.annotate(
+            f"{label} {accuracy:.1%}", (1, accuracy), xycoords=("axes fraction", "data"), textcoords="offset points",
+            xytext=(-2, 3), ha="right", color="0.35", fontsize=9,
+        )  # fmt: skip
 
 
 def partitions_figure(counts: Sequence[Mapping[str, int]]) -> Figure:

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from fedsvd.config import Config
 from fedsvd.privacy.ledger import Entry, Event
 from fedsvd.privacy.plan import ClientPlan
+from fedsvd.privacy.sampling import SampleRateCost
 from fedsvd.report.literal import add_literal_row
 from fedsvd.report.tables import rounded_up
+
+# More clients would not fit a terminal.
+_MAX_CLIENTS = 6
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,32 @@ def plan_table(plans: Sequence[ClientPlan], target_delta: float, unit: str) -> T
             rounded_up(plan.epsilon_after, 3),
             style="yellow" if plan.affordable_rounds < plan.remaining_rounds else "",
         )
+    return table
+
+
+def sample_rates_table(costs: Sequence[SampleRateCost], plans: Sequence[ClientPlan], config: Config) -> Table:
+    """Return a table with one row per sample rate: its noise, each client's expected batch, and who has it now."""
+    privacy, steps = config.privacy, plans[0].run.steps
+    table = Table(
+        title=f"Noise by sample rate, for ε = {privacy.target_epsilon:g} at δ = {privacy.target_delta:g} and "
+        f"{steps} steps"
+    )
+    shown = plans[:_MAX_CLIENTS]
+    names = ", ".join(map(str, range(len(shown)))) + (", …" if len(plans) > len(shown) else "")
+    clients = f"client {names}" if len(plans) == 1 else f"clients {names}"
+    for heading in (
+        "sample\nrate",
+        "noise\nmultiplier",
+        "noise of a step\n(all examples: 1)",
+        f"batch of\n{clients}",
+        "now",
+    ):
+        table.add_column(heading, justify="right")
+    for cost in costs:
+        sizes = ", ".join(f"{cost.sample_rate * plan.num_examples:.0f}" for plan in shown)
+        now = ", ".join(map(str, cost.clients[:_MAX_CLIENTS])) + (", …" if len(cost.clients) > _MAX_CLIENTS else "")
+        row = [f"{cost.sample_rate:.4f}", f"{cost.noise_multiplier:.3f}", f"{cost.relative_noise:.2f}", sizes, now]
+        table.add_row(*row, style="bold" if cost.clients else "")
     return table
 
 

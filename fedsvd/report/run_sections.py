@@ -7,9 +7,10 @@ from typing import Any
 
 from fedsvd.report.diagnostics_plot import diagnostics_figure
 from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure_block
+from fedsvd.report.labels import method_label, planned_rounds
 from fedsvd.report.left_out import left_out_blocks
 from fedsvd.report.loaded_runs import Run, changed_keys
-from fedsvd.report.plots import accuracy_figure, partitions_figure
+from fedsvd.report.plots import accuracy_figure, partitions_figure, reference_accuracies
 from fedsvd.report.privacy_statement import statement_section
 from fedsvd.report.run_plots import epsilon_figure, traffic_and_time_figure
 from fedsvd.report.tables import PHASES, rounded_up
@@ -43,10 +44,10 @@ def summary(run: Run) -> Section:
     if run.epsilon is not None:
         condition = ", if it was never resumed with other settings" if run.claim.status == "unrecorded" else ""
         spent += f" ({rounded_up(run.epsilon, 2)} spent{condition})"
-    rounds, num_rounds = run.rows[-1]["server_round"], run.config["train.num_rounds"]
+    rounds, num_rounds = run.rows[-1]["server_round"], planned_rounds(run.config)
     blocks: list[Block] = [
         Paragraph(
-            f"Method {run.config['method.name']}, model {run.config['model.source']}, data "
+            f"Method {method_label(run.config)}, model {run.config['model.source']}, data "
             f"{run.config['data.name']}, {run.config['federation.num_clients']} clients: {accuracy} after {rounds} of "
             f"{num_rounds} rounds, {spent}."
         )
@@ -96,7 +97,7 @@ def _accuracy(run: Run) -> Section:
         best = max(evaluated, key=lambda row: row["accuracy"])
         blocks.append(
             figure_block(
-                accuracy_figure(run.rows),
+                accuracy_figure(run.rows, reference_accuracies(run.rows, run.config)),
                 "Held-out accuracy after each evaluated round" + (", and the largest ε spent." if run.epsilon else "."),
                 f"From {evaluated[0]['accuracy']:.1%} at round {evaluated[0]['server_round']} to {run.accuracy:.1%} at "
                 f"round {evaluated[-1]['server_round']}; best {best['accuracy']:.1%} at round {best['server_round']}.",

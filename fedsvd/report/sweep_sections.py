@@ -14,6 +14,7 @@ from typing import Any
 
 from fedsvd.report.comparison import mean_and_error
 from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure_block
+from fedsvd.report.labels import method_label, planned_rounds
 from fedsvd.report.loaded_runs import Run, best_run, changed_keys, varied_keys
 from fedsvd.report.privacy_statement import TITLE, statement_section, total_privacy_cost
 from fedsvd.report.run_sections import (
@@ -57,19 +58,19 @@ def report_sections(runs: Sequence[Run]) -> list[Section]:
 
 def group_by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Group runs by setting: by method, and by every other key that varies except ε and seed."""
-    methods = {run.config["method.name"] for run in runs}
+    methods = {method_label(run.config) for run in runs}
     keys = []
     for key in varied_keys(runs):
         if key in _AXIS_KEYS or key == "method.name":
             continue
         # Method options that are constant within each method are implied by its name.
-        within = [{json.dumps(run.config.get(key)) for run in runs if run.config["method.name"] == m} for m in methods]
-        if not key.startswith("method.") or any(len(values) > 1 for values in within):
+        within = [{json.dumps(run.config.get(key)) for run in runs if method_label(run.config) == m} for m in methods]
+        if not key.startswith(("method.", "train.trains")) or any(len(values) > 1 for values in within):
             keys.append(key)
     groups: dict[str, list[Run]] = {}
     for run in runs:
         extra = [f"{key.rpartition('.')[2]}={yaml_text(run.config[key])}" for key in keys if key in run.config]
-        groups.setdefault(", ".join([run.config["method.name"], *extra]), []).append(run)
+        groups.setdefault(", ".join([method_label(run.config), *extra]), []).append(run)
     return groups
 
 
@@ -123,10 +124,10 @@ def _runs_table(runs: Sequence[Run]) -> Section:
     rows = [
         [
             run.name,
-            *(yaml_text(run.config.get(key)) for key in keys),
+            *(method_label(run.config) if key == "method.name" else yaml_text(run.config.get(key)) for key in keys),
             "–" if run.accuracy is None else f"{run.accuracy:.1%}",
             "–" if run.epsilon is None else rounded_up(run.epsilon, 2),
-            f"{run.rows[-1]['server_round']}/{run.config['train.num_rounds']}",
+            f"{run.rows[-1]['server_round']}/{planned_rounds(run.config)}",
             run.state,
         ]
         for run in sorted(runs, key=lambda run: (run.state == "failed", -(run.accuracy or 0.0)))

@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fedsvd import __version__
+from fedsvd.config.quoting import resume_command
 from fedsvd.errors import StoppedError
-from fedsvd.quoting import resume_command
 from fedsvd.runs.folder import RunFolder, overwrite_json, read_json, write_json
 from fedsvd.runs.storage import storage_errors
 

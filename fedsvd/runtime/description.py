@@ -7,9 +7,10 @@ from typing import Any
 
 from fedsvd import data
 from fedsvd.config import Config
-from fedsvd.methods import build_method
+from fedsvd.methods import build_run_method
 from fedsvd.runtime.base_model import describe_pooling
 from fedsvd.runtime.data import left_out, load_held_out, load_partition, partition_counts
+from fedsvd.runtime.model import sent_parts, trained_parts
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +20,11 @@ def describe_run(config: Config) -> dict[str, Any]:
 
     Rows of the user's data that are left out are also logged as warnings.
     """
-    method, held_out = build_method(config.method), load_held_out(config)
-    rounds = range(1, config.train.num_rounds + 1)
-    head = {"head"} if config.train.head == "private" else set()
+    method, held_out = build_run_method(config), load_held_out(config)
+    rounds = range(1, config.train.rounds + 1)
     return {
-        "parts_trained": sorted(head.union(*(method.trains(number) for number in rounds))),
-        "parts_sent": sorted(head.union(*(method.uplink(number) for number in rounds))),
+        "parts_trained": sorted({part for number in rounds for part in trained_parts(method, config, number)}),
+        "parts_sent": sorted({part for number in rounds for part in sent_parts(method, config, number)}),
         "pooling": describe_pooling(config.model),
         "left_out": _report_left_out(config),
         "held_out": {"num_examples": len(held_out), "fingerprint": data.fingerprint(held_out)},

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import peft
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from fedsvd import data
 from fedsvd.config import Config, ModelConfig
@@ -15,9 +16,11 @@ from fedsvd.models.pooled import PooledClassifier
 from fedsvd.runtime.data import ClientData, clear_data_cache, load_tokenizer
 from fedsvd.runtime.model import clear_model_cache, load_model, resolve_device
 from fedsvd.training.feature_cache import FeatureCache, FeatureStore
-from fedsvd.training.loop import StateCache, example_losses, model_inputs, to_device
+from fedsvd.training.loop import Batch, StateCache, example_losses, model_inputs, to_device
 from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 
+# Padded batches of token ids kept in memory, at most about 100 KiB each.
+_CACHED_BATCHES = 256
 # Settings that determine the frozen lower layers, their inputs and the layers that read their output: source, adapted
 # layers and modules, attention implementation, dtype, task, chat template, pooled layer.
 _PrefixKey = tuple[str, str, str | tuple[str, ...], str, str, str, bool, int | str]
@@ -28,28 +31,49 @@ def per_example_losses(client_data: ClientData, config: Config) -> Callable[[nn.
     tokenizer, device, prefix = load_tokenizer(config), resolve_device(config.device), load_prefix_cache(config)
 
     def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
-        # Read all rows at once: reading the data set row by row takes as long as a layer.
-        columns = client_data.examples[list(positions)]
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        batch = to_device(data.collate(rows, tokenizer), device)
+        batch = to_device(_collate(client_data, positions, tokenizer), device)
         with prefix.reuse_states(model, model_inputs(batch)):
             return example_losses(model, batch)
 
     return losses
 
 
+def _collate(client_data: ClientData, positions: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    start, stop = positions[0], positions[-1] + 1
+    # Steps on all examples (train.sample_rate=1.0) have the same batches every time.
+    if list(positions) == list(range(start, stop)):
+        return _collate_range(client_data, start, stop, tokenizer)
+    return _collate_rows(client_data, list(positions), tokenizer)
+
+
+@lru_cache(maxsize=_CACHED_BATCHES)
+def _collate_range(client_data: ClientData, start: int, stop: int, tokenizer: PreTrainedTokenizerBase) -> Batch:
+    return _collate_rows(client_data, list(range(start, stop)), tokenizer)
+
+
+def _collate_rows(client_data: ClientData, positions: list[int], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    # Read all rows at once: reading the data set row by row takes as long as a layer.
+    columns = client_data.examples[positions]
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return data.collate(rows, tokenizer)
+
+
 def load_prefix_cache(config: Config) -> StateCache:
     """Return the model's cache of frozen layers; all models with the same frozen lower layers share its states."""
     mebibytes = config.train.prefix_cache_mib
     states, features = _load_store(_prefix_key(config.model), mebibytes), _load_features(config.model, mebibytes)
-    return _load_prefix(load_model(config), states, features)
+    train = config.train
+    factors_follow = train.head_rounds > 0 and not train.is_head_only
+    return _load_prefix(load_model(config), states, features, factors_follow)
 
 
 @lru_cache(maxsize=4)
-def _load_prefix(model: peft.PeftModel, store: StateStore, features: FeatureStore) -> StateCache:
+def _load_prefix(model: peft.PeftModel, store: StateStore, features: FeatureStore, factors_follow: bool) -> StateCache:
     prefix = PrefixCache(model, store)
     base = model.get_base_model()
-    return FeatureCache(model, base, prefix, features) if isinstance(base, PooledClassifier) else prefix
+    if isinstance(base, PooledClassifier):
+        return FeatureCache(model, base, prefix, features, fill_prefix=factors_follow)
+    return prefix
 
 
 @lru_cache(maxsize=2)
@@ -71,6 +95,7 @@ def clear_caches(keep_states: bool = False) -> None:
             partitioned differently.
     """
     _load_prefix.cache_clear()
+    _collate_range.cache_clear()
     if not keep_states:
         _load_store.cache_clear()
         _load_features.cache_clear()

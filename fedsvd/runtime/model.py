@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
 import peft
 import torch
+from torch import Tensor, nn
 
-from fedsvd.config import Config, ModelConfig
-from fedsvd.errors import ConfigError
+from fedsvd.config import Config, ModelConfig, TrainConfig
+from fedsvd.errors import ConfigError, ModelError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.lora.initialization import initialize_factors
-from fedsvd.methods import Method, build_method
+from fedsvd.methods import Method, build_run_method
 from fedsvd.models import loading
 from fedsvd.models.first_token import use_first_token_only
+from fedsvd.models.pooled import PooledClassifier
+from fedsvd.models.zero_shot import sentences_by_class, zero_shot_head
 from fedsvd.runtime import base_model
 from fedsvd.runtime.data import class_names, load_held_out, load_tokenizer
 from fedsvd.training.generation import generate_samples
+from fedsvd.training.loop import make_optimizer
 
 _NUM_SAMPLES = 5
 
@@ -50,10 +55,13 @@ def client_config(config: Config, partition_id: int) -> Config:
 
 
 def trained_parts(method: Method, config: Config, server_round: int) -> frozenset[Part]:
-    """Return the parts a client trains in a round: the method's factors, and the head unless it is frozen."""
-    has_head = config.model.task == "sequence_classification"
-    head: frozenset[Part] = frozenset({"head"}) if has_head and config.train.head == "private" else frozenset()
-    return method.trains(server_round) | head
+    """Return the parts a client trains in a round: the method's factors, and the head as the configuration says."""
+    return method.trains(server_round) | _trained_head(config, server_round)
+
+
+def sent_parts(method: Method, config: Config, server_round: int) -> frozenset[Part]:
+    """Return the parts a client sends in a round."""
+    return method.uplink(server_round) | _trained_head(config, server_round)
 
 
 def load_model(config: Config) -> peft.PeftModel:
@@ -63,13 +71,36 @@ def load_model(config: Config) -> peft.PeftModel:
     """
     torch.set_float32_matmul_precision(config.float32_matmul_precision)
     num_labels = len(class_names(config))
-    core = build_method(config.method).traits.core
+    core = build_run_method(config).traits.core
     return _load_model(config.model, num_labels, config.seed, str(resolve_device(config.device)), core)
 
 
 def initial_adapter(config: Config, method: Method) -> Adapter:
-    """Return the initial adapter of a run; server and clients draw the same one from the seed."""
-    return _initial_adapter(load_model(config), config.model, config.seed, method.init_a, method.init_b)
+    """Return the initial adapter of a run, which server and clients compute each for itself.
+
+    They draw the same numbers from the seed. A zero-shot head can differ in its last digits between machines; the
+    server sends the head in every round if any round trains it.
+
+    Raises:
+        ConfigError: ``data.class_descriptions`` is of other classes.
+        ModelError: The model has no pooled features for a zero-shot head.
+    """
+    model = load_model(config)
+    adapter = _initial_adapter(model, config.model, config.seed, method.init_a, method.init_b)
+    return adapter.with_parts({"head": _initial_head(config, model, adapter.head)})
+
+
+def prepare_training(
+    model: peft.PeftModel, parts: Collection[Part], train: TrainConfig, server_round: int
+) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
+    """Enable gradients for the given parts only, and build the optimizer of a round (1-based).
+
+    Returns:
+        The optimizer, and those of its parameters that belong to the head.
+    """
+    head = peft_model.set_trainable(model, [part for part in parts if part == "head"])
+    trained = peft_model.set_trainable(model, parts)
+    return make_optimizer(trained, train, server_round, head), head
 
 
 def sample_answers(config: Config) -> list[dict[str, str]]:
@@ -81,7 +112,7 @@ def sample_answers(config: Config) -> list[dict[str, str]]:
 
 def clear_model_cache() -> None:
     """Clear the caches of this module."""
-    for loader in (_load_model, _initial_adapter, _loaded_adapter):
+    for loader in (_load_model, _initial_adapter, _loaded_adapter, _zero_shot_head):
         loader.cache_clear()
 
 
@@ -120,3 +151,36 @@ def _initial_adapter(model: peft.PeftModel, config: ModelConfig, seed: int, init
 @lru_cache(maxsize=4)
 def _loaded_adapter(model: peft.PeftModel, config: ModelConfig, seed: int) -> Adapter:
     return peft_model.read(model)
+
+
+def _trained_head(config: Config, server_round: int) -> frozenset[Part]:
+    has_head = config.model.task == "sequence_classification"
+    return frozenset({"head"}) if has_head and config.train.trains_head(server_round) else frozenset()
+
+
+def _initial_head(config: Config, model: peft.PeftModel, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the head's initial parameters, given those that were drawn from the seed."""
+    if config.train.head_init == "zero_shot" and drawn:
+        sentences = sentences_by_class(config.data.class_descriptions or {}, class_names(config))
+        hashable = tuple(map(tuple, sentences))
+        return _zero_shot_head(model, config.model.source, hashable, config.model.max_length)
+    if config.train.head_init == "zeros":
+        # Only the last layer: with zeros in the layers below it, no layer of the head would have a gradient.
+        num_labels = len(class_names(config))
+        return {name: torch.zeros_like(t) if len(t) == num_labels else t for name, t in drawn.items()}
+    return dict(drawn)
+
+
+@lru_cache(maxsize=4)
+def _zero_shot_head(
+    model: peft.PeftModel, source: str, sentences: tuple[tuple[str, ...], ...], max_length: int
+) -> dict[str, Tensor]:
+    base = model.get_base_model()
+    if not isinstance(base, PooledClassifier):
+        raise ModelError(
+            f"train.head_init = zero_shot is not possible: {source} is read by the stock classification head, which is "
+            "more than one layer on pooled features. Set model.pooling=mean, or train.head_init=random."
+        )
+    with model.disable_adapter():
+        weight, bias = zero_shot_head(base, loading.load_tokenizer(source), sentences, max_length)
+    return {"classifier.weight": weight, "classifier.bias": bias}

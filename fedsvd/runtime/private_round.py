@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fedsvd.config import Config
-from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Part
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.canaries import Canaries
@@ -13,8 +12,7 @@ from fedsvd.privacy.clipping_statistics import ClippingStatistics
 from fedsvd.privacy.dp_sgd import DPSGD, LossFunction, train_dp_sgd
 from fedsvd.privacy.noise_share import client_noise_multiplier
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
-from fedsvd.runtime.model import load_model
-from fedsvd.training.loop import make_optimizer
+from fedsvd.runtime.model import load_model, prepare_training
 from fedsvd.training.per_example_gradients import choose_grad_sample_mode
 
 
@@ -30,6 +28,7 @@ def round_mechanism(config: Config, spend: Spend) -> DPSGD:
         float(config.train.batch_size) if config.privacy.noise_share else None,
         # With shared noise, only the sum is protected: no statistic may be sent outside of it.
         config.privacy.clipping_statistics and not config.privacy.noise_share,
+        config.privacy.head_clipping_share,
     )
 
 
@@ -55,7 +54,7 @@ def train_privately(
     Args:
         config: The configuration of the run.
         server_round: Round number, 1-based.
-        parts: The parts to train; their gradients are clipped together.
+        parts: The parts to train.
         losses: See `fedsvd.privacy.dp_sgd.train_dp_sgd`.
         num_examples: Number of the client's examples.
         mechanism: Noise, clipping, sampling and steps of this round.
@@ -68,14 +67,15 @@ def train_privately(
         PrivacyError: See `fedsvd.privacy.dp_sgd.train_dp_sgd`.
     """
     model = load_model(config)
-    trained = peft_model.set_trainable(model, parts)
+    optimizer, head = prepare_training(model, parts, config.train, server_round)
     return train_dp_sgd(
         model,
-        make_optimizer(trained, config.train, server_round),
+        optimizer,
         losses,
         num_examples,
         mechanism,
         secret_randomness(config),
         choose_grad_sample_mode(model, config.train.grad_sample_mode),
         canaries,
+        head,
     )

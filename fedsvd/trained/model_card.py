@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedsvd import __version__
+from fedsvd.config.compose import as_dict
+from fedsvd.report.labels import method_label, trains_factors
 from fedsvd.report.literal import code_span, markdown_text
+from fedsvd.report.loaded_runs import flatten
 from fedsvd.report.loaded_runs import read_run as report_run
 from fedsvd.report.privacy_statement import statement_markdown
 from fedsvd.runs.folder import read_json, read_rows
@@ -22,6 +25,14 @@ _AUTO = {"sequence_classification": "SequenceClassification", "causal_lm": "Caus
 # available elsewhere, or an adapter with its base model in the subdirectory "base".
 Layout = Literal["merged", "sentence", "adapter", "adapter_and_base"]
 _LIBRARIES = {"merged": "transformers", "sentence": "sentence-transformers"}
+_HEAD_KINDS = {
+    "merged": "A full model: the frozen base model with a classification head.",
+    "sentence": "A full model for sentence-transformers: the frozen base model with a classification head; `encode` "
+    "returns the logits of the classes.",
+    "adapter": "A classification head, stored as an adapter for PEFT whose LoRA update is zero.",
+    "adapter_and_base": "A classification head, stored as an adapter for PEFT whose LoRA update is zero, with its base "
+    "model in the directory `base`.",
+}
 _KINDS = {
     "merged": "A full model, with its LoRA update merged into the weights.",
     "sentence": "A full model for sentence-transformers, with its LoRA update merged into the weights; `encode` "
@@ -55,7 +66,8 @@ def model_card(run: TrainedRun, layout: Layout) -> str:
 def _header(run: TrainedRun, layout: Layout) -> str:
     source = run.config.model.source
     is_proven = report_run(run.folder.root, run.folder.root).claim.status == "private"
-    tags = ["federated-learning", "lora", *(["differential-privacy"] if is_proven else [])]
+    tags = ["federated-learning", *(["lora"] if _trains_factors(run) else [])]
+    tags += ["differential-privacy"] if is_proven else []
     lines = ["---", f"library_name: {_LIBRARIES.get(layout, 'peft')}"]
     lines += [f"pipeline_tag: {_PIPELINES[run.config.model.task]}"]
     lines += [] if _is_local(source) else [f"base_model: {_yaml_string(source)}"]
@@ -74,11 +86,18 @@ def _description(run: TrainedRun, layout: Layout) -> str:
         if run.generates_text
         else f"It classifies texts as one of: {', '.join(map(markdown_text, run.classes))}."
     )
-    return (
-        f"# {markdown_text(_base_name(config.model.source))}, fine-tuned with {config.method['name']}\n\n"
-        f"{_KINDS[layout]} {task} It was trained with fedsvd {__version__}, by federated learning over "
-        f"{config.federation.num_clients} clients whose data stayed with them.\n{_pooling(run)}"
+    name, label = markdown_text(_base_name(config.model.source)), _label(run)
+    title = (
+        f"{name}, fine-tuned with {label}" if _trains_factors(run) else f"{name} with a classification head ({label})"
     )
+    kind = (_KINDS if _trains_factors(run) else _HEAD_KINDS)[layout]
+    origin = (
+        f"It was trained with fedsvd {__version__}, by federated learning over {config.federation.num_clients} clients "
+        "whose data stayed with them."
+    )
+    if config.train.trains == "none":
+        origin = f"It was not trained: fedsvd {__version__} initialized its head without any client's data."
+    return f"# {title}\n\n{kind} {task} {origin}\n{_pooling(run)}"
 
 
 def _pooling(run: TrainedRun) -> str:
@@ -159,18 +178,35 @@ def _results(run: TrainedRun) -> str:
 def _training(run: TrainedRun) -> str:
     config = run.config
     rows: list[tuple[str, Any]] = [
-        ("method", config.method["name"]),
+        ("method", _label(run)),
         ("base model", _base_name(config.model.source)),
-        ("rank, lora_alpha", f"{config.model.rank}, {config.model.lora_alpha:g}"),
-        ("rounds, local steps", f"{config.train.num_rounds}, {config.train.local_steps}"),
+        *(_rank(run) if _trains_factors(run) else []),
+        ("rounds, local steps", f"{config.train.rounds}, {config.train.local_steps}"),
         ("optimizer, learning rate", f"{config.train.optimizer}, {config.train.learning_rate:g}"),
-        ("expected batch size", config.train.batch_size),
+        _sampling(run),
         ("clients, clients per round", f"{config.federation.num_clients}, {_clients_per_round(run)}"),
         ("data set, partition", f"{_data_name(run)}, {config.partition.name}"),
         ("seed", config.seed),
     ]
     table = "".join(f"| {name} | {markdown_text(value)} |\n" for name, value in rows)
     return f"## Training\n\n| setting | value |\n|---|---|\n{table}"
+
+
+def _rank(run: TrainedRun) -> list[tuple[str, Any]]:
+    return [("rank, lora_alpha", f"{run.config.model.rank}, {run.config.model.lora_alpha:g}")]
+
+
+def _sampling(run: TrainedRun) -> tuple[str, Any]:
+    rate = run.config.train.sample_rate
+    return ("expected batch size", run.config.train.batch_size) if rate is None else ("sample rate", f"{rate:g}")
+
+
+def _label(run: TrainedRun) -> str:
+    return method_label(flatten(as_dict(run.config)))
+
+
+def _trains_factors(run: TrainedRun) -> bool:
+    return trains_factors(flatten(as_dict(run.config)))
 
 
 def _clients_per_round(run: TrainedRun) -> int:

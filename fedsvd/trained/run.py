@@ -18,13 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fedsvd import data
 from fedsvd.config import Config
 from fedsvd.config.compose import read_config
+from fedsvd.config.quoting import resume_command
 from fedsvd.errors import ConfigError, RunError
-from fedsvd.methods import build_method
+from fedsvd.methods import build_run_method
 from fedsvd.models import loading
 from fedsvd.models.pooled_loading import load_pooled
 from fedsvd.models.pooling import PoolingChoice
 from fedsvd.models.standardization import Standardization
-from fedsvd.quoting import resume_command
 from fedsvd.runs.folder import RunFolder, read_json
 from fedsvd.runs.intact import check_documents
 from fedsvd.runtime.base_model import recorded_choice
@@ -90,7 +90,7 @@ def read_run(folder: Path) -> TrainedRun:
         raise RunError(
             f"{folder} holds no final adapter: the run has not finished. Resume it: {resume_command(folder)}"
         )
-    personal = build_method(config.method).traits.personal
+    personal = build_run_method(config).traits.personal
     if personal:
         raise RunError(
             f"the run in {folder} has no single model: with method={config.method['name']} each client keeps its own "

@@ -45,22 +45,41 @@ class Evaluation:
     seconds: float
 
 
-def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig, server_round: int) -> torch.optim.Optimizer:
-    """Build the client's optimizer for a round (1-based) from the ``train`` configuration group."""
-    rate = learning_rate(config, server_round)
+def make_optimizer(
+    parameters: Sequence[nn.Parameter],
+    config: TrainConfig,
+    server_round: int,
+    head: Sequence[nn.Parameter] = (),
+) -> torch.optim.Optimizer:
+    """Build the client's optimizer for a round from the ``train`` configuration group.
+
+    Args:
+        parameters: All trained parameters.
+        config: The ``train`` configuration group.
+        server_round: 1-based.
+        head: Those of the parameters that belong to the head and have its learning rate.
+    """
+    head_ids = {id(parameter) for parameter in head}
+    factors = [parameter for parameter in parameters if id(parameter) not in head_ids]
+    groups = [
+        {"params": params, "lr": learning_rate(config, server_round, of_head=of_head)}
+        for params, of_head in ((factors, False), (list(head), True))
+        if params
+    ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay)
-    return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
-def learning_rate(config: TrainConfig, server_round: int) -> float:
-    """Return the learning rate of a round (1-based).
+def learning_rate(config: TrainConfig, server_round: int, *, of_head: bool = False) -> float:
+    """Return the learning rate of the factors or of the head in a round (1-based).
 
     It is constant, or it falls linearly and would reach 0 one round after the last.
     """
+    rate = config.head_learning_rate if of_head and config.head_learning_rate else config.learning_rate
     if config.lr_scheduler_type == "constant":
-        return config.learning_rate
-    return config.learning_rate * (1 - (server_round - 1) / config.num_rounds)
+        return rate
+    return rate * (1 - (server_round - 1) / config.num_rounds)
 
 
 def example_losses(model: nn.Module, batch: Batch) -> Tensor:

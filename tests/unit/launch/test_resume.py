@@ -16,6 +16,7 @@ from fedsvd.privacy.round_settings import ROW_KEY, round_settings
 from fedsvd.report.loaded_runs import flatten
 from fedsvd.runs.folder import RunFolder
 
+ROOT = Path(__file__).parents[3]
 BASE = ["experiment=smoke", "data=csv", "data.path=a.csv"]
 # An override for each key that may change.
 ALLOWED = {
@@ -108,10 +109,12 @@ def make_run(root: Path, config: Config, rows: int = 2, **settings: Any) -> RunF
     return folder
 
 
-def test_every_key_that_may_change_is_tested() -> None:
+def test_every_key_that_may_change_is_tested_and_documented() -> None:
     assert ALLOWED.keys() == MAY_CHANGE.keys()
     keys = flatten(as_dict(compose()))
     assert all(key in keys or key == "tracking" for key in MAY_CHANGE)
+    page = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+    assert [key for key in MAY_CHANGE if f"`{key}`" not in page] == []
 
 
 @pytest.mark.parametrize("key", ALLOWED)

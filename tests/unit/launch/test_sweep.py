@@ -11,10 +11,10 @@ from rich.console import Console
 
 from fedsvd.config.compose import compose, to_yaml
 from fedsvd.config.overrides import parse
+from fedsvd.config.quoting import path_override
 from fedsvd.errors import ConfigError, DivergedError, RunError
 from fedsvd.launch import sweep
 from fedsvd.launch.sweep import plan_sweep, run_or_resume
-from fedsvd.quoting import path_override
 from fedsvd.report.sweep_progress import RunStatus, SweepReporter, format_duration, read_statuses, seconds_left
 from fedsvd.runs.folder import read_json, write_json, write_rows
 from fedsvd.runs.ownership import owned

@@ -8,7 +8,7 @@ import pytest
 
 from fedsvd.commands.arguments import normalize, resumed_folder
 from fedsvd.config.compose import compose
-from fedsvd.quoting import command, path_override, quote, read_path, resume_command
+from fedsvd.config.quoting import command, path_override, quote, read_path, resume_command
 
 PATHS = [
     "sw/model.rank=2,seed=0", "two words", "Übung", "it's", 'say "x"', "a,b", "[x]{y}", "(z)", "tail\\", "a\\'b",

@@ -1,0 +1,49 @@
+"""Constraints between groups for the classification head."""
+
+from __future__ import annotations
+
+from fedsvd.config.model import DataConfig, ModelConfig
+from fedsvd.config.privacy import PrivacyConfig
+from fedsvd.config.train import TrainConfig
+from fedsvd.errors import ConfigError
+
+
+def check_head(model: ModelConfig, data: DataConfig, train: TrainConfig, privacy: PrivacyConfig) -> None:
+    """Reject settings of the head that have no effect or cannot be used together.
+
+    Raises:
+        ConfigError: A language model has settings of a head, or the zero-shot head has no descriptions or features.
+    """
+    if model.task == "causal_lm":
+        _check_no_head(train, privacy)
+    elif train.head_init == "zero_shot":
+        _check_zero_shot(model, data)
+
+
+def _check_no_head(train: TrainConfig, privacy: PrivacyConfig) -> None:
+    settings = {
+        f"train.trains = {train.trains}": train.trains == "head",
+        f"train.head_rounds = {train.head_rounds}": train.head_rounds > 0,
+        f"train.head_init = {train.head_init}": train.head_init != "random",
+        f"train.head_learning_rate = {train.head_learning_rate}": train.head_learning_rate is not None,
+        f"privacy.head_clipping_share = {privacy.head_clipping_share}": privacy.head_clipping_share is not None,
+    }
+    for setting, is_set in settings.items():
+        if is_set:
+            raise ConfigError(
+                f"{setting} is not possible with model.task = causal_lm, which has no classification head: leave it "
+                "out, or set model.task=sequence_classification."
+            )
+
+
+def _check_zero_shot(model: ModelConfig, data: DataConfig) -> None:
+    if data.class_descriptions is None:
+        raise ConfigError(
+            f"train.head_init = zero_shot needs data.class_descriptions, which data={data.name} leaves empty: give a "
+            "list of invented sentences for each class, or set train.head_init=random."
+        )
+    if model.pooling == "stock":
+        raise ConfigError(
+            "train.head_init = zero_shot is not possible with model.pooling = stock, whose head is more than one layer "
+            "on pooled features: set model.pooling=mean, or train.head_init=random."
+        )

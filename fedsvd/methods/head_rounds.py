@@ -1,0 +1,79 @@
+"""Rounds that train the classification head and no factor: all rounds of a run, or those before a method's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedsvd.lora.adapter import Adapter, Factor
+from fedsvd.methods.aggregate import Replies, average
+from fedsvd.methods.method import Method, State, Step, Traits
+
+
+@dataclass(frozen=True)
+class HeadOnly:
+    """A linear model on frozen features: the head is averaged (FedAvg), and no factor is trained, sent or changed.
+
+    B is zero, so the adapted model is the frozen one. It does not depend on the configured method.
+    """
+
+    init_a: str = "kaiming"
+    init_b: str = "zeros"
+    traits: ClassVar[Traits] = Traits(heterogeneous=True)
+
+    def trains(self, server_round: int) -> frozenset[Factor]:
+        """Return no factor."""
+        return frozenset()
+
+    def uplink(self, server_round: int) -> frozenset[Factor]:
+        """Return no factor."""
+        return frozenset()
+
+    def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
+        """Average the head."""
+        return Step(average(adapter, replies))
+
+
+@dataclass(frozen=True)
+class HeadFirst:
+    """A method that starts after rounds in which only the head is trained.
+
+    Attributes:
+        method: The method; its round 1 is the round after ``head_rounds``.
+        head_rounds: Number of rounds before it.
+    """
+
+    method: Method
+    head_rounds: int
+
+    @property
+    def init_a(self) -> str:
+        """The method's initialization of A."""
+        return self.method.init_a
+
+    @property
+    def init_b(self) -> str:
+        """The method's initialization of B."""
+        return self.method.init_b
+
+    @property
+    def traits(self) -> Traits:
+        """The method's traits."""
+        return self.method.traits
+
+    def trains(self, server_round: int) -> frozenset[Factor]:
+        """Return the factors that the method trains; none in the first rounds."""
+        return self.method.trains(server_round - self.head_rounds) if self._has_started(server_round) else frozenset()
+
+    def uplink(self, server_round: int) -> frozenset[Factor]:
+        """Return the factors that the method sends; none in the first rounds."""
+        return self.method.uplink(server_round - self.head_rounds) if self._has_started(server_round) else frozenset()
+
+    def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
+        """Apply the method's server step; average the head in the first rounds."""
+        if not self._has_started(server_round):
+            return Step(average(adapter, replies), state=state)
+        return self.method.server_step(adapter, replies, server_round - self.head_rounds, state)
+
+    def _has_started(self, server_round: int) -> bool:
+        return server_round > self.head_rounds

@@ -1,0 +1,81 @@
+"""A classification head from invented sentences of each class, which uses no private data.
+
+With ``mₖ`` the mean feature of the sentences of class k, encoded by the frozen model with the same pooling and
+standardization as the clients' texts, the head is that of the nearest class mean:
+
+    wₖ = α (mₖ - m̄),    bₖ = -α (‖mₖ‖² - mean over classes of ‖m‖²) / 2
+
+where m̄ is the mean over classes. α scales the weights to mean norm `WEIGHT_NORM`: direction and threshold come from the
+sentences; their scale is a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from fedsvd.errors import ConfigError
+from fedsvd.models.pooled import PooledClassifier
+
+# With features of mean norm 3.3, margins between classes are then about 1.
+WEIGHT_NORM = 0.5
+
+
+def sentences_by_class(
+    descriptions: Mapping[str, Sequence[str]] | Sequence[Sequence[str]], classes: Sequence[str]
+) -> list[list[str]]:
+    """Return the sentences of each class, in the order of the classes.
+
+    Args:
+        descriptions: ``data.class_descriptions``.
+        classes: Names of the classes.
+
+    Raises:
+        ConfigError: The descriptions are of other classes.
+    """
+    if isinstance(descriptions, Mapping):
+        if descriptions.keys() != set(classes):
+            raise ConfigError(
+                f"data.class_descriptions describes the classes {', '.join(descriptions)}: expected sentences of "
+                f"{', '.join(classes)}."
+            )
+        return [list(descriptions[name]) for name in classes]
+    if len(descriptions) != len(classes):
+        raise ConfigError(
+            f"data.class_descriptions has {len(descriptions)} lists of sentences: expected {len(classes)}, one for "
+            f"each of {', '.join(classes)}."
+        )
+    return [list(sentences) for sentences in descriptions]
+
+
+@torch.no_grad()
+def zero_shot_head(
+    model: PooledClassifier, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[Sequence[str]], max_length: int
+) -> tuple[Tensor, Tensor]:
+    """Return weight, shape (classes, d), and bias, shape (classes,), of the head, float32 on the model's device.
+
+    Args:
+        model: The frozen model.
+        tokenizer: Its tokenizer.
+        sentences: The sentences of each class.
+        max_length: Maximum length of a sentence in tokens.
+    """
+    means = torch.stack([_mean_feature(model, tokenizer, texts, max_length) for texts in sentences])
+    weight = means - means.mean(dim=0)
+    scale = WEIGHT_NORM / torch.linalg.vector_norm(weight, dim=1).mean().clamp(min=1e-12)
+    squares = means.square().sum(dim=1)
+    return (scale * weight).float(), (-scale * (squares - squares.mean()) / 2).float()
+
+
+def _mean_feature(
+    model: PooledClassifier, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
+) -> Tensor:
+    # One sentence at a time: padding would change the last digits.
+    features = [
+        model.features(**tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt").to(model.device))
+        for text in texts
+    ]
+    return torch.cat(features).double().mean(dim=0)

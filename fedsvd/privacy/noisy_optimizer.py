@@ -1,0 +1,75 @@
+"""Opacus' optimizer with secret noise and separate clipping of the head; used by `fedsvd.privacy.dp_sgd` only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from opacus.optimizers import DPOptimizer
+from torch import Tensor
+
+from fedsvd.privacy.clipping_groups import ClippingGroup, joint_norms
+from fedsvd.privacy.clipping_statistics import ClippingMeter
+from fedsvd.privacy.randomness import Randomness
+
+logger = logging.getLogger(__name__)
+
+
+class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Opacus' optimizer, with noise from `Randomness`.
+
+    Args:
+        optimizer: The optimizer that takes the steps.
+        randomness: Source of the noise.
+        meter: Receives the gradients' norms, if clipping statistics are released.
+        groups: Parameters that are clipped separately before all are clipped together.
+        options: Arguments of Opacus' optimizer.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        randomness: Randomness,
+        meter: ClippingMeter | None,
+        groups: Sequence[ClippingGroup],
+        **options: Any,
+    ) -> None:
+        super().__init__(optimizer, **options)
+        self._randomness = randomness
+        self._meter = meter
+        self.groups = groups
+
+    def clip_and_accumulate(self) -> None:
+        """Clip and sum as Opacus does, but replace the gradients of an example by zero if its norm is not finite.
+
+        Such a gradient cannot be clipped: it would turn the whole sum into NaN, and raising an error would reveal
+        something about a single example. A gradient of zero preserves the sensitivity.
+        """
+        samples = [parameter.grad_sample for parameter in self.params]
+        norms = joint_norms(samples)
+        non_finite = ~torch.isfinite(norms)
+        if non_finite.any():
+            for sample in samples:
+                sample[non_finite] = 0.0
+            logger.warning("%d examples had gradients that are not finite; they count as zero.", int(non_finite.sum()))
+        clipped = self.clip_groups() if self.groups else norms > self.max_grad_norm
+        if self._meter:
+            self._meter.add(norms.masked_fill(non_finite, 0.0), clipped & ~non_finite)
+        super().clip_and_accumulate()
+
+    def clip_groups(self) -> Tensor:
+        """Clip each group of parameters to its own bound, in place; return which examples were clipped, shape (batch,).
+
+        The joint norm is then at most ``max_grad_norm``: clipping it again changes nothing beyond rounding errors.
+        """
+        return torch.stack([group.clip() for group in self.groups]).any(dim=0)
+
+    def add_noise(self) -> None:
+        """Set each gradient to the clipped sum plus noise with standard deviation σ · max_grad_norm."""
+        std = self.noise_multiplier * self.max_grad_norm
+        for parameter in self.params:
+            clipped = parameter.summed_grad
+            noised = clipped + self._randomness.normal(clipped, std) if std else clipped
+            parameter.grad = noised.view_as(parameter)

@@ -1,0 +1,39 @@
+"""What runs are called, and the reference lines of their plots."""
+
+import pytest
+
+from fedsvd.report.labels import HEAD_ONLY, UNTRAINED, ZERO_SHOT, method_label, planned_rounds, trains_factors
+from fedsvd.report.plots import accuracy_figure, reference_accuracies
+
+CONFIG = {"method.name": "fedsvd", "train.num_rounds": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({}, "fedsvd"),
+        ({"train.trains": "factors"}, "fedsvd"),
+        ({"train.head_rounds": 3}, "fedsvd"),
+        ({"train.head_rounds": 4}, HEAD_ONLY),
+        ({"train.trains": "head"}, HEAD_ONLY),
+        ({"train.trains": "none", "train.head_init": "zero_shot"}, ZERO_SHOT),
+        ({"train.trains": "none"}, UNTRAINED),
+    ],
+    ids=str,
+)
+def test_a_run_without_factors_is_not_called_by_its_method(changes: dict[str, object], label: str) -> None:
+    config = {**CONFIG, **changes}
+    assert method_label(config) == label
+    assert trains_factors(config) == (label == "fedsvd")
+    assert planned_rounds(config) == (0 if changes.get("train.trains") == "none" else 4)
+
+
+def test_reference_lines_are_measured_or_configured() -> None:
+    rows = [{"server_round": n, "accuracy": 0.5 + 0.1 * n, "epsilon": None} for n in range(3)]
+    assert reference_accuracies(rows, CONFIG) == {}
+    assert reference_accuracies(rows[1:], {"train.head_init": "zero_shot"}) == {}
+    lines = reference_accuracies(rows, {"train.head_init": "zero_shot", "reference_accuracy": 0.84})
+    assert lines == {"zero-shot": 0.5, "without privacy": 0.84}
+    axes = accuracy_figure(rows, lines).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["70.0%", "zero-shot 50.0%", "without privacy 84.0%"]
+    assert [line.get_ydata()[0] for line in axes.lines[1:]] == [0.5, 0.84]
