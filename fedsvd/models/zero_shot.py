@@ -1,12 +1,13 @@
 """A classification head from invented sentences of each class, which uses no private data.
 
 With ``mₖ`` the mean feature of the sentences of class k, encoded by the frozen model with the same pooling and
-standardization as the clients' texts, the head is that of the nearest class mean:
+standardization as the clients' texts, and m̄ the mean over classes, the head is
 
-    wₖ = α (mₖ - m̄),    bₖ = -α (‖mₖ‖² - mean over classes of ‖m‖²) / 2
+    wₖ = α (mₖ - m̄),    bₖ = 0
 
-where m̄ is the mean over classes. α scales the weights to mean norm `WEIGHT_NORM`: direction and threshold come from the
-sentences; their scale is a constant.
+α scales the weights to mean norm `WEIGHT_NORM`. The sentences determine directions only. A threshold between their
+means would be that of a dozen sentences, not of the clients' texts; features that are standardized by public text are
+centered already (on movie reviews: 75 % with a bias of zero, 68 % with the threshold between the means).
 """
 
 from __future__ import annotations
@@ -66,8 +67,7 @@ def zero_shot_head(
     means = torch.stack([_mean_feature(model, tokenizer, texts, max_length) for texts in sentences])
     weight = means - means.mean(dim=0)
     scale = WEIGHT_NORM / torch.linalg.vector_norm(weight, dim=1).mean().clamp(min=1e-12)
-    squares = means.square().sum(dim=1)
-    return (scale * weight).float(), (-scale * (squares - squares.mean()) / 2).float()
+    return (scale * weight).float(), torch.zeros(len(weight), device=model.device)
 
 
 def _mean_feature(

@@ -223,14 +223,19 @@ def _accounted_epsilons(
 
 
 def _presumed_spend(name: str, trained: Sequence[Row], spends: Sequence[Spend]) -> list[Spend]:
-    """Return a bound on the charges after a client's last accepted report; earlier ones are in the ε it reported."""
+    """Return a bound on the charges that neither the rows nor the client's reported ε cover.
+
+    Within one process, an accepted report covers the charges before it. In a resumed run, the ledger that it comes from
+    may not be the one that was charged before, so all presumed charges count.
+    """
     presumed, charged, ledger_steps = 0, 0, 0
+    is_one_process = len({(row.get(ROW_KEY) or {}).get("start", 0) for row in trained}) == 1
     for row in trained:
         charge = _record(row, "charges").get(name)
         if charge is not None:
             charged, ledger_steps = charged + charge["steps"], charge.get("ledger_steps") or 0
             # A ledger with fewer steps than the rows is not the one that was charged before.
-            presumed = 0 if ledger_steps >= charged else presumed
+            presumed = 0 if is_one_process and ledger_steps >= charged else presumed
         presumed += int(_record(row, "presumed").get(name, 0))
     if not presumed:
         return []

@@ -1,7 +1,6 @@
 """Sections of a report on many runs.
 
-Runs are grouped by setting, i.e. by method and by every other varied key except ε and seed; the name of a group is
-its label.
+Runs are grouped by setting: by method and by every other varied key except ε and seed. A group's name is its label.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def test_jobs_are_split_by_task_and_seed_if_there_are_enough() -> None:
     assert sorted(len(share) for share in split_jobs(jobs[:3], 2)) == [1, 2]
 
 
-def test_experiment_best_is_the_contender_of_that_name() -> None:
+def test_experiment_best_is_the_contender_head_only() -> None:
     contender = compose(["experiment=compare", "privacy.target_epsilon=3", *compose_compare([])[1].contenders["best"]])
     best = compose(["experiment=best"])
     assert dataclasses.replace(best, train=contender.train) == contender

@@ -80,7 +80,7 @@ def test_without_shares_each_client_adds_the_full_noise() -> None:
         (["train.local_steps=2"], "with train.local_steps = 2, the later steps of a client"),
         (["train=adamw", "train.local_steps=1"], "only under plain SGD"),
         (["train.weight_decay=0.1"], "only under plain SGD"),
-        (["privacy.noise_multiplier=null"], "Set privacy.noise_multiplier"),
+        (["privacy.noise_multiplier=null"], "set privacy.noise_multiplier"),
         (["federation.num_clients=3", "federation.min_survivors=4"], "no secure sum could be computed"),
         (["federation.min_survivors=1"], "≥ 2"),
         (["privacy=client_level", "federation.clients_per_round=2"], "reveal who was sampled"),
