@@ -15,7 +15,7 @@ from fedsvd.config.compose import compose
 from fedsvd.data import load
 from fedsvd.data.node_data import load_node_file
 from fedsvd.data.user_data import Columns
-from fedsvd.errors import ConfigError, NodeDataError
+from fedsvd.errors import ConfigError, NodeDataError, RunError
 from fedsvd.launch import check_config, load_apps
 from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.runs.folder import read_rows
@@ -133,7 +133,9 @@ def test_counts_are_not_disclosed_by_default(tmp_path: Path) -> None:
     private = {"ledger": str(tmp_path / "ledger"), "max-epsilon": 9.0, "max-delta": 1e-5}
     nodes = [{"data-path": str(write(tmp_path / "a.csv")), **private}]
     overrides = ["privacy=dp_sgd", "train.num_rounds=1"]
-    refused = run_nodes(tmp_path / "refused", nodes, *overrides)[1]
+    with pytest.raises(RunError, match="share-counts = false"):
+        run_nodes(tmp_path / "refused", nodes, *overrides)
+    refused = read_rows(tmp_path / "refused" / "metrics.jsonl")[1]
     assert "share-counts = false" in refused["clients_refused"]["0"]
     assert not (tmp_path / "ledger").exists()
 

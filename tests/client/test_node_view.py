@@ -27,10 +27,14 @@ MISFITS: list[tuple[dict[str, Any], list[str], str]] = [
     ({}, [], "data = node, but this node has no data of its own"),
     (
         {"data-path": "/data/site.csv"},
-        ["data=movie_reviews"],
+        ["data=movie_reviews", "data.labels=null"],
         "data = movie_reviews, but this node trains only on its own",
     ),
-    ({"num-partitions": 5}, ["data=movie_reviews"], r"num_clients = 2, but this node has one of 5 partitions"),
+    (
+        {"num-partitions": 5},
+        ["data=movie_reviews", "data.labels=null"],
+        r"num_clients = 2, but this node has one of 5 partitions",
+    ),
     ({"text-column": "note"}, [], "text-column but no data-path"),
     ({"data-path": 7}, [], "data-path = 7 is invalid: expected a quoted string"),
 ]
