@@ -68,14 +68,16 @@ def test_private_run_reports_no_training_loss(private_run: Path) -> None:
     assert all(row["train_loss"] is None for row in read_rows(private_run / "metrics.jsonl"))
 
 
-def test_saved_adapter_reproduces_the_servers_evaluation(private_run: Path) -> None:
-    config = compose(["experiment=smoke", "train.head=private", "train.learning_rate=2"])
+def test_saved_adapter_reproduces_the_servers_evaluation(tmp_path: Path) -> None:
+    overrides = ["model.pooling=stock", "train.head=private", "train.learning_rate=2"]
+    run = train(tmp_path / "run", *overrides)
+    config = compose(["experiment=smoke", *overrides])
     base = load_classifier(config.model.source, num_labels=2, seed=99).model
-    model = peft.PeftModel.from_pretrained(base, str(private_run / "adapter"))
+    model = peft.PeftModel.from_pretrained(base, str(run / "adapter"))
 
     evaluation = evaluate(model, load_test_batches(config), torch.device("cpu"))
 
-    last = read_rows(private_run / "metrics.jsonl")[-1]
+    last = read_rows(run / "metrics.jsonl")[-1]
     assert evaluation.accuracy == last["accuracy"]
     assert evaluation.loss == pytest.approx(last["loss"], abs=1e-6)
 
