@@ -1,5 +1,6 @@
 """A real SuperLink and real SuperNodes, killed with SIGKILL within a round: the run continues and all is charged."""
 
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -55,4 +56,5 @@ def test_killed_superlink_loses_no_round_and_killed_node_loses_one(tmp_path: Pat
     # Each event is logged.
     assert "Connection successful after" in nodes.log("node-0")
     assert "Connection successful after" in nodes.log(SUPEREXEC)
-    assert "no reply within" in rows[3]["clients_refused"]["1"]
+    # Flower may notice the missing heartbeat before the request times out.
+    assert re.search("no reply within|Node Unavailable", rows[3]["clients_refused"]["1"])

@@ -15,8 +15,8 @@ OVERRIDES = ["experiment=smoke", "privacy=none", "train.head=private", "train.nu
 SECURE = "federation.secure_aggregation=true"
 
 
-def train(folder: Path, *overrides: str) -> Path:
-    assert main(["train", *OVERRIDES, "plots=false", f"hydra.run.dir={folder}", *overrides]) == 0
+def train(folder: Path, *overrides: str, status: int = 0) -> Path:
+    assert main(["train", *OVERRIDES, "plots=false", f"hydra.run.dir={folder}", *overrides]) == status
     return folder
 
 
@@ -65,7 +65,8 @@ def test_shared_noise_discloses_no_sizes_and_states_its_assumptions(
 
 
 def test_round_is_skipped_with_reasons_if_all_clients_decline(tmp_path: Path) -> None:
-    train(tmp_path, SECURE, "privacy=dp_sgd", "privacy.target_epsilon=0.5", "privacy.noise_multiplier=0.5")
+    # A run whose model was never trained fails.
+    train(tmp_path, SECURE, "privacy=dp_sgd", "privacy.target_epsilon=0.5", "privacy.noise_multiplier=0.5", status=1)
 
     row = read_rows(tmp_path / "metrics.jsonl")[1]
     assert row["skipped"]
