@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -147,11 +148,13 @@ def _print_interruption(arguments: Sequence[str], stopped: BaseException) -> Non
     if isinstance(stopped, Interruption):
         kept, remedy = stopped.kept, stopped.remedy
     else:
-        from fedsvd.config.quoting import command
-
+        # Without any import that the interrupt may have left incomplete.
         kept = f"fedsvd {arguments[0]} was stopped before it wrote its result."
-        remedy = f"run it again with {command(arguments)}"
+        remedy = f"run it again with {shlex.join(['fedsvd', *arguments])}"
     print(f"interrupted: {kept}\n{remedy}", file=sys.stderr)
+    # An interrupt inside exec or eval, as in a dataclass, lets the interpreter end by SIGINT instead of by the exit
+    # status, although it was caught here. The next evaluation of a string clears this.
+    eval("None")  # noqa: S307
 
 
 if __name__ == "__main__":

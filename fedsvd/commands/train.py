@@ -27,6 +27,7 @@ from fedsvd.report.literal import literal
 from fedsvd.report.sweep_progress import SweepReporter
 from fedsvd.runs.folder import RunFolder
 from fedsvd.runs.ownership import completed_rounds, owned
+from fedsvd.runs.record import record_failure
 from fedsvd.runs.storage import storage_errors
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -69,9 +70,15 @@ def _check_flags(flags: Sequence[str]) -> None:
 
 def _run(overrides: Sequence[str]) -> None:
     prepared = prepare_run(overrides)
+    folder = RunFolder(prepared.folder)
     try:
-        with owned(prepared.folder):
-            _hydra_main(prepared.arguments, _run_job, prepared.folder)
+        with owned(folder.root):
+            _hydra_main(prepared.arguments, _run_job, folder.root)
+    except FedSVDError as error:
+        if not folder.record.exists():
+            # The run ended before it started its own record.
+            record_failure(folder, error)
+        raise
     except KeyboardInterrupt as stopped:
         raise _interruption(prepared, stopped) from None
 

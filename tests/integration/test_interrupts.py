@@ -23,8 +23,8 @@ OPEN = [*TINY, "privacy=none"]
 LONG = [*OPEN, "train.num_rounds=2000"]
 COMMANDS = [
     ["train", *LONG], ["train", "-m", *LONG, "seed=0,1"], ["compare", "experiment=smoke", "run_dir=cmp"],
-    ["audit", "experiment=smoke", "model.rank=32"], ["predict", "run", "--text", "x"], ["evaluate", "run"],
-    ["export", "run", "--to", "export"], ["report", "run"], ["doctor"], ["privacy", "plan", "experiment=smoke"],
+    ["audit", "experiment=smoke", "model.rank=32"], ["predict", "RUN", "--text", "x"], ["evaluate", "RUN"],
+    ["export", "RUN", "--to", "export"], ["report", "RUN"], ["doctor"], ["privacy", "plan", "experiment=smoke"],
 ]  # fmt: skip
 
 
@@ -48,17 +48,36 @@ def interrupt(process: subprocess.Popen[str]) -> tuple[str, str]:
     return output, lines[1]
 
 
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    process = start(folder, "train", *OPEN, "train.num_rounds=1", "run_dir=run")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return folder / "run"
+
+
 @pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: " ".join(arguments[:2]))
 @pytest.mark.parametrize("delay", [0.7, 3.0])
-def test_every_command_ends_in_two_lines(arguments: list[str], delay: float, tmp_path: Path) -> None:
-    process = start(tmp_path, *arguments)
-    time.sleep(delay)
-    if process.poll() is not None:
-        pytest.skip("the command has ended already")
+def test_every_command_ends_in_two_lines(
+    arguments: list[str], delay: float, tmp_path: Path, finished_run: Path
+) -> None:
+    arguments = [str(finished_run) if argument == "RUN" else argument for argument in arguments]
+    # Longer if the interpreter had not started the command yet.
+    for factor in (1, 2, 4, 8):
+        process = start(tmp_path, *arguments)
+        time.sleep(delay * factor)
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=240)
+        if "interrupted: " in errors or "in _run" in errors or output:
+            break
+    if process.returncode == 0:
+        pytest.skip("the command had written its result already")
 
-    _, remedy = interrupt(process)
-
-    assert "fedsvd" in remedy
+    assert process.returncode == 130, errors
+    first, second = errors.strip().splitlines()
+    assert first.startswith("interrupted: ")
+    assert "fedsvd" in second
 
 
 def paste(folder: Path, remedy: str, *more: str) -> None:
@@ -129,7 +148,8 @@ def test_a_closed_standard_output_does_not_end_training(tmp_path: Path) -> None:
     assert process.stdout.readline()
     process.stdout.close()
     assert process.stderr is not None
-    assert process.stderr.read() == ""
+    with process.stderr:
+        assert process.stderr.read() == ""
     assert process.wait(300) == 0
     assert read_json(tmp_path / "run" / "run.json")["state"] == "finished"
 
