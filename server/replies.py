@@ -123,6 +123,20 @@ def _refuse(record: RoundRecord, partition_id: int, node: int, reason: str) -> N
     logger.warning("round %d: dropped the reply of %s: %s", record.server_round, sender, reason)
 
 
+def check_divergence(record: RoundRecord, config: Config) -> None:
+    """Check that not all updates of a round diverged, since more rounds would waste privacy.
+
+    Raises:
+        DivergedError: Every sampled client's update was non-finite or too large.
+    """
+    if 0 < record.sampled <= record.diverged:
+        raise DivergedError(
+            f"all {record.sampled} updates of round {record.server_round} are non-finite or too large for the "
+            "settings: training has diverged, and more rounds would waste privacy; decrease train.learning_rate "
+            f"({config.train.learning_rate:g})."
+        )
+
+
 def read_plain_reply(
     message: Message,
     partition_id: int,

@@ -19,7 +19,7 @@ class TrackingConfig(ConfigGroup):
         project: Project in Weights & Biases, or experiment in MLflow.
         mode: For ``wandb``: ``online``, or ``offline``, which stores the run in the run directory until ``wandb sync``.
         uri: MLflow's tracking server or store; null: the value of ``MLFLOW_TRACKING_URI`` if set, else
-            ``sqlite:///runs/mlflow.db``.
+            ``runs/mlruns``.
     """
 
     group: ClassVar[str] = "tracking"

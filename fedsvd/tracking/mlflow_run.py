@@ -15,7 +15,6 @@ from fedsvd.config.compose import as_dict
 from fedsvd.runs.folder import RunFolder, read_json, write_json
 
 # Limits of MLflow on the length of a parameter value and the number of parameters per call.
-
 _MAX_VALUE_LENGTH, _MAX_PARAMS = 500, 100
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-IGNORED = -100
+from fedsvd.data.instructions import IGNORED
 
 
 @dataclass(frozen=True)
