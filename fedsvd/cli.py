@@ -12,48 +12,9 @@ from collections.abc import Sequence
 from fedsvd import __version__
 from fedsvd.commands.interrupts import InterruptGuard
 from fedsvd.commands.streams import discard, tolerant_streams
+from fedsvd.commands.usage import USAGE, command_help
 from fedsvd.errors import ConfigError, FedSVDError, Interruption
 
-USAGE = """\
-usage: fedsvd COMMAND [ARGUMENT …]
-
-Federated LoRA fine-tuning under differential privacy.
-
-training:
-  train [KEY=VALUE …]                  train a model in a federation (Hydra overrides)
-  train -m KEY=V1,V2 …                 train once per combination of the values (sweep)
-  train resume=RUN_DIR                 resume an interrupted run (with -m: a sweep)
-  train --cfg job                      print the composed configuration
-  train --config-dir DIR …             also use the YAML files in DIR (DIR/experiment/NAME.yaml)
-  compare [KEY=VALUE …]                compare methods over tasks, budgets and seeds
-
-privacy:
-  privacy plan [KEY=VALUE …]           show the privacy cost of a run before it starts
-  privacy ledger PATH                  show the privacy spent according to a client's ledger
-  privacy ledger PATH --new-account R  start a new account for data of other people, for reason R
-  audit [KEY=VALUE …]                  attack one client and check the claimed ε
-
-finished runs:
-  report DIR… [--to DIR]               write an HTML and Markdown report on all runs in DIR
-  evaluate RUN_DIR [data=…]            evaluate the model on the run's held-out data or other data
-  predict RUN_DIR --text TEXT          predict the label of, or generate an answer to, a text
-  predict RUN_DIR --file FILE          the same for every text in a file
-  export RUN_DIR --to DIR [--merge]    export the model for transformers and PEFT
-
-deployment:
-  doctor [certs=DIR ledger=FILE …]     check this machine and suggest fixes
-
-options:
-  -h, --help                           show this message
-  --version                            show the version
-
-examples:
-  fedsvd train experiment=smoke
-  fedsvd train experiment=demo method=ffa_lora privacy.target_epsilon=3
-  fedsvd train -m privacy.target_epsilon=1,3,6 method=fedsvd,ffa_lora
-  fedsvd train -m experiment=epsilon_sweep hydra/launcher=joblib
-  fedsvd audit experiment=smoke model.rank=32
-"""
 _COMMANDS = ("train", "privacy", "audit", "compare", "doctor", "predict", "evaluate", "export", "report")
 
 # Set before flwr and ray are imported, so that no run sends telemetry or checks for updates.
@@ -95,6 +56,10 @@ def _run(arguments: Sequence[str]) -> int:
     command, *rest = arguments
     if command == "--version":
         print(f"fedsvd {__version__}")
+        return 0
+    # Hydra's own help lists the options of train.
+    if command in _COMMANDS and command != "train" and rest and rest[-1] in ("-h", "--help"):
+        print(command_help(command), end="")
         return 0
     for name, value in _NO_TELEMETRY.items():
         os.environ.setdefault(name, value)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from documented import ALL, FOREIGN, KEY_VALUE, PAGES, ROOT, blocks, commands
 
-from fedsvd.cli import _COMMANDS, USAGE, main
+from fedsvd.cli import _COMMANDS, main
 from fedsvd.commands.predict import _parse
+from fedsvd.commands.usage import USAGE
 from fedsvd.config.compose import check_overrides, compose, compose_audit, compose_compare
 
 

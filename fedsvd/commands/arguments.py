@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fedsvd.commands.usage import command_usage
 from fedsvd.config.quoting import path_override, read_path
 from fedsvd.config.search_path import config_dir_override, merge_search_paths
 from fedsvd.errors import ConfigError
@@ -45,13 +46,12 @@ class CommandParser(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` that raises `ConfigError` instead of exiting.
 
     Args:
-        command: Name of the command.
-        usage: Usage line, quoted in every error message.
+        command: Name of the command; every error message quotes its usage.
     """
 
-    def __init__(self, command: str, usage: str) -> None:
-        super().__init__(prog=f"fedsvd {command}", usage=usage, add_help=False, allow_abbrev=False)
-        self._usage = usage
+    def __init__(self, command: str) -> None:
+        self._usage = command_usage(command)
+        super().__init__(prog=f"fedsvd {command}", usage=self._usage, add_help=False, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Raise the error that argparse has found.

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from fedsvd import doctor
 from fedsvd.assets import cache_folder
+from fedsvd.commands.usage import command_usage
 from fedsvd.doctor import Finding
 from fedsvd.errors import ConfigError, FedSVDError, RunError
 from fedsvd.report.literal import literal
 
-_USAGE = "fedsvd doctor [certs=DIR] [superlink=HOST:PORT] [ledger=FILE] [runs=DIR] [node='NODE_CONFIG' KEY=VALUE …]"
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 _PORTS = ((8000, "SuperLink"), (9094, "SuperNode"))
 
@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> None:
     overrides = [item for item in arguments if item.split("=", 1)[0] not in names]
     options = _Options(**values)
     if any("=" not in item for item in arguments) or (overrides and options.node is None):
-        raise ConfigError(f"invalid arguments: fedsvd doctor {' '.join(arguments)}. Usage: {_USAGE}")
+        raise ConfigError(f"invalid arguments: fedsvd doctor {' '.join(arguments)}. Usage: {command_usage('doctor')}")
     findings = list(_run_checks(options, overrides))
     _print_table(findings)
     failed = sum(finding.status == "error" for finding in findings)

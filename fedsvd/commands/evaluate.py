@@ -19,8 +19,6 @@ from fedsvd.report.literal import add_literal_row
 if TYPE_CHECKING:
     from fedsvd.trained.evaluation import EvaluationResult
 
-_USAGE = "fedsvd evaluate RUN_DIR [data=… data.KEY=VALUE …] [--all] [--json] [--device DEVICE]"
-
 
 def run(arguments: Sequence[str]) -> None:
     """Evaluate a model and print accuracy, loss and, for a classifier, scores by class.
@@ -32,7 +30,7 @@ def run(arguments: Sequence[str]) -> None:
         RunError: The run has no final model, or its directory is damaged.
         DataError: The data cannot be loaded, or have classes that the model does not know.
     """
-    parser = CommandParser("evaluate", _USAGE)
+    parser = CommandParser("evaluate")
     parser.add_argument("folder", metavar="RUN_DIR")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--all", action="store_true")

@@ -10,8 +10,6 @@ from rich.console import Console
 from fedsvd.commands.arguments import CommandParser
 from fedsvd.report.literal import literal
 
-_USAGE = "fedsvd export RUN_DIR --to DIR [--merge]"
-
 
 def run(arguments: Sequence[str]) -> None:
     """Export a model with its tokenizer and model card.
@@ -21,7 +19,7 @@ def run(arguments: Sequence[str]) -> None:
         RunError: The run has no final model.
         ModelError: The base model cannot be loaded.
     """
-    parser = CommandParser("export", _USAGE)
+    parser = CommandParser("export")
     parser.add_argument("folder", metavar="RUN_DIR")
     parser.add_argument("--to", required=True)
     parser.add_argument("--merge", action="store_true")

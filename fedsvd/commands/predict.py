@@ -14,11 +14,6 @@ from fedsvd.config import Config
 from fedsvd.errors import ConfigError
 from fedsvd.report.literal import literal
 
-_USAGE = (
-    "fedsvd predict RUN_DIR (--text TEXT [--text-pair TEXT] … | --file FILE) [--json] [--device DEVICE] "
-    "[--batch-size N] [--separator S]"
-)
-
 
 def run(arguments: Sequence[str]) -> None:
     """Print the label and its probability, or the generated answer, for each text.
@@ -51,7 +46,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> Any:
-    parser = CommandParser("predict", _USAGE)
+    parser = CommandParser("predict")
     parser.add_argument("folder", metavar="RUN_DIR")
     parser.add_argument("--text", action="append", default=[])
     parser.add_argument("--text-pair", action="append", default=[])

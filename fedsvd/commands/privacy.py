@@ -9,6 +9,7 @@ from rich.console import Console
 from fedsvd.commands import privacy_ledger
 from fedsvd.commands.arguments import normalize, resumed_folder
 from fedsvd.commands.output import warn_left_out
+from fedsvd.commands.usage import command_usage
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError
@@ -18,7 +19,6 @@ from fedsvd.report.literal import literal
 from fedsvd.report.privacy_tables import plan_table, sample_rates_table
 from fedsvd.runs.folder import RunFolder
 
-_USAGE = f"fedsvd privacy plan [KEY=VALUE …] | {privacy_ledger.USAGE}"
 _CHANGED = (
     "its ledger was last charged for other data (another file, seed or partition); all earlier charges count against "
     "this data, too."
@@ -39,7 +39,9 @@ def run(arguments: Sequence[str]) -> None:
         privacy_ledger.run(arguments[1:])
     else:
         raise ConfigError(
-            "invalid arguments: " + f"fedsvd privacy {' '.join(arguments)}".rstrip() + f". Usage: {_USAGE}"
+            "invalid arguments: "
+            + f"fedsvd privacy {' '.join(arguments)}".rstrip()
+            + f". Usage: {command_usage('privacy')}"
         )
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fedsvd.commands.usage import command_usage
 from fedsvd.errors import ConfigError
 from fedsvd.report.document import write_report
 from fedsvd.report.literal import literal
 from fedsvd.report.loaded_runs import find_runs
 from fedsvd.report.sweep_sections import report_sections
-
-_USAGE = "fedsvd report RUN_OR_SWEEP_DIR… [--to DIR]"
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -42,11 +41,11 @@ def _parse(arguments: list[str]) -> tuple[list[Path], Path | None]:
     if "--to" in arguments:
         index = arguments.index("--to")
         if index + 1 == len(arguments):
-            raise ConfigError(f"--to needs a directory. Usage: {_USAGE}")
+            raise ConfigError(f"--to needs a directory. Usage: {command_usage('report')}")
         target = Path(arguments[index + 1])
         del arguments[index : index + 2]
     unknown = [argument for argument in arguments if argument.startswith("-")]
     if unknown or not arguments:
         problem = f"fedsvd report has no option {unknown[0]}" if unknown else "fedsvd report needs a directory"
-        raise ConfigError(f"{problem}. Usage: {_USAGE}")
+        raise ConfigError(f"{problem}. Usage: {command_usage('report')}")
     return [Path(argument) for argument in arguments], target

@@ -1,0 +1,109 @@
+"""Usage of the program and of each command, for ``--help`` and for error messages."""
+
+from __future__ import annotations
+
+import textwrap
+from types import MappingProxyType
+
+USAGE = """\
+usage: fedsvd COMMAND [ARGUMENT …]
+
+Federated LoRA fine-tuning under differential privacy.
+
+training:
+  train [KEY=VALUE …]                  train a model in a federation (Hydra overrides)
+  train -m KEY=V1,V2 …                 train once per combination of the values (sweep)
+  train resume=RUN_DIR                 resume an interrupted run (with -m: a sweep)
+  train --cfg job                      print the composed configuration
+  train --config-dir DIR …             also use the YAML files in DIR (DIR/experiment/NAME.yaml)
+  compare [KEY=VALUE …]                compare methods over tasks, budgets and seeds
+
+privacy:
+  privacy plan [KEY=VALUE …]           show the privacy cost of a run before it starts
+  privacy ledger PATH                  show the privacy spent according to a client's ledger
+  privacy ledger PATH --new-account R  start a new account for data of other people, for reason R
+  audit [KEY=VALUE …]                  attack one client and check the claimed ε
+
+finished runs:
+  report DIR… [--to DIR]               write an HTML and Markdown report on all runs in DIR
+  evaluate RUN_DIR [data=…]            evaluate the model on the run's held-out data or other data
+  predict RUN_DIR --text TEXT          predict the label of, or generate an answer to, a text
+  predict RUN_DIR --file FILE          the same for every text in a file
+  export RUN_DIR --to DIR [--merge]    export the model for transformers and PEFT
+
+deployment:
+  doctor [certs=DIR ledger=FILE …]     check this machine and suggest fixes
+
+options:
+  -h, --help                           show this message
+  --version                            show the version
+
+examples:
+  fedsvd train experiment=smoke
+  fedsvd train experiment=demo method=ffa_lora privacy.target_epsilon=3
+  fedsvd train -m privacy.target_epsilon=1,3,6 method=fedsvd,ffa_lora
+  fedsvd train -m experiment=epsilon_sweep hydra/launcher=joblib
+  fedsvd audit experiment=smoke model.rank=32
+"""
+
+# By command, its usage lines and what they mean.
+_COMMANDS = MappingProxyType(
+    {
+        "compare": (
+            "fedsvd compare [KEY=VALUE …]",
+            "Tune and run all contenders over tasks, privacy budgets and seeds, and write tables, paired differences "
+            "and plots. All keys of fedsvd train apply to every run; compare.KEY=VALUE sets the comparison itself, and "
+            "run_dir=DIR its directory. Run it again with the same run_dir to continue an interrupted comparison.",
+        ),
+        "privacy": (
+            "fedsvd privacy plan [KEY=VALUE …]\n"
+            "       fedsvd privacy ledger PATH [target_delta=… accountant=…] [--new-account REASON]",
+            "plan shows noise, steps and ε of a run before it starts, also with resume=RUN_DIR. ledger shows what a "
+            "client's ledger records; --new-account REASON starts a new account for data of other people.",
+        ),
+        "audit": (
+            "fedsvd audit [KEY=VALUE …]",
+            "Attack one client with inserted examples, and compare the ε that the attack proves with the claimed one. "
+            "All keys of fedsvd train apply; audit.KEY=VALUE sets the attack.",
+        ),
+        "report": (
+            "fedsvd report RUN_OR_SWEEP_DIR… [--to DIR]",
+            "Write report.html and report.md on all runs in the directories; --to sets where (default: the directory, "
+            "or runs/report for several).",
+        ),
+        "evaluate": (
+            "fedsvd evaluate RUN_DIR [data=… data.KEY=VALUE …] [--all] [--json] [--device DEVICE]",
+            "Evaluate the final model on the run's held-out data, or on all rows of the data that the arguments name. "
+            "--all scores every split of a named data set; --json prints one JSON object.",
+        ),
+        "predict": (
+            "fedsvd predict RUN_DIR (--text TEXT [--text-pair TEXT] … | --file FILE) [--json] [--device DEVICE] "
+            "[--batch-size N] [--separator S]",
+            "Predict the label of each text, or generate an answer to it. FILE is a .csv, .jsonl, .parquet or .arrow "
+            "file with the run's text column, or a text file with one text per line; --json prints "
+            "one JSON object per text.",
+        ),
+        "export": (
+            "fedsvd export RUN_DIR --to DIR [--merge]",
+            "Write the final model for programs without fedsvd: a PEFT adapter with its tokenizer, or with --merge a "
+            "complete model. docs/models.md says which library loads which export.",
+        ),
+        "doctor": (
+            "fedsvd doctor [certs=DIR] [superlink=HOST:PORT] [ledger=FILE] [runs=DIR] [node='NODE_CONFIG' KEY=VALUE …]",
+            "Check this machine, and what the arguments name, and suggest fixes. node checks a node's configuration "
+            "and its data file under the given settings of a run.",
+        ),
+    }
+)
+
+
+def command_usage(command: str) -> str:
+    """Return the usage of a command on one line, for an error message."""
+    return _COMMANDS[command][0].replace("\n      ", " |")
+
+
+def command_help(command: str) -> str:
+    """Return what ``fedsvd COMMAND --help`` prints."""
+    usage, description = _COMMANDS[command]
+    paragraph = textwrap.fill(description, 100)
+    return f"usage: {usage}\n\n{paragraph}\n\nKeys: docs/configuration.md. All commands: fedsvd --help\n"
