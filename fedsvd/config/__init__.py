@@ -122,12 +122,22 @@ class Config(ConfigGroup):
                 "federation.num_clients or partition.min_partition_size."
             )
 
+    @property
+    def public_text_uses(self) -> tuple[str, ...]:
+        """What the run computes from ``model.public_text``, in words for people; empty if it does not read it."""
+        trains_factors = self.train.rounds > 0 and not self.train.is_head_only
+        uses = {
+            "standardization of features": self.model.standardize == "public",
+            "initial A": trains_factors and self.method.get("init_a") == "public_pca",
+        }
+        return tuple(use for use, is_set in uses.items() if is_set)
+
 
 def _check_public_text(config: Config) -> None:
     """Reject private text as public text."""
     source = config.model.public_text
     own = {config.data.path, config.data.test_path, f"embedded:{config.data.name}"}
-    if config.model.standardize == "public" and source in own:
+    if config.public_text_uses and source in own:
         raise ConfigError(
             f"model.public_text = {source} is not possible: the clients' private data are the same text. Set it to "
             "another text that is public."

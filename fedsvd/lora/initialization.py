@@ -12,7 +12,7 @@ from fedsvd.errors import ConfigError
 from fedsvd.lora.adapter import Adapter
 from fedsvd.lora.refactorize import orthonormal_rows
 
-A_INITIALIZATIONS = ("kaiming", "orthonormal", "weight_svd", "dct")
+A_INITIALIZATIONS = ("kaiming", "orthonormal", "weight_svd", "dct", "public_pca")
 B_INITIALIZATIONS = ("kaiming", "orthonormal", "weight_svd", "zeros")
 
 # Initializations that are identical on every machine for a given seed. Factors computed from weights can differ between
@@ -21,7 +21,13 @@ SEEDED_INITIALIZATIONS = ("kaiming", "orthonormal", "zeros")
 
 
 def initialize_factors(
-    shapes: Adapter, *, init_a: str, init_b: str, seed: int, weights: Mapping[str, Tensor] | None = None
+    shapes: Adapter,
+    *,
+    init_a: str,
+    init_b: str,
+    seed: int,
+    weights: Mapping[str, Tensor] | None = None,
+    public_rows: Mapping[str, Tensor] | None = None,
 ) -> Adapter:
     """Initialize an adapter's factors.
 
@@ -30,12 +36,13 @@ def initialize_factors(
     Args:
         shapes: An adapter with the desired shapes; its scales, cores and head are copied.
         init_a: ``kaiming`` (uniform with bound 1/√d_in, as LoRA does), ``orthonormal`` (A Aᵀ = I), ``weight_svd`` (the
-            frozen weight's r largest right singular vectors) or ``dct`` (rows of the orthonormal DCT-II basis, those
-            that carry most of the frozen weight; see `dct_indices`).
+            frozen weight's r largest right singular vectors), ``dct`` (rows of the orthonormal DCT-II basis, those that
+            carry most of the frozen weight; see `dct_indices`) or ``public_pca`` (see `fedsvd.lora.public_pca`).
         init_b: ``zeros``, or ``kaiming``, ``orthonormal`` (BᵀB = I) or ``weight_svd`` (the r largest left singular
             vectors). With all but ``zeros`` the initial model differs from the base model, unless the core is zero.
         seed: Seed of the experiment; each site draws from its own stream.
         weights: Frozen weights by site name, shape (d_out, d_in); required for ``weight_svd`` and ``dct`` only.
+        public_rows: Rows of A by site name, shape (r, d_in); required for ``public_pca`` only.
 
     Raises:
         ConfigError: An initialization is unknown.
@@ -44,7 +51,10 @@ def initialize_factors(
     for index, name in enumerate(shapes.A):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         weight = (weights or {}).get(name)
-        A[name] = _initialize(init_a, shapes.A[name], generator, weight, "method.init_a")
+        if init_a == "public_pca" and public_rows is not None:
+            A[name] = public_rows[name].to(shapes.A[name])
+        else:
+            A[name] = _initialize(init_a, shapes.A[name], generator, weight, "method.init_a")
         transposed = None if weight is None else weight.mT
         B[name] = _initialize(init_b, shapes.B[name].mT, generator, transposed, "method.init_b").mT.contiguous()
     return shapes.with_parts({"A": A, "B": B})

@@ -81,9 +81,11 @@ def provenance(run: Run) -> TableBlock:
     rows += [["machine", f"{machine['platform']}, {machine['cpu_count']} cores"]] if machine else []
     pooling = record.get("pooling")
     rows += [["pooling", pooling["summary"]]] if pooling else []
-    corpus = (pooling or {}).get("public_text")
+    # Earlier versions recorded it with the pooling.
+    corpus = record.get("public_text") or (pooling or {}).get("public_text")
     if corpus:
-        rows.append(["public text", f"{corpus['name']}, {corpus['num_texts']} texts, SHA-256 {corpus['sha256']}"])
+        uses = f", for {' and '.join(corpus['uses'])}" if "uses" in corpus else ""
+        rows.append(["public text", f"{corpus['name']}, {corpus['num_texts']} texts, SHA-256 {corpus['sha256']}{uses}"])
     held_out = record.get("held_out")
     if held_out:
         rows.append(["held-out data", f"{held_out['num_examples']:,} examples, SHA-256 {held_out['fingerprint']}"])

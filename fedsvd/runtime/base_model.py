@@ -41,7 +41,7 @@ def load_base(
     choice = pooling_choice(config)
     if choice is None or choice.is_stock:
         return loading.load_base(config, num_labels, seed)
-    public = _public_text(config.public_text) if config.standardize == "public" else None
+    public = load_public_corpus(config.public_text) if config.standardize == "public" else None
     return load_pooled(config, choice, num_labels, seed, public, device), ["classifier"]
 
 
@@ -63,7 +63,7 @@ def describe_pooling(config: ModelConfig) -> dict[str, Any] | None:
     choice = pooling_choice(config)
     if choice is None:
         return None
-    corpus = dict(_public_text(config.public_text).corpus) if config.standardize == "public" else None
+    corpus = dict(load_public_corpus(config.public_text).corpus) if config.standardize == "public" else None
     return {
         "summary": str(choice) + (f"; standardized by {_describe_corpus(corpus)}" if corpus else ""),
         "tokens": choice.pooling,
@@ -101,7 +101,8 @@ def _describe_corpus(corpus: Mapping[str, str]) -> str:
 
 
 @lru_cache(maxsize=2)
-def _public_text(source: str) -> PublicText:
+def load_public_corpus(source: str) -> PublicText:
+    """Load ``model.public_text`` with its fingerprint; raises as `fedsvd.data.public_text.load_public_text`."""
     texts = load_public_text(source)
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     return PublicText(tuple(texts), {"name": source, "sha256": digest, "num_texts": str(len(texts))})

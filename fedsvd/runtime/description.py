@@ -8,7 +8,7 @@ from typing import Any
 from fedsvd import data
 from fedsvd.config import Config
 from fedsvd.methods import build_run_method
-from fedsvd.runtime.base_model import describe_pooling
+from fedsvd.runtime.base_model import describe_pooling, load_public_corpus
 from fedsvd.runtime.data import left_out, load_held_out, load_partition, partition_counts
 from fedsvd.runtime.model import sent_parts, trained_parts
 
@@ -26,9 +26,17 @@ def describe_run(config: Config) -> dict[str, Any]:
         "parts_trained": sorted({part for number in rounds for part in trained_parts(method, config, number)}),
         "parts_sent": sorted({part for number in rounds for part in sent_parts(method, config, number)}),
         "pooling": describe_pooling(config.model),
+        "public_text": _describe_public_text(config),
         "left_out": _report_left_out(config),
         "held_out": {"num_examples": len(held_out), "fingerprint": data.fingerprint(held_out)},
     }
+
+
+def _describe_public_text(config: Config) -> dict[str, Any] | None:
+    """Return name, fingerprint and uses of the public text; None if the run does not read it."""
+    if not config.public_text_uses:
+        return None
+    return {**load_public_corpus(config.model.public_text).corpus, "uses": list(config.public_text_uses)}
 
 
 def _report_left_out(config: Config) -> list[dict[str, Any]]:

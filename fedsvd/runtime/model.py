@@ -22,6 +22,7 @@ from fedsvd.models.pooled import PooledClassifier
 from fedsvd.models.zero_shot import sentences_by_class, zero_shot_head
 from fedsvd.runtime import base_model
 from fedsvd.runtime.data import class_names, load_held_out, load_tokenizer
+from fedsvd.runtime.public_rows import public_rows
 from fedsvd.training.generation import generate_samples
 from fedsvd.training.loop import make_optimizer
 
@@ -141,10 +142,13 @@ def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, co
 
 @lru_cache(maxsize=4)
 def _initial_adapter(model: peft.PeftModel, config: ModelConfig, seed: int, init_a: str, init_b: str) -> Adapter:
-    weights = peft_model.frozen_weights(model)
-    return initialize_factors(
-        _loaded_adapter(model, config, seed), init_a=init_a, init_b=init_b, seed=seed, weights=weights
-    )
+    loaded, weights = _loaded_adapter(model, config, seed), peft_model.frozen_weights(model)
+    rows = None
+    if init_a == "public_pca":
+        # Restores frozen weights into which an earlier run of this process has merged updates.
+        peft_model.write(model, loaded)
+        rows = public_rows(model, config)
+    return initialize_factors(loaded, init_a=init_a, init_b=init_b, seed=seed, weights=weights, public_rows=rows)
 
 
 # The model is shared and modified, so this stores the adapter as it was loaded, with the head as drawn.
