@@ -25,7 +25,7 @@ from fedsvd.privacy.plan import example_sample_rate
 from fedsvd.privacy.randomness import poisson_batches
 from fedsvd.runtime.data import ClientData, load_client_data
 from fedsvd.runtime.losses import per_example_losses
-from fedsvd.runtime.model import client_config, load_model, prepare_training, trained_parts
+from fedsvd.runtime.model import check_model, client_config, load_model, prepare_training, trained_parts
 from fedsvd.training.loop import train_plain
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
@@ -108,6 +108,7 @@ def _train_dp_sgd(
     config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, data: ClientData, message_id: str
 ) -> ClientReport:
     num_examples = len(data.examples)
+    check_model(config)
     charge = charge_round(config, identity, data.fingerprint, num_examples, task.server_round, message_id)
     spend = charge.spend
     peft_model.write(load_model(config), adapter)

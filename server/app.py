@@ -20,10 +20,10 @@ from fedsvd.report.plots import plot_accuracy, plot_partitions
 from fedsvd.report.progress import Reporter
 from fedsvd.runs.folder import RunFolder, read_json, run_root, write_json, write_text
 from fedsvd.runs.record import FINISHED, record_run
-from fedsvd.runtime.base_model import describe_pooling, save_standardization
+from fedsvd.runtime.base_model import save_standardization
 from fedsvd.runtime.data import class_names, partition_counts
-from fedsvd.runtime.description import describe_partitions, describe_run
-from fedsvd.runtime.model import initial_adapter, load_model, resolve_device
+from fedsvd.runtime.description import describe_classifier, describe_partitions, describe_run
+from fedsvd.runtime.model import check_model, initial_adapter, load_model, resolve_device
 from fedsvd.tracking import open_tracker
 from fedsvd.wire import payload
 from server.checkpoint import load_latest
@@ -59,6 +59,7 @@ def main(grid: Grid, context: Context) -> None:
 def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
     """Build the strategy, run all rounds, and write adapter and plots to the run directory."""
     method = build_run_method(config)
+    check_model(config)
     adapter = initial_adapter(config, method)
     checkpoint = load_latest(folder.checkpoints, adapter) if config.resume else None
     _write_inputs(config, folder)
@@ -82,8 +83,8 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
         strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure, state, weights)
         callback = RoundEndCallback(config, folder, strategy, reporter, track, checkpoint)
         reporter.started(strategy.first_round, federation.clients_per_round or federation.num_clients)
-        if pooling := describe_pooling(config.model):
-            reporter.note(f"pooling: {pooling['summary']}")
+        for note in describe_classifier(config):
+            reporter.note(note)
         strategy.start(
             secure or RetryGrid(polling, strategy.full_request, federation.retries, federation.retry_after_s),
             payload.pack(adapter, ["A", "B"]),

@@ -43,7 +43,8 @@ def _check_has_name(options: Mapping[str, Any]) -> Mapping[str, Any]:
     return options
 
 
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$", description="auto, cpu, mps, cuda or cuda:N")]
+DEVICE_PATTERN, DEVICES = r"^(auto|cpu|mps|cuda(:[0-9]+)?)$", "auto, cpu, mps, cuda or cuda:N"
+Device = Annotated[str, Field(pattern=DEVICE_PATTERN, description=DEVICES)]
 # The options differ by method: fedsvd.methods checks them.
 Method = Annotated[Mapping[str, Any], AfterValidator(_check_has_name), Field(description="a name and its options")]
 

@@ -8,6 +8,9 @@ from typing import Any, get_type_hints
 
 from fedsvd.config import Config
 
+# Keys whose value in the YAML files has changed: a run keeps the one that it recorded.
+_CHANGED = (("model", "attn_implementation"), ("train", "head_init"))
+
 
 def missing_defaults(values: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """Yield (group, key, default) for every key that a run's configuration lacks; the group is empty at the top level.
@@ -40,7 +43,8 @@ def pinned_overrides(values: Mapping[str, Any], current: Config) -> list[str]:
         current: The run's overrides, composed by this version.
     """
     overrides = []
-    for name, key, default in missing_defaults(values):
+    recorded = [(name, key, values[name][key]) for name, key in _CHANGED if key in (values.get(name) or {})]
+    for name, key, default in [*missing_defaults(values), *recorded]:
         if getattr(getattr(current, name) if name else current, key) != default:
             value = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
             overrides.append(f"{name}.{key}={value}" if name else f"{key}={value}")

@@ -12,19 +12,31 @@ def check_head(model: ModelConfig, data: DataConfig, train: TrainConfig, privacy
     """Reject settings of the head that have no effect or cannot be used together.
 
     Raises:
-        ConfigError: A language model has settings of a head, or the zero-shot head has no descriptions or features.
+        ConfigError: A language model has settings of a head, or the head's initialization does not fit its features.
     """
     if model.task == "causal_lm":
         _check_no_head(train, privacy)
     elif train.head_init == "zero_shot":
         _check_zero_shot(model, data)
+    elif train.head_init == "checkpoint" and not reads_stock_features(model):
+        raise ConfigError(
+            f"train.head_init = checkpoint is not possible with model.pooling = {model.pooling}, model.pooling_layer = "
+            f"{model.pooling_layer} and model.standardize = {model.standardize}: the checkpoint's head reads the "
+            "features of its own class. Set pooling to auto or stock, pooling_layer to last and standardize to none, "
+            "or set train.head_init=random."
+        )
+
+
+def reads_stock_features(model: ModelConfig) -> bool:
+    """Return whether a classifier may read the features that the architecture's own class reads."""
+    return model.pooling in ("auto", "stock") and model.pooling_layer == "last" and model.standardize == "none"
 
 
 def _check_no_head(train: TrainConfig, privacy: PrivacyConfig) -> None:
     settings = {
         f"train.trains = {train.trains}": train.trains == "head",
         f"train.head_rounds = {train.head_rounds}": train.head_rounds > 0,
-        f"train.head_init = {train.head_init}": train.head_init != "random",
+        f"train.head_init = {train.head_init}": train.head_init not in ("auto", "random"),
         f"train.head_learning_rate = {train.head_learning_rate}": train.head_learning_rate is not None,
         f"privacy.head_clipping_share = {privacy.head_clipping_share}": privacy.head_clipping_share is not None,
     }

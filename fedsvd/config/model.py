@@ -41,9 +41,10 @@ class ModelConfig(ConfigGroup):
             architecture; ``all-linear``: all but the head.
         lora_layers: ``all``, or ``top_K``: factors in the K layers nearest the output only.
         lora_dropout: Dropout probability before A.
-        max_length: Maximum length of a text in tokens; longer texts are truncated.
-        attn_implementation: Attention implementation of transformers: ``sdpa`` (fused), or ``eager`` (can be faster for
-            short texts).
+        max_length: Maximum length of a text in tokens; longer texts are truncated. At most the number of positions of
+            a model with position embeddings.
+        attn_implementation: Attention implementation of transformers: ``sdpa`` (fused), ``eager`` (can be faster for
+            short texts), or ``auto``: ``sdpa`` where the architecture has it, else ``eager``.
         dtype: Data type of the frozen model: ``float32``, or ``bfloat16``, which needs half the memory; the trained
             parameters are always float32.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
@@ -70,7 +71,7 @@ class ModelConfig(ConfigGroup):
     lora_layers: LoraLayers = "all"
     lora_dropout: FractionOrZero = 0.0
     max_length: Count = 64
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    attn_implementation: Literal["auto", "sdpa", "eager"] = "sdpa"
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     chat_template: bool = False

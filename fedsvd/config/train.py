@@ -43,9 +43,10 @@ class TrainConfig(ConfigGroup):
             computed once per example; 0 computes them every time.
         head: The classification head: ``frozen`` at its initialization, or ``private``: trained and sent like the
             factors. A language model has none.
-        head_init: Initialization of the head's last layer: ``random`` (drawn from the seed), ``zeros``, or
-            ``zero_shot``: directions from ``data.class_descriptions``, without private data (see
-            `fedsvd.models.zero_shot`).
+        head_init: Initialization of the head. ``auto``: the checkpoint's own head, if it has one whose classes have the
+            names of the task's classes, else ``random``; ``checkpoint``: the checkpoint's own head, its classes matched
+            by number; ``random``: drawn from the seed. Of the last layer only: ``zeros``, or ``zero_shot``: directions
+            from ``data.class_descriptions``, without private data (see `fedsvd.models.zero_shot`).
         head_learning_rate: The clients' learning rate of the head; null: ``learning_rate``.
         head_rounds: Number of rounds at the start in which only the head is trained; after them, ``trains`` applies.
         trains: What clients train: the ``head``, the method's ``factors``, or ``both`` (unless ``head`` is
@@ -72,7 +73,7 @@ class TrainConfig(ConfigGroup):
     grad_sample_mode: Literal["auto", "fused", "hooks"] = "auto"
     prefix_cache_mib: NonNegativeInt = 1024
     head: Literal["frozen", "private"] = "frozen"
-    head_init: Literal["random", "zeros", "zero_shot"] = "random"
+    head_init: Literal["auto", "checkpoint", "random", "zeros", "zero_shot"] = "random"
     head_learning_rate: PositiveFloat | None = None
     head_rounds: NonNegativeInt = 0
     trains: Literal["head", "factors", "both", "none"] = "both"

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from fedsvd.errors import ModelError
 from fedsvd.lora.adapter import Adapter, Part, as_plain_lora
 from fedsvd.lora.site import PEFT_NAME, CoreAndB, LoraSite, base_weight, describe_site
-from fedsvd.lora.target_modules import head_layers, linear_names, target_names
+from fedsvd.lora.target_modules import check_linear, head_layers, layer_numbers, linear_names, target_names
+from fedsvd.lora.tied import untie_output_layer
 
 _PEFT_PREFIX = "base_model.model."
 _TASKS = {"sequence_classification": peft.TaskType.SEQ_CLS, "causal_lm": peft.TaskType.CAUSAL_LM}
@@ -57,17 +58,19 @@ def attach(
         core: Whether to insert an r × r matrix between A and B at every site.
 
     Raises:
-        ModelError: No layer matches ``target_modules``, ``lora_layers`` exceeds the model's number of layers, or the
-            rank exceeds a dimension of a layer.
+        ModelError: No layer matches ``target_modules``, or one that is not linear; the model does not have the layers
+            of ``lora_layers``; or the rank exceeds a dimension of a layer.
     """
     names, head = target_names(model, target_modules, head_modules), head_layers(model, head_modules)
+    check_linear(model, names)
+    untie_output_layer(model, target_modules)
     config = peft.LoraConfig(
         task_type=_TASKS[task],
         r=rank,
         lora_alpha=lora_alpha,  # type: ignore[arg-type]  # PEFT says int and divides it by r
         target_modules=names,
         exclude_modules=head or None,
-        layers_to_transform=_layer_numbers(model, lora_layers),
+        layers_to_transform=layer_numbers(model, lora_layers),
         lora_dropout=lora_dropout,
         modules_to_save=list(head_modules),
     )
@@ -81,8 +84,9 @@ def attach(
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
             adapted = peft.get_peft_model(model, config)
     except ValueError as error:
+        where = "" if lora_layers == "all" else f" in the layers of model.lora_layers = {lora_layers}"
         raise ModelError(
-            f"model.target_modules = {names} matches no layer of {type(model).__name__}; choose from its linear "
+            f"model.target_modules = {names} matches no layer of {type(model).__name__}{where}; choose from its linear "
             f"layers: {', '.join(linear_names(model))}."
         ) from error
     _cast_head_to_float32(adapted)
@@ -172,7 +176,9 @@ def save_pretrained(model: peft.PeftModel, adapter: Adapter, folder: Path) -> No
     config.inference_mode = True
     config.lora_alpha = config.lora_alpha / config.r * rank
     config.r = rank
-    state = {key: tensor for key, tensor in peft.get_peft_model_state_dict(model).items() if ".core." not in key}
+    # Without embeddings, which PEFT would add for an adapted output layer.
+    tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = {key: tensor for key, tensor in tensors.items() if ".core." not in key}
     for name in plain.A:
         state[f"{_PEFT_PREFIX}{name}.lora_A.weight"] = plain.A[name]
         state[f"{_PEFT_PREFIX}{name}.lora_B.weight"] = plain.B[name]
@@ -207,18 +213,6 @@ def _cast_head_to_float32(model: nn.Module) -> None:
             head = wrapper.get_submodule(f"modules_to_save.{PEFT_NAME}")
             if any(parameter.dtype != torch.float32 for parameter in head.parameters()):
                 head.float().register_forward_pre_hook(to_float32)
-
-
-def _layer_numbers(model: PreTrainedModel, lora_layers: str) -> list[int] | None:
-    if lora_layers == "all":
-        return None
-    num_layers, num_adapted = int(model.config.num_hidden_layers), int(lora_layers.removeprefix("top_"))
-    if num_adapted > num_layers:
-        raise ModelError(
-            f"model.lora_layers = {lora_layers!r} exceeds the {num_layers} layers of {type(model).__name__}; allowed: "
-            f"all, or top_1 to top_{num_layers}."
-        )
-    return list(range(num_layers - num_adapted, num_layers))
 
 
 def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Linear]]:

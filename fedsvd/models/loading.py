@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,10 +16,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from fedsvd.config import ModelConfig
 from fedsvd.errors import ModelError
+from fedsvd.models.checkpoint_head import head_classes, head_modules, renew_head, reorder_classes, whole_heads
 from fedsvd.models.embedded import quiet_transformers, resolve_source
+from fedsvd.models.load_errors import convert_errors
+from fedsvd.models.positions import check_max_length
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -60,7 +62,13 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def load_classifier(
-    source: str, *, num_labels: int, seed: int, attn_implementation: str = "sdpa", dtype: str = "float32"
+    source: str,
+    *,
+    num_labels: int,
+    seed: int,
+    attn_implementation: str = "auto",
+    dtype: str = "float32",
+    new_head: bool = False,
 ) -> LoadedModel:
     """Load a sequence classifier whose new parameters depend only on ``seed``, so that all processes agree on them.
 
@@ -70,27 +78,37 @@ def load_classifier(
         source: See `fedsvd.models.embedded.resolve_source`.
         num_labels: Number of classes.
         seed: Seed of the parameters that the checkpoint lacks.
-        attn_implementation: ``sdpa`` or ``eager``, as in transformers.
+        attn_implementation: ``sdpa`` or ``eager``, as in transformers; ``auto``: ``sdpa`` where it exists.
         dtype: Dtype of the parameters: ``float32`` or ``bfloat16``.
+        new_head: Initialize the head from the seed even if the checkpoint has one.
 
     Raises:
-        ModelError: The model cannot be loaded, or has a head for another number of labels.
+        ModelError: The model cannot be loaded, lacks the attention implementation, or has a head for another number of
+            labels.
         AssetError: The package of an embedded model is unavailable.
     """
-    model_options = {"attn_implementation": attn_implementation, "dtype": DTYPES[dtype]}
-    return _load(AutoModelForSequenceClassification, source, seed, model_options, num_labels=num_labels)
+    options = {"dtype": DTYPES[dtype], **attention_options(attn_implementation)}
+    loaded = _load(AutoModelForSequenceClassification, source, seed, options, new_head, num_labels=num_labels)
+    if is_causal(loaded.model.config):
+        # Causal classifiers find the last token by this id, so it must match the tokenizer's padding token.
+        loaded.model.config.pad_token_id = load_tokenizer(source).pad_token_id
+    if new_head and not loaded.new_parameters:
+        raise ModelError(
+            f"model.source = {source!r} has a classification head that its config.json does not name: add "
+            f"{type(loaded.model).__name__} to its architectures, or remove the head from the checkpoint."
+        )
+    return loaded
 
 
-def load_causal_lm(source: str, *, attn_implementation: str = "sdpa", dtype: str = "float32") -> LoadedModel:
+def load_causal_lm(source: str, *, attn_implementation: str = "auto", dtype: str = "float32") -> LoadedModel:
     """Load a causal language model; see `load_classifier`.
 
     Raises:
         ModelError: The model cannot be loaded, or its checkpoint lacks parameters of a causal language model.
         AssetError: The package of an embedded model is unavailable.
     """
-    loaded = _load(
-        AutoModelForCausalLM, source, 0, {"attn_implementation": attn_implementation, "dtype": DTYPES[dtype]}
-    )
+    options = {"dtype": DTYPES[dtype], **attention_options(attn_implementation)}
+    loaded = _load(AutoModelForCausalLM, source, 0, options)
     if loaded.new_parameters:
         raise ModelError(
             f"model.source = {source!r} is not a causal language model: its checkpoint lacks "
@@ -100,31 +118,52 @@ def load_causal_lm(source: str, *, attn_implementation: str = "sdpa", dtype: str
     return loaded
 
 
-def load_base(config: ModelConfig, num_labels: int, seed: int) -> tuple[PreTrainedModel, list[str]]:
+def load_base(
+    config: ModelConfig, num_labels: int, seed: int, head_rows: Sequence[int] | None = None
+) -> tuple[PreTrainedModel, list[str]]:
     """Load the base model of the ``model`` configuration group, for training.
 
     Args:
         config: The ``model`` configuration group.
         num_labels: Number of classes; unused for causal language models.
         seed: Seed of a classifier head.
+        head_rows: For each class, its number in the checkpoint's head, which is kept; None for a new head.
 
     Returns:
-        The model, and the names of the modules that the checkpoint lacks: those of a classifier head.
+        The model, and the names of the modules of a classifier head.
 
     Raises:
-        ModelError: The model cannot be loaded, or its checkpoint already has a classifier head.
+        ModelError: The model cannot be loaded, its checkpoint lacks parameters of the head to keep, or it has fewer
+            positions than ``model.max_length``.
         AssetError: The package of an embedded model is unavailable.
     """
     options = {"attn_implementation": config.attn_implementation, "dtype": config.dtype}
     if config.task == "causal_lm":
-        return load_causal_lm(config.source, **options).model, []
-    loaded = load_classifier(config.source, num_labels=num_labels, seed=seed, **options)
-    head_modules = sorted({name.rsplit(".", 1)[0] for name in loaded.new_parameters})
-    if not head_modules:
+        model, head = load_causal_lm(config.source, **options).model, []
+    elif head_rows is None:
+        loaded = load_classifier(config.source, num_labels=num_labels, seed=seed, new_head=True, **options)
+        model, head = loaded.model, sorted({name.rsplit(".", 1)[0] for name in loaded.new_parameters})
+    else:
+        model = _with_kept_head(config.source, head_rows, options)
+        head = head_modules(model)
+    check_max_length(model, config)
+    return model, whole_heads(model, head)
+
+
+def _with_kept_head(source: str, rows: Sequence[int], options: Mapping[str, Any]) -> PreTrainedModel:
+    loaded = load_classifier(source, num_labels=len(rows), seed=0, **options)
+    if loaded.new_parameters:
         raise ModelError(
-            f"model.source = {config.source!r} already has a classifier head; choose a base model without one."
+            f"model.source = {source!r} lacks parameters of its classification head: "
+            f"{', '.join(loaded.new_parameters[:3])}. Choose a complete checkpoint, or set train.head_init=random."
         )
-    return loaded.model, head_modules
+    reorder_classes(loaded.model, rows)
+    return loaded.model
+
+
+def attention_options(attn_implementation: str) -> dict[str, str]:
+    """Return the argument of ``from_pretrained``; ``auto`` is transformers' default: ``sdpa`` where it exists."""
+    return {} if attn_implementation == "auto" else {"attn_implementation": attn_implementation}
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
@@ -134,46 +173,60 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def _load(auto_class: Any, source: str, seed: int, model_options: dict[str, Any], **config_options: Any) -> LoadedModel:
+def _load(
+    auto_class: Any,
+    source: str,
+    seed: int,
+    model_options: dict[str, Any],
+    new_head: bool = False,
+    **config_options: Any,
+) -> LoadedModel:
     folder = resolve_source(source)
     with quiet_transformers(), convert_errors(source), torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also seed the GPUs' generators, which fork_rng does not restore here.
         torch.default_generator.manual_seed(seed)
         config = AutoConfig.from_pretrained(folder, **config_options)
         adjust_config(config, source)
-        model, info = auto_class.from_pretrained(folder, config=config, output_loading_info=True, **model_options)
-    return LoadedModel(model, tuple(sorted(info["missing_keys"])), folder)
+        renews_head = new_head and head_classes(config) is not None
+        model, info = auto_class.from_pretrained(
+            folder, config=config, output_loading_info=True, ignore_mismatched_sizes=renews_head, **model_options
+        )
+        if not renews_head:
+            return LoadedModel(model, tuple(sorted(info["missing_keys"])), folder)
+        torch.default_generator.manual_seed(seed)
+        return LoadedModel(model, _renewed(model, info, source), folder)
+
+
+def _renewed(model: PreTrainedModel, info: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    new = renew_head(model)
+    lost = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])} - set(new))
+    if lost:
+        raise ModelError(
+            f"model.source = {source!r} lacks parameters of {type(model).__name__}, or has them in other shapes: "
+            f"{', '.join(lost[:3])}. Choose a complete checkpoint."
+        )
+    return new
 
 
 def adjust_config(config: PreTrainedConfig, source: str) -> None:
     """Switch off dropout and the cache of keys and values, and set the padding token, in place."""
     # Dropout would add noise to that of differential privacy, and make results depend on a global generator.
     for key, value in vars(config).items():
-        if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
+        if is_dropout(key) and isinstance(value, float):
             setattr(config, key, 0.0)
     if config.pad_token_id is None:
-        # Causal classifiers find the last token by this id, so it must match the tokenizer's padding token.
         config.pad_token_id = load_tokenizer(source).pad_token_id
     # Training processes whole texts, so cached keys and values would only use memory.
     config.use_cache = False
 
 
-@contextmanager
-def convert_errors(source: str) -> Iterator[None]:
-    """Convert errors raised while loading ``source`` to `ModelError`."""
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(
-            f"model.source = {source!r} cannot be loaded ({reason}). Set it to embedded:minilm, embedded:tiny, a "
-            "directory written by save_pretrained, or the id of a hub model that this machine can reach."
-        ) from error
-    except RuntimeError as error:
-        # transformers raises this error, without the shapes, if the checkpoint's arrays do not match the model.
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise ModelError(
-            f"model.source = {source!r} has arrays whose shapes do not match this task, such as a head for another "
-            "number of labels. Choose a base model without a head, or one whose head matches the dataset's labels."
-        ) from error
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Return whether an architecture's tokens read only those before them."""
+    # BERT and its relatives are in both tables.
+    kind = config.model_type
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def is_dropout(key: str) -> bool:
+    """Return whether a key of a model's configuration drops units or layers, or adds noise, in training only."""
+    return any(part in key for part in ("dropout", "layerdrop", "jitter_noise")) or key.endswith("_pdrop")

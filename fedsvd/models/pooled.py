@@ -55,7 +55,8 @@ class PooledClassifier(PreTrainedModel):
         standardization: Standardization | None = None,
     ) -> None:
         super().__init__(backbone.config)
-        width = int(backbone.config.hidden_size)
+        # OPT projects its hidden states to the width of its token embeddings.
+        width = int(getattr(backbone.config, "word_embed_proj_dim", backbone.config.hidden_size))
         self.backbone = backbone
         self.pooling = pooling
         self.standardization = standardization

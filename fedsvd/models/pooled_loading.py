@@ -16,9 +16,11 @@ from fedsvd.assets import build_once, cache_folder
 from fedsvd.config import ModelConfig
 from fedsvd.errors import ModelError
 from fedsvd.models.embedded import quiet_transformers, resolve_source
-from fedsvd.models.loading import DTYPES, adjust_config, convert_errors, load_tokenizer
+from fedsvd.models.load_errors import convert_errors
+from fedsvd.models.loading import DTYPES, adjust_config, attention_options, load_tokenizer
 from fedsvd.models.pooled import PooledClassifier
 from fedsvd.models.pooling import PoolingChoice
+from fedsvd.models.positions import check_max_length
 from fedsvd.models.standardization import Standardization, half_whitening
 
 # Part of the cache key: increase it when the definition of features or statistics changes.
@@ -61,7 +63,8 @@ def load_pooled(
         The model on the CPU, in eval mode, without dropout.
 
     Raises:
-        ModelError: The model cannot be loaded, or its checkpoint lacks parameters of the backbone.
+        ModelError: The model cannot be loaded, its checkpoint lacks parameters of the backbone, or it has fewer
+            positions than ``model.max_length``.
         AssetError: The package of an embedded model is unavailable.
     """
     backbone = _load_backbone(config, choice.layer)
@@ -86,8 +89,8 @@ def _load_backbone(config: ModelConfig, layer: int | None) -> PreTrainedModel:
             folder,
             config=architecture,
             output_loading_info=True,
-            attn_implementation=config.attn_implementation,
             dtype=DTYPES[config.dtype],
+            **attention_options(config.attn_implementation),
         )
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     if missing:
@@ -97,6 +100,7 @@ def _load_backbone(config: ModelConfig, layer: int | None) -> PreTrainedModel:
         )
     if isinstance(getattr(model, "pooler", None), torch.nn.Module):
         model.pooler = None
+    check_max_length(model, config)
     backbone: PreTrainedModel = model
     return backbone
 

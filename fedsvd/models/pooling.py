@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils.hub import cached_file
 
 from fedsvd.config import ModelConfig
 from fedsvd.errors import ModelError
 from fedsvd.models.embedded import quiet_transformers, resolve_source
-from fedsvd.models.loading import convert_errors
+from fedsvd.models.load_errors import convert_errors
+from fedsvd.models.loading import is_causal
 from fedsvd.models.pooled import Pooling
 
 logger = logging.getLogger(__name__)
@@ -61,10 +61,14 @@ class PoolingChoice:
 
 
 @lru_cache(maxsize=16)
-def choose_pooling(config: ModelConfig) -> PoolingChoice:
+def choose_pooling(config: ModelConfig, keeps_head: bool = False) -> PoolingChoice:
     """Resolve ``model.pooling``, ``model.pooling_layer`` and ``model.standardize`` for the checkpoint.
 
     Reads the checkpoint's configuration and, for ``auto``, its pooling file and pooler. The choice is logged once.
+
+    Args:
+        config: The ``model`` configuration group.
+        keeps_head: Whether the checkpoint's classification head is kept; it reads the features of the stock class.
 
     Raises:
         ModelError: The model cannot be loaded, has fewer layers than ``pooling_layer`` or ``lora_layers`` need, or is
@@ -77,6 +81,8 @@ def choose_pooling(config: ModelConfig) -> PoolingChoice:
     stock = _stock_pooling(architecture)
     if config.pooling == "stock" or (architecture.is_encoder_decoder and config.pooling == "auto" and plain):
         choice = PoolingChoice(stock, None, True, "what the architecture's classifier does")
+    elif keeps_head:
+        choice = PoolingChoice(stock, None, True, "auto: what the checkpoint's classification head reads")
     elif config.pooling == "auto":
         choice = _automatic(config, architecture, layer, plain)
     else:
@@ -109,7 +115,7 @@ def _automatic(config: ModelConfig, architecture: PreTrainedConfig, layer: int |
     if mode is not None and mode in _SENTENCE_MODES:
         reason = f"auto: the sentence encoder's 1_Pooling/config.json names {mode}"
         return PoolingChoice(_SENTENCE_MODES[mode], layer, False, reason)
-    if _is_causal(architecture):
+    if is_causal(architecture):
         return PoolingChoice(
             "last", layer, plain, "auto: in a causal model only the last token has read the whole text"
         )
@@ -152,13 +158,7 @@ def _stock_pooling(architecture: PreTrainedConfig) -> Pooling:
     """Return the tokens that the classifier of transformers reads."""
     if getattr(architecture, "classifier_pooling", "cls") == "mean":
         return "mean"
-    return "last" if _is_causal(architecture) else "first"
-
-
-def _is_causal(architecture: PreTrainedConfig) -> bool:
-    # BERT and its relatives are in both tables.
-    kind = architecture.model_type
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return "last" if is_causal(architecture) else "first"
 
 
 def _sentence_pooling(source: str) -> str | None:

@@ -81,6 +81,7 @@ def provenance(run: Run) -> TableBlock:
     rows += [["machine", f"{machine['platform']}, {machine['cpu_count']} cores"]] if machine else []
     pooling = record.get("pooling")
     rows += [["pooling", pooling["summary"]]] if pooling else []
+    rows += [["classification head", record["checkpoint_head"]]] if record.get("checkpoint_head") else []
     # Earlier versions recorded it with the pooling.
     corpus = record.get("public_text") or (pooling or {}).get("public_text")
     if corpus:

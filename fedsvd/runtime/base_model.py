@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,11 @@ from fedsvd.models.pooling import PoolingChoice, choose_pooling
 
 
 def load_base(
-    config: ModelConfig, num_labels: int, seed: int, device: str = "cpu"
+    config: ModelConfig,
+    num_labels: int,
+    seed: int,
+    device: str = "cpu",
+    head_rows: Sequence[int] | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the base model for training.
 
@@ -29,29 +33,35 @@ def load_base(
         num_labels: Number of classes; unused for causal language models.
         seed: Seed of a classifier head.
         device: Where to compute the statistics of public text, if they are not cached yet.
+        head_rows: See `fedsvd.models.head_choice.HeadChoice`.
 
     Returns:
-        The model on the CPU, and the names of the modules that the checkpoint lacks: those of a classifier head.
+        The model on the CPU, and the names of the modules of a classifier head.
 
     Raises:
-        ModelError: The model cannot be loaded, does not support the pooling, or already has a classifier head.
+        ModelError: The model cannot be loaded, does not support the pooling, or has fewer positions than
+            ``model.max_length``.
         DataError: The public text cannot be used.
         AssetError: The package of an embedded model or of the embedded text is unavailable.
     """
-    choice = pooling_choice(config)
+    choice = pooling_choice(config, head_rows is not None)
     if choice is None or choice.is_stock:
-        return loading.load_base(config, num_labels, seed)
+        return loading.load_base(config, num_labels, seed, head_rows)
     public = load_public_corpus(config.public_text) if config.standardize == "public" else None
     return load_pooled(config, choice, num_labels, seed, public, device), ["classifier"]
 
 
-def pooling_choice(config: ModelConfig) -> PoolingChoice | None:
+def pooling_choice(config: ModelConfig, keeps_head: bool = False) -> PoolingChoice | None:
     """Return the resolved pooling of a classifier; None for a causal language model. Raises as `choose_pooling`."""
-    return None if config.task == "causal_lm" else choose_pooling(config)
+    return None if config.task == "causal_lm" else choose_pooling(config, keeps_head)
 
 
-def describe_pooling(config: ModelConfig) -> dict[str, Any] | None:
+def describe_pooling(config: ModelConfig, keeps_head: bool = False) -> dict[str, Any] | None:
     """Describe the pooling and the public text for the run's record, the console and the report.
+
+    Args:
+        config: The ``model`` configuration group.
+        keeps_head: Whether the checkpoint's classification head is kept.
 
     Returns:
         None for a causal language model.
@@ -60,7 +70,7 @@ def describe_pooling(config: ModelConfig) -> dict[str, Any] | None:
         ModelError: The checkpoint does not support the pooling.
         DataError: The public text cannot be used.
     """
-    choice = pooling_choice(config)
+    choice = pooling_choice(config, keeps_head)
     if choice is None:
         return None
     corpus = dict(load_public_corpus(config.public_text).corpus) if config.standardize == "public" else None

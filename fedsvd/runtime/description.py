@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from fedsvd import data
@@ -10,7 +11,7 @@ from fedsvd.config import Config
 from fedsvd.methods import build_run_method
 from fedsvd.runtime.base_model import describe_pooling, load_public_corpus
 from fedsvd.runtime.data import left_out, load_held_out, load_partition, partition_counts
-from fedsvd.runtime.model import sent_parts, trained_parts
+from fedsvd.runtime.model import head_choice, sent_parts, trained_parts
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +22,12 @@ def describe_run(config: Config) -> dict[str, Any]:
     Rows of the user's data that are left out are also logged as warnings.
     """
     method, held_out = build_run_method(config), load_held_out(config)
-    rounds = range(1, config.train.rounds + 1)
+    rounds, head = range(1, config.train.rounds + 1), head_choice(config)
     return {
         "parts_trained": sorted({part for number in rounds for part in trained_parts(method, config, number)}),
         "parts_sent": sorted({part for number in rounds for part in sent_parts(method, config, number)}),
-        "pooling": describe_pooling(config.model),
+        "pooling": describe_pooling(config.model, head.rows is not None),
+        "checkpoint_head": head.summary or None,
         "public_text": _describe_public_text(config),
         "left_out": _report_left_out(config),
         "held_out": {"num_examples": len(held_out), "fingerprint": data.fingerprint(held_out)},
@@ -37,6 +39,15 @@ def _describe_public_text(config: Config) -> dict[str, Any] | None:
     if not config.public_text_uses:
         return None
     return {**load_public_corpus(config.model.public_text).corpus, "uses": list(config.public_text_uses)}
+
+
+def describe_classifier(config: Config) -> Iterator[str]:
+    """Yield one line each on the pooling and on what happens to the checkpoint's head, for the console."""
+    head = head_choice(config)
+    if pooling := describe_pooling(config.model, head.rows is not None):
+        yield f"pooling: {pooling['summary']}"
+    if head.summary:
+        yield f"head: {head.summary}"
 
 
 def _report_left_out(config: Config) -> list[dict[str, Any]]:

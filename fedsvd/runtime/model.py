@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -10,7 +11,7 @@ import peft
 import torch
 from torch import Tensor, nn
 
-from fedsvd.config import Config, ModelConfig, TrainConfig
+from fedsvd.config import DEVICE_PATTERN, DEVICES, Config, ModelConfig, TrainConfig
 from fedsvd.errors import ConfigError, ModelError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter, Part
@@ -18,6 +19,7 @@ from fedsvd.lora.initialization import initialize_factors
 from fedsvd.methods import Method, build_run_method
 from fedsvd.models import loading
 from fedsvd.models.first_token import use_first_token_only
+from fedsvd.models.head_choice import HeadChoice, choose_head
 from fedsvd.models.pooled import PooledClassifier
 from fedsvd.models.zero_shot import sentences_by_class, zero_shot_head
 from fedsvd.runtime import base_model
@@ -25,6 +27,7 @@ from fedsvd.runtime.data import class_names, load_held_out, load_tokenizer
 from fedsvd.runtime.public_rows import public_rows
 from fedsvd.training.generation import generate_samples
 from fedsvd.training.loop import make_optimizer
+from fedsvd.training.probes import check_batch_layout, check_causal, check_packing, check_padding
 
 _NUM_SAMPLES = 5
 
@@ -33,15 +36,18 @@ def resolve_device(name: str) -> torch.device:
     """Return the torch device for ``device``; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        ConfigError: The machine does not have the device.
+        ConfigError: There is no such device, or the machine does not have it.
     """
+    if not re.match(DEVICE_PATTERN, name):
+        raise ConfigError(f"device = {name!r} is invalid: expected {DEVICES}.")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device = {name!r} is not available: torch finds no CUDA device on this machine. Set device=auto."
-        )
+    found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
+    if (device.index or 0) >= found:
+        kind = {"cuda": "CUDA", "mps": "MPS"}[device.type]
+        count = f"only {found} {kind} devices" if found else f"no {kind} device"
+        raise ConfigError(f"device = {name!r} is not available: torch finds {count} on this machine. Set device=auto.")
     return device
 
 
@@ -71,9 +77,14 @@ def load_model(config: Config) -> peft.PeftModel:
     Also sets the process-wide precision of float32 matrix products.
     """
     torch.set_float32_matmul_precision(config.float32_matmul_precision)
-    num_labels = len(class_names(config))
+    num_labels, head_rows = len(class_names(config)), head_choice(config).rows
     core = build_run_method(config).traits.core
-    return _load_model(config.model, num_labels, config.seed, str(resolve_device(config.device)), core)
+    return _load_model(config.model, num_labels, config.seed, str(resolve_device(config.device)), core, head_rows)
+
+
+def head_choice(config: Config) -> HeadChoice:
+    """Return whether the checkpoint's classification head is kept; raises as `choose_head`."""
+    return choose_head(config.model, tuple(class_names(config)), config.train.head_init)
 
 
 def initial_adapter(config: Config, method: Method) -> Adapter:
@@ -104,6 +115,22 @@ def prepare_training(
     return make_optimizer(trained, train, server_round, head), head
 
 
+def check_model(config: Config) -> None:
+    """Check that the model's architecture fits the task, example-level privacy and packing.
+
+    Raises:
+        ModelError: A language model reads the tokens that it predicts, or predictions depend on padding.
+        PrivacyError: A layer that is trained with example-level privacy does not keep the examples of a batch apart.
+        ConfigError: Packed sequences are not kept apart.
+    """
+    is_language_model, pad_token_id = config.model.task == "causal_lm", load_tokenizer(config).pad_token_id
+    _check_architecture(load_model(config), pad_token_id, is_language_model, config.train.packing)
+    if config.privacy.name == "dp_sgd":
+        method, rounds = build_run_method(config), range(1, config.train.rounds + 1)
+        parts = frozenset[Part]().union(*(trained_parts(method, config, number) for number in rounds))
+        _check_batch_layout(load_model(config), parts)
+
+
 def sample_answers(config: Config) -> list[dict[str, str]]:
     """Generate answers to the first held-out prompts with the process's language model in its current state."""
     held_out = load_held_out(config)
@@ -113,14 +140,19 @@ def sample_answers(config: Config) -> list[dict[str, str]]:
 
 def clear_model_cache() -> None:
     """Clear the caches of this module."""
-    for loader in (_load_model, _initial_adapter, _loaded_adapter, _zero_shot_head):
-        loader.cache_clear()
+    for cached in (_load_model, _initial_adapter, _loaded_adapter, _zero_shot_head):
+        cached.cache_clear()
+    # They hold models.
+    for check in (_check_architecture, _check_batch_layout):
+        check.cache_clear()
 
 
 # Clients of different ranks that share a process need one model each.
 @lru_cache(maxsize=4)
-def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, core: bool) -> peft.PeftModel:
-    loaded, head_modules = base_model.load_base(config, num_labels, seed, device)
+def _load_model(
+    config: ModelConfig, num_labels: int, seed: int, device: str, core: bool, head_rows: tuple[int, ...] | None
+) -> peft.PeftModel:
+    loaded, head_modules = base_model.load_base(config, num_labels, seed, device, head_rows)
     adapted = peft_model.attach(
         loaded,
         rank=config.rank,
@@ -134,7 +166,7 @@ def _load_model(config: ModelConfig, num_labels: int, seed: int, device: str, co
     )
     if config.gradient_checkpointing:
         loading.checkpoint_activations(loaded)
-    choice = base_model.pooling_choice(config)
+    choice = base_model.pooling_choice(config, head_rows is not None)
     if choice is not None and choice.pooling == "first":
         use_first_token_only(adapted)
     return adapted.to(device)
@@ -149,6 +181,20 @@ def _initial_adapter(model: peft.PeftModel, config: ModelConfig, seed: int, init
         peft_model.write(model, loaded)
         rows = public_rows(model, config)
     return initialize_factors(loaded, init_a=init_a, init_b=init_b, seed=seed, weights=weights, public_rows=rows)
+
+
+@lru_cache(maxsize=8)
+def _check_architecture(model: peft.PeftModel, pad_token_id: int, is_language_model: bool, packing: bool) -> None:
+    check_padding(model, pad_token_id)
+    if is_language_model:
+        check_causal(model)
+    if packing:
+        check_packing(model)
+
+
+@lru_cache(maxsize=8)
+def _check_batch_layout(model: peft.PeftModel, parts: frozenset[Part]) -> None:
+    check_batch_layout(model, parts)
 
 
 # The model is shared and modified, so this stores the adapter as it was loaded, with the head as drawn.

@@ -12,7 +12,7 @@ from fedsvd.privacy.clipping_statistics import ClippingStatistics
 from fedsvd.privacy.dp_sgd import DPSGD, LossFunction, train_dp_sgd
 from fedsvd.privacy.noise_share import client_noise_multiplier
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
-from fedsvd.runtime.model import load_model, prepare_training
+from fedsvd.runtime.model import check_model, load_model, prepare_training
 from fedsvd.training.per_example_gradients import choose_grad_sample_mode
 
 
@@ -64,8 +64,9 @@ def train_privately(
         Clipping statistics, if the mechanism measures them.
 
     Raises:
-        PrivacyError: See `fedsvd.privacy.dp_sgd.train_dp_sgd`.
+        PrivacyError: See `check_model` and `fedsvd.privacy.dp_sgd.train_dp_sgd`.
     """
+    check_model(config)
     model = load_model(config)
     optimizer, head = prepare_training(model, parts, config.train, server_round)
     return train_dp_sgd(

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import peft
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from fedsvd.errors import ConfigError
 from fedsvd.models import loading
-from fedsvd.models.embedded import quiet_transformers
-from fedsvd.trained.model_card import Layout, model_card
-from fedsvd.trained.pooled_export import export_pooled, prepare_config
+from fedsvd.models.embedded import quiet_transformers, resolve_source
+from fedsvd.trained.model_card import CONFIG_FOLDER, Layout, model_card
+from fedsvd.trained.pooled_export import export_pooled, prepare_config, set_classes
 from fedsvd.trained.run import TrainedRun, load_base
 
 
@@ -63,7 +63,20 @@ def _write_model(run: TrainedRun, folder: Path, target: Path, merge: bool) -> La
             _merged(run).save_pretrained(folder)
         return "merged"
     shutil.copytree(run.folder.adapter, folder, dirs_exist_ok=True)
+    if not run.generates_text:
+        _write_base_config(run, folder / CONFIG_FOLDER)
     return "adapter"
+
+
+def _write_base_config(run: TrainedRun, folder: Path) -> None:
+    """Write the configuration of an adapter's base model, with the run's classes.
+
+    Not next to the adapter, where transformers would take it for that of a full model.
+    """
+    with quiet_transformers():
+        config = AutoConfig.from_pretrained(resolve_source(run.config.model.source))
+    set_classes(config, run.classes)
+    config.save_pretrained(folder)
 
 
 def _merged(run: TrainedRun) -> PreTrainedModel:

@@ -24,6 +24,8 @@ _AUTO = {"sequence_classification": "SequenceClassification", "causal_lm": "Caus
 # What an export holds: a full model for transformers, one for sentence-transformers, an adapter of a base model that is
 # available elsewhere, or an adapter with its base model in the subdirectory "base".
 Layout = Literal["merged", "sentence", "adapter", "adapter_and_base"]
+# The subdirectory of an adapter's directory with the configuration of its base model, which names the classes.
+CONFIG_FOLDER = "config"
 _LIBRARIES = {"merged": "transformers", "sentence": "sentence-transformers"}
 _HEAD_KINDS = {
     "merged": "A full model: the frozen base model with a classification head.",

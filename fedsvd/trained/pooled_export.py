@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoConfig
 
 from fedsvd.errors import ModelError
 from fedsvd.models.embedded import quiet_transformers, resolve_source
+from fedsvd.models.loading import is_dropout
 from fedsvd.models.pooled import PooledClassifier
 from fedsvd.trained.model_card import Layout
 from fedsvd.trained.run import TrainedRun, load_base
@@ -56,13 +58,20 @@ def export_pooled(run: TrainedRun, folder: Path, *, merge: bool, target: Path) -
 def prepare_config(config: Any, run: TrainedRun) -> None:
     """Write the classes into a model's configuration, and restore what training had changed: dropout, ``use_cache``."""
     if not run.generates_text:
-        config.id2label = dict(enumerate(run.classes))
-        config.label2id = {name: number for number, name in enumerate(run.classes)}
+        set_classes(config, run.classes)
     with quiet_transformers():
         original = AutoConfig.from_pretrained(resolve_source(run.config.model.source))
     for key, value in vars(original).items():
-        if "dropout" in key or key.endswith("_pdrop") or key == "use_cache":
+        if is_dropout(key) or key == "use_cache":
             setattr(config, key, value)
+
+
+def set_classes(config: Any, classes: Sequence[str]) -> None:
+    """Write the classes into a model's configuration."""
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: number for number, name in enumerate(classes)}
+    if getattr(config, "problem_type", None) is not None:
+        config.problem_type = "single_label_classification"
 
 
 def _export_adapter(run: TrainedRun, base: PooledClassifier, folder: Path, target: Path) -> Layout:

@@ -20,6 +20,7 @@ from fedsvd.config import Config
 from fedsvd.config.compose import read_config
 from fedsvd.config.quoting import resume_command
 from fedsvd.errors import ConfigError, RunError
+from fedsvd.lora.tied import untie_output_layer
 from fedsvd.methods import build_run_method
 from fedsvd.models import loading
 from fedsvd.models.pooled_loading import load_pooled
@@ -30,7 +31,7 @@ from fedsvd.runs.intact import check_documents
 from fedsvd.runtime.base_model import recorded_choice
 from fedsvd.runtime.model import resolve_device
 from fedsvd.trained.adapter_files import check_adapter
-from fedsvd.training.generation import generate
+from fedsvd.training.generation import generate, prompt_limit
 from fedsvd.training.loop import model_inputs, to_device
 
 
@@ -106,7 +107,7 @@ def read_run(folder: Path) -> TrainedRun:
 
 
 def load_base(run: TrainedRun, dtype: Literal["float32", "bfloat16"] | None = None) -> PreTrainedModel:
-    """Load the base model of a run, without its adapter and with its head, if any, as initialized.
+    """Load the base model of a run, without its adapter; a head, if any, is new.
 
     Args:
         run: The run.
@@ -115,14 +116,19 @@ def load_base(run: TrainedRun, dtype: Literal["float32", "bfloat16"] | None = No
     Raises:
         ModelError: The model cannot be loaded.
     """
-    options = {"attn_implementation": "sdpa", "dtype": dtype or run.config.model.dtype}
+    # The implementation is no part of the model: another machine may not have that of the run.
+    options = {"attn_implementation": "auto", "dtype": dtype or run.config.model.dtype}
     if run.generates_text:
-        return loading.load_causal_lm(run.config.model.source, **options).model
+        model = loading.load_causal_lm(run.config.model.source, **options).model
+        untie_output_layer(model, run.config.model.target_modules)
+        return model
     seed, num_labels = run.config.seed, len(run.classes)
     if run.pooling is not None and not run.pooling.is_stock:
-        config = replace(run.config.model, attn_implementation="sdpa", dtype=dtype or run.config.model.dtype)
+        config = replace(run.config.model, attn_implementation="auto", dtype=dtype or run.config.model.dtype)
         return load_pooled(config, run.pooling, num_labels, seed, _standardization(run))
-    return loading.load_classifier(run.config.model.source, num_labels=num_labels, seed=seed, **options).model
+    # The adapter holds the run's head, whatever head the checkpoint has.
+    source = run.config.model.source
+    return loading.load_classifier(source, num_labels=num_labels, seed=seed, new_head=True, **options).model
 
 
 def _standardization(run: TrainedRun) -> Standardization | None:
@@ -205,7 +211,7 @@ def _classify(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
 
 def _generate(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
     model_config = loaded.run.config.model
-    max_length, chat_template = model_config.max_length, model_config.chat_template
+    max_length, chat_template = prompt_limit(loaded.model, model_config.max_length), model_config.chat_template
     texts = data.build_instructions(rows, loaded.run.config.data, loaded.tokenizer, chat_template)
     prompts = [data.prompt_ids(text, loaded.tokenizer, max_length, chat_template) for text in texts]
     for row, answer in zip(_texts(rows), generate(loaded.model, loaded.tokenizer, prompts), strict=True):

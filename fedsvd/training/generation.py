@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fedsvd import data
 from fedsvd.config import DataConfig, ModelConfig
+from fedsvd.models.positions import position_limit
 
 MAX_NEW_TOKENS = 48
 
@@ -31,7 +32,7 @@ def generate(
         model: A causal language model, or a PEFT model around one.
         tokenizer: The model's tokenizer.
         prompts: Token ids of each prompt.
-        max_new_tokens: Generation stops after this many tokens, or at the end token.
+        max_new_tokens: Generation stops after this many tokens, at the end token, or at the model's last position.
         batch_size: Number of prompts per forward pass.
 
     Returns:
@@ -41,14 +42,16 @@ def generate(
     model.eval()
     device = next(model.parameters()).device
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    positions = position_limit(model)
     answers: list[str] = []
     for start in range(0, len(prompts), batch_size):
         rows = [list(row) for row in prompts[start : start + batch_size]]
         batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="left").to(device)
+        room = max_new_tokens if positions is None else positions - batch["input_ids"].shape[1]
         generated: Any = model.generate(  # type: ignore[operator]
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, room),
             do_sample=False,
             use_cache=True,
             eos_token_id=end,
@@ -58,6 +61,12 @@ def generate(
         answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     model.train(was_training)
     return answers
+
+
+def prompt_limit(model: nn.Module, max_length: int) -> int:
+    """Return how long a prompt may be: ``max_length``, and shorter by an answer than the model's positions allow."""
+    positions = position_limit(model)
+    return max_length if positions is None else min(max_length, max(positions - MAX_NEW_TOKENS, positions // 2))
 
 
 def generate_samples(
@@ -76,7 +85,8 @@ def generate_samples(
         For each row, a dict with ``prompt``, ``expected`` and ``generated``.
     """
     texts = data.build_instructions(rows, config, tokenizer, model_config.chat_template)
-    prompts = [data.prompt_ids(text, tokenizer, model_config.max_length, model_config.chat_template) for text in texts]
+    limit = prompt_limit(model, model_config.max_length)
+    prompts = [data.prompt_ids(text, tokenizer, limit, model_config.chat_template) for text in texts]
     answers = generate(model, tokenizer, prompts)
     return [
         {"prompt": text.prompt, "expected": text.answer.strip(), "generated": answer}

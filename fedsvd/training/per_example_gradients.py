@@ -43,11 +43,11 @@ def unsupported_reason(model: nn.Module) -> str | None:
         if site.not_plain_reason is not None:
             return f"{name} {site.not_plain_reason}"
         covered |= {id(site.A), id(site.B), id(site.core)}
-    for _, layer in _trained_linears(model):
+    for layer in _trained_head_layers(model):
         covered |= {id(parameter) for parameter in layer.parameters(recurse=False)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in covered:
-            return f"{name} is trained and is neither a LoRA factor nor part of a linear layer of the head"
+            return f"{name} is trained and is neither a LoRA factor nor part of a linear layer or a norm of the head"
     return None
 
 
@@ -96,8 +96,9 @@ def fused_gradients(model: nn.Module) -> Iterator[nn.Module]:
         for site in lora_sites(model).values():
             site.layer.forward = partial(_site_forward, site)  # type: ignore[method-assign]
             patched.append(site.layer)
-        for _, layer in _trained_linears(model):
-            layer.forward = partial(_linear_forward, layer)  # type: ignore[method-assign]
+        for layer in _trained_head_layers(model):
+            forward: Any = _linear_forward if isinstance(layer, nn.Linear) else _norm_forward
+            layer.forward = partial(forward, layer)
             patched.append(layer)
         yield model
     finally:
@@ -105,13 +106,14 @@ def fused_gradients(model: nn.Module) -> Iterator[nn.Module]:
             del module.forward
 
 
-def _trained_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield name and module of each trained linear layer in heads that are stored with the adapter."""
-    for name, wrapper in model.named_modules():
+def _trained_head_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield each trained linear layer and layer normalization in heads that are stored with the adapter."""
+    for wrapper in model.modules():
         if isinstance(wrapper, ModulesToSaveWrapper):
-            for inner, layer in wrapper.modules_to_save.named_modules():
-                if type(layer) is nn.Linear and any(p.requires_grad for p in layer.parameters(recurse=False)):
-                    yield f"{name}.{inner}", layer
+            for layer in wrapper.modules_to_save.modules():
+                is_supported = type(layer) in (nn.Linear, nn.LayerNorm)
+                if is_supported and any(p.requires_grad for p in layer.parameters(recurse=False)):
+                    yield layer
 
 
 def _site_forward(site: LoraSite, x: Tensor) -> Tensor:
@@ -123,6 +125,12 @@ def _site_forward(site: LoraSite, x: Tensor) -> Tensor:
 
 def _linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
     result: Tensor = _Linear.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _norm_forward(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    normalized = functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    result: Tensor = _Scale.apply(normalized, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -191,6 +199,26 @@ class _Linear(torch.autograd.Function):
         if ctx.bias is not None and ctx.bias.requires_grad:
             _accumulate_sample(ctx.bias, _flatten_positions(g).sum(dim=1))
         return (torch.matmul(g, ctx.weight) if ctx.needs_input_grad[0] else None, None, None)
+
+
+class _Scale(torch.autograd.Function):
+    """The trained scale and shift of a layer normalization, with per-example gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.bias = weight, bias
+        return x * weight if bias is None else x * weight + bias
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        if ctx.weight.requires_grad:
+            _accumulate_sample(ctx.weight, _flatten_positions(g * x).sum(dim=1))
+        if ctx.bias is not None and ctx.bias.requires_grad:
+            _accumulate_sample(ctx.bias, _flatten_positions(g).sum(dim=1))
+        return (g * ctx.weight if ctx.needs_input_grad[0] else None, None, None)
 
 
 def _add_product(result: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:

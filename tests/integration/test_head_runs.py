@@ -46,8 +46,8 @@ def test_a_head_only_run_is_a_baseline_of_its_own(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(PooledClassifier, "pooled_states", count)
     folder = train(tmp_path, "method=ffa_lora", "train.trains=head", "train.sample_rate=1.0")
 
-    # 200 training and 100 held-out texts once each, and the probes of caches and tokens.
-    assert sum(encoded) <= 300
+    # 200 training and 100 held-out texts once each, and four made-up ones by which the architecture is checked.
+    assert sum(encoded) <= 304
     rows = read_rows(folder / "metrics.jsonl")
     head_bytes = rows[1]["bytes_up"] / 2
     # Down and up, only the head: 2 x 32 weights and 2 biases.
