@@ -90,4 +90,5 @@ def leading_directions(moments: InputMoments, rank: int, name: str) -> Tensor:
     vectors = torch.linalg.eigh(projector @ covariance @ projector - basis.mT @ basis).eigenvectors
     directions = vectors[:, -rank:].mT.flip(0)
     # The sign of an eigenvector is arbitrary; make its entry of largest magnitude positive.
-    return directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
+    signed: Tensor = directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
+    return signed

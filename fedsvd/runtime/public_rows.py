@@ -53,7 +53,7 @@ def public_rows(model: peft.PeftModel, config: ModelConfig) -> dict[str, Tensor]
     for name, weight in model.named_parameters():
         if not any(part in name for part in _NOT_FROZEN):
             digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
     def build(folder: Path) -> None:
         tokenizer = load_tokenizer(config.source)
