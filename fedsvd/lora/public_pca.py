@@ -5,10 +5,12 @@ the training data. Public text costs no privacy. In addition, the directions tha
 B-only training, an example's gradient is ``∂B = s · Σₜ gₜ (A xₜ)ᵀ``, and where A lets a shared direction through, the
 gradients of all examples are nearly one vector, on which clipping spends its norm.
 
-With content tokens x (neither padding nor special tokens) of mean μ and covariance Σ, and N an orthonormal basis of μ
-and of the mean input m_c of each special token c ([CLS], [SEP]), the rows of A are the r leading eigenvectors of
+With content tokens x (neither padding nor special tokens) of mean μ, and N an orthonormal basis of μ and of the mean
+input m_c of each special token c ([CLS], [SEP]), the rows of A are the r leading eigenvectors of
 
-    (I - N Nᵀ) Σ (I - N Nᵀ).
+    (I - N Nᵀ) E[x xᵀ] (I - N Nᵀ),
+
+the covariance of what remains of x, since its mean is removed.
 """
 
 from __future__ import annotations
@@ -31,14 +33,12 @@ class InputMoments:
 
     Attributes:
         width: d_in.
-        count: Number of content tokens.
         total: Σ x over content tokens, shape (d_in,).
         square: Σ x xᵀ, shape (d_in, d_in).
-        special: By special token id, the sum of its inputs, shape (d_in,), whose length does not matter.
+        special: By special token id, the sum of its inputs, shape (d_in,).
     """
 
     width: int
-    count: int = 0
     total: Tensor = field(init=False)
     square: Tensor = field(init=False)
     special: dict[int, Tensor] = field(default_factory=dict)
@@ -55,7 +55,6 @@ class InputMoments:
             special: Inputs of special tokens by id, shape (tokens, d_in) each.
         """
         x = content.detach().double().cpu()
-        self.count += len(x)
         self.total += x.sum(dim=0)
         self.square += x.mT @ x
         for token, inputs in special.items():
@@ -74,8 +73,8 @@ def leading_directions(moments: InputMoments, rank: int, name: str) -> Tensor:
     Raises:
         ModelError: The rank exceeds the number of remaining directions.
     """
-    mean = moments.total / max(1, moments.count)
-    shared = torch.stack([mean, *moments.special.values()])
+    # Of these sums only the directions matter, and of the second moment only the eigenvectors.
+    shared = torch.stack([moments.total, *moments.special.values()])
     _, values, rows = torch.linalg.svd(shared / torch.linalg.vector_norm(shared, dim=1, keepdim=True).clamp(min=1e-300))
     basis = rows[: int((values > _TOLERANCE * values.max()).sum())]
     remaining = moments.width - len(basis)
@@ -84,10 +83,9 @@ def leading_directions(moments: InputMoments, rank: int, name: str) -> Tensor:
             f"method.init_a = public_pca is not possible at {name} with model.rank = {rank}: {moments.width} inputs "
             f"less {len(basis)} shared directions leave {remaining}. Lower model.rank."
         )
-    covariance = moments.square / max(1, moments.count) - torch.outer(mean, mean)
     projector = torch.eye(moments.width, dtype=torch.float64) - basis.mT @ basis
     # eigh sorts in ascending order; the removed directions have eigenvalue -1, below all others.
-    vectors = torch.linalg.eigh(projector @ covariance @ projector - basis.mT @ basis).eigenvectors
+    vectors = torch.linalg.eigh(projector @ moments.square @ projector - basis.mT @ basis).eigenvectors
     directions = vectors[:, -rank:].mT.flip(0)
     # The sign of an eigenvector is arbitrary; make its entry of largest magnitude positive.
     signed: Tensor = directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
