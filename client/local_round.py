@@ -26,6 +26,7 @@ from fedsvd.privacy.randomness import poisson_batches
 from fedsvd.runtime.data import ClientData, load_client_data
 from fedsvd.runtime.losses import per_example_losses
 from fedsvd.runtime.model import check_model, client_config, load_model, prepare_training, trained_parts
+from fedsvd.runtime.round_maps import round_maps
 from fedsvd.training.loop import train_plain
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
@@ -150,6 +151,7 @@ def _train_without_noise(
             _round_generator(config.seed, task.server_round, identity.partition_id),
         ),
         config.train.clip_grad_norm,
+        round_maps(config, model, task.trains),
     )
     return ClientReport(identity.partition_id, num_examples, 0.0, train_loss=loss if loss == loss else None)
 

@@ -130,6 +130,9 @@ class Config(ConfigGroup):
         uses = {
             "standardization of features": self.model.standardize == "public",
             "initial A": trains_factors and self.method.get("init_a") == "public_pca",
+            "projection of gradients": trains_factors
+            and self.privacy.name == "dp_sgd"
+            and self.privacy.project_public_mean,
         }
         return tuple(use for use, is_set in uses.items() if is_set)
 
@@ -142,6 +145,11 @@ def _check_public_text(config: Config) -> None:
         raise ConfigError(
             f"model.public_text = {source} is not possible: the clients' private data are the same text. Set it to "
             "another text that is public."
+        )
+    if config.privacy.project_public_mean and config.model.task == "causal_lm":
+        raise ConfigError(
+            "privacy.project_public_mean = True is not possible with model.task = causal_lm, which has no classes: set "
+            "it to false, or use model.task=sequence_classification."
         )
 
 

@@ -55,9 +55,9 @@ class ModelConfig(ConfigGroup):
             are not computed.
         standardize: ``none``, or ``public``: center and half-whiten a classifier's features by statistics of public
             text.
-        public_text: The text of ``standardize=public`` and ``method.init_a=public_pca``: ``embedded:bbc_news``, or a
-            file with one text per line (or ``.jsonl`` with the key ``text``), the same on every machine. It must be
-            public: privacy does not cover it.
+        public_text: The text of ``standardize=public``, ``method.init_a=public_pca`` and
+            ``privacy.project_public_mean=true``: ``embedded:bbc_news``, or a file with one text per line (or ``.jsonl``
+            with the key ``text``), the same on every machine. It must be public: privacy does not cover it.
     """
 
     group: ClassVar[str] = "model"

@@ -27,6 +27,8 @@ class PrivacyConfig(ConfigGroup):
         head_clipping_share: c, the head's share of the clipping norm in rounds that train head and factors: the head's
             gradient is clipped to ``c · max_grad_norm``, that of the factors to ``√(1-c²) · max_grad_norm``
             (``dp_sgd``); null: both are clipped together.
+        project_public_mean: Remove from each example's gradient of the factors, before it is clipped, the directions of
+            the mean gradient over ``model.public_text`` (``dp_sgd``; see `fedsvd.runtime.public_mean`).
         max_update_norm: Largest L2 norm of one client's update in a round; longer ones are scaled down
             (``client_level``).
         accountant: Privacy accountant: ``prv`` (tight, for δ from 1e-10) or ``rdp``.
@@ -58,6 +60,7 @@ class PrivacyConfig(ConfigGroup):
     noise_share: bool = False
     clipping_statistics: bool = True
     ledger_dir: Text | None = None
+    project_public_mean: bool = False
 
     def __post_init__(self) -> None:
         if self.max_epsilon is not None and self.max_epsilon < self.target_epsilon:
@@ -70,4 +73,9 @@ class PrivacyConfig(ConfigGroup):
                 f"privacy.head_clipping_share = {self.head_clipping_share} is not possible with privacy.name = "
                 "client_level, where privacy.max_update_norm bounds the norm of a client's whole update: set it to "
                 "null, or use privacy=dp_sgd."
+            )
+        if self.project_public_mean and self.name == "client_level":
+            raise ConfigError(
+                "privacy.project_public_mean = True is not possible with privacy.name = client_level, which clips no "
+                "example's gradient: set it to false, or use privacy=dp_sgd."
             )

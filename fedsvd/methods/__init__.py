@@ -25,6 +25,7 @@ from fedsvd.methods.flora import FLoRA
 from fedsvd.methods.head_rounds import HeadFirst, HeadOnly
 from fedsvd.methods.method import Method, State, Step, Traits
 from fedsvd.methods.rolora import RoLoRA
+from fedsvd.methods.tangent import Tangent
 
 __all__ = ["METHODS", "Method", "State", "Step", "Traits", "build_method", "build_run_method", "check_method"]
 
@@ -39,6 +40,7 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "rolora": RoLoRA,
     "fedsa_lora": FedSALoRA,
     "fed_sb": FedSB,
+    "tangent": Tangent,
 }
 
 
@@ -84,7 +86,8 @@ def check_method(method: Method, config: Config) -> None:
         ConfigError: One of these combinations is configured: secure aggregation, client-level privacy, a server
             optimizer or robust aggregation with a method that needs each client's factors; client ranks with a method
             that requires equal ranks; client-level privacy with a method that has personal factors; shrinkage with
-            settings under which the noise in the mean is unknown.
+            settings under which the noise in the mean is unknown; several local steps, weight decay or a server
+            optimizer with a method that averages tangent vectors.
     """
     name, federation = config.method["name"], config.federation
     mean_only = {
@@ -112,6 +115,30 @@ def check_method(method: Method, config: Config) -> None:
         )
     if config.method.get("shrinkage", "none") != "none":
         check_known_noise(config)
+    if method.traits.tangent:
+        check_single_step(config)
+
+
+def check_single_step(config: Config) -> None:
+    """Check that clients take one gradient step from the factors that they received, and nothing else.
+
+    Raises:
+        ConfigError: There are several local steps, weight decay, or a server optimizer, whose moments would belong to
+            the tangent space of an earlier round.
+    """
+    train = config.train
+    settings = {
+        f"train.local_steps = {train.local_steps}": train.local_steps > 1,
+        f"train.weight_decay = {train.weight_decay}": train.weight_decay > 0,
+        f"train.server_optimizer = {train.server_optimizer}": train.server_optimizer != "none",
+    }
+    for setting, is_set in settings.items():
+        if is_set:
+            raise ConfigError(
+                f"{setting} is unsupported with method.name = {config.method['name']}: its clients take one step in "
+                "the tangent space at the factors that they received. Set train.local_steps=1, train.weight_decay=0 "
+                "and train.server_optimizer=none, or choose another method."
+            )
 
 
 def check_known_noise(config: Config) -> None:

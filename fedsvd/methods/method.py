@@ -23,12 +23,15 @@ class Traits:
         linear: Whether the server step needs only the weighted mean of the client replies.
         heterogeneous: Whether clients may have lower ranks than the server (``federation.client_ranks``).
         core: Whether there is an r × r matrix between B and A.
+        tangent: Whether clients send the coordinates of a tangent vector at the factors that they received, from a
+            single step (see `fedsvd.lora.tangent`).
         personal: Factors that stay with each client. If there are any, there is no single global model.
     """
 
     linear: bool = True
     heterogeneous: bool = False
     core: bool = False
+    tangent: bool = False
     personal: frozenset[Factor] = frozenset()
 
 

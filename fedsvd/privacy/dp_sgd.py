@@ -15,6 +15,7 @@ from fedsvd.errors import PrivacyError
 from fedsvd.privacy.canaries import Canaries
 from fedsvd.privacy.clipping_groups import split_by_share
 from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR, ClippingMeter, ClippingStatistics
+from fedsvd.privacy.gradient_maps import GradientMap
 from fedsvd.privacy.noisy_optimizer import NoisyOptimizer
 from fedsvd.privacy.randomness import Randomness
 
@@ -61,6 +62,7 @@ def train_dp_sgd(
     grad_sample_mode: GradSampleMode | None = None,
     canaries: Canaries | None = None,
     head: Sequence[nn.Parameter] = (),
+    maps: Sequence[GradientMap] = (),
 ) -> ClippingStatistics | None:
     """Take exactly ``mechanism.steps`` noisy steps; an empty batch also takes a step, which consists of noise alone.
 
@@ -79,6 +81,7 @@ def train_dp_sgd(
         canaries: Canaries of an audit, which are sampled, clipped, summed and noised together with the examples.
             ``sample_rate`` and the divisor remain those of the real data.
         head: The trained parameters of the head, for ``mechanism.head_clipping_share``.
+        maps: Maps of the examples' gradients before clipping, and of the noised sum; they must not depend on the data.
 
     Returns:
         The clipping statistics if ``mechanism.statistics``, else None.
@@ -96,6 +99,7 @@ def train_dp_sgd(
             randomness,
             meter,
             split_by_share(optimizer, head, mechanism.head_clipping_share, mechanism.max_grad_norm),
+            maps,
             noise_multiplier=mechanism.noise_multiplier * (GRADIENT_NOISE_FACTOR if meter else 1.0),
             max_grad_norm=mechanism.max_grad_norm,
             expected_batch_size=divisor,
@@ -147,6 +151,7 @@ def _backward(model: nn.Module, optimizer: NoisyOptimizer, examples: _DataAndCan
     if positions:
         examples.losses(model, positions).sum().backward()  # type: ignore[no-untyped-call]
         _check_per_example_gradients(optimizer.params, len(positions))
+        optimizer.map_samples()
     else:
         for parameter in optimizer.params:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))

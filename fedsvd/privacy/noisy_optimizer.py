@@ -1,4 +1,7 @@
-"""Opacus' optimizer with secret noise and separate clipping of the head; used by `fedsvd.privacy.dp_sgd` only."""
+"""Opacus' optimizer with secret noise, gradient maps and separate clipping of the head.
+
+Used by `fedsvd.privacy.dp_sgd` only.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from fedsvd.privacy.clipping_groups import ClippingGroup, joint_norms
 from fedsvd.privacy.clipping_statistics import ClippingMeter
+from fedsvd.privacy.gradient_maps import GradientMap, map_before_clipping, map_noised_gradients
 from fedsvd.privacy.randomness import Randomness
 
 logger = logging.getLogger(__name__)
@@ -25,6 +29,7 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
         randomness: Source of the noise.
         meter: Receives the gradients' norms, if clipping statistics are released.
         groups: Parameters that are clipped separately before all are clipped together.
+        maps: Maps of the gradients before clipping and after the noise; see `fedsvd.privacy.gradient_maps`.
         options: Arguments of Opacus' optimizer.
     """
 
@@ -34,12 +39,21 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
         randomness: Randomness,
         meter: ClippingMeter | None,
         groups: Sequence[ClippingGroup],
+        maps: Sequence[GradientMap] = (),
         **options: Any,
     ) -> None:
         super().__init__(optimizer, **options)
         self._randomness = randomness
         self._meter = meter
         self.groups = groups
+        self._maps = maps
+
+    def map_samples(self) -> None:
+        """Apply the maps to each example's gradient, before it is clipped."""
+        if self._maps:
+            samples = map_before_clipping(self._maps, self.params, [p.grad_sample for p in self.params])
+            for parameter, sample in zip(self.params, samples, strict=True):
+                parameter.grad_sample = sample
 
     def clip_and_accumulate(self) -> None:
         """Clip and sum as Opacus does, but replace the gradients of an example by zero if its norm is not finite.
@@ -67,9 +81,11 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
         return torch.stack([group.clip() for group in self.groups]).any(dim=0)
 
     def add_noise(self) -> None:
-        """Set each gradient to the clipped sum plus noise with standard deviation σ · max_grad_norm."""
+        """Set each gradient to the clipped sum plus noise with standard deviation σ · max_grad_norm, then map it."""
         std = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
             clipped = parameter.summed_grad
             noised = clipped + self._randomness.normal(clipped, std) if std else clipped
             parameter.grad = noised.view_as(parameter)
+        if self._maps:
+            map_noised_gradients(self._maps, self.params)

@@ -13,6 +13,7 @@ from fedsvd.privacy.dp_sgd import DPSGD, LossFunction, train_dp_sgd
 from fedsvd.privacy.noise_share import client_noise_multiplier
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
 from fedsvd.runtime.model import check_model, load_model, prepare_training
+from fedsvd.runtime.round_maps import round_maps
 from fedsvd.training.per_example_gradients import choose_grad_sample_mode
 
 
@@ -79,4 +80,5 @@ def train_privately(
         choose_grad_sample_mode(model, config.train.grad_sample_mode),
         canaries,
         head,
+        round_maps(config, model, parts),
     )

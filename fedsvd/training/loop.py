@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from fedsvd.config import TrainConfig
 from fedsvd.errors import DivergedError
+from fedsvd.privacy.gradient_maps import GradientMap, map_gradients, map_noised_gradients
 from fedsvd.training.causal_lm import score_answers
 
 Batch = dict[str, Tensor]
@@ -100,6 +101,7 @@ def train_plain(
     losses: Callable[[nn.Module, Sequence[int]], Tensor],
     batches: Iterable[list[int]],
     clip_grad_norm: float | None = None,
+    maps: Sequence[GradientMap] = (),
 ) -> float:
     """Train without differential privacy: take one optimizer step per batch and skip empty batches.
 
@@ -109,6 +111,7 @@ def train_plain(
         losses: Function from the model and example indices to the loss of each example, shape (batch,).
         batches: Example indices of each batch.
         clip_grad_norm: Clip the gradient of a batch, over all trained parameters, to this norm.
+        maps: Maps of the gradient before and after it is clipped.
 
     Returns:
         The mean of the batch losses; NaN if every batch was empty.
@@ -124,8 +127,13 @@ def train_plain(
         loss = losses(model, positions).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if maps:
+            map_gradients(maps, trained)
         if clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip_grad_norm)
+            nn.utils.clip_grad_norm_(trained, clip_grad_norm)
+        if maps:
+            map_noised_gradients(maps, trained)
         optimizer.step()
         means.append(loss.item())
         if not math.isfinite(means[-1]):

@@ -76,3 +76,10 @@ def test_shrinkage_rejects_settings_with_unknown_noise(override: str) -> None:
     config = compose(["experiment=smoke", "method.shrinkage=optimal", override])
     with pytest.raises(ConfigError, match="requires a known standard deviation of the noise"):
         check_method(build_method(config.method), config)
+
+
+@pytest.mark.parametrize("override", ["train.local_steps=2", "train.weight_decay=0.1", "train.server_optimizer=adam"])
+def test_tangent_takes_one_plain_step(override: str) -> None:
+    config = compose(["experiment=smoke", "method=tangent", "train.local_steps=1", override])
+    with pytest.raises(ConfigError, match=f"{override.split('=')[0]} = .* one step in the tangent space"):
+        check_method(build_method(config.method), config)

@@ -1,0 +1,35 @@
+"""The maps of gradients in a client's round, fixed before the round reads private data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import peft
+
+from fedsvd.config import Config
+from fedsvd.lora import peft_model
+from fedsvd.lora.adapter import Part
+from fedsvd.lora.tangent import TangentMap
+from fedsvd.methods import build_run_method
+from fedsvd.privacy.gradient_maps import GradientMap
+from fedsvd.runtime.losses import load_prefix_cache
+from fedsvd.runtime.public_mean import public_mean_projection
+
+
+def round_maps(config: Config, model: peft.PeftModel, parts: Collection[Part]) -> list[GradientMap]:
+    """Return the maps of the configured method and privacy options.
+
+    Args:
+        config: The configuration of the run.
+        model: The process's model, with the received adapter.
+        parts: The parts that the round trains.
+    """
+    maps: list[GradientMap] = []
+    if build_run_method(config).traits.tangent and {"A", "B"} <= set(parts):
+        maps.append(TangentMap.of_model(model))
+    if config.privacy.name == "dp_sgd" and config.privacy.project_public_mean:
+        head = set(peft_model.set_trainable(model, ["head"]))
+        factors = [parameter for parameter in peft_model.set_trainable(model, parts) if parameter not in head]
+        if factors:
+            maps.append(public_mean_projection(config, model, factors, load_prefix_cache(config), maps))
+    return maps

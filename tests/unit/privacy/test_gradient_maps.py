@@ -1,0 +1,58 @@
+"""The projection of gradients, by hand and in a private step."""
+
+import torch
+from small_bert import NUM_EXAMPLES, make_losses, make_model, single_example_gradients
+from torch import nn
+
+from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
+from fedsvd.privacy.gradient_maps import Projection
+from fedsvd.privacy.randomness import TorchRandomness
+from fedsvd.training.per_example_gradients import fused_gradients
+
+
+def test_projection_by_hand() -> None:
+    # The direction (3, 4) / 5 over two parameters; the third parameter is not covered. 2 (3, 4) depends on it.
+    first, second, third = (nn.Parameter(torch.zeros(1)) for _ in range(3))
+    vectors = [torch.tensor([[3.0], [6.0]]), torch.tensor([[4.0], [8.0]])]
+    projection = Projection.orthogonal_to([first, second], vectors)
+
+    found = projection.before_clipping(
+        [third, first, second],
+        [torch.tensor([[7.0], [8.0]]), torch.tensor([[5.0], [3.0]]), torch.tensor([[0.0], [4.0]])],
+    )
+
+    # (5, 0) - 3 (3, 4) / 5, and (3, 4) lies on the direction.
+    torch.testing.assert_close(found[0], torch.tensor([[7.0], [8.0]]))
+    torch.testing.assert_close(found[1], torch.tensor([[3.2], [0.0]]), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found[2], torch.tensor([[-2.4], [0.0]]), atol=1e-6, rtol=1e-6)
+
+
+def test_a_private_step_projects_clips_and_adds_noise_in_this_order() -> None:
+    model, trained = make_model({"B"})
+    gradients = [
+        torch.cat([g.reshape(-1) for g in single_example_gradients(model, trained, i)]) for i in range(NUM_EXAMPLES)
+    ]
+    direction = torch.stack(gradients).mean(dim=0)
+    rows = [
+        part.view(1, *p.shape) for part, p in zip(direction.split([p.numel() for p in trained]), trained, strict=True)
+    ]
+    unit = direction / direction.norm()
+    projected = [gradient - (gradient @ unit) * unit for gradient in gradients]
+    bound = sorted(gradient.norm().item() for gradient in projected)[NUM_EXAMPLES // 2]
+    clipped = sum(gradient * min(1.0, bound / gradient.norm().item()) for gradient in projected)
+
+    moved = []
+    for noise_multiplier in (0.0, 1.0):
+        model, trained = make_model({"B"})
+        before = torch.cat([p.detach().reshape(-1).clone() for p in trained])
+        mechanism, optimizer = DPSGD(noise_multiplier, bound, 1.0, 1), torch.optim.SGD(trained, lr=1.0)
+        maps = [Projection.orthogonal_to(trained, rows)]
+        train_dp_sgd(
+            model, optimizer, make_losses(), NUM_EXAMPLES, mechanism, TorchRandomness(0), fused_gradients, maps=maps
+        )
+        moved.append(torch.cat([p.detach().reshape(-1) for p in trained]) - before)
+
+    torch.testing.assert_close(moved[0], -clipped / NUM_EXAMPLES, atol=1e-6, rtol=1e-4)
+    # No noise along the direction.
+    assert (moved[1] @ unit).abs() < 1e-4 * moved[1].norm()
+    assert (moved[1] - moved[0]).norm() > 0.1 * bound / NUM_EXAMPLES
