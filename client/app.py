@@ -1,61 +1,57 @@
-"""The Flower ClientApp: it answers the partition query and runs local rounds of training."""
+"""The Flower ClientApp.
+
+On a real node, Flower starts a process for each message. It passes the message to the node's trainer, and imports
+neither torch nor anything that does. All other federations answer messages in their own processes.
+"""
 
 from __future__ import annotations
 
-from flwr.app import Context, Message, RecordDict
+import sys
+from pathlib import Path
+
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.identity import client_identity, read_partition_id
-from client.node_data import check_node_data, hide_private_details, with_node_data
-from fedsvd.config.compose import from_run_config
-from fedsvd.errors import FedSVDError, StaleCacheError
-from fedsvd.wire import train_messages
-
 app = ClientApp()
+
+_HANDLER = "client.handlers:answer"
+_FLOWER_PROCESS = "flwr-clientapp"
 
 
 @app.query("partition")
 def partition(message: Message, context: Context) -> Message:
-    """Report this node's partition number, by which the server names and orders its clients.
-
-    The server queries each node once per run, before training. A node with its own data checks that the data fits the
-    run.
-
-    Raises:
-        DataError: If the node's data does not fit the run; the details are only in the node's log.
-    """
-    config = from_run_config(context.run_config)
-    with hide_private_details(context):
-        check_node_data(with_node_data(config, context.node_config))
-    return Message(train_messages.partition_reply(read_partition_id(context)), reply_to=message)
+    """Report this node's partition number; see `client.handlers.report_partition`."""
+    return _answer(message, context)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the requested parts on this node's data, within its privacy budget."""
-    try:
-        config = from_run_config(context.run_config)
-        identity = client_identity(context, config)
-        # Checked before any stage of secure aggregation; `run_local_round` checks again.
-        identity.limits.check(config)
+    """Train the requested parts on this node's data; see `client.handlers.train`."""
+    return _answer(message, context)
 
-        def local_round() -> RecordDict:
-            # A process serves one message, and few of them train: torch and transformers are loaded only for those.
-            from client.local_round import run_local_round
 
-            task, factors = train_messages.read_train_request(message.content)
-            with hide_private_details(context):
-                node_run = with_node_data(config, context.node_config)
-                return run_local_round(node_run, identity, task, factors, message.metadata.message_id, context.state)
+def is_started_for_one_message() -> bool:
+    """Return whether Flower has started this process to answer a single message, as it does on real nodes."""
+    return Path(sys.argv[0]).name == _FLOWER_PROCESS
 
-        if config.federation.secure_aggregation:
-            from client.secure_aggregation import answer_stage
 
-            content = answer_stage(message.content, context.state, context.node_id, config, local_round)
-        else:
-            content = local_round()
-    except StaleCacheError:
-        content = train_messages.resend_reply()
-    except FedSVDError as error:
-        content = train_messages.declined_reply(f"{type(error).__name__}: {error}")
-    return Message(content, reply_to=message)
+def _answer(message: Message, context: Context) -> Message:
+    if is_started_for_one_message():
+        from fedsvd.errors import LimitError, TrainerError
+        from fedsvd.trainer import connection
+        from fedsvd.trainer.settings import read_settings
+
+        try:
+            settings = read_settings(context.node_config)
+            if settings.enabled:
+                return connection.answer(message, context, settings, Path(__file__).resolve().parents[1], _HANDLER)
+        except (LimitError, TrainerError) as error:
+            # The server expects a number in the reply to a query, and logs any error.
+            if message.metadata.message_type != "train":
+                raise
+            from fedsvd.wire import train_messages
+
+            return Message(train_messages.declined_reply(f"{type(error).__name__}: {error}"), reply_to=message)
+    from client.handlers import answer
+
+    return answer(message, context)

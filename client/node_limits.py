@@ -15,9 +15,11 @@ from fedsvd.errors import LimitError
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Budget
 from fedsvd.privacy.plan import configured_budget
+from fedsvd.trainer.settings import TRAINER_KEYS
 
-# Keys of a node configuration that are not limits but similar to one in spelling or prefix.
-_OTHER_KEYS = ("partition-id", "num-partitions", "ledger", "ledger-policy", *NODE_DATA_KEYS)
+# Keys of a node configuration that are not limits.
+_IDENTITY_KEYS = ("partition-id", "num-partitions")
+_SETTING_KEYS = ("ledger", "ledger-policy", *NODE_DATA_KEYS, *TRAINER_KEYS)
 LEDGER_POLICIES = ("continue", "strict")
 _PREFIXES = ("max-", "min-", "require-", "share-")
 
@@ -132,7 +134,7 @@ def read_limits(node_config: Mapping[str, object]) -> NodeLimits:
     hints = get_type_hints(NodeLimits)
     limits = {field.name.replace("_", "-"): field.name for field in fields(NodeLimits)}
     for key, value in node_config.items():
-        if key not in limits and key not in _OTHER_KEYS and _resembles_known_key(key, list(limits)):
+        if key not in (*limits, *_IDENTITY_KEYS, *_SETTING_KEYS) and _resembles_known_key(key, list(limits)):
             raise LimitError(
                 f"node configuration: {key} = {value!r} is not a known limit: expected one of {_all_keys()}."
             )
@@ -185,7 +187,9 @@ def _parse(key: str, value: object, hint: object) -> float | int | bool:
 def _resembles_known_key(key: str, limits: list[str]) -> bool:
     normalized = key.replace("_", "-").lower()
     return normalized.startswith(_PREFIXES) or bool(
-        difflib.get_close_matches(normalized, [*limits, "ledger", "ledger-policy", *NODE_DATA_KEYS], cutoff=0.8)
+        difflib.get_close_matches(
+            normalized, [*limits, "ledger", "ledger-policy", *NODE_DATA_KEYS, *TRAINER_KEYS], cutoff=0.8
+        )
     )
 
 

@@ -23,6 +23,7 @@ Each message says what was wrong, the value, what is allowed, and what to do.
     └── RunError                  a federation that cannot start, continue or be resumed
         ├── DivergedError         training that has diverged
         ├── InUseError            a run directory that another process uses
+        ├── TrainerError          a node's trainer that cannot be used, or ended before it replied
         └── StoppedError          a run that the user has stopped
 
 `Interruption` is not an error: it is the `KeyboardInterrupt` of a command that knows what is kept and how to continue.
@@ -112,6 +113,10 @@ class DivergedError(RunError):
 
 class InUseError(RunError):
     """A run directory that another process uses."""
+
+
+class TrainerError(RunError):
+    """A node's trainer that cannot be used, or that ended before it replied; see `fedsvd.trainer`."""
 
 
 class StoppedError(RunError):

@@ -33,6 +33,7 @@ CAPTIONS = {
     "fedsvd.config": ("schema, validation,", "Hydra composition"),
     "fedsvd.lora": ("adapters, PEFT access,", "refactorization by SVD"),
     "fedsvd.runs": ("run directory,", "run record"),
+    "fedsvd.trainer": ("a process that keeps a real node's model and data", "from message to message"),
     "fedsvd.assets": ("models and texts from registry packages",),
     "fedsvd.errors": ("the exception hierarchy",),
 }

@@ -186,7 +186,7 @@ def test_unexpected_error_does_not_disclose_the_data(
     def fail(*arguments: object) -> None:
         raise ValueError(f"cannot tokenize {SECRET}")
 
-    monkeypatch.setattr("client.app.check_node_data", fail)
+    monkeypatch.setattr("client.handlers.check_node_data", fail)
     reply = query_partition({"data-path": str(write(tmp_path / "site.csv"))})
     assert "ValueError on this node: see the node's log for the details" in reply.error.reason
     assert SECRET not in reply.error.reason

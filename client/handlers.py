@@ -1,0 +1,67 @@
+"""Answers to the server's messages: the partition query and local rounds of training."""
+
+from __future__ import annotations
+
+from flwr.app import Context, Message, RecordDict
+
+from client.identity import client_identity, read_partition_id
+from client.node_data import check_node_data, hide_private_details, with_node_data
+from fedsvd.config.compose import from_run_config
+from fedsvd.errors import FedSVDError, StaleCacheError
+from fedsvd.wire import train_messages
+
+
+def answer(message: Message, context: Context) -> Message:
+    """Answer a message, in a process that may answer many.
+
+    Raises:
+        DataError: See `report_partition`.
+    """
+    if message.metadata.message_type == train_messages.PARTITION_QUERY:
+        return report_partition(message, context)
+    return train(message, context)
+
+
+def report_partition(message: Message, context: Context) -> Message:
+    """Report this node's partition number, by which the server names and orders its clients.
+
+    The server queries each node once per run, before training. A node with its own data checks that the data fits the
+    run.
+
+    Raises:
+        DataError: If the node's data does not fit the run; the details are only in the node's log.
+    """
+    config = from_run_config(context.run_config)
+    with hide_private_details(context):
+        check_node_data(with_node_data(config, context.node_config))
+    return Message(train_messages.partition_reply(read_partition_id(context)), reply_to=message)
+
+
+def train(message: Message, context: Context) -> Message:
+    """Train the requested parts on this node's data, within its privacy budget."""
+    try:
+        config = from_run_config(context.run_config)
+        identity = client_identity(context, config)
+        # Checked before any stage of secure aggregation; `run_local_round` checks again.
+        identity.limits.check(config)
+
+        def local_round() -> RecordDict:
+            # A process may serve one message only, and few messages train: torch and transformers are loaded for those.
+            from client.local_round import run_local_round
+
+            task, factors = train_messages.read_train_request(message.content)
+            with hide_private_details(context):
+                node_run = with_node_data(config, context.node_config)
+                return run_local_round(node_run, identity, task, factors, message.metadata.message_id, context.state)
+
+        if config.federation.secure_aggregation:
+            from client.secure_aggregation import answer_stage
+
+            content = answer_stage(message.content, context.state, context.node_id, config, local_round)
+        else:
+            content = local_round()
+    except StaleCacheError:
+        content = train_messages.resend_reply()
+    except FedSVDError as error:
+        content = train_messages.declined_reply(f"{type(error).__name__}: {error}")
+    return Message(content, reply_to=message)

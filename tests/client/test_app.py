@@ -1,0 +1,78 @@
+"""The ClientApp: it passes messages to a trainer only in a process that Flower has started for one message."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+import client.app
+from fedsvd.errors import LimitError, TrainerError
+from fedsvd.trainer.settings import TrainerSettings
+from fedsvd.wire import train_messages
+
+BY_TRAINER, BY_HANDLER = (RecordDict({"by": ConfigRecord({"name": name})}) for name in ("trainer", "handler"))
+
+
+@pytest.fixture(autouse=True)
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replace what would answer; return how the trainer was called."""
+    calls: dict[str, Any] = {}
+
+    def answer_by_trainer(
+        message: Message, context: Context, settings: TrainerSettings, bundle: Path, handler: str
+    ) -> Message:
+        calls.update(settings=settings, bundle=bundle, handler=handler)
+        return Message(BY_TRAINER, reply_to=message)
+
+    def answer(message: Message, context: Context) -> Message:
+        return Message(BY_HANDLER, reply_to=message)
+
+    monkeypatch.setattr("fedsvd.trainer.connection.answer", answer_by_trainer)
+    monkeypatch.setattr("client.handlers.answer", answer)
+    return calls
+
+
+def send(kind: str, node_config: Mapping[str, Any]) -> RecordDict:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 2
+    context = Context(7, 2, {"partition-id": 0, **node_config}, RecordDict(), {"overrides": "experiment=smoke"})
+    return client.app.app(Message(RecordDict(), 2, kind), context).content
+
+
+@pytest.mark.parametrize("kind", ["train", train_messages.PARTITION_QUERY])
+def test_trainer_answers_for_a_process_of_one_message(
+    kind: str, answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert send(kind, {}) == BY_HANDLER
+    monkeypatch.setattr("sys.argv", ["/opt/venv/bin/flwr-clientapp", "--insecure"])
+    assert send(kind, {"trainer": "none"}) == BY_HANDLER
+    assert not answers
+    assert send(kind, {"trainer-idle-s": 5}) == BY_TRAINER
+    assert answers["settings"].idle_s == 5
+    assert (answers["bundle"] / "client" / "handlers.py").is_file()
+    assert answers["handler"] == "client.handlers:answer"
+
+
+def test_only_flowers_program_for_one_message_uses_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("flwr-simulation", "default_worker.py", "pytest", "flwr-clientapp.py", ""):
+        monkeypatch.setattr("sys.argv", [name])
+        assert not client.app.is_started_for_one_message()
+    monkeypatch.setattr("sys.argv", ["flwr-clientapp"])
+    assert client.app.is_started_for_one_message()
+
+
+def test_message_without_a_trainer_is_declined_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Message:
+        raise TrainerError("it ended by signal 9.")
+
+    monkeypatch.setattr("sys.argv", ["flwr-clientapp"])
+    reason = train_messages.declined_reason(send("train", {"trainer": "maybe"}))
+    assert str(reason).startswith("LimitError: node configuration: trainer = 'maybe' is invalid")
+    with pytest.raises(LimitError, match="trainer = 'maybe'"):
+        send(train_messages.PARTITION_QUERY, {"trainer": "maybe"})
+    monkeypatch.setattr("fedsvd.trainer.connection.answer", fail)
+    assert train_messages.declined_reason(send("train", {})) == "TrainerError: it ended by signal 9."
+    with pytest.raises(TrainerError, match="ended by signal 9"):
+        send(train_messages.PARTITION_QUERY, {})
