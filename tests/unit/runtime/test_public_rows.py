@@ -16,6 +16,7 @@ from fedsvd.runtime.model import initial_adapter, load_model
 RUN = ["experiment=smoke", "method.init_a=public_pca"]
 
 
+@pytest.mark.slow
 def test_a_starts_orthogonal_to_what_all_texts_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsvd.runtime.public_rows.cache_folder", lambda: tmp_path)
     losses.clear_caches()
