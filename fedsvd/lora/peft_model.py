@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 
 from fedsvd.errors import ModelError
 from fedsvd.lora.adapter import Adapter, Part, as_plain_lora
+from fedsvd.lora.pretrained import quiet_peft
 from fedsvd.lora.site import PEFT_NAME, CoreAndB, LoraSite, base_weight, describe_site
 from fedsvd.lora.target_modules import check_linear, head_layers, layer_numbers, linear_names, target_names
 from fedsvd.lora.tied import untie_output_layer
@@ -75,13 +75,7 @@ def attach(
         modules_to_save=list(head_modules),
     )
     try:
-        with warnings.catch_warnings():
-            # PEFT uses an attribute that transformers has deprecated; users cannot do anything about it.
-            warnings.filterwarnings(
-                "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
-            )
-            # PEFT corrects the setting for GPT-2's Conv1D itself, and warns for each layer.
-            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
+        with quiet_peft():
             adapted = peft.get_peft_model(model, config)
     except ValueError as error:
         where = "" if lora_layers == "all" else f" in the layers of model.lora_layers = {lora_layers}"

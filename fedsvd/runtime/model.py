@@ -121,10 +121,16 @@ def check_model(config: Config) -> None:
     Raises:
         ModelError: A language model reads the tokens that it predicts, or predictions depend on padding.
         PrivacyError: A layer that is trained with example-level privacy does not keep the examples of a batch apart.
-        ConfigError: Packed sequences are not kept apart.
+        ConfigError: Packed sequences are not kept apart, or ``model.max_length`` leaves no room for a text.
     """
-    is_language_model, pad_token_id = config.model.task == "causal_lm", load_tokenizer(config).pad_token_id
-    _check_architecture(load_model(config), pad_token_id, is_language_model, config.train.packing)
+    tokenizer, is_language_model = load_tokenizer(config), config.model.task == "causal_lm"
+    special = tokenizer.num_special_tokens_to_add(pair=config.data.text_pair_column is not None)
+    if config.model.max_length <= special:
+        raise ConfigError(
+            f"model.max_length = {config.model.max_length} leaves no room for a text: the tokenizer of "
+            f"{config.model.source} adds {special} special tokens; give {special + 1} or more."
+        )
+    _check_architecture(load_model(config), tokenizer.pad_token_id, is_language_model, config.train.packing)
     if config.privacy.name == "dp_sgd":
         method, rounds = build_run_method(config), range(1, config.train.rounds + 1)
         parts = frozenset[Part]().union(*(trained_parts(method, config, number) for number in rounds))

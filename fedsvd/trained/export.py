@@ -7,14 +7,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import peft
 from transformers import AutoConfig, PreTrainedModel
 
 from fedsvd.errors import ConfigError
+from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.models import loading
+from fedsvd.models.checkpoint_head import head_classes
 from fedsvd.models.embedded import quiet_transformers, resolve_source
-from fedsvd.trained.model_card import CONFIG_FOLDER, Layout, model_card
-from fedsvd.trained.pooled_export import export_pooled, prepare_config, set_classes
+from fedsvd.trained.model_card import BASE_FOLDER, CONFIG_FOLDER, Layout, model_card
+from fedsvd.trained.pooled_export import export_pooled, prepare_config, refer_to_base, set_classes
 from fedsvd.trained.run import TrainedRun, load_base
 
 
@@ -63,25 +64,32 @@ def _write_model(run: TrainedRun, folder: Path, target: Path, merge: bool) -> La
             _merged(run).save_pretrained(folder)
         return "merged"
     shutil.copytree(run.folder.adapter, folder, dirs_exist_ok=True)
-    if not run.generates_text:
-        _write_base_config(run, folder / CONFIG_FOLDER)
-    return "adapter"
+    return "adapter" if run.generates_text else _write_classes(run, folder, target)
 
 
-def _write_base_config(run: TrainedRun, folder: Path) -> None:
-    """Write the configuration of an adapter's base model, with the run's classes.
+def _write_classes(run: TrainedRun, folder: Path, target: Path) -> Layout:
+    """Write the names of the classes for an adapter, in the configuration of its base model.
 
-    Not next to the adapter, where transformers would take it for that of a full model.
+    It is in a subdirectory: next to the adapter, transformers would take it for that of a full model. A base model with
+    a head of its own, whose classes differ in names, order or number, would be loaded with that head and those names,
+    so it is written without them.
     """
     with quiet_transformers():
         config = AutoConfig.from_pretrained(resolve_source(run.config.model.source))
-    set_classes(config, run.classes)
-    config.save_pretrained(folder)
+        if head_classes(config) in (None, run.classes):
+            set_classes(config, run.classes)
+            config.save_pretrained(folder / CONFIG_FOLDER)
+            return "adapter"
+        base = load_base(run)
+        prepare_config(base.config, run)
+        base.save_pretrained(folder / BASE_FOLDER)
+    refer_to_base(folder, target)
+    return "adapter_and_base"
 
 
 def _merged(run: TrainedRun) -> PreTrainedModel:
     # Merge in float32, so that the weights are rounded only once.
-    adapted = peft.PeftModel.from_pretrained(load_base(run, "float32"), str(run.folder.adapter))
+    adapted = load_pretrained(load_base(run, "float32"), run.folder.adapter)
     model: Any = adapted.merge_and_unload()
     model.to(loading.DTYPES[run.config.model.dtype])
     prepare_config(model.config, run)

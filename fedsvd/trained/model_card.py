@@ -26,6 +26,8 @@ _AUTO = {"sequence_classification": "SequenceClassification", "causal_lm": "Caus
 Layout = Literal["merged", "sentence", "adapter", "adapter_and_base"]
 # The subdirectory of an adapter's directory with the configuration of its base model, which names the classes.
 CONFIG_FOLDER = "config"
+# The subdirectory with an adapter's base model.
+BASE_FOLDER = "base"
 _LIBRARIES = {"merged": "transformers", "sentence": "sentence-transformers"}
 _HEAD_KINDS = {
     "merged": "A full model: the frozen base model with a classification head.",
@@ -122,10 +124,13 @@ def _usage(run: TrainedRun, layout: Layout) -> str:
         code = f"from peft import PeftModel\nfrom transformers import AutoModelFor{auto}, AutoTokenizer\n\n"
         code += f'base = AutoModelFor{auto}.from_pretrained("FOLDER/base")\n'
         code += 'model = PeftModel.from_pretrained(base, "FOLDER")\n'
-    else:
-        labels = "" if run.generates_text else f", num_labels={len(run.classes)}"
+    elif run.generates_text:
         code = f"from peft import AutoPeftModelFor{auto}\nfrom transformers import AutoTokenizer\n\n"
-        code += f'model = AutoPeftModelFor{auto}.from_pretrained("FOLDER"{labels})\n'
+        code += f'model = AutoPeftModelFor{auto}.from_pretrained("FOLDER")\n'
+    else:
+        code = f"from transformers import AutoConfig, AutoModelFor{auto}, AutoTokenizer\n\n"
+        code += f'config = AutoConfig.from_pretrained("FOLDER/{CONFIG_FOLDER}")  # names the classes\n'
+        code += f'model = AutoModelFor{auto}.from_pretrained("FOLDER", config=config)  # with PEFT installed\n'
     note = base_note(run, layout)
     template = run.config.data.prompt_template
     prompt = (

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import peft
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from fedsvd.errors import ModelError
+from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.models.embedded import quiet_transformers, resolve_source
 from fedsvd.models.loading import is_dropout
 from fedsvd.models.pooled import PooledClassifier
-from fedsvd.trained.model_card import Layout
+from fedsvd.trained.model_card import BASE_FOLDER, Layout
 from fedsvd.trained.run import TrainedRun, load_base
 from fedsvd.trained.sentence_export import save_sentence_transformer
 from fedsvd.trained.stock_export import adapter_state, to_stock
 
+ADAPTER_CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
 
 
@@ -44,7 +46,7 @@ def export_pooled(run: TrainedRun, folder: Path, *, merge: bool, target: Path) -
     with quiet_transformers():
         if not merge:
             return _export_adapter(run, base, folder, target)
-        merged: Any = peft.PeftModel.from_pretrained(base, str(run.folder.adapter)).merge_and_unload()
+        merged: Any = load_pretrained(base, run.folder.adapter).merge_and_unload()
         stock = to_stock(merged)
         if stock is not None:
             prepare_config(stock.config, run)
@@ -83,13 +85,26 @@ def _export_adapter(run: TrainedRun, base: PooledClassifier, folder: Path, targe
             "transformers has no class with these features that it would fit. Export the full model with --merge."
         )
     prepare_config(stock.config, run)
-    stock.save_pretrained(folder / "base")
+    stock.save_pretrained(folder / BASE_FOLDER)
     state = adapter_state(load_file(run.folder.adapter / "adapter_model.safetensors"), base, stock)
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    settings = json.loads((run.folder.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    shutil.copy(run.folder.adapter / ADAPTER_CONFIG, folder)
     sites = sorted({name.partition(".lora_")[0].removeprefix(_PREFIX) for name in state if ".lora_" in name})
     # Full names: the layer that pools has modules with the same endings.
-    settings |= {"base_model_name_or_path": str(target.resolve() / "base"), "target_modules": sites}
-    settings |= {"layers_to_transform": None, "exclude_modules": None, "modules_to_save": ["classifier"]}
-    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    names = {"target_modules": sites, "layers_to_transform": None, "exclude_modules": None}
+    refer_to_base(folder, target, **names, modules_to_save=["classifier"])
     return "adapter_and_base"
+
+
+def refer_to_base(folder: Path, target: Path, **settings: Any) -> None:
+    """Let an adapter refer to the base model in its subdirectory.
+
+    Args:
+        folder: The directory of the adapter.
+        target: Where the directory will be moved to.
+        settings: Further changes of the adapter's configuration.
+    """
+    path = folder / ADAPTER_CONFIG
+    settings = {**json.loads(path.read_text(encoding="utf-8")), **settings}
+    settings["base_model_name_or_path"] = str(target.resolve() / BASE_FOLDER)
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

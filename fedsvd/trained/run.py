@@ -20,6 +20,7 @@ from fedsvd.config import Config
 from fedsvd.config.compose import read_config
 from fedsvd.config.quoting import resume_command
 from fedsvd.errors import ConfigError, RunError
+from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.lora.tied import untie_output_layer
 from fedsvd.methods import build_run_method
 from fedsvd.models import loading
@@ -155,7 +156,7 @@ def load_trained_model(run: TrainedRun, device: str | None = None) -> TrainedMod
     target = resolve_device(device or run.config.device)
     base = load_base(run)
     try:
-        model = peft.PeftModel.from_pretrained(base, str(run.folder.adapter))
+        model = load_pretrained(base, run.folder.adapter)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(

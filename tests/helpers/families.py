@@ -24,7 +24,7 @@ ENCODERS: Mapping[str, dict[str, Any]] = {
     "xlnet": {**_IDS, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 48},
 }  # fmt: skip
 DECODERS: Mapping[str, dict[str, Any]] = {
-    "qwen2": {**_IDS, **_SIZES, "num_key_value_heads": 1},
+    "qwen2": {**_IDS, **_SIZES, "num_key_value_heads": 1, "tie_word_embeddings": True},
     "qwen3": _DECODER,
     "gemma2": {**_DECODER, "query_pre_attn_scalar": 16, "sliding_window": 16},
     "phi3": {**_DECODER},

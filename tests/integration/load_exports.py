@@ -14,13 +14,14 @@ class Blocked:
 
 def main(root: str, texts: list[str]) -> None:
     import torch
-    from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
+    from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     outputs = {}
     for kind, load in {
         "classifier-merged": AutoModelForSequenceClassification.from_pretrained,
-        "classifier-adapter": lambda f: AutoPeftModelForSequenceClassification.from_pretrained(f, num_labels=2),
+        # With PEFT installed, transformers loads the base model in the subdirectory as well.
+        "classifier-adapter": AutoModelForSequenceClassification.from_pretrained,
         "answerer-merged": AutoModelForCausalLM.from_pretrained,
         "answerer-adapter": AutoPeftModelForCausalLM.from_pretrained,
     }.items():

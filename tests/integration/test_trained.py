@@ -142,7 +142,8 @@ def test_exports_load_without_fedsvd(exports: Path, classifier: Path, tmp_path: 
     for name in ("classifier", "answerer"):
         merged, adapter = (torch.tensor(outputs[f"{name}-{kind}"]) for kind in ("merged", "adapter"))
         torch.testing.assert_close(merged, adapter, atol=1e-4, rtol=1e-4)
-    assert outputs["classifier-merged labels"] == {"0": "negative", "1": "positive"}
+    for kind in ("merged", "adapter"):
+        assert outputs[f"classifier-{kind} labels"] == {"0": "negative", "1": "positive"}
     # Training disables the base model's dropout; the export restores it for further training.
     assert outputs["classifier-merged dropout"] == 0.1
     chances = torch.tensor(outputs["classifier-merged"]).softmax(-1)

@@ -10,6 +10,7 @@ import pytest
 from fedsvd.cli import main
 from fedsvd.config import Config
 from fedsvd.config.compose import as_dict, compose, to_yaml
+from fedsvd.config.earlier_versions import pinned_overrides
 from fedsvd.errors import ResumeError
 from fedsvd.launch.resume import MAY_CHANGE, check_new, check_settings
 from fedsvd.privacy.round_settings import ROW_KEY, round_settings
@@ -198,6 +199,18 @@ def test_configurations_of_earlier_versions_have_the_defaults_of_missing_keys(tm
     check_settings(folder, compose([*BASE, "model.pooling=stock"]))
     with pytest.raises(ResumeError, match=r"model\.pooling from stock to auto"):
         check_settings(folder, config)
+
+
+def test_values_that_have_changed_in_the_yaml_files_stay_as_recorded() -> None:
+    current = compose(["experiment=smoke"])
+    values = as_dict(current)
+    assert pinned_overrides(values, current) == []
+    values["model"]["attn_implementation"], values["train"]["head_init"] = "sdpa", "random"
+
+    pinned = pinned_overrides(values, current)
+
+    assert pinned == ["model.attn_implementation=sdpa", "train.head_init=random"]
+    assert pinned_overrides(values, compose(["experiment=smoke", *pinned])) == []
 
 
 def test_without_a_configuration_the_saved_overrides_are_compared(tmp_path: Path) -> None:

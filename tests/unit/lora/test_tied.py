@@ -25,7 +25,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_checkpoint("qwen2", tmp_path_factory.mktemp("tied"), tie_word_embeddings=True)
+    return save_checkpoint("qwen2", tmp_path_factory.mktemp("tied"))
 
 
 def test_an_adapted_output_layer_gets_its_own_weight(tied: str, tmp_path: Path) -> None:

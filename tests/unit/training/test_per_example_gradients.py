@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -133,6 +135,26 @@ def test_other_trained_parameters_are_unsupported() -> None:
     model, _ = adapted("gpt2", {"B"})
     next(iter(peft_model.lora_sites(model).values())).layer.get_base_layer().weight.requires_grad_(True)
     assert "has a trained base layer" in str(unsupported_reason(model))
+
+
+def test_norms_of_a_head_have_per_example_gradients() -> None:
+    torch.manual_seed(0)
+    config = ModernBertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0,
+                              intermediate_size=24, norm_bias=True, bos_token_id=1, eos_token_id=2, cls_token_id=1,
+                              sep_token_id=2)  # fmt: skip
+    base = ModernBertForSequenceClassification(config).eval()
+    model = peft_model.attach(base, rank=2, lora_alpha=4, target_modules="auto", head_modules=["head", "classifier"])
+    trained = peft_model.set_trainable(model, ["B", "head"])
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert unsupported_reason(model) is None
+
+    gradients = per_example_gradients(model, losses, range(4), fused_gradients)
+
+    assert {name.rsplit(".", 2)[-2] for name in gradients} == {"default", "dense", "norm"}
+    for position in range(4):
+        expected = torch.autograd.grad(losses(model, [position]).sum(), trained)
+        for parameter, gradient in zip(trained, expected, strict=True):
+            torch.testing.assert_close(gradients[names[parameter]][position], gradient, atol=1e-5, rtol=1e-5)
 
 
 def test_a_model_that_mixes_examples_is_rejected() -> None:
