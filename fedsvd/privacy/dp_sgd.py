@@ -17,6 +17,7 @@ from fedsvd.privacy.clipping_groups import split_by_share
 from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR, ClippingMeter, ClippingStatistics
 from fedsvd.privacy.gradient_maps import GradientMap
 from fedsvd.privacy.noisy_optimizer import NoisyOptimizer
+from fedsvd.privacy.physical_batches import split_batch
 from fedsvd.privacy.randomness import Randomness
 
 # Maps a model to a context in which backward passes set `parameter.grad_sample`, of shape (batch, *parameter).
@@ -63,6 +64,7 @@ def train_dp_sgd(
     canaries: Canaries | None = None,
     head: Sequence[nn.Parameter] = (),
     maps: Sequence[GradientMap] = (),
+    lengths: Sequence[int] = (),
 ) -> ClippingStatistics | None:
     """Take exactly ``mechanism.steps`` noisy steps; an empty batch also takes a step, which consists of noise alone.
 
@@ -82,6 +84,7 @@ def train_dp_sgd(
             ``sample_rate`` and the divisor remain those of the real data.
         head: The trained parameters of the head, for ``mechanism.head_clipping_share``.
         maps: Maps of the examples' gradients before clipping, and of the noised sum; they must not depend on the data.
+        lengths: Number of tokens of each example, by which large batches are split (see `split_batch`).
 
     Returns:
         The clipping statistics if ``mechanism.statistics``, else None.
@@ -109,7 +112,7 @@ def train_dp_sgd(
         total = num_examples + (canaries.count if canaries else 0)
         examples = _DataAndCanaries(losses, num_examples, canaries)
         for batch in randomness.batches(total, mechanism.sample_rate, mechanism.steps):
-            _noisy_step(wrapped, private, examples, batch, mechanism.physical_batch_size)
+            _noisy_step(wrapped, private, examples, split_batch(batch, mechanism.physical_batch_size, lengths))
             if meter:
                 meter.release()
     return meter.statistics if meter else None
@@ -135,9 +138,8 @@ class _DataAndCanaries:
 
 
 def _noisy_step(
-    model: nn.Module, optimizer: NoisyOptimizer, examples: _DataAndCanaries, batch: list[int], physical_batch_size: int
+    model: nn.Module, optimizer: NoisyOptimizer, examples: _DataAndCanaries, chunks: Sequence[list[int]]
 ) -> None:
-    chunks = [batch[start : start + physical_batch_size] for start in range(0, len(batch), physical_batch_size)]
     for chunk in chunks[:-1]:
         optimizer.signal_skip_step(do_skip=True)
         _backward(model, optimizer, examples, chunk)

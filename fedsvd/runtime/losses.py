@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from fedsvd import data
 from fedsvd.config import Config, ModelConfig
 from fedsvd.models.pooled import PooledClassifier
+from fedsvd.privacy.plan import example_sample_rate
 from fedsvd.runtime.data import ClientData, clear_data_cache, load_tokenizer
 from fedsvd.runtime.model import clear_model_cache, load_model, resolve_device
 from fedsvd.training.feature_cache import FeatureCache, FeatureStore
@@ -29,33 +30,32 @@ _PrefixKey = tuple[str, str, str | tuple[str, ...], str, str, str, bool, int | s
 def per_example_losses(client_data: ClientData, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
     """Return a function from a model and example indices of a client to the loss of each example."""
     tokenizer, device, prefix = load_tokenizer(config), resolve_device(config.device), load_prefix_cache(config)
+    # Steps on all examples have the same batches every time.
+    takes_all = example_sample_rate(config.train, len(client_data.examples)) == 1
+    collate = _collate_cached if takes_all else _collate
 
     def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
-        batch = to_device(_collate(client_data, positions, tokenizer), device)
+        batch = to_device(collate(client_data, tuple(positions), tokenizer), device)
         with prefix.reuse_states(model, model_inputs(batch)):
             return example_losses(model, batch)
 
     return losses
 
 
-def _collate(client_data: ClientData, positions: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    start, stop = positions[0], positions[-1] + 1
-    # Steps on all examples (train.sample_rate=1.0) have the same batches every time.
-    if list(positions) == list(range(start, stop)):
-        return _collate_range(client_data, start, stop, tokenizer)
-    return _collate_rows(client_data, list(positions), tokenizer)
+@lru_cache(maxsize=64)
+def example_lengths(client_data: ClientData) -> tuple[int, ...]:
+    """Return the number of tokens of each example of a client."""
+    return tuple(map(len, client_data.examples["input_ids"]))
 
 
-@lru_cache(maxsize=_CACHED_BATCHES)
-def _collate_range(client_data: ClientData, start: int, stop: int, tokenizer: PreTrainedTokenizerBase) -> Batch:
-    return _collate_rows(client_data, list(range(start, stop)), tokenizer)
-
-
-def _collate_rows(client_data: ClientData, positions: list[int], tokenizer: PreTrainedTokenizerBase) -> Batch:
+def _collate(client_data: ClientData, positions: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> Batch:
     # Read all rows at once: reading the data set row by row takes as long as a layer.
-    columns = client_data.examples[positions]
+    columns = client_data.examples[list(positions)]
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return data.collate(rows, tokenizer)
+
+
+_collate_cached = lru_cache(maxsize=_CACHED_BATCHES)(_collate)
 
 
 def load_prefix_cache(config: Config) -> StateCache:
@@ -95,7 +95,8 @@ def clear_caches(keep_states: bool = False) -> None:
             partitioned differently.
     """
     _load_prefix.cache_clear()
-    _collate_range.cache_clear()
+    _collate_cached.cache_clear()
+    example_lengths.cache_clear()
     if not keep_states:
         _load_store.cache_clear()
         _load_features.cache_clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from fedsvd.config import Config
 from fedsvd.lora.adapter import Part
@@ -49,6 +49,7 @@ def train_privately(
     num_examples: int,
     mechanism: DPSGD,
     canaries: Canaries | None = None,
+    lengths: Sequence[int] = (),
 ) -> ClippingStatistics | None:
     """Train parts of the process's model with DP-SGD, starting from its current parameters.
 
@@ -60,6 +61,7 @@ def train_privately(
         num_examples: Number of the client's examples.
         mechanism: Noise, clipping, sampling and steps of this round.
         canaries: Canaries of an audit; None in training.
+        lengths: Number of tokens of each example.
 
     Returns:
         Clipping statistics, if the mechanism measures them.
@@ -81,4 +83,5 @@ def train_privately(
         canaries,
         head,
         round_maps(config, model, parts),
+        lengths,
     )

@@ -16,6 +16,7 @@ from torch.nn import functional
 from fedsvd.config import TrainConfig
 from fedsvd.errors import DivergedError
 from fedsvd.privacy.gradient_maps import GradientMap, map_gradients, map_noised_gradients
+from fedsvd.privacy.physical_batches import split_batch
 from fedsvd.training.causal_lm import score_answers
 
 Batch = dict[str, Tensor]
@@ -102,6 +103,8 @@ def train_plain(
     batches: Iterable[list[int]],
     clip_grad_norm: float | None = None,
     maps: Sequence[GradientMap] = (),
+    physical_batch_size: int | None = None,
+    lengths: Sequence[int] = (),
 ) -> float:
     """Train without differential privacy: take one optimizer step per batch and skip empty batches.
 
@@ -112,6 +115,8 @@ def train_plain(
         batches: Example indices of each batch.
         clip_grad_norm: Clip the gradient of a batch, over all trained parameters, to this norm.
         maps: Maps of the gradient before and after it is clipped.
+        physical_batch_size: Largest number of examples in memory at once; None: all of a batch.
+        lengths: Number of tokens of each example, by which large batches are split (see `split_batch`).
 
     Returns:
         The mean of the batch losses; NaN if every batch was empty.
@@ -124,9 +129,13 @@ def train_plain(
     for positions in batches:
         if not positions:
             continue
-        loss = losses(model, positions).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        means.append(0.0)
+        for part in split_batch(positions, physical_batch_size or len(positions), lengths):
+            # The mean over the batch, also if it is split.
+            loss = losses(model, part).mean() * (len(part) / len(positions))
+            loss.backward()  # type: ignore[no-untyped-call]
+            means[-1] += loss.item()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if maps:
             map_gradients(maps, trained)
@@ -135,7 +144,6 @@ def train_plain(
         if maps:
             map_noised_gradients(maps, trained)
         optimizer.step()
-        means.append(loss.item())
         if not math.isfinite(means[-1]):
             raise DivergedError(
                 f"the loss of a batch is {means[-1]}: training has diverged. Lower train.learning_rate, or look for "

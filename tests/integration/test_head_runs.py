@@ -141,7 +141,7 @@ def test_all_examples_pass_in_batches_of_limited_size(monkeypatch: pytest.Monkey
         sizes.append(len(positions))
         return collate(client_data, positions, tokenizer)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(losses, "_collate", measure)
+    monkeypatch.setattr(losses, "_collate_cached", measure)
     folder = train(
         tmp_path, "train.sample_rate=1.0", "train.physical_batch_size=8", "train.trains=head", "train.num_rounds=1"
     )  # fmt: skip

@@ -99,3 +99,13 @@ def test_evaluation_uses_the_cache_from_the_first_batch() -> None:
     prefix = RecordingCache()
     evaluate(IdentityModel(), [batch, batch], torch.device("cpu"), prefix)
     assert prefix.batch_sizes == [2, 2]
+
+
+def test_a_batch_in_physical_batches_takes_the_same_step() -> None:
+    batch, lengths, results = [0, 1, 2, 3, 5], [3, 1, 2, 4, 5, 6], []
+    for size in (None, 2):
+        model = Line()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        loss = train_plain(model, optimizer, squares, [batch], 1.0, (), size, lengths)
+        results.append((model.weight.item(), loss))
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
