@@ -14,6 +14,8 @@ from fedsvd.data.partition import fingerprint
 from fedsvd.errors import DataError
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.runtime.data import load_partition
+from fedsvd.trainer.settings import TrainerSettings, read_settings
+from fedsvd.trainer.sockets import check_length, connect, node_socket
 
 
 def check_node(node_config: str, config: Config) -> list[str]:
@@ -27,7 +29,8 @@ def check_node(node_config: str, config: Config) -> list[str]:
         One line each on the node's identity, data and limits. They are for the node's owner only.
 
     Raises:
-        LimitError: If a limit or the ledger's policy is invalid, or the run exceeds a limit.
+        LimitError: If a limit, the ledger's policy or a setting of the trainer is invalid, or the run exceeds a limit.
+        TrainerError: If the socket of the trainer cannot be used.
         LedgerError: If the ledger is damaged, or may not be charged for this data.
         DataError: If the node configuration cannot be parsed, or the data cannot be read or does not fit the run.
     """
@@ -42,6 +45,7 @@ def check_node(node_config: str, config: Config) -> list[str]:
     limits = read_limits(parsed)
     limits.check(config)
     strict = has_strict_ledger(parsed)
+    trainer = _describe_trainer(read_settings(parsed))
     data = load_partition(with_node_data(config, parsed), partition_id)
     counts = count_labels(data)
     set_limits = {key: value for key, value in vars(limits).items() if value is not None}
@@ -50,7 +54,24 @@ def check_node(node_config: str, config: Config) -> list[str]:
         f"client {partition_id}; ledger: {_describe_ledger(parsed.get('ledger'), fingerprint(data), strict)}",
         f"label counts: {', '.join(f'{name} = {count}' for name, count in counts.items())}",
         f"limits: {allowed or 'none'}",
+        f"trainer: {trainer}",
     ]
+
+
+def _describe_trainer(settings: TrainerSettings) -> str:
+    if not settings.enabled:
+        return "none; each message loads model and data"
+    ends = f"ends after {settings.idle_s:g} s without a message"
+    if settings.socket is None:
+        # Checks the directory of the sockets; a node has its ID from the server.
+        node_socket(0)
+        return f"started by the first message of a run; {ends}"
+    check_length(settings.socket, "choose a shorter path")
+    connected = connect(settings.socket)
+    if connected is None:
+        return f"{settings.socket}, where none listens now: start it with fedsvd trainer socket={settings.socket}"
+    connected.close()
+    return f"listens on {settings.socket}; {ends}"
 
 
 def _describe_ledger(ledger: object, data_fingerprint: str, strict: bool) -> str:

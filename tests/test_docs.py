@@ -33,6 +33,7 @@ CHECKS: dict[str, Callable[[Sequence[str]], object]] = {
     "predict": _parse,
     "evaluate": check_folder_command,
     "doctor": lambda words: [word for word in words if not KEY_VALUE.match(word)] == [] or pytest.fail(str(words)),
+    "trainer": lambda words: [word.split("=")[0] for word in words] == ["socket"] or pytest.fail(str(words)),
     "privacy": lambda words: compose([word for word in words[1:] if KEY_VALUE.match(word) and words[0] == "plan"]),
 }
 

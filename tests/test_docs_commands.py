@@ -27,6 +27,7 @@ ELSEWHERE = {
     "--new-account": "a node's ledger: tests/client has one",
     "fedsvd compare": "tests/integration/test_compare.py",
     "experiment=paper/twin_dp": "tests/integration/test_paper.py",
+    "fedsvd trainer": "a real node: tests/unit/trainer",
     "lerning_rate": "an error that is shown",
     "target_epsilon=-1": "an error that is shown",
 }

@@ -33,6 +33,7 @@ finished runs:
 
 deployment:
   doctor [certs=DIR ledger=FILE …]     check this machine and suggest fixes
+  trainer socket=PATH                  start a node's trainer before its first message
 
 options:
   -h, --help                           show this message
@@ -92,6 +93,12 @@ _COMMANDS = MappingProxyType(
             "fedsvd doctor [certs=DIR] [superlink=HOST:PORT] [ledger=FILE] [runs=DIR] [node='NODE_CONFIG' KEY=VALUE …]",
             "Check this machine, and what the arguments name, and suggest fixes. node checks a node's configuration "
             "and its data file under the given settings of a run.",
+        ),
+        "trainer": (
+            "fedsvd trainer socket=PATH",
+            "Start the process that answers a node's messages before the first message arrives, and keep one until "
+            'Ctrl-C. trainer="PATH" in the node configuration names its socket. Without it, the first message of a run '
+            "starts a trainer. docs/deployment.md has the details.",
         ),
     }
 )

@@ -1,6 +1,9 @@
 """Run the real ClientApp in processes that are killed with SIGKILL, and print charges and replies as JSON.
 
-usage: kill_real_clients.py FOLDER TRIALS
+usage: kill_real_clients.py FOLDER TRIALS client|trainer
+
+Either the process that answers a message is killed, or the trainer to which another process passes it. Both are forked
+from a process that has loaded model and data, so that hundreds of kills take minutes.
 """
 
 import itertools
@@ -8,6 +11,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -19,61 +23,95 @@ from flwr.supercore.task_identity import TaskIdentity
 from client.app import app
 from fedsvd.config.compose import compose
 from fedsvd.data import fingerprint
+from fedsvd.errors import TrainerError
 from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.runtime.data import load_client_data, load_partition
 from fedsvd.runtime.model import initial_adapter
+from fedsvd.trainer import connection, service, sockets
+from fedsvd.trainer.settings import read_settings
+from fedsvd.trainer.watcher import ProcessIdentity, Watcher
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import TrainTask
 
 OVERRIDES = ["experiment=smoke", "train.num_rounds=8", "train.local_steps=3", "privacy.accountant=rdp"]
+ROOT = Path(__file__).resolve().parents[2]
 B: frozenset[Part] = frozenset({"B"})
 
 
-def answer_messages(folder: Path, names: list[str]) -> None:
+def answer_by_trainer(message: Message, context: Context) -> Message:
+    """Pass a message to the trainer of the socket in the node configuration, as the ClientApp does on a real node."""
+    settings = read_settings(context.node_config)
+    try:
+        return connection.answer(message, context, settings, ROOT, "client.handlers:answer")
+    except TrainerError as error:
+        return Message(train_messages.declined_reply(f"TrainerError: {error}"), reply_to=message)
+
+
+def answer_messages(folder: Path, names: list[str], answer: Callable[[Message, Context], Message]) -> None:
     """Answer messages as Flower would deliver them, and record each reply."""
     config = compose(OVERRIDES)
     factors = payload.pack(initial_adapter(config, build_method(config.method)), B)
     node_config = {"partition-id": 0, "num-partitions": 2, "ledger": str(folder / "ledger")}
-    node_config |= {"max-epsilon": 6.0, "max-delta": 1e-5}
-    # Replay the messages in a loop until the process is killed.
+    node_config |= {"max-epsilon": 6.0, "max-delta": 1e-5, "trainer": str(folder / "socket")}
+    # Replay the messages in a loop until the process, or its trainer, is killed.
     for name in itertools.cycle(names):
         task = TrainTask(1 + int(name.partition("-")[2]), B, B)
         message = Message(train_messages.train_request(task, factors), 2, MessageType.TRAIN)
         message.metadata.__dict__["_message_id"] = name
         context = Context(7, 2, node_config, RecordDict(), {"overrides": " ".join(OVERRIDES)})
-        reply = app(message, context)
+        reply = answer(message, context)
         reason = train_messages.declined_reason(reply.content)
         descriptor = os.open(folder / "replies", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(descriptor, f"{json.dumps([name, reason])}\n".encode())
         os.fsync(descriptor)
         os.close(descriptor)
+        if str(reason).startswith("TrainerError"):
+            return
 
 
-def kill_after(folder: Path, names: list[str], seconds: float, event: Callable[[], bool]) -> bool:
+def fork(run: Callable[[], object]) -> int:
     process = os.fork()
     if not process:
         status = 1
         try:
-            answer_messages(folder, names)
+            run()
             status = 0
         finally:
             os._exit(status)
+    return process
+
+
+def start(folder: Path, names: list[str], listener: socket.socket | None) -> list[int]:
+    """Start the process to kill and, if it is a trainer, the one that passes messages to it."""
+    if listener is None:
+        return [fork(lambda: answer_messages(folder, names, app))]
+    executor = ProcessIdentity.of(os.getpid())
+    trainer = fork(lambda: service.serve(listener, Watcher(executor), preloaded=False))
+    return [trainer, fork(lambda: answer_messages(folder, names, answer_by_trainer))]
+
+
+def kill_after(processes: list[int], seconds: float, event: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 60
     while not event() and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(seconds)
-    os.kill(process, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
+        # The process that waits for the killed trainer records the loss.
+        time.sleep(0.2 if len(processes) > 1 else 0.0)
+    statuses = [os.waitpid(process, 0)[1] for process in processes]
+    return os.WIFSIGNALED(statuses[0])
 
 
-def main(folder: Path, trials: int) -> None:
+def main(folder: Path, trials: int, killed_process: str) -> None:
     config = compose(OVERRIDES)
     # Fill the caches before forking.
     load_client_data(config, 0)
     initial_adapter(config, build_method(config.method))
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 2
+    listener = sockets.listen(folder / "socket") if killed_process == "trainer" else None
     rng, killed, names = random.Random(), 0, []
     ledger, replies = folder / "ledger", folder / "replies"
     for trial in range(trials):
@@ -81,7 +119,7 @@ def main(folder: Path, trials: int) -> None:
         names.insert(0, f"message-{trial}")
         # Wait for more replies than messages, so that at least one is to a replay.
         events = [ledger.exists, _has_more_lines(replies, len(names) + 1)]
-        killed += kill_after(folder, names, rng.random() * 0.25, events[trial % 2])
+        killed += kill_after(start(folder, names, listener), rng.random() * 0.25, events[trial % 2])
     with Ledger.open(ledger, fingerprint(load_partition(config, 0))) as opened_ledger:
         charged = [[entry.message_id, entry.released_at is not None] for entry in opened_ledger.entries()]
     answers = [json.loads(line) for line in _lines(replies)]
@@ -98,4 +136,4 @@ def _lines(path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

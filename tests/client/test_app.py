@@ -9,6 +9,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 import client.app
+from client.node_check import check_node
+from fedsvd.config.compose import compose
 from fedsvd.errors import LimitError, TrainerError
 from fedsvd.trainer.settings import TrainerSettings
 from fedsvd.wire import train_messages
@@ -76,3 +78,13 @@ def test_message_without_a_trainer_is_declined_with_the_reason(monkeypatch: pyte
     assert train_messages.declined_reason(send("train", {})) == "TrainerError: it ended by signal 9."
     with pytest.raises(TrainerError, match="ended by signal 9"):
         send(train_messages.PARTITION_QUERY, {})
+
+
+def test_owner_learns_of_invalid_settings_before_the_node_joins() -> None:
+    config = compose(["experiment=smoke"])
+    with pytest.raises(LimitError, match="trainer = 'off' is invalid"):
+        check_node('partition-id=0 trainer="off"', config)
+    with pytest.raises(LimitError, match="trainer-idle = 5 is not a known limit"):
+        check_node("partition-id=0 trainer-idle=5", config)
+    *_, line = check_node('partition-id=0 trainer="/none/a.sock" trainer-idle-s=5', config)
+    assert line == "trainer: /none/a.sock, where none listens now: start it with fedsvd trainer socket=/none/a.sock"

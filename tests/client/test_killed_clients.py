@@ -1,4 +1,7 @@
-"""The real ClientApp, killed mid-round and restarted: the ledger has each released result exactly once."""
+"""The real ClientApp or its trainer, killed mid-round and restarted: the ledger has each released result exactly once.
+
+With more kills: PYTHONPATH=. .venv/bin/python tests/client/kill_real_clients.py "$(mktemp -d)" 200 trainer
+"""
 
 import json
 import os
@@ -13,11 +16,12 @@ ROOT = DRIVER.parents[2]
 
 
 @pytest.mark.slow
-def test_real_client_killed_mid_round_has_charged_every_released_result(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", ["client", "trainer"])
+def test_real_client_killed_mid_round_has_charged_every_released_result(killed: str, tmp_path: Path) -> None:
     # A separate single-threaded process, because forking with several threads is unsafe.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
     completed = subprocess.run(
-        [sys.executable, str(DRIVER), str(tmp_path), "5"],
+        [sys.executable, str(DRIVER), str(tmp_path), "5", killed],
         capture_output=True, text=True, timeout=300, check=False, env=environment,
     )  # fmt: skip
 
@@ -32,4 +36,8 @@ def test_real_client_killed_mid_round_has_charged_every_released_result(tmp_path
     assert all(charged[name] for name in released)
     refused = [reason for _, reason in result["replies"] if reason is not None]
     assert refused
-    assert all("ReplayedMessageError" in reason for reason in refused)
+    lost = [reason for reason in refused if reason.startswith("TrainerError")]
+    assert bool(lost) == (killed == "trainer")
+    assert len(lost) <= 5
+    assert all("ReplayedMessageError" in reason for reason in refused if reason not in lost)
+    assert len(refused) > len(lost)

@@ -3,11 +3,14 @@
 import ctypes
 import logging
 import os
+import sys
 import time
 import warnings
+from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+import fedsvd
 from fedsvd.errors import DataError
 
 messages = 0
@@ -38,6 +41,6 @@ def answer(message: Message, context: Context) -> Message:
         logging.getLogger("client.anything").info("nobody asked")
         logging.getLogger("flwr").error("of Flower")
         warnings.warn("a warning", stacklevel=1)
-    folder = os.getcwd()
-    return Message(RecordDict({"seen": ConfigRecord({"pid": os.getpid(), "messages": messages, "cwd": folder})}),
-                   reply_to=message)  # fmt: skip
+    place = {"cwd": str(Path.cwd()), "library": fedsvd.__file__, "preloaded": "opacus" in sys.modules}
+    seen = ConfigRecord({"pid": os.getpid(), "messages": messages, **place})
+    return Message(RecordDict({"seen": seen}), reply_to=message)

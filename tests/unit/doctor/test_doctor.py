@@ -186,6 +186,7 @@ def test_the_command_runs_the_requested_checks_and_fails_on_an_error(
     assert "intact; 1 charges from 1 runs" in output
     assert "label counts: 0 = 1, 1 = 1" in output
     assert "limits: share-counts = False" in output
+    assert "trainer: started by the first message of a run; ends after 600 s without a message" in output
 
     other = tmp_path / "other.csv"
     other.write_text("text,label\nfine,good\n")
