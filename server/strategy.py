@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedsvd.config import Config
-from fedsvd.errors import BudgetExceededError, DivergedError
+from fedsvd.errors import BudgetExceededError
 from fedsvd.lora.adapter import PARTS, Adapter, Part, truncate_rank
 from fedsvd.methods import Method, State
 from fedsvd.methods.aggregate import Replies, Reply, average, mean_noise_std
@@ -26,7 +26,7 @@ from server.clients import Clients
 from server.diagnostics import head_noise_ratio, signal_to_noise, site_diagnostics
 from server.downlink import Downlink
 from server.personal_metrics import mean_personal_metrics
-from server.replies import RoundRecord, read_masked_reply, read_plain_reply, valid_replies
+from server.replies import RoundRecord, check_divergence, read_masked_reply, read_plain_reply, valid_replies
 from server.reply_aggregation import aggregate_replies
 from server.secure_grid import SecureGrid
 from server.server_optimizer import apply_server_optimizer, transform_optimizer_state
@@ -155,7 +155,7 @@ class FederatedLoRA(Strategy):
         elif self.secure:
             good = [self._secure_mean(self.secure)]
         elif len(self.round.reports) < self._min_replies:
-            self._check_divergence()
+            check_divergence(self.round, self.config)
             return self._skip(
                 f"{len(self.round.reports)} valid replies of {self.round.sampled}, at least {self._min_replies} needed "
                 "(federation.min_replies, federation.min_completion)"
@@ -163,20 +163,14 @@ class FederatedLoRA(Strategy):
         before = self.adapter
         self._step(good)
         self.round.seconds_aggregate = time.perf_counter() - started
+        self._diagnose(before, good)
+        return payload.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
+
+    def _diagnose(self, before: Adapter, good: Replies) -> None:
         if self.method.uplink(self.round.server_round):
             self.round.sites = site_diagnostics(before, self.adapter)
         ratio = head_noise_ratio(self.config.train)
         self.round.signal_to_noise = signal_to_noise(before, average(before, good), mean_noise_std(good), ratio)
-        return payload.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
-
-    def _check_divergence(self) -> None:
-        """Raise `DivergedError` if all updates of the round diverged, since more rounds would waste privacy."""
-        if 0 < self.round.sampled <= self.round.diverged:
-            raise DivergedError(
-                f"all {self.round.sampled} updates of round {self.round.server_round} are non-finite or too large for "
-                "the settings: training has diverged, and more rounds would waste privacy; decrease "
-                f"train.learning_rate ({self.config.train.learning_rate:g})."
-            )
 
     @property
     def _min_replies(self) -> int:
