@@ -6,6 +6,8 @@ with an update of the right size without training. A client's compute time is th
 including Python startup and imports, until its reply is ready; a round's is that of its slowest client. The overhead is
 the rest of the round: Flower's SuperNode polls for work every 3 s and its server-side grid polls for replies every 3 s,
 whereas fedsvd's grid polls for replies every 0.05 to 0.5 s. Node counts, sizes and repeats are interleaved in one run.
+
+With --train, clients train with DP-SGD instead, in one process, with a trainer per node, and with trainer="none".
 """
 
 import argparse
@@ -17,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import bench_wire_training
 from bench_report import add_json_option, print_machine, write_json
 from loopback import Loopback
 from rich.console import Console
@@ -120,11 +123,37 @@ def add_parser(benches: Any) -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--shapes", choices=SHAPES, nargs="+", default=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--train", action="store_true", help="measure rounds that train, and not transport alone")
+    parser.add_argument("--model", default="minilm", help="with --train: the model")
+    parser.add_argument("--texts", type=int, default=1000, help="with --train: number of texts per client")
+    parser.add_argument("--rounds", type=int, default=4, help="with --train: rounds per run")
     add_json_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.train:
+        run_training(arguments)
+    else:
+        run_transport(arguments)
+
+
+def run_training(arguments: argparse.Namespace) -> None:
+    overrides = [
+        f"model={arguments.model}", "partition=iid", "data.max_test_examples=100", "train.local_steps=10",
+        f"train.num_rounds={arguments.rounds}", "privacy.noise_multiplier=1", "privacy.accountant=rdp",
+        "privacy.target_epsilon=1000", "plots=false",
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        nodes, texts, repeats = arguments.nodes, arguments.texts, arguments.repeats
+        results = bench_wire_training.measure(Path(folder), nodes, texts, repeats, overrides)
+    console = Console(width=140)
+    machine = print_machine(console)
+    console.print(bench_wire_training.table(results))
+    write_json(arguments.json, {"machine": machine, "results": [asdict(row) for row in results]})
+
+
+def run_transport(arguments: argparse.Namespace) -> None:
     rounds = [
         {"nodes": nodes, "name": shape, "shape": SHAPES[shape]}
         for _ in range(arguments.repeats)

@@ -159,14 +159,15 @@ def _connect_or_start(request: Request, place: _Place, log: Path) -> Channel:
 
 
 def _start(request: Request, path: Path, log: Path) -> None:
-    """Start a trainer, in the process group of the executor, which ends together with the executor."""
+    """Start a trainer in the process group of the executor; it ends together with the executor."""
     listener = sockets.listen(path)
     bundle = os.pathsep.join(filter(None, [request.bundle, os.environ.get("PYTHONPATH")]))
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         command = [sys.executable, "-P", "-m", "fedsvd.trainer.service", "--listener", str(listener.fileno())]
         process = subprocess.Popen(  # noqa: S603
-            [*command, "--executor", str(ProcessIdentity.of(os.getppid()))],
+            # The first process of a container has no parent.
+            [*command, "--executor", str(ProcessIdentity.of(os.getppid() or os.getpid()))],
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from fedsvd.trainer.protocol import Channel, Kind
 
@@ -42,14 +42,18 @@ class _Sender(logging.Handler):
         self._formatter = logging.Formatter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        content = {
-            "name": record.name,
-            "levelno": record.levelno,
-            "levelname": record.levelname,
-            "created": record.created,
-            "msg": record.getMessage(),
-            "exc_text": self._formatter.formatException(record.exc_info) if record.exc_info else None,
-        }
-        # The reply is lost as well then; the watcher ends the process.
-        with suppress(OSError):
+        try:
+            content = {
+                "name": record.name,
+                "levelno": record.levelno,
+                "levelname": record.levelname,
+                "created": record.created,
+                "msg": record.getMessage(),
+                "exc_text": self._formatter.formatException(record.exc_info) if record.exc_info else None,
+            }
             self._channel.send_json(Kind.LOG, content)
+        except OSError:
+            # The reply is lost as well then; the watcher ends the process.
+            return
+        except Exception:
+            self.handleError(record)

@@ -155,8 +155,15 @@ def test_idle_trainer_ends() -> None:
         assert process.wait(20) == 0
 
 
-def test_concurrent_messages_start_one_trainer() -> None:
+def test_concurrent_messages_start_one_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[ConfigRecord] = []
+    start = connection._start
+
+    def start_slowly(*arguments: object) -> None:
+        time.sleep(0.3)
+        start(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(connection, "_start", start_slowly)
     threads = [threading.Thread(target=lambda: seen.append(send())) for _ in range(4)]
     for thread in threads:
         thread.start()

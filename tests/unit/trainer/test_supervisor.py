@@ -42,7 +42,8 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def command(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """The running command."""
-    environment = os.environ | {"PYTHONPATH": str(folder / "empty"), "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join(filter(None, [str(folder / "empty"), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     program = [sys.executable, "-m", "fedsvd.cli", "trainer", f"socket={folder / 'a.sock'}"]
     pipe = subprocess.PIPE
     with subprocess.Popen(program, env=environment, cwd="/", stdout=pipe, stderr=pipe, text=True) as process:
