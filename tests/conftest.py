@@ -10,6 +10,7 @@ LONGEST_FIRST = (
     "integration/test_secure_aggregation.py",
     "integration/test_deployment.py",
     "integration/test_kills.py",
+    "integration/test_trainer.py",
     "integration/test_sweep_run.py",
     "integration/test_federations.py",
     "integration/test_audit.py",

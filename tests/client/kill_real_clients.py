@@ -35,7 +35,8 @@ from fedsvd.trainer.watcher import ProcessIdentity, Watcher
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import TrainTask
 
-OVERRIDES = ["experiment=smoke", "train.num_rounds=8", "train.local_steps=3", "privacy.accountant=rdp"]
+# Each trial sends one new message, for a round of its own.
+OVERRIDES = ["experiment=smoke", f"train.num_rounds={sys.argv[2]}", "train.local_steps=3", "privacy.accountant=rdp"]
 ROOT = Path(__file__).resolve().parents[2]
 B: frozenset[Part] = frozenset({"B"})
 
