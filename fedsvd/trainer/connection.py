@@ -118,7 +118,7 @@ def _offer(request: Request, place: _Place) -> tuple[Channel, Acceptance]:
 
 
 def _ask(channel: Channel, request: Request) -> Acceptance | None:
-    """Send a request; return None if the trainer has ended because it is bound to something else."""
+    """Send a request; return None if the trainer ends because it is bound to something else."""
     protocol.send_request(channel, request)
     kind, content = channel.receive()
     if kind is Kind.ACCEPTED:
@@ -126,7 +126,6 @@ def _ask(channel: Channel, request: Request) -> Acceptance | None:
     if kind is Kind.REFUSED:
         raise TrainerError(f"the trainer refuses this message: {json.loads(content)}.")
     logger.info("the trainer is replaced, because these have changed: %s", ", ".join(json.loads(content)))
-    channel.wait_for_end()
     return None
 
 

@@ -141,18 +141,6 @@ class Channel:
             raise ConnectionError(f"expected {kind.name}, received {received.name}")
         return content
 
-    def wait_for_end(self) -> None:
-        """Wait until the other side is gone; what it still sends is ignored.
-
-        Raises:
-            TimeoutError: If the deadline has passed.
-        """
-        try:
-            while True:
-                self._receive_exactly(1)
-        except ConnectionError:
-            return
-
     def close(self) -> None:
         """Close the connection."""
         self.socket.close()
@@ -179,11 +167,11 @@ def request_from_json(content: bytes) -> Request:
     """Read a request.
 
     Raises:
-        ConnectionError: If it is of another version.
+        ValueError: If it is of another version.
     """
     values = json.loads(content)
     if values.get("version") != VERSION:
-        raise ConnectionError(f"the request has version {values.get('version')} of the protocol, and not {VERSION}")
+        raise ValueError(f"the request has version {values.get('version')} of the protocol, and not {VERSION}")
     return Request(**values)
 
 

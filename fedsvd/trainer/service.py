@@ -57,9 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.preload:
         for name in PRELOADED:
             importlib.import_module(name)
-    serve(socket.socket(fileno=options.listener), watcher, preloaded=options.preload)
-    # The end of this process closes the listener and the last channel, so that nobody starts another trainer before its
-    # memory is free. Libraries' exit handlers must not delay it.
+    listener = socket.socket(fileno=options.listener)
+    serve(listener, watcher, preloaded=options.preload)
+    # Closed by the end of this process: until its memory is free, others wait here and do not start another trainer.
+    listener.detach()
+    # Libraries' exit handlers must not delay it.
     faulthandler.dump_traceback_later(_EXIT_S, exit=True)
 
 
@@ -82,6 +84,7 @@ def serve(listener: socket.socket, watcher: Watcher, *, preloaded: bool) -> None
         if bound is not None and (changed := changed_parts(bound.fingerprint, request.fingerprint)):
             with suppress(OSError):
                 channel.send_json(Kind.REPLACED, changed)
+            channel.close()
             return
         if bound is None and preloaded:
             _forget_modules()
@@ -89,7 +92,6 @@ def serve(listener: socket.socket, watcher: Watcher, *, preloaded: bool) -> None
         # The other side may be gone.
         with suppress(OSError), _deadline(channel, request):
             handler = _answer(channel, request, handler, watcher)
-        watcher.watch(None)
         channel.close()
 
 
@@ -109,10 +111,13 @@ def _next_channel(listener: socket.socket, bound: Request | None, preloaded: boo
 def _receive_request(channel: Channel) -> Request | None:
     try:
         return protocol.request_from_json(channel.expect(Kind.REQUEST))
-    except (OSError, ValueError, TypeError) as error:
+    except ValueError as error:
         with suppress(OSError):
             channel.send_json(Kind.REFUSED, f"{error}: start the trainer with the version of fedsvd that the run uses")
-        return None
+    except OSError:
+        # A process that only checks whether a trainer listens, or that was killed.
+        pass
+    return None
 
 
 @contextmanager

@@ -120,7 +120,9 @@ def main(folder: Path, trials: int, killed_process: str) -> None:
         names.insert(0, f"message-{trial}")
         # Wait for more replies than messages, so that at least one is to a replay.
         events = [ledger.exists, _has_more_lines(replies, len(names) + 1)]
-        killed += kill_after(start(folder, names, listener), rng.random() * 0.25, events[trial % 2])
+        # A message takes longer by way of a trainer.
+        seconds = rng.random() * (0.8 if listener else 0.25)
+        killed += kill_after(start(folder, names, listener), seconds, events[trial % 2])
     with Ledger.open(ledger, fingerprint(load_partition(config, 0))) as opened_ledger:
         charged = [[entry.message_id, entry.released_at is not None] for entry in opened_ledger.entries()]
     answers = [json.loads(line) for line in _lines(replies)]

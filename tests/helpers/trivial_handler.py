@@ -1,5 +1,6 @@
 """A handler for trainers without a model: it does what the message says, and replies with what it has seen."""
 
+import atexit
 import ctypes
 import logging
 import os
@@ -32,6 +33,8 @@ def answer(message: Message, context: Context) -> Message:
     elif action == "hold":
         # With the lock of the interpreter, so that no other thread of it runs.
         ctypes.PyDLL(None).sleep(600)
+    elif action == "end slowly":
+        atexit.register(time.sleep, 0.7)
     elif action == "refuse":
         raise DataError("no rows")
     elif action == "fail":

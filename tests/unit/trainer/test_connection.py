@@ -71,7 +71,7 @@ def test_trainer_is_kept_for_a_run_and_replaced_for_the_next(tmp_path: Path) -> 
     other = send(context=new_context(run_id=8))
     assert other["messages"] == 1
     assert other["pid"] not in pids
-    assert has_ended(connection._started[0])
+    wait_until(lambda: has_ended(connection._started[0]), 5, "the end of the trainer")
 
     data = tmp_path / "data.csv"
     data.write_text("text,label\n")
@@ -80,6 +80,22 @@ def test_trainer_is_kept_for_a_run_and_replaced_for_the_next(tmp_path: Path) -> 
     assert send(context=with_data)["messages"] == 2
     data.write_text("text,label\nmore,1\n")
     assert send(context=with_data)["pid"] != first["pid"] != other["pid"]
+
+
+def test_next_trainer_starts_when_the_memory_of_the_last_one_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses: list[int] = []
+    start = connection._start
+
+    def start_and_note(*arguments: object) -> None:
+        # Connections are closed a moment before a process can be waited for.
+        statuses.extend(process.wait(0.2) for process in connection._started)
+        start(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(connection, "_start", start_and_note)
+    send("end slowly")
+    send("end slowly", context=new_context(run_id=8, trainer_idle_s=0))
+    send(context=new_context(run_id=9))
+    assert statuses == [0, 0, 0]
 
 
 def test_only_its_user_can_use_a_trainer(runtime_folder: Path) -> None:
