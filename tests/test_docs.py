@@ -43,6 +43,7 @@ def test_commands_are_found() -> None:
     assert {"how-to.md", "models.md", "architecture.md"} <= {name for name, _ in ALL}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "words"), ALL, ids=[f"{page}: {' '.join(words)[:70]}" for page, words in ALL])
 def test_every_command_is_understood(page: str, words: list[str]) -> None:
     program, rest = words[0].removeprefix(".venv/bin/"), words[1:]
@@ -99,6 +100,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], target
 
 
+@pytest.mark.slow
 def test_the_configuration_reference_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import config_reference
@@ -129,6 +131,7 @@ def test_the_architecture_page_covers_every_package_and_names_existing_files() -
     assert [name for name in files if not (ROOT / name).is_file()] == []
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_architecture_page_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,6 +40,7 @@ def uplink_b(config: Config, content: RecordDict) -> torch.Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in parts["B"].values()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("privacy", ["dp_sgd", "client_level", "none"])
 def test_client_with_one_example_takes_part(privacy: str, tmp_path: Path) -> None:
     config = compose(["experiment=smoke", f"privacy={privacy}", "data.max_train_examples=1", *ONE_CLIENT])
@@ -91,6 +92,7 @@ def test_diverging_local_training_raises(tmp_path: Path) -> None:
         run_round(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_diverging_model_ends_the_run_before_it_spends_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["experiment=smoke", "train.learning_rate=1e38", "train.num_rounds=5", f"hydra.run.dir={tmp_path}"]
     status = main(["train", *overrides])

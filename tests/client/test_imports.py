@@ -6,6 +6,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 HEAVY = frozenset(
     {"datasets", "flwr_datasets", "matplotlib", "opacus", "pandas", "peft", "scipy", "seaborn", "torch", "transformers"}
 )
@@ -63,6 +65,7 @@ def test_client_app_is_imported_without_heavy_packages(tmp_path: Path) -> None:
     assert not modules_after(tmp_path, steps) & (HEAVY | {"hydra", "omegaconf"})
 
 
+@pytest.mark.slow
 def test_messages_without_training_need_no_heavy_packages(tmp_path: Path) -> None:
     assert not modules_after(tmp_path, MESSAGES, QUERY, SECURE_SETUP) & HEAVY
 

@@ -98,6 +98,7 @@ def test_repeated_requests_end_at_the_budget(config: Config, identity: ClientIde
         assert len(ledger.entries()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secure", ["true", "false"])
 def test_seed_determines_initial_factors_and_example_order_but_not_noise(
     secure: str, identity: ClientIdentity, tmp_path: Path

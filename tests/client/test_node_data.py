@@ -129,6 +129,7 @@ def test_nodes_train_on_their_own_files_with_any_column_names(tmp_path: Path) ->
     assert all(row["accuracy"] is not None for row in rows)
 
 
+@pytest.mark.slow
 def test_counts_are_not_disclosed_by_default(tmp_path: Path) -> None:
     private = {"ledger": str(tmp_path / "ledger"), "max-epsilon": 9.0, "max-delta": 1e-5}
     nodes = [{"data-path": str(write(tmp_path / "a.csv")), **private}]
@@ -198,6 +199,7 @@ def test_simulated_clients_cannot_have_their_own_data() -> None:
         check_config(compose(NODE))
 
 
+@pytest.mark.slow
 def test_personal_model_is_evaluated_only_on_held_out_texts_of_the_node(tmp_path: Path) -> None:
     site = {"data-path": str(write(tmp_path / "a.csv")), "share-counts": True}
     held_out = {"test-path": str(write(tmp_path / "t.csv"))}

@@ -118,6 +118,7 @@ def test_node_without_privacy_limits_accepts_runs_without_privacy(limit: dict[st
     read_limits(limit).check(compose([*SMOKE, "privacy=none"]))
 
 
+@pytest.mark.slow
 def test_many_runs_on_one_node_never_exceed_its_budget(node_config: dict[str, Any]) -> None:
     reasons = []
     for run in range(8):
@@ -137,6 +138,7 @@ def test_replayed_message_is_declined(node_config: dict[str, Any]) -> None:
     assert "ReplayedMessageError: message message was charged" in str(decline_reason(node_config, []))
 
 
+@pytest.mark.slow
 def test_data_that_change_are_charged_to_the_same_ledger(
     node_config: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -160,6 +162,7 @@ def test_strict_ledger_declines_data_that_change(node_config: dict[str, Any]) ->
         assert ledger.state().events == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["continue", "strict"])
 def test_new_account_lets_a_node_go_from_public_data_to_its_own(
     node_config: dict[str, Any], policy: str, tmp_path: Path

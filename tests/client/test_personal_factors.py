@@ -19,6 +19,8 @@ from fedsvd.runs.folder import read_rows
 from fedsvd.runtime.model import initial_adapter
 from fedsvd.wire import payload, train_messages
 
+pytestmark = pytest.mark.slow
+
 OVERRIDES = ["experiment=smoke", "plots=false", "privacy=none", "train.num_rounds=3", "train.learning_rate=5"]
 
 

@@ -169,6 +169,7 @@ def test_cells_without_a_run_are_dashes(tmp_path: Path) -> None:
     assert "| flora | – | – |  |" in table
 
 
+@pytest.mark.slow
 def test_only_divergence_counts_as_accuracy_zero(tmp_path: Path) -> None:
     smoke = ["experiment=smoke", "plots=false", "train.num_rounds=1"]
     diverged = _run_job([*smoke, "privacy=none", "train.learning_rate=1e30", "train.local_steps=20"])

@@ -19,6 +19,8 @@ from fedsvd.runtime import losses, private_round
 from fedsvd.trained.model_card import model_card
 from fedsvd.trained.run import read_run as read_trained
 
+pytestmark = pytest.mark.slow
+
 OVERRIDES = [
     "experiment=smoke", "train.head=private", "model.pooling=mean", "train.num_rounds=3", "train.local_steps=1",
     "privacy.accountant=rdp",
@@ -165,7 +167,6 @@ def test_the_head_has_its_own_rate_and_share(tmp_path: Path) -> None:
     assert moved[next(name for name in moved if "classifier.weight" in name)] > 1e-2
 
 
-@pytest.mark.slow
 def test_the_experiment_with_shared_noise(tmp_path: Path) -> None:
     small = [
         "experiment=shared_noise", "model=tiny", "model.pooling=mean", "model.pooling_layer=last",

@@ -29,6 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_run_finishes_although_a_plot_fails(run: Path) -> None:
     assert not (run / "plots" / "accuracy.png").exists()
     assert (run / "plots" / "partitions.png").is_file()

@@ -41,6 +41,7 @@ def arguments(family: str, source: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in PRIVATE]

@@ -11,6 +11,8 @@ from fedsvd.config.compose import compose
 from fedsvd.runs.folder import read_json, read_rows
 from fedsvd.runs.ownership import owned
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "experiment=smoke",
     "train.num_rounds=1",

@@ -12,6 +12,8 @@ from fedsvd.cli import main
 from fedsvd.runs.folder import read_json, read_rows
 from fedsvd.trained.run import class_logits, load_trained_model, read_run, unlabeled_dataset
 
+pytestmark = pytest.mark.slow
+
 LOADER = Path(__file__).with_name("load_pooled_exports.py")
 TEXTS = ["A fine film.", "Dull, dull, dull.", "See it [twice] if you can, and then again."]
 

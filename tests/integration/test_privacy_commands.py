@@ -10,6 +10,8 @@ from fedsvd.cli import main
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Budget, Ledger
 
+pytestmark = pytest.mark.slow
+
 RUN = ["experiment=smoke", "plots=false", "privacy.target_epsilon=3", "privacy.max_epsilon=4"]
 
 

@@ -24,6 +24,8 @@ from fedsvd.report.privacy_statement import guarantee_line, statement_markdown
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_rows
 from fedsvd.runtime.data import clear_data_cache
 
+pytestmark = pytest.mark.slow
+
 COMMON = ["experiment=smoke", "plots=false", "data.max_train_examples=60", "data.max_test_examples=20",
           "train.local_steps=1"]  # fmt: skip
 # Calibrated with an accountant that is fast, and with room for more rounds.
@@ -307,7 +309,6 @@ STEPS = st.tuples(
 )
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("fast_rounds")
 @settings(
     deadline=None, max_examples=12, derandomize=True,

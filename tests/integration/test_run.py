@@ -68,6 +68,7 @@ def test_private_run_reports_no_training_loss(private_run: Path) -> None:
     assert all(row["train_loss"] is None for row in read_rows(private_run / "metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_saved_adapter_reproduces_the_servers_evaluation(tmp_path: Path) -> None:
     overrides = ["model.pooling=stock", "train.head=private", "train.learning_rate=2"]
     run = train(tmp_path / "run", *overrides)
@@ -82,6 +83,7 @@ def test_saved_adapter_reproduces_the_servers_evaluation(tmp_path: Path) -> None
     assert evaluation.loss == pytest.approx(last["loss"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_differs_between_runs_with_the_same_seed(private_run: Path, tmp_path: Path) -> None:
     again = load_adapter(train(tmp_path, "train.head=private", "train.learning_rate=2"))
 
@@ -127,6 +129,7 @@ def test_killed_and_resumed_run_gives_identical_weights(tmp_path: Path) -> None:
     assert [row["server_round"] for row in read_rows(folder / "metrics.jsonl")] == list(range(9))
 
 
+@pytest.mark.slow
 def test_run_in_which_every_client_declines_fails_with_the_reasons(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +200,7 @@ def test_composed_configuration_is_printed(capsys: pytest.CaptureFixture[str]) -
     assert "local_steps: 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_users_text_pairs_with_one_client_per_column_value(tmp_path: Path) -> None:
     rows = [
         {"premise": f"It rains in town {i}.", "claim": f"Town {i} is dry.", "verdict": i % 3, "site": "ab"[i % 2]}

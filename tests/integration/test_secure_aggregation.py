@@ -43,6 +43,7 @@ def test_secure_run_gives_the_model_of_a_plain_run(method: str, tmp_path: Path) 
     assert 1.7 < rows[1]["bytes_up"] / read_rows(plain / "metrics.jsonl")[1]["bytes_up"] < 2.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("privacy", ["dp_sgd", "client_level"])
 def test_shared_noise_discloses_no_sizes_and_states_its_assumptions(
     privacy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -64,6 +65,7 @@ def test_shared_noise_discloses_no_sizes_and_states_its_assumptions(
     assert "│      0 │        – │           – │                – │" in output
 
 
+@pytest.mark.slow
 def test_round_is_skipped_with_reasons_if_all_clients_decline(tmp_path: Path) -> None:
     # A run whose model was never trained fails.
     train(tmp_path, SECURE, "privacy=dp_sgd", "privacy.target_epsilon=0.5", "privacy.noise_multiplier=0.5", status=1)

@@ -17,6 +17,8 @@ from fedsvd.errors import RunError
 from fedsvd.runs.folder import read_rows
 from fedsvd.trained.run import load_trained_model, predict, read_run
 
+pytestmark = pytest.mark.slow
+
 LOAD_SCRIPT = Path(__file__).with_name("load_exports.py")
 TEXTS = ["A fine film.", "Dull, dull, dull.", "See it [twice] if you can."]
 
@@ -132,7 +134,6 @@ def test_other_data_is_matched_by_class_name(
     assert {score["name"]: score["num_examples"] for score in result["classes"]} == {"negative": 15, "positive": 15}
 
 
-@pytest.mark.slow
 def test_exports_load_without_fedsvd(exports: Path, classifier: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-P", str(LOAD_SCRIPT), str(exports), json.dumps(TEXTS)]
     completed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -51,6 +51,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_rows_left_out_are_in_log_record_and_report(trained: Path, tmp_path: Path) -> None:
     own = trained.parent / "own.csv"
     assert f"'{own}': 1 of 61 rows are left out: 1 with no label (row 62)" in (trained / "train.log").read_text()

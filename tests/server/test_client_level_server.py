@@ -80,6 +80,7 @@ def test_each_round_is_charged_and_its_noise_matches_the_charge(tmp_path: Path) 
     assert run_round(strategy, 2).adapter is before
 
 
+@pytest.mark.slow
 def test_round_without_sampled_clients_takes_a_noisy_step(tmp_path: Path) -> None:
     config = make_config("federation.clients_per_round=1", "train.num_rounds=60", "privacy.target_epsilon=50")
     strategy = make_strategy(config, tmp_path, seed=3)

@@ -61,6 +61,7 @@ def test_clipping_statistics_are_averaged_over_reporting_clients() -> None:
     assert mean_clipping_statistics([]) == {"clipped_share": None, "mean_grad_norm": None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("privacy", ["dp_sgd", "none"])
 def test_run_writes_diagnostics_to_rows_and_a_plot(privacy: str, tmp_path: Path) -> None:
     assert main(["train", "experiment=smoke", f"privacy={privacy}", f"hydra.run.dir={tmp_path}"]) == 0

@@ -28,6 +28,8 @@ from fedsvd.wire import payload, train_messages
 from server.checkpoint import load_latest
 from server.downlink import Downlink
 
+pytestmark = pytest.mark.slow
+
 B: frozenset[Part] = frozenset({"B"})
 OVERRIDES = [
     "experiment=smoke", "plots=false", "privacy=none", "train.num_rounds=5", "train.learning_rate=5",

@@ -41,6 +41,7 @@ def test_recorded_digests_are_complete(asset: Asset) -> None:
     assert re.fullmatch(r"[0-9a-f]{64}", asset.sha256)
 
 
+@pytest.mark.slow
 def test_fetch_downloads_with_pip_into_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSVD_CACHE", str(tmp_path / "new" / "cache"))
     path = fetch(VADER)

@@ -36,6 +36,7 @@ SWEEPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "message"), SWEEPS, ids=[" ".join(row[0]) for row in SWEEPS])
 def test_every_choice_of_a_sweep_is_checked(overrides: list[str], message: str | None) -> None:
     if message is None:
@@ -90,6 +91,7 @@ def test_compose_inside_a_hydra_application(tmp_path: Path) -> None:
     assert "also to the console" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_creates_one_directory_per_job(tmp_path: Path) -> None:
     result = run_python(["-c", APP, "-m", "seed=1,2"], tmp_path)
     assert result.returncode == 0, result.stderr

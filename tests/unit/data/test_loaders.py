@@ -34,6 +34,7 @@ def texts_of(split: Dataset) -> list[str]:
     return list(split["text"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "train", "test", "classes"),
     [
@@ -214,6 +215,7 @@ def test_fingerprint_covers_the_second_text() -> None:
     assert data.fingerprint(pairs[0]) != data.fingerprint(pairs[1])
 
 
+@pytest.mark.slow
 def test_by_column_creates_one_client_per_value_in_sorted_order() -> None:
     splits: DatasetDict = data.load(data_config("data=sentiment_domains"), seed=0)
     parts = data.partition(

@@ -31,6 +31,7 @@ def partition_texts(dataset: Dataset, **changes: object) -> list[list[str]]:
     return [list(part["text"]) for part in partition(dataset, **arguments)]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     name=st.sampled_from(["iid", "dirichlet", "quantity_skew"]),

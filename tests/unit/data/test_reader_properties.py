@@ -54,6 +54,7 @@ def read(file_format: str, path: Path, separator: str) -> Rows:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TABLES, st.sampled_from([",", ";", "\t"]))

@@ -28,6 +28,7 @@ def test_zero_threshold_drops_only_texts_rated_exactly_zero() -> None:
     assert sum(len(split) for split in splits.values()) == 10605 - 37 - 2
 
 
+@pytest.mark.slow
 def test_label_is_the_sign_of_the_rating() -> None:
     splits = load_movie_reviews(test_fraction=0.2, min_abs_rating=0, seed=0)
     labels = {
@@ -51,6 +52,7 @@ def test_no_text_occurs_twice(seed: int) -> None:
     assert len(texts) == len(set(texts))
 
 
+@pytest.mark.slow
 def test_split_depends_only_on_the_seed(reviews: DatasetDict) -> None:
     same_seed = load_movie_reviews(test_fraction=0.2, min_abs_rating=0.5, seed=0)
     other_seed = load_movie_reviews(test_fraction=0.2, min_abs_rating=0.5, seed=1)

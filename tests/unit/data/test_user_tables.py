@@ -92,6 +92,7 @@ def test_texts_and_answers_may_be_numbers(file_format: str, tmp_path: Path) -> N
     assert all_rows(loaded, "text", "response") == Counter((str(n), str(n)) for n in range(2, 22))
 
 
+@pytest.mark.slow
 def test_numbers_strings_and_booleans_are_one_class_on_every_path(tmp_path: Path) -> None:
     labels: list[Any] = [1, 1.0, "1", "1.0", " 1", True, "true", False, "False", "01", 0.5, "0.50", -0.0]
     path = tmp_path / "own.jsonl"

@@ -45,6 +45,7 @@ def test_runs_are_counted_and_folders_named_after_swept_values(tmp_path: Path) -
     assert "hydra.job.config.override_dirname.exclude_keys=[experiment]" in plan.arguments
 
 
+@pytest.mark.slow
 def test_the_command_line_overrides_what_an_experiment_sweeps(tmp_path: Path) -> None:
     assert plan_in(tmp_path / "a", "experiment=epsilon_sweep").total == 27
     assert plan_in(tmp_path / "b", "experiment=epsilon_sweep", "seed=7").total == 9
@@ -68,6 +69,7 @@ def test_invalid_overrides_are_rejected_before_anything_runs(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_resumes_from_its_folder_alone(tmp_path: Path) -> None:
     first = plan_in(tmp_path, *OVERRIDES)
     again = plan_sweep([f"resume={tmp_path}"])
@@ -171,6 +173,7 @@ def test_the_overrides_of_a_sweep_are_saved(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "sweep.json").read_text())["words"] == OVERRIDES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fixed",
     ["plots=true", "train.learning_rate=1e-05", "data.max_test_examples=null", "federation.client_ranks=[2, 4]"],

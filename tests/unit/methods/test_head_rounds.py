@@ -72,6 +72,7 @@ def test_what_is_trained_and_sent(overrides: list[str], expected: list[list[str]
     assert [sorted(sent_parts(method, config, n)) for n in (1, 2)] == expected
 
 
+@pytest.mark.slow
 def test_a_run_without_factors_does_not_use_the_method() -> None:
     for name in ("fedsvd", "fedsa_lora", "fed_sb"):
         for overrides in (["train.trains=head"], ["train.head_rounds=2"], ["train.trains=none"]):

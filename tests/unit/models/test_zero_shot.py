@@ -79,6 +79,7 @@ def test_other_initializations_of_the_head() -> None:
     }
 
 
+@pytest.mark.slow
 def test_descriptions_of_embedded_data_have_one_list_per_class() -> None:
     for name in ("movie_reviews", "sentiment_domains", "bbc_news", "reuters_r8", "newsgroups"):
         config = compose([f"data={name}"])

@@ -59,6 +59,7 @@ def test_epsilon_grows_with_each_spend() -> None:
         spent = after
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     target=st.floats(0.5, 10),

@@ -141,6 +141,7 @@ def test_delta_limits_the_largest_bound() -> None:
     assert largest_bound(20_000, 1e-3, 0.95) - largest_bound(2000, 1e-3, 0.95) < 0.3
 
 
+@pytest.mark.slow
 def test_gaussian_mechanism_satisfies_its_claim_and_is_refuted_without_noise() -> None:
     spend = Spend(1.5, 0.4, 20)
     claim, rng = epsilon([spend], 1e-5), np.random.default_rng(3)

@@ -71,6 +71,7 @@ def test_clients_with_no_or_one_example() -> None:
     assert plan_client(compose(SMOKE), 1, []).epsilon_run <= 3
 
 
+@pytest.mark.slow
 def test_warnings() -> None:
     config = compose([*SMOKE, "privacy.target_delta=0.02", "privacy.max_epsilon=3"])
     plans = [plan_client(config, 40, []), plan_client(config, 60, []), plan_client(config, 8, [Spend(1.0, 1.0, 6)])]

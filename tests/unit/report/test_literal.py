@@ -53,6 +53,7 @@ def test_control_characters_are_shown_as_escapes(text: str, expected: str) -> No
     assert visible("a\nb", keep="\n") == "a\nb"
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_shown_text_has_no_control_characters(text: str) -> None:
     assert all(ord(character) >= 32 and not 127 <= ord(character) < 160 for character in visible(text))

@@ -113,6 +113,7 @@ def write_sweep(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_report_on_a_sweep_groups_by_method_and_budget(tmp_path: Path) -> None:
     runs = find_runs([write_sweep(tmp_path)])
     markdown = to_markdown("a sweep", report_sections(runs))
@@ -127,6 +128,7 @@ def test_the_report_on_a_sweep_groups_by_method_and_budget(tmp_path: Path) -> No
     assert varied_keys(runs)[0] == "seed"
 
 
+@pytest.mark.slow
 def test_the_report_on_a_search_shows_the_varied_settings(tmp_path: Path) -> None:
     for number, rate in enumerate((0.1, 0.2, 0.4, 0.8, 1.6)):
         overrides = [f"train.learning_rate={rate}", f"model.rank={2 + number}"]
@@ -137,6 +139,7 @@ def test_the_report_on_a_search_shows_the_varied_settings(tmp_path: Path) -> Non
     assert "train.learning\\_rate = 0.8" in markdown or "train.learning_rate = 0.8" in markdown
 
 
+@pytest.mark.slow
 def test_failed_and_unfinished_runs_are_listed(tmp_path: Path) -> None:
     write_run(tmp_path / "good")
     write_run(tmp_path / "bad", "seed=1", state="failed", reason="RunError: the model has diverged")
@@ -149,6 +152,7 @@ def test_failed_and_unfinished_runs_are_listed(tmp_path: Path) -> None:
     assert "This run failed: RunError: the model has diverged" in single
 
 
+@pytest.mark.slow
 def test_a_run_that_used_no_update_is_marked_and_never_the_best(tmp_path: Path) -> None:
     write_run(tmp_path / "good", accuracy=0.6)
     for state in ("finished", "failed"):

@@ -16,6 +16,7 @@ from fedsvd.runtime.round_maps import round_maps
 RUN = ["experiment=smoke", "train.head=private", "privacy.project_public_mean=true"]
 
 
+@pytest.mark.slow
 def test_the_projection_removes_the_mean_gradient_of_public_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(public_mean, "MAX_TEXTS", 3)
     public_mean._public_inputs.cache_clear()

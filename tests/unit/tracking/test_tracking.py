@@ -52,6 +52,7 @@ def test_only_the_numbers_of_a_row_are_logged() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @needs("tensorboard")
 def test_tensorboard_events_can_be_read_and_a_resumed_run_continues_them(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -71,6 +72,7 @@ def test_tensorboard_events_can_be_read_and_a_resumed_run_continues_them(tmp_pat
 
 
 # MLflow's SQL store uses features that are deprecated in the SQLAlchemy version that Flower requires.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @needs("mlflow")
 def test_mlflow_uses_one_run_across_a_resume_and_records_its_status(tmp_path: Path) -> None:
@@ -99,6 +101,7 @@ def test_mlflow_uses_one_run_across_a_resume_and_records_its_status(tmp_path: Pa
     assert client.get_experiment_by_name("hospitals").experiment_id == run.info.experiment_id
 
 
+@pytest.mark.slow
 @needs("wandb")
 def test_wandb_offline_writes_a_run_that_can_be_synced(tmp_path: Path) -> None:
     overrides = ["tracking=wandb", "tracking.mode=offline"]

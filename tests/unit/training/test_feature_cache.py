@@ -13,6 +13,7 @@ from fedsvd.training.feature_cache import FeatureCache
 RUN = ["experiment=smoke", "train.head=private", "model.pooling=mean", "model.lora_layers=top_1", "train.num_rounds=2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "states"),
     [(["train.head_rounds=1"], 4), (["train.head_rounds=2"], 0), (["train.trains=head"], 0), ([], 0)],
