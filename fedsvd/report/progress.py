@@ -117,7 +117,7 @@ class Reporter:
 
 
 _CONTENTS = {
-    "adapter/": "final PEFT adapter (for other programs: fedsvd export RUN_DIR --to DIR)",
+    "adapter/": "final PEFT adapter; for other programs, use fedsvd export",
     "metrics.jsonl": "metrics, one row per round",
     "privacy.json": "privacy spent by each client (private runs)",
     "plots/": "accuracy, diagnostics, label distribution",
