@@ -139,6 +139,10 @@ def _assumptions(run: Run) -> list[str]:
     ]
     if not run.claim.every("secure_random"):
         items[0] += " Torch's generators are not designed to resist prediction."
+        items[-1] = (
+            "Noise values are floating-point numbers. Those from torch's generators are single draws, whose gaps can "
+            "reveal the exact sum (Mironov 2012; Jin et al. 2021, arXiv 2112.05307)."
+        )
     if _client_level(run) and not _noise_shared(run):
         items.append(
             "The server is trusted: it saw each clipped update, knew which clients were sampled, and added the noise."
