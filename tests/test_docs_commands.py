@@ -35,8 +35,15 @@ SMALL = {
     "model": "tiny", "data.max_train_examples": "240", "data.max_test_examples": "40", "train.num_rounds": "1",
     "train.local_steps": "1", "train.batch_size": "16", "federation.num_clients": "2", "privacy.accountant": "rdp",
 }  # fmt: skip
-IN_SMALL = {"experiment=demo": "experiment=smoke", "model=smollm2": "model=tiny_llama"}
-SWEPT = {"experiment=epsilon_sweep": ["seed=0", "method=fedsvd"], "experiment=tune": ["hydra.sweeper.n_trials=2"]}
+IN_SMALL = {
+    "experiment=demo": "experiment=smoke", "model=smollm2": "model=tiny_llama", "seed=0,1,2,3,4": "seed=0",
+}  # fmt: skip
+# The tiny model has two layers.
+POOLED = ["model.pooling_layer=1", "federation.num_clients=4"]
+ADDED = {
+    "experiment=best": POOLED, "experiment=shared_noise": POOLED,
+    "experiment=epsilon_sweep": ["seed=0", "method=fedsvd"], "experiment=tune": ["hydra.sweeper.n_trials=2"],
+}  # fmt: skip
 
 
 def here(words: list[str]) -> bool:
@@ -55,8 +62,10 @@ def small(command: str, words: list[str]) -> list[str]:
         shadows = 4 if "audit.num_shadow_models" in given else 0
         words = [*words, "audit.num_canaries=20", f"audit.num_shadow_models={shadows}"]
         words = list({word.partition("=")[0]: word for word in words}.values())
+    added = [more for word in words for more in ADDED.get(word, [])]
+    given |= {word.partition("=")[0] for word in added}
     cut = [f"{key}={value}" for key, value in SMALL.items() if key not in given]
-    return [*words, *(more for word in words for more in SWEPT.get(word, [])), *cut]
+    return [*words, *added, *cut]
 
 
 @pytest.fixture(scope="module")
