@@ -121,7 +121,7 @@ def read_run(folder: Path, parent: Path) -> Run:
         parent: Directory that the run's name is relative to; may be ``folder`` itself.
 
     Raises:
-        RunError: The rows cannot be read.
+        RunError: The rows cannot be read, or those of a finished run end early.
         ConfigError: The configuration cannot be read.
     """
     paths = RunFolder(folder)
@@ -133,6 +133,7 @@ def read_run(folder: Path, parent: Path) -> Run:
     name = folder.name if folder == parent else folder.relative_to(parent).as_posix()
     config, privacy = flatten(read_yaml(paths.config)), read_json(paths.privacy)
     check_keys(paths, config)
+    _check_last_round(paths, rows, config)
     claim = weakest_claim(rows, config, privacy.get("clients"), _interrupted(rows, config, read_json(paths.record)))
     if not claim.is_given:
         # The ε of single rounds would suggest a guarantee that the run does not give.
@@ -149,6 +150,16 @@ def read_run(folder: Path, parent: Path) -> Run:
         read_json(paths.partitions).get("clients", []),
         _read_list(paths.samples),
     )
+
+
+def _check_last_round(paths: RunFolder, rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
+    """Check that a finished run has rows up to its last round, since rows that are missing were charged, too."""
+    last = 0 if config.get("train.trains") == "none" else int(config["train.num_rounds"])
+    if rows and rows[-1]["server_round"] < last and read_json(paths.record).get("state") == "finished":
+        raise RunError(
+            f"{paths.metrics} ends with round {rows[-1]['server_round']}, but the run has finished {last} rounds: the "
+            "file is truncated. Restore it from a copy."
+        )
 
 
 def _interrupted(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], record: Mapping[str, Any]) -> int:

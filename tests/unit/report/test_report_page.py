@@ -10,6 +10,7 @@ import pytest
 
 from fedsvd.cli import main
 from fedsvd.config.compose import compose, to_yaml
+from fedsvd.errors import RunError
 from fedsvd.report.document import Paragraph, Section, TableBlock, to_html, to_markdown
 from fedsvd.report.loaded_runs import changed_keys, find_runs, read_run, varied_keys
 from fedsvd.report.privacy_statement import statement_markdown, total_privacy_cost
@@ -202,7 +203,7 @@ def test_with_secure_aggregation_the_statement_lists_counts_as_hidden(tmp_path: 
 
 
 def test_a_default_run_has_no_changed_keys(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
+    folder = write_run(tmp_path / "run", state="running")
     (folder / "config.yaml").write_text(to_yaml(compose()), encoding="utf-8")
 
     assert changed_keys(read_run(folder, folder)) == []
@@ -248,3 +249,11 @@ def test_the_statement_describes_the_noise_that_was_drawn(tmp_path: Path) -> Non
     assert "single draws" not in secure
     assert "single draws" in torch
     assert "four draws" not in torch
+
+
+def test_a_finished_run_whose_rows_end_early_is_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:2]))
+    with pytest.raises(RunError, match=r"metrics.jsonl ends with round 1, but the run has finished 2 rounds"):
+        read_run(folder, tmp_path)
