@@ -22,10 +22,10 @@ from fedsvd.models.pooled import PooledClassifier
 from fedsvd.models.pooling import PoolingChoice
 from fedsvd.models.positions import check_max_length
 from fedsvd.models.standardization import Standardization, half_whitening
+from fedsvd.models.text_batches import text_batches
 
 # Part of the cache key: increase it when the definition of features or statistics changes.
 _VERSION = 1
-_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -131,16 +131,5 @@ def _pool_texts(
     model: PooledClassifier, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Tensor:
     """Return the pooled states of texts in the order of their lengths, shape (texts, d), on the CPU."""
-    # Statistics do not depend on the order, and texts of one length need no padding.
-    ordered = sorted(texts, key=lambda text: (len(text), text))
-    rows = []
-    for start in range(0, len(ordered), _BATCH_SIZE):
-        batch = tokenizer(
-            ordered[start : start + _BATCH_SIZE],
-            padding=True,
-            truncation=True,
-            max_length=max_length,
-            return_tensors="pt",
-        ).to(model.device)
-        rows.append(model.pooled_states(**batch).cpu())
-    return torch.cat(rows)
+    batches = text_batches(texts, tokenizer, max_length, model.device)
+    return torch.cat([model.pooled_states(**batch).cpu() for batch in batches])

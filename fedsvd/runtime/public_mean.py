@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from fedsvd.config import Config, ModelConfig
 from fedsvd.data.public_text import spread
 from fedsvd.models.loading import load_tokenizer
+from fedsvd.models.text_batches import text_batches
 from fedsvd.privacy.gradient_maps import GradientMap, Projection, map_before_clipping
 from fedsvd.runtime.base_model import load_public_corpus
-from fedsvd.runtime.public_rows import public_batches
 from fedsvd.training.loop import Batch, StateCache
 
 # The mean direction hardly changes with more texts, and every client computes it in every round.
@@ -80,6 +80,6 @@ def _public_inputs(config: ModelConfig) -> tuple[Batch, ...]:
     """Return the tokenized public texts, on the CPU."""
     texts = spread(load_public_corpus(config.public_text).texts, MAX_TEXTS)
     tokenizer = load_tokenizer(config.source)
-    batches = public_batches(texts, tokenizer, config.max_length, torch.device("cpu"))
+    batches = text_batches(texts, tokenizer, config.max_length, torch.device("cpu"))
     # Without token types, as clients tokenize single texts.
     return tuple({name: batch[name] for name in ("input_ids", "attention_mask")} for batch in batches)

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import peft
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from fedsvd.assets import build_once, cache_folder
 from fedsvd.config import ModelConfig
 from fedsvd.data.public_text import spread
 from fedsvd.lora.public_pca import leading_directions
 from fedsvd.models.loading import load_tokenizer
+from fedsvd.models.text_batches import text_batches
 from fedsvd.runtime.base_model import load_public_corpus
-from fedsvd.training.loop import Batch
 from fedsvd.training.site_inputs import site_input_moments
 
 # Part of the cache key: increase it when the definition of the rows changes.
 _VERSION = 1
 # The texts have some twenty tokens each, so a thousand are many more tokens than a site has inputs.
 MAX_TEXTS = 1000
-_BATCH_SIZE = 64
 _FILE = "rows.safetensors"
 # Parts of the names of PEFT's factors, and of heads, which are drawn from the seed.
 _NOT_FROZEN = ("lora_", "modules_to_save", "original_module")
@@ -57,7 +54,7 @@ def public_rows(model: peft.PeftModel, config: ModelConfig) -> dict[str, Tensor]
 
     def build(folder: Path) -> None:
         tokenizer = load_tokenizer(config.source)
-        batches = public_batches(spread(corpus.texts, MAX_TEXTS), tokenizer, config.max_length, model.device)
+        batches = text_batches(spread(corpus.texts, MAX_TEXTS), tokenizer, config.max_length, model.device)
         with model.disable_adapter():
             moments = site_input_moments(model, batches, tokenizer.all_special_ids)
         rows = {name: leading_directions(sums, config.rank, name).float() for name, sums in moments.items()}
@@ -65,20 +62,3 @@ def public_rows(model: peft.PeftModel, config: ModelConfig) -> dict[str, Tensor]
 
     folder = build_once(cache_folder() / f"public-pca-{digest.hexdigest()[:32]}", build)
     return load_file(folder / _FILE)
-
-
-def public_batches(
-    texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, device: torch.device
-) -> Iterator[Batch]:
-    """Yield padded batches of texts, sorted by length so that they need little padding."""
-    ordered = sorted(texts, key=lambda text: (len(text), text))
-    for start in range(0, len(ordered), _BATCH_SIZE):
-        yield dict(
-            tokenizer(
-                ordered[start : start + _BATCH_SIZE],
-                padding=True,
-                truncation=True,
-                max_length=max_length,
-                return_tensors="pt",
-            ).to(device)
-        )
