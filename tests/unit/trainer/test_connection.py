@@ -1,5 +1,6 @@
 """Trainers as processes: started, kept, replaced, killed and ended, with a handler that loads nothing."""
 
+import logging
 import os
 import shutil
 import signal
@@ -117,6 +118,7 @@ def test_exceptions_and_log_records_are_those_of_the_handler(caplog: pytest.LogC
     assert context.state.config_records["seen"]["messages"] == 2
     assert "trivial_handler.py" in caplog.text
     caplog.clear()
+    caplog.set_level(logging.WARNING)
     send("log", context=context)
     found = [(record.name, record.levelname, record.getMessage().split("\n")[0]) for record in caplog.records]
     assert found[:2] == [("client.anything", "WARNING", "5 rows"), ("flwr", "ERROR", "of Flower")]
