@@ -16,7 +16,7 @@ from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.methods.aggregate import Reply
 from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR
 from fedsvd.secagg import messages
-from fedsvd.training.loop import learning_rate
+from fedsvd.training.schedule import learning_rate
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport
 from server.reply_bounds import check_report, check_update_norm

@@ -14,7 +14,7 @@ from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.privacy.accounting import calibrate
 from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR
 from fedsvd.privacy.plan import example_sample_rate
-from fedsvd.training.loop import learning_rate
+from fedsvd.training.schedule import learning_rate
 from fedsvd.wire.train_messages import ClientReport
 
 # Number of standard deviations that a normal random variable exceeds with probability below 1e-14.

@@ -22,7 +22,7 @@ from fedsvd.privacy.plan import calibrate_run
 from fedsvd.runtime.data import load_client_data
 from fedsvd.runtime.losses import per_example_losses
 from fedsvd.runtime.model import initial_adapter, trained_parts
-from fedsvd.training.loop import learning_rate
+from fedsvd.training.schedule import learning_rate
 
 # Fractions of the claimed noise for which a number of guesses is planned: all of it, too little, and hardly any.
 _NOISE_FRACTIONS = (1.0, 0.3, 0.05)

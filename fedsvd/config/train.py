@@ -19,7 +19,11 @@ class TrainConfig(ConfigGroup):
     Attributes:
         optimizer: The clients' optimizer, ``sgd`` or ``adamw``; its state is reset in each round.
         learning_rate: The clients' learning rate.
-        lr_scheduler_type: ``constant``, or ``linear``: ``learning_rate · (1 − (t−1)/T)`` in round t of T.
+        lr_scheduler_type: Factor of the clients' learning rates (also of the head's) in round t of T, after W =
+            ``warmup_rounds``: ``constant`` (1), ``linear`` (``1 − p``) or ``cosine`` (``(1 + cos(π p)) / 2``), with
+            ``p = (t − 1 − W) / (T − W)``. See `training.schedule`.
+        warmup_rounds: Number of rounds W at the start in which the factor rises: ``t / (W + 1)`` in round t; below
+            ``num_rounds``.
         momentum: Momentum of SGD.
         weight_decay: Weight decay.
         num_rounds: Number of federated rounds.
@@ -64,7 +68,8 @@ class TrainConfig(ConfigGroup):
     num_rounds: Count
     local_steps: Count
     batch_size: Count
-    lr_scheduler_type: Literal["constant", "linear"] = "constant"
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_rounds: NonNegativeInt = 0
     momentum: FractionOrZero = 0.0
     weight_decay: NonNegativeFloat = 0.0
     physical_batch_size: Count = 128
@@ -91,6 +96,11 @@ class TrainConfig(ConfigGroup):
             raise ConfigError(
                 f"train.momentum = {self.momentum} is not allowed with train.optimizer = adamw, which has no momentum: "
                 "set train.momentum=0 or train=sgd."
+            )
+        if self.warmup_rounds >= self.num_rounds:
+            raise ConfigError(
+                f"train.warmup_rounds = {self.warmup_rounds} is invalid with train.num_rounds = {self.num_rounds}: the "
+                f"warm-up must end before the last round. Set it to {self.num_rounds - 1} or less, or raise num_rounds."
             )
         needs_head = {
             f"train.trains = {self.trains}": self.trains == "head",

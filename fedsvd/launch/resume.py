@@ -29,6 +29,7 @@ MAY_CHANGE: Mapping[str, str] = {
     "privacy.max_epsilon": "limits the ledgers, which count all rounds",
     "train.learning_rate": "not part of the mechanism",
     "train.lr_scheduler_type": "not part of the mechanism",
+    "train.warmup_rounds": "not part of the mechanism",
     "train.eval_every": "when the server evaluates",
     "train.eval_batch_size": "speed and memory",
     "train.physical_batch_size": "speed and memory",

@@ -18,6 +18,7 @@ from fedsvd.errors import DivergedError
 from fedsvd.privacy.gradient_maps import GradientMap, map_gradients, map_noised_gradients
 from fedsvd.privacy.physical_batches import split_batch
 from fedsvd.training.causal_lm import score_answers
+from fedsvd.training.schedule import learning_rate
 
 Batch = dict[str, Tensor]
 
@@ -71,17 +72,6 @@ def make_optimizer(
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
-
-
-def learning_rate(config: TrainConfig, server_round: int, *, of_head: bool = False) -> float:
-    """Return the learning rate of the factors or of the head in a round (1-based).
-
-    It is constant, or it falls linearly and would reach 0 one round after the last.
-    """
-    rate = config.head_learning_rate if of_head and config.head_learning_rate else config.learning_rate
-    if config.lr_scheduler_type == "constant":
-        return rate
-    return rate * (1 - (server_round - 1) / config.num_rounds)
 
 
 def example_losses(model: nn.Module, batch: Batch) -> Tensor:

@@ -25,6 +25,7 @@ ALLOWED = {
     "privacy.max_epsilon": "privacy.max_epsilon=20",
     "train.learning_rate": "train.learning_rate=0.1",
     "train.lr_scheduler_type": "train.lr_scheduler_type=linear",
+    "train.warmup_rounds": "train.warmup_rounds=1",
     "train.eval_every": "train.eval_every=2",
     "train.eval_batch_size": "train.eval_batch_size=7",
     "train.physical_batch_size": "train.physical_batch_size=7",

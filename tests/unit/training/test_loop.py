@@ -1,4 +1,4 @@
-"""Local training without privacy, learning rates, and evaluation."""
+"""Local training without privacy, and evaluation."""
 
 import math
 from collections.abc import Iterator
@@ -9,20 +9,13 @@ import torch
 from torch import nn
 
 from fedsvd.config import TrainConfig
-from fedsvd.training.loop import evaluate, learning_rate, make_optimizer, train_plain
+from fedsvd.training.loop import evaluate, make_optimizer, train_plain
 from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 
 
 def config(**changes: object) -> TrainConfig:
     values = {"optimizer": "sgd", "learning_rate": 0.5, "num_rounds": 4, "local_steps": 1, "batch_size": 2} | changes
     return TrainConfig(**values)
-
-
-def test_the_linear_schedule_falls_in_equal_steps_and_stays_positive() -> None:
-    linear = config(lr_scheduler_type="linear")
-
-    assert [learning_rate(linear, server_round) for server_round in (1, 2, 3, 4)] == [0.5, 0.375, 0.25, 0.125]
-    assert [learning_rate(config(), server_round) for server_round in (1, 4)] == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
