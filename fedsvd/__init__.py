@@ -1,3 +1,43 @@
-"""Federated LoRA fine-tuning under differential privacy, with SVD-based refactorization on the server."""
+"""Federated LoRA fine-tuning under differential privacy, with SVD-based refactorization on the server.
+
+This is the public interface of the library. It follows semantic versioning: what is listed in ``__all__``, and the
+strategies of `fedsvd.flower`, changes incompatibly only with a new major version (before 1.0: a new minor version).
+Other modules are internal. Names are imported when they are first used, so that ``import fedsvd`` loads nothing else.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsvd.lora.refactorize import Refactorized, orthonormal_rows, refactorize
+    from fedsvd.lora.state_dict import refactorize_state_dict
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Refactorized",
+    "__version__",
+    "orthonormal_rows",
+    "refactorize",
+    "refactorize_state_dict",
+]
+
+_MODULES = {
+    "Refactorized": "fedsvd.lora.refactorize",
+    "orthonormal_rows": "fedsvd.lora.refactorize",
+    "refactorize": "fedsvd.lora.refactorize",
+    "refactorize_state_dict": "fedsvd.lora.state_dict",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -40,6 +40,13 @@ class Refactorized:
         rotation: Shape (…, r, r), float64, with `A == rotation.mT @ A_old`. A gradient or momentum `m` with respect to
             the old B becomes `m @ rotation`. If the old rows were orthonormal, it is orthogonal and `B == B_old @
             rotation`. If the old A had rank below r, it does not produce the rows that were added to complete A.
+
+    Example:
+        >>> import torch
+        >>> import fedsvd
+        >>> new = fedsvd.refactorize(torch.ones(3, 1), torch.tensor([[0.0, 2.0]]))
+        >>> new.A, new.rotation
+        (tensor([[0., 1.]]), tensor([[0.5000]], dtype=torch.float64))
     """
 
     B: Tensor
@@ -70,6 +77,16 @@ def refactorize(B: Tensor, A: Tensor) -> Refactorized:
 
     Raises:
         ModelError: Shapes, dtypes or devices are incompatible, r exceeds d_in, or an entry is not finite.
+
+    Example:
+        >>> import torch
+        >>> import fedsvd
+        >>> B, A = torch.randn(48, 64, 8), torch.randn(48, 8, 32)  # 48 layers of one shape
+        >>> new = fedsvd.refactorize(B, A)
+        >>> torch.allclose(new.B @ new.A, B @ A, atol=1e-4)
+        True
+        >>> torch.allclose(new.A @ new.A.mT, torch.eye(8).expand(48, 8, 8), atol=1e-5)
+        True
     """
     _check_factors(B, A)
     B_work, A_work = _to_product_dtype(B), _to_product_dtype(A)
@@ -105,6 +122,12 @@ def orthonormal_rows(A: Tensor) -> Tensor:
 
     Raises:
         ModelError: A is not a floating-point matrix with r <= d_in, or contains a non-finite entry.
+
+    Example:
+        >>> import torch
+        >>> import fedsvd
+        >>> fedsvd.orthonormal_rows(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
     """
     _check_rows(A)
     _check_finite("A", A)

@@ -1,9 +1,8 @@
-"""Aggregation of client replies into one adapter: weighted means, and refactorization batched by site shape."""
+"""Aggregation of client replies into one adapter by weighted means."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from fedsvd.errors import RunError
 from fedsvd.lora.adapter import PARTS, Adapter, Part
-from fedsvd.lora.refactorize import refactorize
 
 
 @dataclass(frozen=True)
@@ -101,34 +99,6 @@ def unflatten_parts(adapter: Adapter, parts: Collection[Part], tensors: Sequence
             if part in parts
         }
     )
-
-
-def refactorize_sites(adapter: Adapter, *, of_rows: bool = True) -> tuple[Adapter, dict[str, Tensor]]:
-    """Refactorize B A at every site, in one batched call per site shape.
-
-    Args:
-        adapter: The adapter to refactorize; its products B A are preserved.
-        of_rows: If True, make the rows of A orthonormal and put the singular values into B. If False, make the columns
-            of B orthonormal and put the singular values into A.
-
-    Returns:
-        The refactorized adapter, and each site's rotation R (float64): the new A is ``Rᵀ A``, or, with
-        ``of_rows=False``, the new B is ``B R``.
-    """
-    groups: dict[tuple[torch.Size, torch.Size], list[str]] = defaultdict(list)
-    for name in adapter.A:
-        groups[adapter.B[name].shape, adapter.A[name].shape].append(name)
-    A: dict[str, Tensor] = {}
-    B: dict[str, Tensor] = {}
-    rotations: dict[str, Tensor] = {}
-    for names in groups.values():
-        Bs, As = torch.stack([adapter.B[n] for n in names]), torch.stack([adapter.A[n] for n in names])
-        result = refactorize(Bs, As) if of_rows else refactorize(As.mT, Bs.mT)
-        new_B, new_A = (result.B, result.A) if of_rows else (result.A.mT, result.B.mT)
-        A.update(zip(names, new_A.contiguous().unbind(), strict=True))
-        B.update(zip(names, new_B.contiguous().unbind(), strict=True))
-        rotations.update(zip(names, result.rotation.unbind(), strict=True))
-    return adapter.with_parts({"A": {n: A[n] for n in adapter.A}, "B": {n: B[n] for n in adapter.B}}), rotations
 
 
 def pad_to_rank(tensor: Tensor, before: Tensor) -> Tensor:

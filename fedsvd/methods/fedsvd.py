@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fedsvd.errors import ConfigError
 from fedsvd.lora.adapter import Adapter, Factor
+from fedsvd.lora.batched import refactorize_sites
 from fedsvd.lora.shrinkage import shrink_columns
-from fedsvd.methods.aggregate import Replies, average, mean_noise_std, refactorize_sites
+from fedsvd.methods.aggregate import Replies, average, mean_noise_std
 from fedsvd.methods.method import State, Step, Traits
 from fedsvd.methods.options import check_choice, check_initialization, check_positive_int
 
