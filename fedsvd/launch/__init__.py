@@ -26,7 +26,6 @@ from fedsvd.errors import BudgetExceededError, ConfigError, DataError, RunError
 from fedsvd.launch.in_process import run_local
 from fedsvd.launch.remote import run_remote
 from fedsvd.launch.resume import check_settings
-from fedsvd.launch.simulation import run_simulation
 from fedsvd.methods import build_method, build_run_method, check_method
 from fedsvd.privacy.accounting import check_delta
 from fedsvd.runs.folder import RunFolder, read_rows, write_json, write_text
@@ -107,6 +106,9 @@ def _run_on_this_machine(config: Config, overrides: Sequence[str], run_folder: R
     with _flower_log_to(run_folder.root / "flower.log"):
         server_app, client_app = load_apps()
         if config.federation.name == "simulation":
+            # Flower's engine brings a web server and a database, which no other run needs.
+            from fedsvd.launch.simulation import run_simulation
+
             run_simulation(server_app, client_app, config.federation, run_config)
         else:
             run_local(server_app, client_app, config.federation.num_clients, run_config)
