@@ -13,7 +13,8 @@ from fedsvd.methods import build_run_method
 from fedsvd.runtime.data import load_test_batches
 from fedsvd.runtime.losses import load_prefix_cache
 from fedsvd.runtime.model import initial_adapter, load_model, resolve_device
-from fedsvd.training.loop import Evaluation, evaluate
+from fedsvd.training.evaluation import Evaluation, evaluate
+from fedsvd.training.objectives import make_objective
 from fedsvd.wire.train_messages import TrainTask
 
 
@@ -36,4 +37,5 @@ def received_adapter(
 def evaluate_personal_model(config: Config) -> Evaluation | None:
     """Evaluate the process's model on the held-out data, which is nobody's private data; None if there is none."""
     batches, device = load_test_batches(config), resolve_device(config.device)
-    return evaluate(load_model(config), batches, device, load_prefix_cache(config)) if batches else None
+    objective = make_objective(config.model.task)
+    return evaluate(load_model(config), batches, device, objective, load_prefix_cache(config)) if batches else None

@@ -20,7 +20,8 @@ from fedsvd.runtime.data import load_test_batches
 from fedsvd.runtime.losses import load_prefix_cache
 from fedsvd.runtime.model import load_model, resolve_device, sample_answers
 from fedsvd.tracking import LogRow
-from fedsvd.training.loop import evaluate
+from fedsvd.training.evaluation import evaluate
+from fedsvd.training.objectives import make_objective
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.diagnostics import mean_clipping_statistics
 from server.replies import RoundRecord
@@ -105,13 +106,14 @@ class RoundEndCallback:
         model = load_model(self.config)
         peft_model.write(model, self.strategy.adapter)
         device = resolve_device(self.config.device)
-        result = evaluate(model, load_test_batches(self.config), device, load_prefix_cache(self.config))
+        objective, prefix = make_objective(self.config.model.task), load_prefix_cache(self.config)
+        result = evaluate(model, load_test_batches(self.config), device, objective, prefix)
         if not math.isfinite(result.loss):
             raise DivergedError(
                 f"held-out loss after round {this_round} is {result.loss}: the model has diverged, and more rounds "
                 f"would waste privacy; decrease train.learning_rate ({self.config.train.learning_rate:g})."
             )
-        return {"accuracy": result.accuracy, "loss": result.loss, "seconds_evaluate": result.seconds}
+        return {"accuracy": None, **result.metrics, "loss": result.loss, "seconds_evaluate": result.seconds}
 
     def _update_spends(self, record: RoundRecord) -> None:
         per_round = ("seconds", "train_loss", "server_round", "accuracy", "loss")

@@ -14,6 +14,7 @@ from rich.table import Table
 from fedsvd.commands.arguments import CommandParser
 from fedsvd.commands.evaluated_data import check_overrides, load_labeled, plan_evaluation
 from fedsvd.commands.output import print_note, to_json, warn_left_out
+from fedsvd.config.task import TASKS, Task
 from fedsvd.report.literal import add_literal_row
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Evaluate a model and print accuracy, loss and, for a classifier, scores by class.
+    """Evaluate a model and print its metrics, its loss and, for a classifier, scores by class.
 
     If an argument names data, all of their rows are scored, whatever limits and splits the run had for its own.
 
@@ -51,14 +52,17 @@ def run(arguments: Sequence[str]) -> None:
     if options.json:
         print(to_json(dataclasses.asdict(result)))
     else:
-        _print_result(result, finished.generates_text)
+        _print_result(result, TASKS[finished.config.model.task])
 
 
-def _print_result(result: EvaluationResult, generates_text: bool) -> None:
+def _print_result(result: EvaluationResult, task: Task) -> None:
     console = Console()
-    metrics = f"loss {result.loss:.3f}" + ("" if result.perplexity is None else f"  perplexity {result.perplexity:.2f}")
-    kind = "exact match" if generates_text else "accuracy"
-    console.print(f"{kind} {result.accuracy:.1%}  {metrics}  ({result.num_examples:,} texts)", highlight=False)
+    parts = [
+        f"{item.label} {item.format(result.metrics[item.key])}" for item in task.metrics if item.key in result.metrics
+    ]
+    parts.append(f"loss {result.loss:.3f}")
+    parts += [] if result.perplexity is None else [f"perplexity {result.perplexity:.2f}"]
+    console.print(f"{'  '.join(parts)}  ({result.num_examples:,} texts)", highlight=False)
     if result.classes:
         table = Table(title="Scores by class")
         for heading in ("class", "texts", "precision", "recall"):

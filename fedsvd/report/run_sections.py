@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fedsvd.config.task import TASKS
 from fedsvd.report.diagnostics_plot import diagnostics_figure
 from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure_block
 from fedsvd.report.labels import method_label, planned_rounds
@@ -106,10 +107,16 @@ def _accuracy(run: Run) -> Section:
                 f"round {evaluated[-1]['server_round']}; best {best['accuracy']:.1%} at round {best['server_round']}.",
             )
         )
+    return Section("Accuracy over rounds", [*blocks, _rounds(run)])
+
+
+def _rounds(run: Run) -> TableBlock:
+    """Return a table of the rounds; columns without a value, and of metrics that earlier versions lack, are omitted."""
+    metrics = TASKS[run.config.get("model.task", "sequence_classification")].metrics
     rows = [
         [
             str(row["server_round"]),
-            "–" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
+            *(item.format(row.get(item.key)) for item in metrics),
             "–" if row["loss"] is None else f"{row['loss']:.3f}",
             "–" if row.get("perplexity") is None else f"{row['perplexity']:.2f}",
             "–" if row["epsilon"] is None else rounded_up(row["epsilon"], 2),
@@ -118,12 +125,15 @@ def _accuracy(run: Run) -> Section:
         ]
         for row in _sample_rows(run.rows)
     ]
-    headings = ["round", "accuracy", "loss", "perplexity", "largest ε", "clients", "excluded clients"]
-    # Empty columns are omitted.
-    shown = [index for index in range(len(headings)) if index != 3 or any(row[3] != "–" for row in rows)]
-    shown = [index for index in shown if index != 6 or any(row[6] for row in rows)]
-    headings, rows = [headings[index] for index in shown], [[row[index] for index in shown] for row in rows]
-    return Section("Accuracy over rounds", [*blocks, TableBlock(headings, rows)])
+    labels = [item.label for item in metrics]
+    headings = ["round", *labels, "loss", "perplexity", "largest ε", "clients", "excluded clients"]
+    optional = (*labels[1:], "perplexity", "excluded clients")
+    shown = [
+        index
+        for index, heading in enumerate(headings)
+        if heading not in optional or any(row[index] not in ("–", "") for row in rows)
+    ]
+    return TableBlock([headings[index] for index in shown], [[row[index] for index in shown] for row in rows])
 
 
 def generation_samples(run: Run) -> list[Section]:

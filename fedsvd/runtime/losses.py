@@ -17,7 +17,8 @@ from fedsvd.privacy.plan import example_sample_rate
 from fedsvd.runtime.data import ClientData, clear_data_cache, load_tokenizer
 from fedsvd.runtime.model import clear_model_cache, load_model, resolve_device
 from fedsvd.training.feature_cache import FeatureCache, FeatureStore
-from fedsvd.training.loop import Batch, StateCache, example_losses, model_inputs, to_device
+from fedsvd.training.loop import Batch, StateCache, model_inputs, to_device
+from fedsvd.training.objectives import make_objective
 from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 
 # Padded batches of token ids kept in memory, at most about 100 KiB each.
@@ -30,6 +31,7 @@ _PrefixKey = tuple[str, str, str | tuple[str, ...], str, str, str, bool, int | s
 def per_example_losses(client_data: ClientData, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
     """Return a function from a model and example indices of a client to the loss of each example."""
     tokenizer, device, prefix = load_tokenizer(config), resolve_device(config.device), load_prefix_cache(config)
+    objective = make_objective(config.model.task)
     # Steps on all examples have the same batches every time.
     takes_all = example_sample_rate(config.train, len(client_data.examples)) == 1
     collate = _collate_cached if takes_all else _collate
@@ -37,7 +39,7 @@ def per_example_losses(client_data: ClientData, config: Config) -> Callable[[nn.
     def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
         batch = to_device(collate(client_data, tuple(positions), tokenizer), device)
         with prefix.reuse_states(model, model_inputs(batch)):
-            return example_losses(model, batch)
+            return objective.losses(model, batch)
 
     return losses
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
-from torch.nn import functional
 
 from fedsvd import data
 from fedsvd.config import Config
-from fedsvd.trained.run import TrainedModel, class_logits
-from fedsvd.training.loop import evaluate
+from fedsvd.trained.run import TrainedModel
+from fedsvd.training.evaluation import evaluate
+from fedsvd.training.objectives import make_objective
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,15 @@ class EvaluationResult:
         loss: Mean cross-entropy per text; for a language model, per token of the answers.
         perplexity: Exponential of ``loss`` for a language model; None for a classifier.
         classes: Scores of each class for a classifier; empty for a language model.
+        metrics: All metrics by key; see `fedsvd.config.task.TASKS`.
     """
 
     num_examples: int
-    accuracy: float
+    accuracy: float | None
     loss: float
     perplexity: float | None
     classes: tuple[ClassScore, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def evaluate_trained_model(loaded: TrainedModel, rows: Dataset, config: Config) -> EvaluationResult:
@@ -60,18 +63,16 @@ def evaluate_trained_model(loaded: TrainedModel, rows: Dataset, config: Config) 
         rows: Labeled texts as `fedsvd.data.labeled` loads them: ``label`` is the position in the model's classes.
         config: Defines the prompts of a language model, and the batch size.
     """
-    size = config.train.eval_batch_size
+    examples = data.encode(rows, config.data, loaded.run.config.model, loaded.tokenizer)
+    batches = data.eval_batches(examples, config.train.eval_batch_size, loaded.tokenizer)
+    result = evaluate(loaded.model, batches, loaded.device, make_objective(loaded.run.config.model.task))
     if loaded.run.generates_text:
-        examples = data.encode(rows, config.data, loaded.run.config.model, loaded.tokenizer)
-        result = evaluate(loaded.model, data.eval_batches(examples, size, loaded.tokenizer), loaded.device)
-        return EvaluationResult(result.num_examples, result.accuracy, result.loss, _exp(result.loss), ())
-    starts = range(0, len(rows), size)
-    batches = (rows.select(range(start, min(start + size, len(rows)))) for start in starts)
-    logits = torch.cat([class_logits(loaded, batch) for batch in batches])
-    labels = torch.tensor(rows["label"])
-    accuracy = (logits.argmax(-1) == labels).double().mean().item()
-    scores = tuple(_score(name, i, logits.argmax(-1), labels) for i, name in enumerate(loaded.run.classes))
-    return EvaluationResult(len(rows), accuracy, functional.cross_entropy(logits, labels).item(), None, scores)
+        return EvaluationResult(
+            result.num_examples, result.accuracy, result.loss, _exp(result.loss), (), result.metrics
+        )
+    predicted, labels = torch.cat(result.predictions).argmax(-1), torch.cat(result.labels)
+    scores = tuple(_score(name, i, predicted, labels) for i, name in enumerate(loaded.run.classes))
+    return EvaluationResult(result.num_examples, result.accuracy, result.loss, None, scores, result.metrics)
 
 
 def _exp(value: float) -> float:

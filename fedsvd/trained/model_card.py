@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from fedsvd import __version__
 from fedsvd.config.compose import as_dict
+from fedsvd.config.task import TASKS
 from fedsvd.report.labels import method_label, trains_factors
 from fedsvd.report.literal import code_span, markdown_text
 from fedsvd.report.loaded_runs import flatten
@@ -16,10 +17,6 @@ from fedsvd.report.loaded_runs import read_run as report_run
 from fedsvd.report.privacy_statement import statement_markdown
 from fedsvd.runs.folder import read_json, read_rows
 from fedsvd.trained.run import TrainedRun
-
-_PIPELINES = {"sequence_classification": "text-classification", "causal_lm": "text-generation"}
-_AUTO = {"sequence_classification": "SequenceClassification", "causal_lm": "CausalLM"}
-
 
 # What an export holds: a full model for transformers, one for sentence-transformers, an adapter of a base model that is
 # available elsewhere, or an adapter with its base model in the subdirectory "base".
@@ -73,7 +70,7 @@ def _header(run: TrainedRun, layout: Layout) -> str:
     tags = ["federated-learning", *(["lora"] if _trains_factors(run) else [])]
     tags += ["differential-privacy"] if is_proven else []
     lines = ["---", f"library_name: {_LIBRARIES.get(layout, 'peft')}"]
-    lines += [f"pipeline_tag: {_PIPELINES[run.config.model.task]}"]
+    lines += [f"pipeline_tag: {TASKS[run.config.model.task].pipeline}"]
     lines += [] if _is_local(source) else [f"base_model: {_yaml_string(source)}"]
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---", ""])
 
@@ -114,7 +111,7 @@ def _pooling(run: TrainedRun) -> str:
 
 
 def _usage(run: TrainedRun, layout: Layout) -> str:
-    auto = _AUTO[run.config.model.task]
+    auto = TASKS[run.config.model.task].auto_class
     if layout == "sentence":
         return _SENTENCE_USAGE.format(classes=list(run.classes))
     if layout == "merged":
@@ -174,11 +171,13 @@ def _results(run: TrainedRun) -> str:
     last = next((row for row in reversed(read_rows(run.folder.metrics)) if row["accuracy"] is not None), None)
     if last is None:
         return "## Results\n\nThe run had no held-out set, so the model was not evaluated.\n"
-    metric = "exact match (answers correct token for token)" if run.generates_text else "accuracy"
+    metrics = TASKS[run.config.model.task].metrics
+    values = [f"{item.label} {item.format(last[item.key])}" for item in metrics if last.get(item.key) is not None]
+    note = " (answers correct token for token)" if run.generates_text else ""
     perplexity = f", perplexity {last['perplexity']:.2f}" if last.get("perplexity") is not None else ""
     return (
-        f"## Results\n\nOn the held-out set after round {last['server_round']}: {metric} {last['accuracy']:.1%}, "
-        f"loss {last['loss']:.3f}{perplexity}.\n"
+        f"## Results\n\nOn the held-out set after round {last['server_round']}: {', '.join(values)}{note}, loss "
+        f"{last['loss']:.3f}{perplexity}.\n"
     )
 
 

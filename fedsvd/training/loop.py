@@ -1,23 +1,19 @@
-"""Local training without privacy, optimizers, and evaluation."""
+"""Local training without privacy, and optimizers."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedsvd.config import TrainConfig
 from fedsvd.errors import DivergedError
 from fedsvd.privacy.gradient_maps import GradientMap, map_gradients, map_noised_gradients
 from fedsvd.privacy.physical_batches import split_batch
-from fedsvd.training.causal_lm import score_answers
 from fedsvd.training.schedule import learning_rate
 
 Batch = dict[str, Tensor]
@@ -28,24 +24,6 @@ class StateCache(Protocol):
 
     def reuse_states(self, model: nn.Module, inputs: Batch) -> AbstractContextManager[None]:
         """Reuse cached states in forward passes of ``model`` on ``inputs``, inside the context."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The result of evaluating a model.
-
-    Attributes:
-        loss: Mean cross-entropy per example; for a language model per token, so that its exponential is the perplexity.
-        accuracy: Fraction of examples classified correctly; for a language model, fraction of answers that greedy
-            decoding reproduces token for token.
-        num_examples: Number of examples evaluated.
-        seconds: Wall-clock time of the evaluation.
-    """
-
-    loss: float
-    accuracy: float
-    num_examples: int
-    seconds: float
 
 
 def make_optimizer(
@@ -72,18 +50,6 @@ def make_optimizer(
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
-
-
-def example_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the cross-entropy of each example, shape (batch,), float32.
-
-    For a language model it is the mean over the tokens of the answer.
-    """
-    labels = batch["labels"]
-    if labels.dim() == 2:
-        return score_answers(model, model_inputs(batch), labels).means
-    logits = model(**model_inputs(batch)).logits
-    return functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
 def train_plain(
@@ -140,46 +106,6 @@ def train_plain(
                 "examples that the model cannot process."
             )
     return sum(means) / len(means) if means else float("nan")
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module, batches: Iterable[Batch], device: torch.device, prefix: StateCache | None = None
-) -> Evaluation:
-    """Evaluate loss and accuracy over batches.
-
-    Args:
-        model: The model.
-        batches: Padded batches with ``labels``.
-        device: The device of the model.
-        prefix: Cache of the model's frozen lower layers, if it has one.
-    """
-    started = time.perf_counter()
-    model.eval()
-    total, num_losses, num_correct, num_examples = 0.0, 0, 0, 0
-    for cpu_batch in batches:
-        batch = to_device(cpu_batch, device)
-        with prefix.reuse_states(model, model_inputs(batch)) if prefix is not None else nullcontext():
-            losses, correct = _losses_and_correct(model, batch)
-        total += losses.double().sum().item()
-        num_losses += losses.numel()
-        num_correct += int(correct.sum().item())
-        num_examples += len(batch["labels"])
-    return Evaluation(total / num_losses, num_correct / num_examples, num_examples, time.perf_counter() - started)
-
-
-def _losses_and_correct(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the loss of each example, or of each answer token, as a flat tensor, and a mask of the correct examples.
-
-    The mask has shape (batch,).
-    """
-    labels = batch["labels"]
-    if labels.dim() == 2:
-        answers = score_answers(model, model_inputs(batch), labels)
-        within = torch.arange(answers.losses.shape[1], device=labels.device) < answers.counts.unsqueeze(1)
-        return answers.losses[within], answers.exact
-    logits = model(**model_inputs(batch)).logits.float()
-    return functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels
 
 
 def model_inputs(batch: Batch) -> Batch:

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Part
 from fedsvd.lora.initialization import initialize_factors
-from fedsvd.training.loop import example_losses
+from fedsvd.training.objectives import make_objective
 
 NUM_EXAMPLES = 12
 
@@ -43,7 +43,7 @@ def make_losses() -> Callable[[nn.Module, Sequence[int]], Tensor]:
         longest = max(len(rows[i]) for i in positions)
         ids = torch.stack([nn.functional.pad(rows[i], (0, longest - len(rows[i]))) for i in positions])
         batch = {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels[list(positions)]}
-        return example_losses(model, batch)
+        return make_objective("sequence_classification").losses(model, batch)
 
     return losses
 

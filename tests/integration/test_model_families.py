@@ -19,7 +19,7 @@ from fedsvd.runs.folder import read_rows
 from fedsvd.runtime.data import load_client_data, load_tokenizer
 from fedsvd.runtime.model import clear_model_cache, load_model
 from fedsvd.trained.run import class_logits, load_trained_model, predict, read_run, unlabeled_dataset
-from fedsvd.training.loop import example_losses
+from fedsvd.training.objectives import make_objective
 from fedsvd.training.per_example_gradients import choose_grad_sample_mode
 
 TASK = ("negative", "positive")
@@ -92,8 +92,10 @@ def check_gradients(folder: Path) -> None:
     trained = peft_model.set_trainable(model, ["A", "B", "head"])
     names = {parameter: name for name, parameter in model.named_parameters()}
 
+    objective = make_objective(config.model.task)
+
     def losses(module: nn.Module, positions: Sequence[int]) -> Tensor:
-        return example_losses(module, data.collate([examples[i] for i in positions], tokenizer))
+        return objective.losses(module, data.collate([examples[i] for i in positions], tokenizer))
 
     positions = [0, 5, 9, 20, 29]
     model.train()

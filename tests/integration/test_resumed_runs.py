@@ -255,7 +255,7 @@ class KilledError(BaseException):
 @pytest.fixture
 def fast_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the gradient steps and the evaluation; everything else is real."""
-    result = type("Result", (), {"accuracy": 0.5, "loss": 0.7, "seconds": 0.0})()
+    result = type("Result", (), {"metrics": {"accuracy": 0.5}, "loss": 0.7, "seconds": 0.0})()
     monkeypatch.setattr("fedsvd.runtime.private_round.train_privately", lambda *arguments, **options: None)
     monkeypatch.setattr(client.local_round, "train_plain", lambda *arguments, **options: 0.5)
     monkeypatch.setattr(server.evaluation, "evaluate", lambda *arguments, **options: result)

@@ -20,7 +20,8 @@ from fedsvd.config.compose import compose
 from fedsvd.models.loading import load_classifier
 from fedsvd.runs.folder import read_rows
 from fedsvd.runtime.data import load_test_batches
-from fedsvd.training.loop import evaluate
+from fedsvd.training.evaluation import evaluate
+from fedsvd.training.objectives import make_objective
 
 
 def train(folder: Path, *overrides: str, plots: bool = False) -> Path:
@@ -76,7 +77,9 @@ def test_saved_adapter_reproduces_the_servers_evaluation(tmp_path: Path) -> None
     base = load_classifier(config.model.source, num_labels=2, seed=99).model
     model = peft.PeftModel.from_pretrained(base, str(run / "adapter"))
 
-    evaluation = evaluate(model, load_test_batches(config), torch.device("cpu"))
+    evaluation = evaluate(
+        model, load_test_batches(config), torch.device("cpu"), make_objective("sequence_classification")
+    )
 
     last = read_rows(run / "metrics.jsonl")[-1]
     assert evaluation.accuracy == last["accuracy"]

@@ -110,6 +110,8 @@ def test_evaluation_on_the_runs_data_matches_the_server(
     result, last = json.loads(capsys.readouterr().out), read_rows(folder / "metrics.jsonl")[-1]
 
     assert result["accuracy"] == pytest.approx(last["accuracy"], abs=1e-9)
+    assert result["metrics"] == pytest.approx({key: last[key] for key in result["metrics"]}, abs=1e-4)
+    assert ("auroc" in result["metrics"]) == (name == "classifier")
     assert result["loss"] == pytest.approx(last["loss"], abs=1e-5)
     assert result["num_examples"] == 100
     assert sum(score["num_examples"] for score in result["classes"]) in (0, 100)

@@ -30,7 +30,8 @@ from fedsvd.lora.adapter import Part
 from fedsvd.lora.initialization import initialize_factors
 from fedsvd.models.loading import checkpoint_activations
 from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks, per_example_gradients
-from fedsvd.training.loop import example_losses, model_inputs
+from fedsvd.training.loop import model_inputs
+from fedsvd.training.objectives import make_objective
 from fedsvd.training.per_example_gradients import choose_grad_sample_mode, fused_gradients, unsupported_reason
 from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 
@@ -101,19 +102,21 @@ def check_against_loop(
     cache: PrefixCache | None = None,
     tolerance: float = 1e-5,
 ) -> None:
+    objective = make_objective(task)
+
     def losses(module: nn.Module, positions: Sequence[int]) -> Tensor:
         drawn = batch(task, positions)
         if cache is None:
-            return example_losses(module, drawn)
+            return objective.losses(module, drawn)
         with cache.reuse_states(module, model_inputs(drawn)):
-            return example_losses(module, drawn)
+            return objective.losses(module, drawn)
 
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = per_example_gradients(model, losses, range(4), per_example)
 
     assert gradients.keys() == trained.keys()
     for position in range(4):
-        expected = torch.autograd.grad(example_losses(model, batch(task, [position])).sum(), list(trained.values()))
+        expected = torch.autograd.grad(losses(model, [position]).sum(), list(trained.values()))
         for name, gradient in zip(trained, expected, strict=True):
             scale = max(1.0, gradient.abs().max().item())
             torch.testing.assert_close(gradients[name][position], gradient, atol=tolerance * scale, rtol=tolerance)

@@ -14,9 +14,12 @@ from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError, DataError
 from fedsvd.models.loading import load_causal_lm, load_classifier, load_tokenizer
 from fedsvd.training.causal_lm import score_answers
+from fedsvd.training.evaluation import evaluate
 from fedsvd.training.generation import generate
-from fedsvd.training.loop import evaluate, example_losses, model_inputs
+from fedsvd.training.loop import model_inputs
+from fedsvd.training.objectives import make_objective
 
+OBJECTIVE = make_objective("causal_lm")
 TEMPLATE = "Review: {text}\nIs it {choices}?"
 TEXTS = ["a fine film", "dull", "the worst of the three, by a mile", "see it twice"]
 
@@ -90,7 +93,7 @@ def test_losses_are_means_over_answer_tokens(model: PreTrainedModel, tokenizer: 
         for row, labels in zip(logits, batch["labels"], strict=True)
     ]
 
-    torch.testing.assert_close(example_losses(model, batch), torch.stack(expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(OBJECTIVE.losses(model, batch), torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_perplexity_weighs_tokens_equally(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -99,7 +102,7 @@ def test_perplexity_weighs_tokens_equally(model: PreTrainedModel, tokenizer: Pre
     logits = model(**model_inputs(batch)).logits
     expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
 
-    result = evaluate(model, data.eval_batches(examples, 3, tokenizer), torch.device("cpu"))
+    result = evaluate(model, data.eval_batches(examples, 3, tokenizer), torch.device("cpu"), OBJECTIVE)
 
     assert result.loss == pytest.approx(expected.item(), rel=1e-5)
     assert result.num_examples == 4
@@ -197,6 +200,6 @@ def test_uniform_predictions_have_the_perplexity_of_the_vocabulary(
     uniform = load_causal_lm("embedded:tiny-llama").model
     torch.nn.init.zeros_(uniform.get_output_embeddings().weight)
 
-    result = evaluate(uniform, data.eval_batches(encoded(tokenizer), 4, tokenizer), torch.device("cpu"))
+    result = evaluate(uniform, data.eval_batches(encoded(tokenizer), 4, tokenizer), torch.device("cpu"), OBJECTIVE)
 
     assert math.exp(result.loss) == pytest.approx(len(tokenizer), rel=1e-3)

@@ -1,0 +1,56 @@
+"""The tasks of ``model.task``: what they are called in libraries, and the metrics of a held-out set.
+
+A task is one row of `TASKS`. What a task does is in one table per package, by the name of the task: its loss and its
+metrics in `fedsvd.training.objectives`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a held-out set.
+
+    Attributes:
+        key: Its key in a row of ``metrics.jsonl``.
+        label: Its name for people.
+        is_share: Whether it is a share of examples, which is written in percent.
+    """
+
+    key: str
+    label: str
+    is_share: bool = True
+
+    def format(self, value: float | None) -> str:
+        """Return the value for people; a dash for None."""
+        if value is None:
+            return "–"
+        return f"{value:.1%}" if self.is_share else f"{value:.3f}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task.
+
+    Attributes:
+        auto_class: The class of transformers that loads its models, without the prefix ``AutoModelFor``.
+        pipeline: Its name on model hubs.
+        metrics: The metrics of a held-out set, the first of which runs are compared by: the larger, the better. A
+            metric that is undefined on a held-out set, such as AUROC without examples of a class, is left out.
+    """
+
+    auto_class: str
+    pipeline: str
+    metrics: tuple[Metric, ...]
+
+
+_ACCURACY, _EXACT_MATCH = Metric("accuracy", "accuracy"), Metric("accuracy", "exact match")
+_MACRO_F1, _AUROC = Metric("macro_f1", "macro-F1", is_share=False), Metric("auroc", "AUROC", is_share=False)
+
+TASKS: Mapping[str, Task] = {
+    "sequence_classification": Task("SequenceClassification", "text-classification", (_ACCURACY, _MACRO_F1, _AUROC)),
+    "causal_lm": Task("CausalLM", "text-generation", (_EXACT_MATCH,)),
+}

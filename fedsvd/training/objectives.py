@@ -1,0 +1,92 @@
+"""The objective of each task: the loss of an example, and the metrics of a held-out set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsvd.training.causal_lm import score_answers
+from fedsvd.training.loop import Batch, model_inputs
+from fedsvd.training.metrics import class_metrics
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the model predicts for the examples of a batch, and what would be right.
+
+    Attributes:
+        losses: The losses whose mean over the held-out set is reported, in one dimension.
+        predictions: One row per example; what a row is depends on the task.
+        labels: One row per example.
+    """
+
+    losses: Tensor
+    predictions: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the model of a task is trained for.
+
+    Attributes:
+        losses: Function from a model and a batch to the loss of each example, shape (batch,), float32.
+        outputs: Function from a model and a batch to what the metrics are computed from.
+        metrics: Function from the predictions and labels of all batches to metrics by key; see
+            `fedsvd.config.task.TASKS`.
+    """
+
+    losses: Callable[[nn.Module, Batch], Tensor]
+    outputs: Callable[[nn.Module, Batch], Outputs]
+    metrics: Callable[[Sequence[Tensor], Sequence[Tensor]], dict[str, float]]
+
+
+def make_objective(task: str) -> Objective:
+    """Return the objective of a task, one of `fedsvd.config.task.TASKS`."""
+    return _OBJECTIVES[task]
+
+
+def _on_logits(
+    losses: Callable[[Tensor, Tensor], Tensor], metrics: Callable[[Tensor, Tensor], dict[str, float]]
+) -> Objective:
+    """Return the objective of a task whose loss and metrics are functions of logits and labels, one row per example."""
+
+    def example_losses(model: nn.Module, batch: Batch) -> Tensor:
+        return losses(model(**model_inputs(batch)).logits.float(), batch["labels"])
+
+    def outputs(model: nn.Module, batch: Batch) -> Outputs:
+        logits = model(**model_inputs(batch)).logits.float()
+        return Outputs(losses(logits, batch["labels"]), logits, batch["labels"])
+
+    return Objective(
+        example_losses, outputs, lambda logits, labels: metrics(torch.cat([*logits]), torch.cat([*labels]))
+    )
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
+def _answer_losses(model: nn.Module, batch: Batch) -> Tensor:
+    return score_answers(model, model_inputs(batch), batch["labels"]).means
+
+
+def _answer_outputs(model: nn.Module, batch: Batch) -> Outputs:
+    """Return the loss of each answer token, and which answers greedy decoding reproduces token for token."""
+    answers = score_answers(model, model_inputs(batch), batch["labels"])
+    within = torch.arange(answers.losses.shape[1], device=answers.losses.device) < answers.counts.unsqueeze(1)
+    return Outputs(answers.losses[within], answers.exact, torch.ones_like(answers.exact))
+
+
+def _exact_match(exact: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, float]:
+    return {"accuracy": sum(int(row.sum()) for row in exact) / sum(map(len, exact))}
+
+
+_OBJECTIVES: Mapping[str, Objective] = {
+    "sequence_classification": _on_logits(_cross_entropy, class_metrics),
+    "causal_lm": Objective(_answer_losses, _answer_outputs, _exact_match),
+}

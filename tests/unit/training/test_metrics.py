@@ -1,0 +1,38 @@
+"""Metrics of a held-out set, on predictions whose metrics can be computed by hand."""
+
+import pytest
+import torch
+
+from fedsvd.training.metrics import class_metrics
+
+
+def test_class_metrics_of_three_classes() -> None:
+    # Class 0: 1 of 2 found, 2 predicted; class 1: 1 of 1 found, 2 predicted; class 2: 1 of 2 found, 1 predicted.
+    probabilities = [[0.7, 0.2, 0.1], [0.3, 0.55, 0.15], [0.05, 0.6, 0.35], [0.6, 0.08, 0.32], [0.1, 0.25, 0.65]]
+    labels = torch.tensor([0, 0, 1, 2, 2])
+
+    found = class_metrics(torch.tensor(probabilities).log(), labels)
+
+    assert found["accuracy"] == 0.6
+    # 2 · found / (predicted + actual).
+    assert found["macro_f1"] == pytest.approx((1 / 2 + 2 / 3 + 2 / 3) / 3)
+    # The pairs of a row of the class and another row that are in order.
+    assert found["auroc"] == pytest.approx((5 / 6 + 4 / 4 + 5 / 6) / 3)
+
+
+def test_two_classes_have_the_auroc_of_the_second() -> None:
+    found = class_metrics(torch.tensor([[0.0, 1], [0, 2], [0, 3], [0, 4]]), torch.tensor([0, 1, 0, 1]))
+
+    # 3 of the 4 pairs are in order.
+    assert found["auroc"] == 0.75
+    assert found["accuracy"] == 0.5
+
+
+def test_auroc_is_left_out_where_a_class_has_no_example() -> None:
+    found = class_metrics(torch.tensor([[0.0, 1, 2], [0, 2, 1]]), torch.tensor([2, 1]))
+
+    assert found == {"accuracy": 1.0, "macro_f1": 1.0}
+
+
+def test_a_diverged_model_has_no_metric_but_accuracy() -> None:
+    assert class_metrics(torch.tensor([[float("nan"), 0.0], [0.0, 1.0]]), torch.tensor([1, 1])) == {"accuracy": 0.5}
