@@ -20,6 +20,7 @@ CAPTIONS = {
     "fedsvd.launch": ("in-process, Ray and", "remote runs; sweeps"),
     "fedsvd.trained": ("predict, evaluate,", "export, model card"),
     "fedsvd.runtime": ("what both apps load once per process:", "data, model, caches, one private round"),
+    "fedsvd.flower": ("strategies for", "any Flower app"),
     "fedsvd.report": ("tables, plots, report,", "privacy statement"),
     "fedsvd.secagg": ("secure aggregation:", "masks, keys, shares"),
     "fedsvd.training": ("training loop, per-example", "gradients, frozen-layer cache"),

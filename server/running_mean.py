@@ -30,7 +30,7 @@ class RunningMean:
         self._errors: dict[Part, dict[str, Tensor]] = {}
         self._noise = 0.0
         self.count = 0
-        self.num_examples = 0
+        self.num_examples: float = 0
 
     def add(self, reply: Reply) -> None:
         """Add one client's reply.

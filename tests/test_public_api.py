@@ -5,11 +5,13 @@ import doctest
 import subprocess
 import sys
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 import fedsvd
+import fedsvd.flower
 
 PUBLIC = sorted(set(fedsvd.__all__) - {"__version__"})
 
@@ -45,9 +47,9 @@ def test_the_import_loads_no_library() -> None:
     assert len(ast.literal_eval(loaded)) < 60
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", [*PUBLIC, *(f"flower.{name}" for name in fedsvd.flower.__all__)])
 def test_the_example_in_the_docstring_runs(name: str) -> None:
-    value = getattr(fedsvd, name)
+    value = attrgetter(name)(fedsvd)
     tests = [test for test in doctest.DocTestFinder(recurse=False).find(value, name, globs={}) if test.examples]
     runner = doctest.DocTestRunner()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -128,8 +128,14 @@ def write(model: peft.PeftModel, adapter: Adapter) -> None:
                     f"{tuple(parameter.shape)}. Use an adapter of the same model and rank."
                 )
             parameter.copy_(tensors[name])
+    merge_base(model, adapter.base_left, adapter.base_right)
+
+
+@torch.no_grad()
+def merge_base(model: nn.Module, left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
+    """Set each site's frozen weight to the original plus the scaled product of two factors, or to the original."""
     for name, layer in _lora_layers(model):
-        _merge_base(layer, adapter.base_left.get(name), adapter.base_right.get(name))
+        _merge_base(layer, left.get(name), right.get(name))
 
 
 def lora_sites(model: nn.Module) -> dict[str, LoraSite]:

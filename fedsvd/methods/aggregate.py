@@ -19,14 +19,14 @@ class Reply:
 
     Attributes:
         partition_id: The client's index. Replies are summed in this order, which makes sums deterministic.
-        num_examples: Size of the client's dataset, its weight in a mean.
+        num_examples: Size of the client's dataset, or another number of at least 0: its weight in a mean.
         parts: The trained parts, each a mapping from name to tensor. A client of a lower rank sends fewer columns of B
             and fewer rows of A.
         noise_std: Standard deviation of the differential privacy noise in each entry; 0 without noise.
     """
 
     partition_id: int
-    num_examples: int
+    num_examples: float
     parts: Mapping[Part, Mapping[str, Tensor]]
     noise_std: float = 0.0
 
