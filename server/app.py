@@ -8,6 +8,7 @@ from rich.console import Console
 
 from fedsvd.config import Config
 from fedsvd.config.compose import as_dict, from_run_config, to_yaml
+from fedsvd.config.task import TASKS
 from fedsvd.launch.budget import check_remaining_budget
 from fedsvd.launch.resume import check_new, check_resume
 from fedsvd.lora import peft_model
@@ -72,8 +73,9 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
     assumptions = ASSUMPTIONS if config.privacy.noise_share else ()
     federation = config.federation
     unit, is_secure = "client" if client_level else "example", federation.secure_aggregation
+    metric, delta = TASKS[config.model.task].metrics[0], config.privacy.target_delta
     with (
-        Reporter(folder.root, config.train.rounds, config.privacy.target_delta, unit, assumptions) as reporter,
+        Reporter(folder.root, config.train.rounds, delta, unit, assumptions, metric) as reporter,
         open_tracker(config, folder, reporter.warn) as track,
     ):
         polling: Grid = PollingGrid(grid, reporter.reply_arrived)

@@ -81,9 +81,9 @@ class RoundEndCallback:
         self._write(this_round, row)
         self.reporter.round_done(row)
         self.track(row)
-        if row["accuracy"] is None:
+        if row["loss"] is None:
             return None
-        return MetricRecord({"accuracy": row["accuracy"], "loss": row["loss"]})
+        return MetricRecord({key: row[key] for key in ("accuracy", "loss") if row[key] is not None})
 
     def finish(self) -> None:
         """Write a language model's answers to a few held-out prompts to the run directory."""

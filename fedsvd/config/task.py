@@ -6,8 +6,9 @@ metrics in `fedsvd.training.objectives`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Metric:
     key: str
     label: str
     is_share: bool = True
+
+    @property
+    def title(self) -> str:
+        """The label with a capital, as in headings."""
+        return self.label[0].upper() + self.label[1:]
 
     def format(self, value: float | None) -> str:
         """Return the value for people; a dash for None."""
@@ -47,10 +53,25 @@ class Task:
     metrics: tuple[Metric, ...]
 
 
-_ACCURACY, _EXACT_MATCH = Metric("accuracy", "accuracy"), Metric("accuracy", "exact match")
+ACCURACY, _EXACT_MATCH = Metric("accuracy", "accuracy"), Metric("accuracy", "exact match")
 _MACRO_F1, _AUROC = Metric("macro_f1", "macro-F1", is_share=False), Metric("auroc", "AUROC", is_share=False)
 
 TASKS: Mapping[str, Task] = {
-    "sequence_classification": Task("SequenceClassification", "text-classification", (_ACCURACY, _MACRO_F1, _AUROC)),
+    "sequence_classification": Task("SequenceClassification", "text-classification", (ACCURACY, _MACRO_F1, _AUROC)),
     "causal_lm": Task("CausalLM", "text-generation", (_EXACT_MATCH,)),
 }
+
+
+def score_metric(config: Mapping[str, Any]) -> Metric:
+    """Return the metric by which runs are compared.
+
+    Args:
+        config: Configuration values by dotted key; earlier versions had no key ``model.task``.
+    """
+    return TASKS[config.get("model.task", "sequence_classification")].metrics[0]
+
+
+def last_value(rows: Iterable[Mapping[str, Any]], metric: Metric) -> float | None:
+    """Return a metric in the last row of ``metrics.jsonl`` that has it, if any has."""
+    values = [row[metric.key] for row in rows if row.get(metric.key) is not None]
+    return float(values[-1]) if values else None

@@ -22,6 +22,7 @@ from fedsvd.config.compose import app_root, compose, read_yaml
 from fedsvd.config.earlier_versions import pinned_overrides
 from fedsvd.config.paths import absolute_paths
 from fedsvd.config.quoting import path_override
+from fedsvd.config.task import TASKS, last_value
 from fedsvd.errors import BudgetExceededError, ConfigError, DataError, RunError
 from fedsvd.launch.in_process import run_local
 from fedsvd.launch.remote import run_remote
@@ -56,7 +57,9 @@ def check_config(config: Config) -> None:
 
 
 def run(config: Config, overrides: Sequence[str], folder: Path) -> float:
-    """Run a federation and return its last held-out accuracy, or NaN if nothing is held out.
+    """Run a federation and return its last held-out accuracy, or NaN if there is none.
+
+    Of other tasks than classification, it is the first metric in `fedsvd.config.task.TASKS`.
 
     Args:
         config: The composed configuration.
@@ -79,12 +82,11 @@ def run(config: Config, overrides: Sequence[str], folder: Path) -> float:
             run_remote(config.federation, overrides, run_folder)
         else:
             _run_on_this_machine(config, overrides, run_folder)
-    accuracies = [row["accuracy"] for row in read_rows(run_folder.metrics) if row["accuracy"] is not None]
-    if not accuracies and config.data.name == "node":
-        return math.nan
-    if not accuracies:
+    rows = read_rows(run_folder.metrics)
+    if config.data.name != "node" and all(row["loss"] is None for row in rows):
         raise RunError(f"the run in {run_folder.root} ended without an evaluation.")
-    return float(accuracies[-1])
+    score = last_value(rows, TASKS[config.model.task].metrics[0])
+    return math.nan if score is None else score
 
 
 @contextmanager

@@ -12,11 +12,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedsvd.config.compose import check_overrides, compose, hydra_settings, sweep_choices
+from fedsvd.config.compose import check_overrides, compose, hydra_settings, read_yaml, sweep_choices
 from fedsvd.config.overrides import override_values
 from fedsvd.config.paths import PATH_KEYS, absolute_paths, override_key
 from fedsvd.config.quoting import path_override, read_path
 from fedsvd.config.search_path import merge_search_paths, search_paths
+from fedsvd.config.task import TASKS, last_value
 from fedsvd.errors import ConfigError, DivergedError, FedSVDError, InUseError, RunError
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_json
 from fedsvd.runs.ownership import create_directory, owned
@@ -217,8 +218,9 @@ def _with_resume(overrides: Sequence[str], paths: RunFolder) -> list[str]:
 
 
 def _accuracy(paths: RunFolder) -> float:
-    accuracies = [row["accuracy"] for row in read_rows(paths.metrics) if row["accuracy"] is not None]
-    return float(accuracies[-1])
+    task = read_yaml(paths.config).get("model", {}).get("task", "sequence_classification")
+    score = last_value(read_rows(paths.metrics), TASKS[task].metrics[0])
+    return math.nan if score is None else score
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from scipy import stats
 
 from fedsvd.config.compare import CompareConfig
+from fedsvd.config.task import Metric
 from fedsvd.report.figures import literal_legend, log_failure, new_figure, save_png, set_literal
 from fedsvd.report.literal import code_span, markdown_text
 from fedsvd.report.plots import PALETTE
@@ -59,6 +60,16 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
         return mean, math.nan
     variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return mean, math.sqrt(variance / len(values))
+
+
+def mean_cell(values: Sequence[float], metric: Metric) -> str:
+    """Format the mean of a metric over runs with its standard error and the number of runs."""
+    if not values:
+        return "–"
+    mean, error = mean_and_error(values)
+    factor, spec = (100, ".1f") if metric.is_share else (1, ".3f")
+    margin = "" if math.isnan(error) else f" ± {factor * error:{spec}}"
+    return f"{factor * mean:{spec}}{margin} ({len(values)})"
 
 
 def paired_difference(contender: Mapping[int, float], baseline: Mapping[int, float]) -> tuple[float, float, float]:

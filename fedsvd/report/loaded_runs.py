@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsvd.config.compose import as_dict, compose, read_yaml
+from fedsvd.config.task import Metric, last_value, score_metric
 from fedsvd.errors import RunError
 from fedsvd.privacy.claim import Claim, weakest_claim
 from fedsvd.privacy.round_settings import ROW_KEY
@@ -50,13 +51,18 @@ class Run:
 
     @property
     def evaluated_rows(self) -> list[Mapping[str, Any]]:
-        """The rows of the rounds that were evaluated."""
-        return [row for row in self.rows if row["accuracy"] is not None]
+        """The rows of the rounds that have a score."""
+        return [row for row in self.rows if row.get(self.metric.key) is not None]
 
     @property
-    def accuracy(self) -> float | None:
-        """The last held-out accuracy."""
-        return self.evaluated_rows[-1]["accuracy"] if self.evaluated_rows else None
+    def metric(self) -> Metric:
+        """The metric by which runs of its task are compared."""
+        return score_metric(self.config)
+
+    @property
+    def score(self) -> float | None:
+        """The last held-out value of that metric."""
+        return last_value(self.rows, self.metric)
 
     @property
     def epsilon(self) -> float | None:
@@ -203,9 +209,15 @@ def _has_effect(key: str, config: Mapping[str, Any]) -> bool:
 
 
 def best_run(runs: Sequence[Run]) -> Run | None:
-    """Return the run of highest accuracy that has not failed, if any."""
-    candidates = [run for run in runs if run.accuracy is not None and run.state != "failed"]
-    return max(candidates, key=lambda run: run.accuracy or 0.0, default=None)
+    """Return the run of highest score that has not failed, if any."""
+    candidates = [run for run in runs if run.score is not None and run.state != "failed"]
+    return max(candidates, key=lambda run: run.score or 0.0, default=None)
+
+
+def common_metric(runs: Sequence[Run]) -> Metric:
+    """Return the metric by which runs are compared; it is called a score if they have different tasks."""
+    metrics = {run.metric for run in runs}
+    return metrics.pop() if len(metrics) == 1 else Metric("", "score", is_share=False)
 
 
 def varied_keys(runs: Sequence[Run]) -> list[str]:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from fedsvd.config.task import ACCURACY, Metric, score_metric
 from fedsvd.report.figures import literal_legend, log_failure, new_figure, save_png
 
 # Okabe and Ito's palette: distinguishable by color-blind readers, and by brightness in grayscale print.
@@ -23,7 +24,7 @@ MARKERS = "osD^v<>"
 @log_failure
 def plot_accuracy(rows: Sequence[Mapping[str, Any]], path: Path, config: Mapping[str, Any] | None = None) -> None:
     """Write `accuracy_figure` as PNG, with `reference_accuracies` of a configuration."""
-    save_png(accuracy_figure(rows, reference_accuracies(rows, config or {})), path)
+    save_png(accuracy_figure(rows, reference_accuracies(rows, config or {}), score_metric(config or {})), path)
 
 
 @log_failure
@@ -32,28 +33,32 @@ def plot_partitions(counts: Sequence[Mapping[str, int]], path: Path) -> None:
     save_png(partitions_figure(counts), path)
 
 
-def accuracy_figure(rows: Sequence[Mapping[str, Any]], references: Mapping[str, float] | None = None) -> Figure:
+def accuracy_figure(
+    rows: Sequence[Mapping[str, Any]], references: Mapping[str, float] | None = None, metric: Metric = ACCURACY
+) -> Figure:
     """Plot held-out accuracy over rounds and, for private runs, the largest ε spent in a panel below.
 
     Args:
         rows: Rows of ``metrics.jsonl``; rounds that were not evaluated are omitted from the accuracy line.
         references: Accuracies to show as horizontal lines, by label; see `reference_accuracies`.
+        metric: The metric that is plotted instead, for other tasks than classification.
     """
     epsilons = [(row["server_round"], row["epsilon"]) for row in rows if row["epsilon"] is not None]
     figure = new_figure(7, 5 if epsilons else 3.6)
     panels, ratios = (2, [2, 1]) if epsilons else (1, [1])
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False, height_ratios=ratios)
-    evaluated = [(row["server_round"], row["accuracy"]) for row in rows if row["accuracy"] is not None]
+    evaluated = [(row["server_round"], row[metric.key]) for row in rows if row.get(metric.key) is not None]
     top = axes[0][0]
     if evaluated:
-        label = f"{evaluated[-1][1]:.1%}"
+        label = metric.format(evaluated[-1][1])
         top.plot(*zip(*evaluated, strict=True), marker="o", color=BLUE)
         top.annotate(label, evaluated[-1], textcoords="offset points", xytext=(0, 8), ha="center", color=BLUE)
     else:
         top.annotate("no held-out evaluation", (0.5, 0.5), xycoords="axes fraction", ha="center")
-    _draw_references(top, references or {})
-    top.set_ylabel("held-out accuracy")
-    top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _draw_references(top, references or {}, metric)
+    top.set_ylabel(f"held-out {metric.label}")
+    if metric.is_share:
+        top.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     top.margins(y=0.15)
     if epsilons:
         bottom = axes[1][0]
@@ -76,7 +81,7 @@ def reference_accuracies(rows: Sequence[Mapping[str, Any]], config: Mapping[str,
         config: Configuration values by dotted key; ``reference_accuracy`` is that of the model without privacy.
     """
     references = {}
-    start = next((row["accuracy"] for row in rows if row["server_round"] == 0), None)
+    start = next((row.get(score_metric(config).key) for row in rows if row["server_round"] == 0), None)
     if config.get("train.head_init") == "zero_shot" and start is not None:
         references["zero-shot"] = float(start)
     if config.get("reference_accuracy") is not None:
@@ -84,12 +89,12 @@ def reference_accuracies(rows: Sequence[Mapping[str, Any]], config: Mapping[str,
     return references
 
 
-def _draw_references(axes: Axes, references: Mapping[str, float]) -> None:
+def _draw_references(axes: Axes, references: Mapping[str, float], metric: Metric) -> None:
     for (label, accuracy), style in zip(references.items(), ("--", ":"), strict=False):
         axes.axhline(accuracy, color="0.35", linestyle=style, linewidth=1.2)
         axes.annotate(
-            f"{label} {accuracy:.1%}", (1, accuracy), xycoords=("axes fraction", "data"), textcoords="offset points",
-            xytext=(-2, 3), ha="right", color="0.35", fontsize=9,
+            f"{label} {metric.format(accuracy)}", (1, accuracy), xycoords=("axes fraction", "data"),
+            textcoords="offset points", xytext=(-2, 3), ha="right", color="0.35", fontsize=9,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedsvd.config.task import ACCURACY, Metric
 from fedsvd.report.figures import log_failure
 from fedsvd.report.literal import literal
 from fedsvd.report.tables import clients_table, phases_table, rounded_up, rounds_table
@@ -24,6 +25,7 @@ class Reporter:
         target_delta: δ at which ε is reported.
         unit: Unit of protection, ``example`` or ``client``.
         assumptions: Assumptions of the guarantee beyond the mechanism; printed at the end.
+        metric: The metric that is shown beside the loss.
         console: Where to print; defaults to standard output.
     """
 
@@ -34,6 +36,7 @@ class Reporter:
         target_delta: float,
         unit: str = "example",
         assumptions: Sequence[str] = (),
+        metric: Metric = ACCURACY,
         console: Console | None = None,
     ) -> None:
         self.folder = folder
@@ -41,6 +44,7 @@ class Reporter:
         self.target_delta = target_delta
         self.unit = unit
         self.assumptions = assumptions
+        self.metric = metric
         self.console = console or Console()
         self._progress = Progress(
             TextColumn("{task.description:8}"),
@@ -80,13 +84,15 @@ class Reporter:
     @log_failure
     def round_done(self, row: Mapping[str, Any]) -> None:
         """Handle the end of a round that has been evaluated and written."""
-        if row["accuracy"] is not None:
-            self._last_evaluation = f"{_format_evaluation(row)} at round {row['server_round']}"
+        if row["loss"] is not None:
+            self._last_evaluation = f"{_format_evaluation(row, self.metric)} at round {row['server_round']}"
         summary = "  ".join(part for part in (self._last_evaluation, _format_spent(row)) if part)
         self._progress.update(self._rounds, completed=row["server_round"], summary=summary)
         self._progress.reset(self._clients)
         if not self.console.is_terminal:
-            self.console.print(f"round {row['server_round']}/{self.num_rounds}  {_format_round(row)}", soft_wrap=True)
+            self.console.print(
+                f"round {row['server_round']}/{self.num_rounds}  {_format_round(row, self.metric)}", soft_wrap=True
+            )
         for client, reason in row["clients_refused"].items():
             self.console.print(literal(f"  excluded client {client}: {reason}", "yellow"), soft_wrap=True)
 
@@ -103,7 +109,7 @@ class Reporter:
         self, rows: Sequence[Mapping[str, Any]], clients: Mapping[str, Mapping[str, Any]], guarantee: str = ""
     ) -> None:
         """Print the tables of rounds, privacy spent and time by phase, the guarantee, and the files of the run."""
-        self.console.print(rounds_table(rows))
+        self.console.print(rounds_table(rows, self.metric))
         if any(client["epsilon"] is not None for client in clients.values()):
             self.console.print(clients_table(clients, self.target_delta, self.unit))
         if guarantee:
@@ -127,10 +133,10 @@ _CONTENTS = {
 }
 
 
-def _format_round(row: Mapping[str, Any]) -> str:
+def _format_round(row: Mapping[str, Any], metric: Metric) -> str:
     parts = []
-    if row["accuracy"] is not None:
-        parts.append(_format_evaluation(row))
+    if row["loss"] is not None:
+        parts.append(_format_evaluation(row, metric))
     if row["epsilon"] is not None:
         parts.append(_format_spent(row))
     if row["skipped"]:
@@ -138,10 +144,10 @@ def _format_round(row: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def _format_evaluation(row: Mapping[str, Any]) -> str:
-    if row.get("perplexity") is None:
-        return f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.1%}"
-    return f"perplexity {row['perplexity']:.2f}  exact match {row['accuracy']:.1%}"
+def _format_evaluation(row: Mapping[str, Any], metric: Metric) -> str:
+    perplexity = row.get("perplexity")
+    loss = f"loss {row['loss']:.3f}" if perplexity is None else f"perplexity {perplexity:.2f}"
+    return f"{loss}  {metric.label} {metric.format(row.get(metric.key))}"
 
 
 def _format_spent(row: Mapping[str, Any]) -> str:

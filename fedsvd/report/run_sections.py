@@ -37,7 +37,8 @@ def run_sections(run: Run) -> list[Section]:
 
 def summary(run: Run) -> Section:
     """Summarize the run in one sentence."""
-    accuracy = "no held-out accuracy yet" if run.accuracy is None else f"held-out accuracy {run.accuracy:.1%}"
+    label = f"held-out {run.metric.label}"
+    score = f"no {label} yet" if run.score is None else f"{label} {run.metric.format(run.score)}"
     if run.budget is None:
         spent = f"without a privacy guarantee: {run.claim.reason}"
     else:
@@ -49,7 +50,7 @@ def summary(run: Run) -> Section:
     blocks: list[Block] = [
         Paragraph(
             f"Method {method_label(run.config)}, model {run.config['model.source']}, data "
-            f"{run.config['data.name']}, {run.config['federation.num_clients']} clients: {accuracy} after {rounds} of "
+            f"{run.config['data.name']}, {run.config['federation.num_clients']} clients: {score} after {rounds} of "
             f"{num_rounds} rounds, {spent}."
         )
     ]
@@ -95,19 +96,22 @@ def provenance(run: Run) -> TableBlock:
 
 
 def _accuracy(run: Run) -> Section:
-    evaluated = run.evaluated_rows
+    evaluated, metric = run.evaluated_rows, run.metric
     blocks: list[Block] = []
     if evaluated:
-        best = max(evaluated, key=lambda row: row["accuracy"])
+        first, last, best = evaluated[0], evaluated[-1], max(evaluated, key=lambda row: row[metric.key])
+        start, end, top = (
+            f"{metric.format(row[metric.key])} at round {row['server_round']}" for row in (first, last, best)
+        )
+        spent = ", and the largest ε spent." if run.epsilon else "."
         blocks.append(
             figure_block(
-                accuracy_figure(run.rows, reference_accuracies(run.rows, run.config)),
-                "Held-out accuracy after each evaluated round" + (", and the largest ε spent." if run.epsilon else "."),
-                f"From {evaluated[0]['accuracy']:.1%} at round {evaluated[0]['server_round']} to {run.accuracy:.1%} at "
-                f"round {evaluated[-1]['server_round']}; best {best['accuracy']:.1%} at round {best['server_round']}.",
+                accuracy_figure(run.rows, reference_accuracies(run.rows, run.config), metric),
+                f"Held-out {metric.label} after each evaluated round{spent}",
+                f"From {start} to {end}; best {top}.",
             )
         )
-    return Section("Accuracy over rounds", [*blocks, _rounds(run)])
+    return Section(f"{metric.title} over rounds", [*blocks, _rounds(run)])
 
 
 def _rounds(run: Run) -> TableBlock:

@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
+from fedsvd.config.task import ACCURACY, Metric
 from fedsvd.report.comparison import mean_and_error
 from fedsvd.report.figures import literal_legend, new_figure, set_literal
-from fedsvd.report.loaded_runs import Run, best_run
+from fedsvd.report.loaded_runs import Run, best_run, common_metric
 from fedsvd.report.plots import LINE_COLORS, MARKERS
 from fedsvd.report.run_plots import style_axes
 
-# Accuracies by label and budget; an infinite budget means no privacy.
+# Scores by label and budget; an infinite budget means no privacy.
 Cells = Mapping[str, Mapping[float, Sequence[float]]]
 
 
@@ -41,8 +42,8 @@ def line_style(index: int) -> dict[str, object]:
     }
 
 
-def over_epsilon_figure(cells: Cells) -> Figure:
-    """Plot mean accuracy over ε with standard errors: one line per label, one dot per run."""
+def over_epsilon_figure(cells: Cells, metric: Metric = ACCURACY) -> Figure:
+    """Plot the mean of a metric over ε with standard errors: one line per label, one dot per run."""
     figure = new_figure(7.5, 4.6)
     axes = figure.subplots()
     budgets = sorted({budget for by_budget in cells.values() for budget in by_budget})
@@ -62,18 +63,19 @@ def over_epsilon_figure(cells: Cells) -> Figure:
     axes.set_xticks(range(len(budgets)), [format_budget(budget) for budget in budgets])
     axes.set_xlim(-0.5, len(budgets) - 0.5)
     axes.set_xlabel("privacy budget ε per client (∞: no privacy)")
-    axes.set_ylabel("held-out accuracy")
-    _in_percent(axes)
+    axes.set_ylabel(f"held-out {metric.label}")
+    _style(axes, metric)
     literal_legend(figure, bars, list(cells), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
 def over_rounds_figure(lines: Mapping[str, Sequence[Run]]) -> Figure:
-    """Plot mean accuracy over rounds and its range over runs: one panel per budget, one line per label.
+    """Plot the mean score over rounds and its range over runs: one panel per budget, one line per label.
 
     Labels have the same line styles as in `over_epsilon_figure`.
     """
     budgets = sorted({budget_or_infinity(run) for runs in lines.values() for run in runs})
+    metric = common_metric([run for runs in lines.values() for run in runs])
     columns = min(len(budgets), 3)
     rows = math.ceil(len(budgets) / columns)
     figure = new_figure(7.5 if columns == 1 else 3.2 * columns + 0.6, 1.0 + 3.2 * rows)
@@ -87,11 +89,11 @@ def over_rounds_figure(lines: Mapping[str, Sequence[Run]]) -> Figure:
         axes.set_title(f"ε = {format_budget(budget)}", fontsize=10)
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _in_percent(axes)
+        _style(axes, metric)
     for axes in panels[len(budgets) :]:
         axes.remove()
     for axes in panels[::columns]:
-        axes.set_ylabel("held-out accuracy")
+        axes.set_ylabel(f"held-out {metric.label}")
     handles, labels = list(legend.values()), list(legend)
     literal_legend(figure, handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
@@ -101,7 +103,7 @@ def _plot_rounds(axes: Axes, runs: Sequence[Run], index: int) -> Line2D | None:
     by_round: dict[int, list[float]] = {}
     for run in runs:
         for row in run.evaluated_rows:
-            by_round.setdefault(row["server_round"], []).append(row["accuracy"])
+            by_round.setdefault(row["server_round"], []).append(row[run.metric.key])
     if not by_round:
         return None
     rounds = sorted(by_round)
@@ -114,20 +116,20 @@ def _plot_rounds(axes: Axes, runs: Sequence[Run], index: int) -> Line2D | None:
 
 
 def search_figure(runs: Sequence[Run], keys: Sequence[str]) -> Figure:
-    """Plot accuracy over each numeric setting that a search varied: one panel per key, with the best run marked.
+    """Plot the score over each numeric setting that a search varied: one panel per key, with the best run marked.
 
     At least one run must not have failed.
     """
     figure = new_figure(3.1 * len(keys) + 0.6, 3.4)
     panels = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
-    best = best_run(runs)
+    best, metric = best_run(runs), common_metric(runs)
     assert best is not None  # noqa: S101 - required of the caller
     for axes, key in zip(panels, keys, strict=True):
         values = [float(run.config[key]) for run in runs]
-        axes.scatter(values, [run.accuracy for run in runs], s=22, color=LINE_COLORS[0], alpha=0.75, linewidths=0)
+        axes.scatter(values, [run.score for run in runs], s=22, color=LINE_COLORS[0], alpha=0.75, linewidths=0)
         axes.scatter(
             [float(best.config[key])],
-            [best.accuracy],
+            [best.score],
             s=110,
             facecolors="none",
             edgecolors=LINE_COLORS[1],
@@ -141,11 +143,12 @@ def search_figure(runs: Sequence[Run], keys: Sequence[str]) -> Figure:
         elif all(value.is_integer() for value in values):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         set_literal(axes.xaxis.label, key)
-        _in_percent(axes)
-    panels[0].set_ylabel("held-out accuracy")
+        _style(axes, metric)
+    panels[0].set_ylabel(f"held-out {metric.label}")
     return figure
 
 
-def _in_percent(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+def _style(axes: Axes, metric: Metric) -> None:
+    if metric.is_share:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     style_axes(axes)

@@ -16,9 +16,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fedsvd.config.compose import read_yaml
+from fedsvd.config.task import ACCURACY, last_value, score_metric
 from fedsvd.errors import ConfigError
 from fedsvd.privacy.claim import unprotected_rounds
 from fedsvd.report.literal import add_literal_row, literal
+from fedsvd.report.loaded_runs import flatten
 from fedsvd.report.tables import rounded_up
 from fedsvd.runs.folder import RunFolder, read_json, read_rows
 
@@ -34,7 +36,7 @@ class RunStatus:
         state: ``running``, ``finished`` or ``failed``.
         done: Fraction of the rounds that are done; 1 if the run has ended.
         epsilon: The largest ε spent so far.
-        accuracy: The last held-out accuracy.
+        score: The last held-out value of the metric by which runs are compared, for people.
         reason: Reason of a failure.
         modified_at: Modification time of the run's record.
         num_rounds: Total number of rounds; 0 if not known yet.
@@ -44,16 +46,16 @@ class RunStatus:
     state: str
     done: float
     epsilon: float | None = None
-    accuracy: float | None = None
+    score: str = ""
     reason: str | None = None
     modified_at: float = 0.0
     num_rounds: int = 0
 
     def summary(self) -> str:
-        """Return the latest accuracy and ε, or the reason of a failure, on one line."""
+        """Return the latest score and ε, or the reason of a failure, on one line."""
         if self.state == "failed":
             return f"failed: {self.reason}"
-        parts = [] if self.accuracy is None else [f"accuracy {self.accuracy:.1%}"]
+        parts = [self.score] if self.score else []
         if self.epsilon is not None:
             parts.append(f"ε ≤ {rounded_up(self.epsilon, 2)}")
         return "  ".join(parts)
@@ -77,20 +79,22 @@ def _read_status(folder: Path, name: str, previous: RunStatus | None) -> RunStat
     if previous is not None and previous.state in _END_STATES and previous.modified_at == modified_at:
         return previous
     num_rounds = previous.num_rounds if previous else 0
+    metric = ACCURACY
     with suppress(OSError, ConfigError, KeyError):
-        num_rounds = num_rounds or int(read_yaml(paths.config)["train"]["num_rounds"])
+        config = flatten(read_yaml(paths.config))
+        num_rounds, metric = int(config["train.num_rounds"]), score_metric(config)
     with suppress(OSError, ValueError):
         rows = read_rows(paths.metrics)
     record = read_json(paths.record)
     state = str(record.get("state", "running"))
     done = rows[-1]["server_round"] / max(1, num_rounds) if rows else 0.0
-    accuracies = [row["accuracy"] for row in rows if row["accuracy"] is not None]
+    score = last_value(rows, metric)
     return RunStatus(
         name,
         state,
         1.0 if state in _END_STATES else min(1.0, done),
         rows[-1]["epsilon"] if rows and not unprotected_rounds(rows) else None,
-        accuracies[-1] if accuracies else None,
+        "" if score is None else f"{metric.label} {metric.format(score)}",
         record.get("reason"),
         modified_at,
         num_rounds,

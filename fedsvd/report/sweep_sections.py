@@ -6,15 +6,14 @@ Runs are grouped by setting: by method and by every other varied key except ε a
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedsvd.report.comparison import mean_and_error
+from fedsvd.report.comparison import mean_cell
 from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure_block
 from fedsvd.report.labels import method_label, planned_rounds
-from fedsvd.report.loaded_runs import Run, best_run, changed_keys, varied_keys
+from fedsvd.report.loaded_runs import Run, best_run, changed_keys, common_metric, varied_keys
 from fedsvd.report.privacy_statement import TITLE, statement_section, total_privacy_cost
 from fedsvd.report.run_sections import (
     factor_spectrum,
@@ -45,8 +44,8 @@ def report_sections(runs: Sequence[Run]) -> list[Section]:
     labels = group_by_setting(runs)
     sections = [_summary(runs, labels), _configuration(runs), _runs_table(runs)]
     numeric_keys = [key for key in varied_keys(runs) if key not in _AXIS_KEYS and _is_numeric(runs, key)]
-    # The accuracy of a run that used no client's update is that of the initial model.
-    evaluated = [run for run in runs if run.accuracy is not None and run.is_trained]
+    # The score of a run that used no client's update is that of the initial model.
+    evaluated = [run for run in runs if run.score is not None and run.is_trained]
     if numeric_keys and best_run(evaluated) and (len(labels) > _MAX_LABELS or _is_search(runs, labels)):
         sections.append(_search(evaluated, numeric_keys[:4]))
     elif evaluated:
@@ -83,7 +82,7 @@ def _summary(runs: Sequence[Run], labels: Mapping[str, Sequence[Run]]) -> Sectio
     count = f"{len(labels)} setting{'s' * (len(labels) > 1)}"
     blocks: list[Block] = [Paragraph(f"{len(runs)} runs: {count} {settings}, {counts}.")]
     if best := best_run(runs):
-        blocks.append(Paragraph(f"The best single run reached {best.accuracy:.1%}: {best.name}."))
+        blocks.append(Paragraph(f"The best single run reached {best.metric.format(best.score)}: {best.name}."))
     for state in ("unfinished", "failed"):
         if selected := [run for run in runs if run.state == state]:
             text = f"{len(selected)} {state}: {_names(selected)}. Tables and figures use their results so far."
@@ -124,50 +123,48 @@ def _runs_table(runs: Sequence[Run]) -> Section:
         [
             run.name,
             *(method_label(run.config) if key == "method.name" else yaml_text(run.config.get(key)) for key in keys),
-            "–" if run.accuracy is None else f"{run.accuracy:.1%}",
+            run.metric.format(run.score),
             "–" if run.epsilon is None else rounded_up(run.epsilon, 2),
             f"{run.rows[-1]['server_round']}/{planned_rounds(run.config)}",
             run.state,
         ]
-        for run in sorted(runs, key=lambda run: (run.state == "failed", -(run.accuracy or 0.0)))
+        for run in sorted(runs, key=lambda run: (run.state == "failed", -(run.score or 0.0)))
     ]
     headings = ["run", *(key.rpartition(".")[2] if key != "method.name" else "method" for key in keys)]
-    return Section("All runs", [TableBlock([*headings, "accuracy", "ε spent", "rounds", "state"], rows)])
+    return Section("All runs", [TableBlock([*headings, common_metric(runs).label, "ε spent", "rounds", "state"], rows)])
 
 
 def _over_epsilon(labels: Mapping[str, Sequence[Run]]) -> Section:
     cells: dict[str, dict[float, list[float]]] = {}
     for label, runs in labels.items():
         for run in runs:
-            cells.setdefault(label, {}).setdefault(budget_or_infinity(run), []).append(run.accuracy or 0.0)
+            cells.setdefault(label, {}).setdefault(budget_or_infinity(run), []).append(run.score or 0.0)
     budgets = sorted({budget for by_budget in cells.values() for budget in by_budget})
-    rows = [[label, *(_cell(by_budget.get(budget, [])) for budget in budgets)] for label, by_budget in cells.items()]
+    metric = common_metric([run for runs in labels.values() for run in runs])
+    rows = [
+        [label, *(mean_cell(by_budget.get(budget, []), metric) for budget in budgets)]
+        for label, by_budget in cells.items()
+    ]
     figure = figure_block(
-        over_epsilon_figure(cells),
-        "Held-out accuracy over ε: mean over seeds, error bars of one standard error, one dot per run.",
+        over_epsilon_figure(cells, metric),
+        f"Held-out {metric.label} over ε: mean over seeds, error bars of one standard error, one dot per run.",
         "See the table below.",
     )
     table = TableBlock(
         ["", *(f"ε = {format_budget(budget)}" for budget in budgets)], rows,
-        "Held-out accuracy in percent, mean ± standard error (number of runs)",
+        f"Held-out {metric.label}{' in percent' * metric.is_share}, mean ± standard error (number of runs)",
     )  # fmt: skip
-    return Section("Accuracy over ε", [figure, table])
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    mean, error = mean_and_error(values)
-    return f"{100 * mean:.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}") + f" ({len(values)})"
+    return Section(f"{metric.title} over ε", [figure, table])
 
 
 def _over_rounds(labels: Mapping[str, Sequence[Run]]) -> Section:
-    caption = "Held-out accuracy over rounds, by budget: mean over seeds, shaded from minimum to maximum."
+    metric = common_metric([run for runs in labels.values() for run in runs])
+    caption = f"Held-out {metric.label} over rounds, by budget: mean over seeds, shaded from minimum to maximum."
     figure = over_rounds_figure(dict(list(labels.items())[:_MAX_LINES]))
     blocks: list[Block] = [figure_block(figure, caption, "See the table of all runs for the final values.")]
     if len(labels) > _MAX_LINES:
         blocks.append(Paragraph(f"Shows the first {_MAX_LINES} of {len(labels)} settings.", "note"))
-    return Section("Accuracy over rounds", blocks)
+    return Section(f"{metric.title} over rounds", blocks)
 
 
 def _search(runs: Sequence[Run], keys: Sequence[str]) -> Section:
@@ -176,10 +173,10 @@ def _search(runs: Sequence[Run], keys: Sequence[str]) -> Section:
     values = ", ".join(f"{key} = {yaml_text(best.config[key])}" for key in keys)
     figure = figure_block(
         search_figure(runs, keys),
-        "Held-out accuracy of every run over each numeric setting that was varied; the best run is circled.",
+        f"Held-out {best.metric.label} of every run over each numeric setting that was varied; best one circled.",
         f"Best: {values}.",
     )
-    text = f"Best of {len(runs)} runs: {values}, with accuracy {best.accuracy:.1%}."
+    text = f"Best of {len(runs)} runs: {values}, with {best.metric.label} {best.metric.format(best.score)}."
     return Section("Search results", [Paragraph(text), figure])
 
 

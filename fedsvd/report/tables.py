@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fedsvd.config.task import ACCURACY, Metric
 from fedsvd.privacy.accounting import Spend
 
 PHASES = {
@@ -46,14 +47,14 @@ def rounded_up(epsilon: float, digits: int) -> str:
     return str(Decimal(repr(epsilon)).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_CEILING))
 
 
-def rounds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table of accuracy, loss, ε and traffic of each round."""
+def rounds_table(rows: Sequence[Mapping[str, Any]], metric: Metric = ACCURACY) -> Table:
+    """Return a table of a metric, loss, ε and traffic of each round."""
     table = Table(title="Rounds")
-    # Language models are measured by perplexity and by the share of answers that match exactly.
+    # Language models are measured by perplexity.
     answers = any(row.get("perplexity") is not None for row in rows)
     for heading in (
         "round",
-        "exact match" if answers else "accuracy",
+        metric.label,
         "perplexity" if answers else "loss",
         "largest ε",
         "clients",
@@ -64,7 +65,7 @@ def rounds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         table.add_row(
             str(row["server_round"]),
-            "–" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
+            metric.format(row.get(metric.key)),
             _loss(row),
             "–" if row["epsilon"] is None else rounded_up(row["epsilon"], 2),
             f"{row['clients_used']}/{row['clients_sampled']}",
