@@ -9,7 +9,7 @@ from flwr.common.config import parse_config_args
 from client.node_data import with_node_data
 from client.node_limits import has_strict_ledger, read_limits
 from fedsvd.config import Config
-from fedsvd.data.node_data import count_labels
+from fedsvd.data.node_data import describe_rows
 from fedsvd.data.partition import fingerprint
 from fedsvd.errors import DataError
 from fedsvd.privacy.ledger import Ledger
@@ -47,12 +47,11 @@ def check_node(node_config: str, config: Config) -> list[str]:
     strict = has_strict_ledger(parsed)
     trainer = _describe_trainer(read_settings(parsed))
     data = load_partition(with_node_data(config, parsed), partition_id)
-    counts = count_labels(data)
     set_limits = {key: value for key, value in vars(limits).items() if value is not None}
     allowed = ", ".join(f"{key.replace('_', '-')} = {value}" for key, value in set_limits.items())
     return [
         f"client {partition_id}; ledger: {_describe_ledger(parsed.get('ledger'), fingerprint(data), strict)}",
-        f"label counts: {', '.join(f'{name} = {count}' for name, count in counts.items())}",
+        describe_rows(data),
         f"limits: {allowed or 'none'}",
         f"trainer: {trainer}",
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from flwr.app import Context
 
@@ -14,7 +14,8 @@ from fedsvd.errors import DataError, FedSVDError, NodeDataError
 
 logger = logging.getLogger(__name__)
 
-NODE_DATA_KEYS = ("data-path", "test-path", "separator", "text-column", "text-pair-column", "label-column")
+_COLUMN_KEYS = ("text-column", "text-pair-column", "label-column", "response-column", "messages-column")
+NODE_DATA_KEYS = ("data-path", "test-path", "separator", *_COLUMN_KEYS)
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class NodeData:
         text_column: Column of the text; None for the run's.
         text_pair_column: Column of the second text of a pair; None for the run's.
         label_column: Column of the label; None for the run's.
+        response_column: Column of the answers of a language model; None for the run's.
+        messages_column: Column of conversations; None for the run's.
     """
 
     data_path: str
@@ -36,6 +39,8 @@ class NodeData:
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
+    response_column: str | None = None
+    messages_column: str | None = None
 
 
 def read_node_data(node_config: Mapping[str, object]) -> NodeData | None:
@@ -87,33 +92,44 @@ def with_node_data(config: Config, node_config: Mapping[str, object]) -> Config:
         return config
     if run_data != "node":
         raise DataError(f"data = {run_data}, but this node trains only on its own data: set data=node and data.labels.")
-    data = replace(
-        config.data,
-        path=node_data.data_path,
-        test_path=node_data.test_path,
-        separator=node_data.separator or config.data.separator,
-        text_column=node_data.text_column or config.data.text_column,
-        text_pair_column=node_data.text_pair_column or config.data.text_pair_column,
-        label_column=node_data.label_column or config.data.label_column,
-    )
-    return replace(config, data=data)
+    _check_columns(node_data, config)
+    names = {field.name: getattr(node_data, field.name) for field in fields(node_data) if field.name != "data_path"}
+    own = {key: name for key, name in names.items() if name is not None} | {"test_path": node_data.test_path}
+    return replace(config, data=replace(config.data, path=node_data.data_path, **own))
+
+
+def _check_columns(node_data: NodeData, config: Config) -> None:
+    """Refuse a name for a column that the run does not read; the message does not contain the name."""
+    data = config.data
+    is_read = {
+        "text_column": data.row_format != "messages",
+        "text_pair_column": data.row_format == "answers",
+        "label_column": data.label_column is not None,
+        "response_column": data.response_column is not None,
+        "messages_column": data.messages_column is not None,
+    }
+    for key, reads in is_read.items():
+        if getattr(node_data, key) is not None and not reads:
+            name = key.replace("_", "-")
+            raise DataError(
+                f"this node's configuration has {name}, but the run reads no such column: remove {name} from it, or "
+                f"set data.{key} in the run."
+            )
 
 
 def check_node_data(config: Config) -> None:
-    """Load a node's own data before a run, and log its label counts.
+    """Load a node's own data before a run, and log its number of rows by class.
 
     Raises:
         NodeDataError: If the data does not fit the run.
     """
     if config.data.name == "node":
         # Without data of its own a node answers this query without loading torch, transformers or datasets.
-        from fedsvd.data.node_data import count_labels
+        from fedsvd.data.node_data import describe_rows
         from fedsvd.report.literal import visible
         from fedsvd.runtime.data import load_partition
 
-        counts = count_labels(load_partition(config, 0))
-        shown = ", ".join(f"{visible(name)} = {count}" for name, count in counts.items())
-        logger.info("label counts of own data: %s", shown)
+        logger.info("own data: %s", visible(describe_rows(load_partition(config, 0))))
 
 
 @contextmanager

@@ -105,11 +105,7 @@ class Config(ConfigGroup):
                 f"{self.privacy.name}: it is for language models, and example-level privacy would protect a packed "
                 "sequence instead of each example in it. Set train.packing=false."
             )
-        if self.data.label_column is None and self.model.task != "causal_lm":
-            raise ConfigError(
-                f"data.label_column = None is not possible with model.task = {self.model.task}: name the column of the "
-                "classes, or use model.task=causal_lm."
-            )
+        _check_row_format(self.model, self.data)
         _check_public_text(self)
         check_head(self.model, self.data, self.train, self.privacy)
         check_secure(self.privacy, self.train, self.federation)
@@ -135,6 +131,21 @@ class Config(ConfigGroup):
             and self.privacy.project_public_mean,
         }
         return tuple(use for use, is_set in uses.items() if is_set)
+
+
+def _check_row_format(model: ModelConfig, data: DataConfig) -> None:
+    """Reject data without classes for a classifier, and a chat template for text without prompts."""
+    key = "messages_column" if data.row_format == "messages" else "label_column"
+    if model.task != "causal_lm" and (data.label_column is None or data.row_format == "messages"):
+        raise ConfigError(
+            f"data.{key} = {getattr(data, key)} is not possible with model.task = {model.task}: name the column of the "
+            "classes with data.label_column, or use model.task=causal_lm."
+        )
+    if model.chat_template and data.row_format == "plain_text":
+        raise ConfigError(
+            "model.chat_template = True has no effect with data.response_column = None and data.label_column = None: "
+            "every token of the text is learned, and there is no prompt. Set model.chat_template=false."
+        )
 
 
 def _check_public_text(config: Config) -> None:

@@ -105,9 +105,12 @@ class DataConfig(ConfigGroup):
         separator: Separator of the columns of a CSV file: one character, or ``tab``.
         text_column: Column of the text, in local files and on the hub.
         text_pair_column: Column of the second text of a pair; null if the data have single texts.
-        label_column: Column of the class; null if there is a ``response_column`` and no class.
+        label_column: Column of the class; null if there are no classes, as often for a language model.
         response_column: Column of the answers that a language model is trained on; null trains it on the names of the
-            classes.
+            classes or, with ``label_column=null``, on every token of the text.
+        messages_column: Column of conversations in the chat format, on whose assistant turns a language model is
+            trained: lists of turns with ``role`` (system, user or assistant) and ``content``; replaces the columns of
+            text and answer.
         prompt_template: Prompt of a language model (``model.task=causal_lm``): text with the placeholder ``{text}``,
             and optionally ``{text_pair}`` and ``{choices}``, the names of the classes.
         labels: Classes of ``node``, in the order of their indices; other data sets define their own.
@@ -139,6 +142,7 @@ class DataConfig(ConfigGroup):
     text_pair_column: Text | None = None
     label_column: Text | None = "label"
     response_column: Text | None = None
+    messages_column: Text | None = None
     prompt_template: Text = "{text}"
     labels: Names | None = None
     class_descriptions: ClassDescriptions | None = None
@@ -148,12 +152,15 @@ class DataConfig(ConfigGroup):
     max_test_examples: Count | None = None
 
     def __post_init__(self) -> None:
-        if self.label_column is None and self.response_column is None:
-            raise ConfigError(
-                "data.label_column = None and data.response_column = None leave nothing to train on: name the column "
-                "of the classes or the column of the answers."
-            )
         _check_template(self.prompt_template)
+        _check_row_format(self)
+
+    @property
+    def row_format(self) -> Literal["answers", "messages", "plain_text"]:
+        """What a language model learns from a row: an answer to a prompt, assistant turns, or every token."""
+        if self.messages_column is not None:
+            return "messages"
+        return "plain_text" if self.label_column is None and self.response_column is None else "answers"
 
 
 @dataclass(frozen=True)
@@ -195,6 +202,26 @@ def _check_pooling(model: ModelConfig) -> None:
                 f"model.{key} = {getattr(model, key)} is not possible with model.task = {model.task} and "
                 f"model.pooling = {model.pooling}: set it to {default}, or use model.task=sequence_classification and "
                 "model.pooling=auto."
+            )
+
+
+def _check_row_format(data: DataConfig) -> None:
+    """Reject keys of prompts and answers that have no effect on conversations or on plain text."""
+    if data.row_format == "answers":
+        return
+    values = {"text_pair_column": None, "prompt_template": "{text}"}
+    if data.row_format == "messages":
+        values |= {"response_column": None, "text_column": "text"}
+        reason = f"data.messages_column = {data.messages_column}: conversations contain their prompts and answers"
+        remedy = "or leave data.messages_column out"
+    else:
+        reason = "data.response_column = None and data.label_column = None: every token of the text is learned"
+        remedy = "or name the column of the answers or of the classes"
+    for key, default in values.items():
+        if getattr(data, key) != default:
+            allowed = "null" if default is None else f"'{default}'"
+            raise ConfigError(
+                f"data.{key} = {getattr(data, key)!r} has no effect with {reason}. Set data.{key}={allowed}, {remedy}."
             )
 
 

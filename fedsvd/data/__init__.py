@@ -1,22 +1,28 @@
 """Datasets: loading, partitioning among clients, tokenization and batching."""
 
 from fedsvd.data.batches import collate, encode, eval_batches, sort_by_length, tokenize
-from fedsvd.data.instructions import build_instructions, pack_sequences, prompt_ids, tokenize_instructions
+from fedsvd.data.chat import conversation_check
+from fedsvd.data.instructions import build_instructions, end_token, pack_sequences, prompt_ids, tokenize_instructions
 from fedsvd.data.loaders import load, load_data
 from fedsvd.data.partition import fingerprint, partition
+from fedsvd.data.sequences import build_prompts, stop_tokens
 
 __all__ = [
     "sort_by_length",
     "collate",
+    "conversation_check",
     "encode",
+    "end_token",
     "eval_batches",
     "fingerprint",
     "build_instructions",
+    "build_prompts",
     "load",
     "load_data",
     "pack_sequences",
     "partition",
     "prompt_ids",
+    "stop_tokens",
     "tokenize",
     "tokenize_instructions",
 ]

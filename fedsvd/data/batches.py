@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fedsvd.config import DataConfig, ModelConfig
-from fedsvd.data.instructions import IGNORED, build_instructions, tokenize_instructions
+from fedsvd.data.instructions import IGNORED
+from fedsvd.data.sequences import tokenize_rows
 
 
 def encode(dataset: Dataset, config: DataConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -24,12 +25,11 @@ def encode(dataset: Dataset, config: DataConfig, model: ModelConfig, tokenizer: 
         tokenizer: The model's tokenizer.
 
     Raises:
-        DataError: ``model.chat_template`` is set, but the tokenizer has no chat template.
+        DataError: See `fedsvd.data.sequences.tokenize_rows`.
     """
     if model.task == "sequence_classification":
         return tokenize(dataset, tokenizer, model.max_length)
-    rows = build_instructions(dataset, config, tokenizer, model.chat_template)
-    return tokenize_instructions(rows, tokenizer, model.max_length, model.chat_template)
+    return tokenize_rows(dataset, config, model, tokenizer)
 
 
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:

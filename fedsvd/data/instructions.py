@@ -79,14 +79,14 @@ def tokenize_instructions(
         the answer and the end token.
     """
     columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    end = end_token(tokenizer)
     for row in rows:
         answer = [*tokenizer(row.answer, add_special_tokens=False)["input_ids"], end]
-        prompt = _prompt_ids(row.prompt, tokenizer, not chat_template)
+        prompt = tokenize_prompt(row.prompt, tokenizer, special=not chat_template)
         excess = len(prompt) + len(answer) - max_length
         if excess > 0:
             shortened = _drop_last_tokens(row.text, excess, tokenizer)
-            prompt = _prompt_ids(row.before + shortened + row.after, tokenizer, not chat_template)
+            prompt = tokenize_prompt(row.before + shortened + row.after, tokenizer, special=not chat_template)
             answer = answer[: max(1, max_length // 2, max_length - len(prompt))]
             prompt = prompt[max(0, len(prompt) + len(answer) - max_length) :]
         columns["input_ids"].append(prompt + answer)
@@ -94,15 +94,28 @@ def tokenize_instructions(
     return Dataset.from_dict(columns)
 
 
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that ends a sequence."""
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    return int(end)
+
+
+def tokenize_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, *, special: bool = True) -> list[int]:
+    """Tokenize a prompt with the tokenizer's special tokens at the start, if ``special``, but none at the end."""
+    ids: list[int] = list(tokenizer(prompt, add_special_tokens=special)["input_ids"])
+    end_tokens = (tokenizer.eos_token_id, tokenizer.sep_token_id)
+    return ids[:-1] if special and len(ids) > 1 and ids[-1] in end_tokens else ids
+
+
 def prompt_ids(
     row: Instruction, tokenizer: PreTrainedTokenizerBase, max_length: int, chat_template: bool = False
 ) -> list[int]:
     """Return a prompt's token ids, with its text truncated so that there are at most ``max_length``."""
-    ids = _prompt_ids(row.prompt, tokenizer, not chat_template)
+    ids = tokenize_prompt(row.prompt, tokenizer, special=not chat_template)
     if len(ids) <= max_length:
         return ids
     shortened = _drop_last_tokens(row.text, len(ids) - max_length, tokenizer)
-    return _prompt_ids(row.before + shortened + row.after, tokenizer, not chat_template)[-max_length:]
+    return tokenize_prompt(row.before + shortened + row.after, tokenizer, special=not chat_template)[-max_length:]
 
 
 def pack_sequences(dataset: Dataset, max_length: int) -> Dataset:
@@ -137,13 +150,6 @@ def _chat_affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     )
     prefix, _, suffix = str(chat).partition(marker)
     return prefix, suffix
-
-
-def _prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, special: bool) -> list[int]:
-    """Tokenize a prompt with the tokenizer's special tokens at the start, if ``special``, but none at the end."""
-    ids: list[int] = list(tokenizer(prompt, add_special_tokens=special)["input_ids"])
-    end_tokens = (tokenizer.eos_token_id, tokenizer.sep_token_id)
-    return ids[:-1] if special and len(ids) > 1 and ids[-1] in end_tokens else ids
 
 
 def _drop_last_tokens(text: str, num_tokens: int, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, concatenate_datasets
 
 from fedsvd.config import DataConfig
+from fedsvd.data.conversations import CanLearn
 from fedsvd.data.loaders import columns_of, data_path, load_data
 from fedsvd.data.node_data import NODE_FILE_FORMATS
 from fedsvd.data.readers import FILE_FORMATS, read_table
-from fedsvd.data.rows import LeftOut, Rows, build_dataset
+from fedsvd.data.rows import ANY_CLASS, LeftOut, Rows, build_dataset
 from fedsvd.data.table import Table
 from fedsvd.data.user_data import label_rows, read_hub, select_named
 from fedsvd.data.values import match_classes
@@ -34,13 +35,15 @@ class LabeledTexts:
     left_out: Sequence[LeftOut] = ()
 
 
-def load_held_out_texts(config: DataConfig, seed: int, classes: Sequence[str]) -> LabeledTexts:
-    """Load the held-out set of a dataset.
+def load_held_out_texts(
+    config: DataConfig, seed: int, classes: Sequence[str], can_learn: CanLearn | None = None
+) -> LabeledTexts:
+    """Load the held-out set of a dataset; see `fedsvd.data.loaders.load_data`.
 
     Raises:
         DataError: See `fedsvd.data.load`; also for classes that the model does not know, and if nothing is held out.
     """
-    loaded = load_data(config, seed)
+    loaded = load_data(config, seed, can_learn=can_learn)
     if not len(loaded.splits["test"]):
         raise DataError(
             f"data={config.name} holds out no texts: set data.test_path to a file of labeled texts, or choose other "
@@ -51,7 +54,9 @@ def load_held_out_texts(config: DataConfig, seed: int, classes: Sequence[str]) -
     return LabeledTexts(rows, f"the {kind} of the run's own data (data={config.name})", loaded.left_out)
 
 
-def load_all_texts(config: DataConfig, seed: int, classes: Sequence[str], *, every_split: bool) -> LabeledTexts:
+def load_all_texts(
+    config: DataConfig, seed: int, classes: Sequence[str], *, every_split: bool, can_learn: CanLearn | None = None
+) -> LabeledTexts:
     """Load all labeled texts of a dataset.
 
     Args:
@@ -61,6 +66,7 @@ def load_all_texts(config: DataConfig, seed: int, classes: Sequence[str], *, eve
         seed: Seed of the shuffle.
         classes: The classes that the model knows.
         every_split: Load both files, or both splits of a dataset on the hub.
+        can_learn: See `fedsvd.data.loaders.load_data`.
 
     Raises:
         DataError: See `fedsvd.data.load`; also for classes that the model does not know.
@@ -72,7 +78,8 @@ def load_all_texts(config: DataConfig, seed: int, classes: Sequence[str], *, eve
         everything = concatenate_datasets([splits["train"], splits["test"]])
         loaded = LabeledTexts(with_classes(everything, classes), f"all texts of data={config.name}")
     else:
-        selected = [select_named(table, columns_of(config), "labeled") for table in tables]
+        columns = replace(columns_of(config), can_learn=can_learn)
+        selected = [select_named(table, columns, "labeled") for table in tables]
         parts = [_with_classes(rows, classes, config) for rows in selected]
         sources = " and ".join(table.source for table in tables)
         left_out = [rows.left_out for rows in selected if rows.left_out.reasons]
@@ -93,7 +100,8 @@ def with_classes(rows: Dataset, classes: Sequence[str]) -> Dataset:
     names = rows.features["label"].names
     used = [names[label] for label in sorted(set(rows["label"]))]
     unknown = sorted(set(used) - set(classes))
-    if "response" in rows.column_names and unknown:
+    if unknown and (used == [ANY_CLASS] or {"response", "messages"} & set(rows.column_names)):
+        # The classes of a language model's rows are not predicted, unless they are its answers.
         return rows
     if unknown:
         raise DataError(
@@ -106,8 +114,9 @@ def with_classes(rows: Dataset, classes: Sequence[str]) -> Dataset:
 
 def _with_classes(rows: Rows, classes: Sequence[str], config: DataConfig) -> Dataset:
     names = list(dict.fromkeys(rows.columns["label"]))
-    if config.response_column is not None and None in match_classes(names, classes):
-        # The classes of texts with answers of their own are not predicted.
+    has_answers = config.label_column is None or config.response_column is not None or config.row_format == "messages"
+    if has_answers and None in match_classes(names, classes):
+        # The classes of rows with answers of their own are not predicted.
         return build_dataset(rows, names)
     return label_rows(rows, classes, "the model knows", "the data have")
 

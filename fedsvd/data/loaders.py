@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from datasets import DatasetDict
 
 from fedsvd.config import DataConfig
+from fedsvd.data.conversations import CanLearn
 from fedsvd.data.node_data import empty_dataset, load_node_file, read_node_file
-from fedsvd.data.rows import Columns, LeftOut, drop_unassigned
+from fedsvd.data.rows import ANY_CLASS, Columns, LeftOut, drop_unassigned
 from fedsvd.data.sentiment import load_movie_reviews, load_sentiment_domains
 from fedsvd.data.split import hold_out, limit_examples
 from fedsvd.data.topics import load_bbc_news, load_newsgroups, load_reuters_r8
@@ -44,7 +45,7 @@ def load(config: DataConfig, seed: int, keep_column: str | None = None) -> Datas
 
     Returns:
         The two splits, with columns ``text`` and ``label`` and, depending on the dataset, ``text_pair`` and
-        ``response``.
+        ``response``; or with ``messages`` (see `fedsvd.data.conversations`) instead of ``text``.
 
     Raises:
         DataError: The dataset is unavailable, or a configuration value does not match it.
@@ -54,9 +55,18 @@ def load(config: DataConfig, seed: int, keep_column: str | None = None) -> Datas
     return load_data(config, seed, keep_column).splits
 
 
-def load_data(config: DataConfig, seed: int, keep_column: str | None = None) -> LoadedData:
-    """Load a dataset as `load` does, with a record of the rows that are left out."""
-    loaded = _LOADERS[config.name](config, seed, keep_column)
+def load_data(
+    config: DataConfig, seed: int, keep_column: str | None = None, can_learn: CanLearn | None = None
+) -> LoadedData:
+    """Load a dataset as `load` does, with a record of the rows that are left out.
+
+    Args:
+        config: See `load`.
+        seed: See `load`.
+        keep_column: See `load`.
+        can_learn: Whether a model can learn from a conversation; rows with others are left out. None: not checked.
+    """
+    loaded = _LOADERS[config.name](config, seed, replace(columns_of(config, keep_column), can_learn=can_learn))
     splits, left_out = (loaded, []) if isinstance(loaded, DatasetDict) else loaded
     splits = limit_examples(splits, config.max_train_examples, config.max_test_examples)
     if config.evaluate_on != "test":
@@ -71,74 +81,64 @@ def load_data(config: DataConfig, seed: int, keep_column: str | None = None) -> 
     return LoadedData(splits, tuple(item for item in left_out if item.reasons))
 
 
-def _movie_reviews(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+def _movie_reviews(config: DataConfig, seed: int, columns: Columns) -> DatasetDict:
     return load_movie_reviews(test_fraction=config.test_fraction, min_abs_rating=config.min_abs_rating, seed=seed)
 
 
-def _sentiment_domains(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+def _sentiment_domains(config: DataConfig, seed: int, columns: Columns) -> DatasetDict:
     return load_sentiment_domains(
         domains=config.domains, test_fraction=config.test_fraction, min_abs_rating=config.min_abs_rating, seed=seed
     )
 
 
-def _reuters_r8(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+def _reuters_r8(config: DataConfig, seed: int, columns: Columns) -> DatasetDict:
     return load_reuters_r8(seed=seed)
 
 
-def _newsgroups(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+def _newsgroups(config: DataConfig, seed: int, columns: Columns) -> DatasetDict:
     return load_newsgroups(seed=seed)
 
 
-def _bbc_news(config: DataConfig, seed: int, keep_column: str | None) -> DatasetDict:
+def _bbc_news(config: DataConfig, seed: int, columns: Columns) -> DatasetDict:
     return load_bbc_news(test_fraction=config.test_fraction, seed=seed)
 
 
-def _files(config: DataConfig, seed: int, keep_column: str | None) -> Loaded:
+def _files(config: DataConfig, seed: int, columns: Columns) -> Loaded:
     return load_files(
         config.name,
         data_path(config),
         config.test_path,
-        columns_of(config, keep_column),
+        columns,
         test_fraction=config.test_fraction,
         seed=seed,
         separator=config.separator,
     )
 
 
-def _hub(config: DataConfig, seed: int, keep_column: str | None) -> Loaded:
+def _hub(config: DataConfig, seed: int, columns: Columns) -> Loaded:
     return load_hub(
         data_path(config),
         config.subset,
         config.test_split,
-        columns_of(config, keep_column),
+        columns,
         test_fraction=config.test_fraction,
         seed=seed,
     )
 
 
-def _node(config: DataConfig, seed: int, keep_column: str | None) -> Loaded:
+def _node(config: DataConfig, seed: int, columns: Columns) -> Loaded:
     """Load node data: on a node, its own file; elsewhere, only the held-out texts, if there are any."""
-    if not config.labels or len(config.labels) < 2:
-        raise ConfigError(
-            f"data.labels = {config.labels} is invalid with data=node: list at least two classes, in order, as in "
-            "data.labels=[no,yes]."
-        )
+    columns, labels = replace(columns, keep=None), _node_labels(config)
     if config.evaluate_on != "test":
         raise ConfigError(f"data.evaluate_on = {config.evaluate_on} is unsupported with data=node: set it to test.")
-    if config.response_column is not None or config.label_column is None:
-        raise ConfigError(
-            f"data.response_column = {config.response_column} with data.label_column = {config.label_column} is "
-            "unsupported with data=node, which supports classification only: set data.response_column to null and "
-            "data.label_column to the column with the labels."
-        )
-    columns, empty = columns_of(config), empty_dataset(config.labels, pairs=config.text_pair_column is not None)
+    empty = empty_dataset(labels, columns)
     # On a node, both are its own files; elsewhere, there is no path, and test_path is a file of the server.
     test_key = "data.test_path" if config.path is None else "test-path"
     splits, left_out = DatasetDict({"train": empty, "test": empty}), []
     if config.path is not None:
-        splits["train"] = load_node_file(config.path, columns, config.labels, "data-path", config.separator)
+        splits["train"] = load_node_file(config.path, columns, labels, "data-path", config.separator)
     if config.test_path is not None:
-        splits["test"], rows = read_node_file(config.test_path, columns, config.labels, test_key, config.separator)
+        splits["test"], rows = read_node_file(config.test_path, columns, labels, test_key, config.separator)
         if config.path is None:
             left_out.append(rows)
         elif rows.reasons:
@@ -146,10 +146,32 @@ def _node(config: DataConfig, seed: int, keep_column: str | None) -> Loaded:
     return splits, left_out
 
 
+def _node_labels(config: DataConfig) -> Sequence[str]:
+    """Return the classes of nodes' data, which no file lists."""
+    if config.label_column is None:
+        if config.labels is not None:
+            raise ConfigError(
+                f"data.labels = {list(config.labels)} has no effect with data.label_column = None: leave it out, or "
+                "name the column of the classes."
+            )
+        return [ANY_CLASS]
+    if not config.labels or len(config.labels) < 2:
+        raise ConfigError(
+            f"data.labels = {config.labels} is invalid with data=node: list at least two classes, in order, as in "
+            "data.labels=[no,yes]. For a language model, data.label_column=null means that there are no classes."
+        )
+    return config.labels
+
+
 def columns_of(config: DataConfig, keep_column: str | None = None) -> Columns:
     """Return the names of the columns in user data."""
     return Columns(
-        config.text_column, config.text_pair_column, config.label_column, keep_column, config.response_column
+        config.text_column if config.messages_column is None else None,
+        config.text_pair_column,
+        config.label_column,
+        keep_column,
+        config.response_column,
+        config.messages_column,
     )
 
 
@@ -160,7 +182,7 @@ def data_path(config: DataConfig) -> str:
     return config.path
 
 
-_LOADERS: Mapping[str, Callable[[DataConfig, int, str | None], DatasetDict | Loaded]] = {
+_LOADERS: Mapping[str, Callable[[DataConfig, int, Columns], DatasetDict | Loaded]] = {
     "movie_reviews": _movie_reviews,
     "sentiment_domains": _sentiment_domains,
     "reuters_r8": _reuters_r8,

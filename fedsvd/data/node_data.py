@@ -14,7 +14,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, Features, Value
 
 from fedsvd.data.readers import read_table
-from fedsvd.data.rows import Columns, LeftOut, Rows, build_dataset, missing_columns, select_rows
+from fedsvd.data.rows import ANY_CLASS, Columns, LeftOut, Rows, build_dataset, missing_columns, select_rows
 from fedsvd.data.table import Table
 from fedsvd.data.values import abbreviate, match_classes
 from fedsvd.errors import DataError, NodeDataError
@@ -29,7 +29,8 @@ def load_node_file(
 ) -> Dataset:
     """Load a node's local file and check that it fits the run.
 
-    Rows without a text or a label are left out. Their numbers are written to the node's log.
+    Rows without a text, a label or another value that the run needs are left out. Their numbers are written to the
+    node's log.
 
     Args:
         path: The file; its suffix determines its format, one of `NODE_FILE_FORMATS`.
@@ -39,7 +40,7 @@ def load_node_file(
         separator: Separator of a CSV file.
 
     Returns:
-        A dataset with columns ``text``, ``label`` (a ClassLabel) and, for text pairs, ``text_pair``.
+        A dataset as `fedsvd.data.load` returns them; ``label`` is a ClassLabel.
 
     Raises:
         NodeDataError: The file is missing or unreadable, lacks a column, contains labels that the run does not know,
@@ -70,11 +71,21 @@ def read_node_file(
     return _to_dataset(path, rows, labels), rows.left_out
 
 
-def empty_dataset(labels: Sequence[str], *, pairs: bool) -> Dataset:
+def empty_dataset(labels: Sequence[str], columns: Columns) -> Dataset:
     """Return a dataset without rows that has the run's columns and classes."""
-    texts = {"text_pair": Value("string")} if pairs else {}
-    features = Features({"text": Value("string"), "label": ClassLabel(names=list(labels)), **texts})
+    roles = {
+        "text": columns.text, "text_pair": columns.text_pair, "response": columns.response, "messages": columns.messages
+    }  # fmt: skip
+    names = [role for role, name in roles.items() if name is not None]
+    features = Features({**dict.fromkeys(names, Value("string")), "label": ClassLabel(names=list(labels))})
     return Dataset.from_dict({name: [] for name in features}, features=features)
+
+
+def describe_rows(dataset: Dataset) -> str:
+    """Describe a node's data in one line for its owner: the number of rows of each class, or of all rows."""
+    if dataset.features["label"].names == [ANY_CLASS]:
+        return f"rows: {len(dataset)}"
+    return "label counts: " + ", ".join(f"{name} = {count}" for name, count in count_labels(dataset).items())
 
 
 def count_labels(dataset: Dataset) -> dict[str, int]:
@@ -89,14 +100,15 @@ def _check_columns(path: str, table: Table, columns: Columns) -> None:
     if missing:
         raise NodeDataError(
             f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(table.names)}. Set its "
-            "column names in the node's configuration: text-column, text-pair-column, label-column."
+            "column names in the node's configuration: text-column, text-pair-column, label-column, response-column, "
+            "messages-column."
         )
 
 
 def _to_dataset(path: str, rows: Rows, labels: Sequence[str]) -> Dataset:
     """Build the dataset with the run's classes; raise `NodeDataError` if a label is not among them."""
     if not rows.numbers:
-        raise NodeDataError(f"{path} has no row with both a text and a label; check its columns. {rows.left_out}.")
+        raise NodeDataError(f"{path} has no usable row; check its columns. {rows.left_out}.")
     named = match_classes(rows.columns["label"], labels)
     row_labels = list(zip(rows.numbers, rows.columns["label"], named, strict=True))
     unknown = {number: label for number, label, name in row_labels if name is None}

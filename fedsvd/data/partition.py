@@ -159,10 +159,11 @@ def _load_all(partitioner: Partitioner, dataset: Dataset, num_partitions: int) -
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Return the SHA-256 (hexadecimal) of all texts, text pairs, labels and responses, independent of their order.
+    """Return the SHA-256 (hexadecimal) of all texts, pairs, labels, responses and messages, independent of their order.
 
     The fingerprint does not hide the data: anybody who guesses all of a small dataset can confirm the guess.
     """
-    columns = [dataset[name] for name in ("label", "text", "text_pair", "response") if name in dataset.column_names]
+    names = ("label", "text", "text_pair", "response", "messages")
+    columns = [dataset[name] for name in names if name in dataset.column_names]
     digests = sorted(hashlib.sha256("\x1f".join(map(str, row)).encode()).digest() for row in zip(*columns, strict=True))
     return hashlib.sha256(b"".join(digests)).hexdigest()

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value
 
+from fedsvd.data.cells import convert_cells, hidden_labels
+from fedsvd.data.conversations import NO_MESSAGES, CanLearn, learnable_conversations, to_conversation
 from fedsvd.data.table import Table
-from fedsvd.data.values import abbreviate, is_integer, is_missing, to_class_name, to_text
-from fedsvd.errors import DataError
+from fedsvd.data.values import abbreviate, is_integer, to_class_name, to_text
 
 NO_TEXT, NO_PAIR, NO_LABEL, NO_ANSWER = "no text", "no second text", "no label", "no answer"
 HIDDEN_LABEL = "hidden label (-1)"
 # Names of the columns of a loaded dataset.
-ROLES = ("text", "text_pair", "label", "response")
+ROLES = ("text", "text_pair", "label", "response", "messages")
 # A column of the rows' numbers in their file, which no file has.
 ROW_NUMBER = "row number of fedsvd"
 # The class of all rows of data without classes.
 ANY_CLASS = "any"
-_HIDDEN = -1
 _MAX_RECORDED = 1000
 
 
@@ -29,19 +29,23 @@ class Columns:
     """The names of a dataset's columns; one column can have several roles.
 
     Attributes:
-        text: Column with the text.
+        text: Column with the text; None if there are conversations.
         text_pair: Column with the second text of a pair; None for single texts.
         label: Column with the class: a number or any text; None if there are no classes, so that all rows get the same
             one.
         keep: Additional column to retain, as for ``partition=by_column``; None for none.
         response: Column with the answer that a language model learns; None to learn the class name.
+        messages: Column with conversations, of which a language model learns the assistant turns; None for texts.
+        can_learn: Whether a model can learn from a conversation; None: not checked.
     """
 
-    text: str
+    text: str | None
     text_pair: str | None
     label: str | None
     keep: str | None
     response: str | None = None
+    messages: str | None = None
+    can_learn: CanLearn | None = None
 
     @property
     def kept_name(self) -> str | None:
@@ -108,7 +112,7 @@ def stored_name(column: str) -> str:
 
 
 def select_rows(table: Table, columns: Columns, *, pair_is_optional: bool | None = None) -> Rows:
-    """Select the rows that have a text, a second text, a label and an answer, as far as the columns are named.
+    """Select the rows that have a text, a second text, a label, an answer and messages, as far as these are named.
 
     Args:
         table: The table.
@@ -117,14 +121,17 @@ def select_rows(table: Table, columns: Columns, *, pair_is_optional: bool | None
             are answers, because the second text is then additional text for a language model.
 
     Raises:
-        DataError: A cell holds a value that is no text, such as a list, or the number of no class.
+        DataError: A cell holds a value that is no text, such as a list, the number of no class, or no conversation.
     """
     roles = _read_roles(table, columns, columns.response is not None if pair_is_optional is None else pair_is_optional)
-    hidden = set() if columns.label is None else _hidden_labels(table, columns.label)
+    hidden = set() if columns.label is None else hidden_labels(table, columns.label)
+    needed = list(roles.values())
+    if columns.messages is not None:
+        needed += learnable_conversations(table, roles["messages"][1], columns.can_learn)
     reasons: dict[str, list[int]] = {}
     usable = []
     for index, number in enumerate(table.row_numbers):
-        reason = next((reason for reason, values in roles.values() if values[index] is None), None)
+        reason = next((reason for reason, values in needed if values[index] is None), None)
         if reason is None:
             usable.append(index)
         else:
@@ -133,7 +140,7 @@ def select_rows(table: Table, columns: Columns, *, pair_is_optional: bool | None
     selected: dict[str, Sequence[Any]] = {name: [values[i] for i in usable] for name, (_, values) in roles.items()}
     selected.setdefault("label", [ANY_CLASS] * len(usable))
     if columns.keep is not None and columns.kept_name is not None:
-        kept = _convert(table, columns.keep, to_class_name)
+        kept = convert_cells(table, columns.keep, to_class_name)
         selected[columns.kept_name] = [kept[i] for i in usable]
     return Rows(
         table.source,
@@ -148,14 +155,20 @@ def select_rows(table: Table, columns: Columns, *, pair_is_optional: bool | None
 
 def _read_roles(table: Table, columns: Columns, pair_is_optional: bool) -> dict[str, tuple[str, Sequence[str | None]]]:
     """Return, by role, the reason to leave out a row without a value, and the values."""
-    roles: dict[str, tuple[str, Sequence[str | None]]] = {"text": (NO_TEXT, _convert(table, columns.text, to_text))}
+    roles: dict[str, tuple[str, Sequence[str | None]]] = {}
+    if columns.messages is not None:
+        # Numbers of classes are no conversations: without their names, they are refused as numbers.
+        unnamed = replace(table, class_names={})
+        roles["messages"] = (NO_MESSAGES, convert_cells(unnamed, columns.messages, to_conversation))
+    if columns.text is not None:
+        roles["text"] = (NO_TEXT, convert_cells(table, columns.text, to_text))
     if columns.text_pair is not None:
-        pairs = _convert(table, columns.text_pair, to_text)
+        pairs = convert_cells(table, columns.text_pair, to_text)
         roles["text_pair"] = (NO_PAIR, [text or "" for text in pairs] if pair_is_optional else pairs)
     if columns.label is not None:
-        roles["label"] = (NO_LABEL, _convert(table, columns.label, to_class_name))
+        roles["label"] = (NO_LABEL, convert_cells(table, columns.label, to_class_name))
     if columns.response is not None:
-        roles["response"] = (NO_ANSWER, _convert(table, columns.response, to_text))
+        roles["response"] = (NO_ANSWER, convert_cells(table, columns.response, to_text))
     return roles
 
 
@@ -206,40 +219,5 @@ def drop_unassigned(dataset: Dataset, column: str | None) -> tuple[Dataset, list
 
 def missing_columns(table: Table, columns: Columns) -> list[str]:
     """Return the named columns that the table does not have."""
-    named = (columns.text, columns.text_pair, columns.label, columns.response, columns.keep)
+    named = (columns.messages, columns.text, columns.text_pair, columns.label, columns.response, columns.keep)
     return list(dict.fromkeys(name for name in named if name is not None and name not in table.names))
-
-
-def _convert(table: Table, name: str, convert: Callable[[object], str]) -> list[str | None]:
-    """Return a column's values as texts; None for empty cells and hidden labels."""
-    class_names = table.class_names.get(name)
-    values = table.column(name)
-    if class_names is not None:
-        hidden = _hidden_labels(table, name)
-        return [None if v is None or i in hidden else class_names[int(str(v))] for i, v in enumerate(values)]
-    texts: list[str | None] = []
-    for number, value in zip(table.row_numbers, values, strict=True):
-        try:
-            texts.append(None if is_missing(value) else convert(value))
-        except DataError as error:
-            raise DataError(f"{table.source}: row {number}: column {name!r} {error}.") from error
-    return texts
-
-
-def _hidden_labels(table: Table, name: str) -> set[int]:
-    """Return the positions of labels that are hidden: -1 in a column of numbered classes.
-
-    Raises:
-        DataError: A number is that of no class.
-    """
-    names = table.class_names.get(name)
-    if names is None:
-        return set()
-    values: Sequence[Any] = table.column(name)
-    for number, value in zip(table.row_numbers, values, strict=True):
-        if value is not None and not _HIDDEN <= value < len(names):
-            raise DataError(
-                f"{table.source}: row {number}: column {name!r} holds {value}, but its {len(names)} classes are "
-                f"numbered from 0: correct the value, or the file's list of classes ({abbreviate(names)})."
-            )
-    return {index for index, value in enumerate(values) if value == _HIDDEN}

@@ -104,15 +104,12 @@ def select_named(table: Table, columns: Columns, split: str) -> Rows:
     if missing:
         raise DataError(
             f"{table.source}: the {split} texts have no column {missing[0]!r}; they have {column_list(table)}. Set "
-            "data.text_column, data.text_pair_column, data.label_column, data.response_column and partition.column, "
-            "or data.separator if the names are not separate."
+            "data.text_column, data.text_pair_column, data.label_column, data.response_column, data.messages_column "
+            "and partition.column (null: there is none), or data.separator if the names are not separate."
         )
     rows = select_rows(table, columns)
     if not rows.numbers:
-        raise DataError(
-            f"the {split} texts have no row with both a text and a label; check data.text_column and "
-            f"data.label_column. {rows.left_out}."
-        )
+        raise DataError(f"the {split} texts have no usable row; check the names of the columns. {rows.left_out}.")
     return rows
 
 

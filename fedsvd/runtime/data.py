@@ -10,10 +10,14 @@ from transformers import PreTrainedTokenizerBase
 
 from fedsvd import data
 from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig
+from fedsvd.data.conversations import CanLearn
 from fedsvd.data.loaders import LoadedData
 from fedsvd.data.rows import LeftOut
 from fedsvd.models import loading
 from fedsvd.training.loop import Batch
+
+# What determines which conversations a model can learn from: source and max_length.
+_Chat = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,14 @@ def load_partition(config: Config, partition_id: int) -> Dataset:
 
     With a node's own data, this is all of it.
     """
-    return _load_partition(config.data, config.partition, config.federation.num_clients, config.seed, partition_id)
+    return _load_partition(
+        config.data,
+        config.partition,
+        _chat(config.data, config.model),
+        config.federation.num_clients,
+        config.seed,
+        partition_id,
+    )
 
 
 def load_client_data(config: Config, partition_id: int) -> ClientData:
@@ -56,14 +67,15 @@ def partition_counts(config: Config) -> list[dict[str, int]]:
 
     The data of real nodes is not available on this machine.
     """
-    parts = _load_partitions(config.data, config.partition, config.federation.num_clients, config.seed)
+    num_clients = config.federation.num_clients
+    parts = _load_partitions(config.data, config.partition, _chat(config.data, config.model), num_clients, config.seed)
     names = parts[0].features["label"].names
     return [{name: list(part["label"]).count(number) for number, name in enumerate(names)} for part in parts]
 
 
 def class_names(config: Config) -> list[str]:
     """Return the names of the classes, in the order of the model's outputs."""
-    return list(_load_data(config.data, config.seed).splits["train"].features["label"].names)
+    return list(_load_run_data(config).splits["train"].features["label"].names)
 
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -73,12 +85,12 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
 
 def left_out(config: Config) -> tuple[LeftOut, ...]:
     """Return the rows of the user's data that are left out; a node's own data are not available on this machine."""
-    return _load_data(config.data, config.seed, _kept_column(config.partition)).left_out
+    return _load_run_data(config, _kept_column(config.partition)).left_out
 
 
 def load_held_out(config: Config) -> Dataset:
     """Load the held-out set as text, with columns ``text`` and ``label``."""
-    return _load_data(config.data, config.seed).splits["test"]
+    return _load_run_data(config).splits["test"]
 
 
 def load_test_batches(config: Config) -> list[Batch]:
@@ -97,9 +109,32 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return loading.load_tokenizer(source)
 
 
+def conversation_check(config: Config) -> CanLearn | None:
+    """Return a function that tells whether the model can learn from a conversation; None if the data have none.
+
+    Raises:
+        DataError: The model's tokenizer has no chat template.
+    """
+    chat = _chat(config.data, config.model)
+    return None if chat is None else _load_conversation_check(chat)
+
+
+def _load_run_data(config: Config, keep_column: str | None = None) -> LoadedData:
+    return _load_data(config.data, config.seed, _chat(config.data, config.model), keep_column)
+
+
+def _chat(config: DataConfig, model: ModelConfig) -> _Chat | None:
+    return (model.source, model.max_length) if config.row_format == "messages" else None
+
+
+def _load_conversation_check(key: _Chat) -> CanLearn:
+    source, max_length = key
+    return data.conversation_check(_load_tokenizer(source), max_length)
+
+
 @lru_cache(maxsize=2)
-def _load_data(config: DataConfig, seed: int, keep_column: str | None = None) -> LoadedData:
-    return data.load_data(config, seed, keep_column)
+def _load_data(config: DataConfig, seed: int, chat: _Chat | None, keep_column: str | None = None) -> LoadedData:
+    return data.load_data(config, seed, keep_column, None if chat is None else _load_conversation_check(chat))
 
 
 def _kept_column(partition: PartitionConfig) -> str | None:
@@ -108,11 +143,11 @@ def _kept_column(partition: PartitionConfig) -> str | None:
 
 @lru_cache(maxsize=2)
 def _load_partitions(
-    config: DataConfig, partition: PartitionConfig, num_clients: int, seed: int
+    config: DataConfig, partition: PartitionConfig, chat: _Chat | None, num_clients: int, seed: int
 ) -> tuple[Dataset, ...]:
     return tuple(
         data.partition(
-            _load_data(config, seed, _kept_column(partition)).splits["train"],
+            _load_data(config, seed, chat, _kept_column(partition)).splits["train"],
             name=partition.name,
             num_partitions=num_clients,
             dirichlet_alpha=partition.dirichlet_alpha,
@@ -125,11 +160,11 @@ def _load_partitions(
 
 
 def _load_partition(
-    config: DataConfig, partition: PartitionConfig, num_clients: int, seed: int, partition_id: int
+    config: DataConfig, partition: PartitionConfig, chat: _Chat | None, num_clients: int, seed: int, partition_id: int
 ) -> Dataset:
     if config.name == "node":
-        return _load_data(config, seed).splits["train"]
-    return _load_partitions(config, partition, num_clients, seed)[partition_id]
+        return _load_data(config, seed, chat).splits["train"]
+    return _load_partitions(config, partition, chat, num_clients, seed)[partition_id]
 
 
 @lru_cache(maxsize=1024)
@@ -142,7 +177,7 @@ def _load_client_data(
     seed: int,
     partition_id: int,
 ) -> ClientData:
-    raw = _load_partition(config, partition, num_clients, seed, partition_id)
+    raw = _load_partition(config, partition, _chat(config, model), num_clients, seed, partition_id)
     examples = data.encode(raw, config, model, _load_tokenizer(model.source))
     # Poisson sampling does not depend on the order and yields sorted indices; neighbors of similar length need less
     # padding.
@@ -153,7 +188,7 @@ def _load_client_data(
 @lru_cache(maxsize=2)
 def _load_test_batches(config: DataConfig, model: ModelConfig, batch_size: int, seed: int) -> list[Batch]:
     tokenizer = _load_tokenizer(model.source)
-    held_out = _load_data(config, seed).splits["test"]
+    held_out = _load_data(config, seed, _chat(config, model)).splits["test"]
     if not len(held_out):
         return []
     examples = data.encode(held_out, config, model, tokenizer)

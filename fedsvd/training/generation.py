@@ -25,6 +25,7 @@ def generate(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = 8,
+    stop_tokens: Sequence[int] = (),
 ) -> list[str]:
     """Generate an answer to each prompt by greedy decoding.
 
@@ -34,6 +35,7 @@ def generate(
         prompts: Token ids of each prompt.
         max_new_tokens: Generation stops after this many tokens, at the end token, or at the model's last position.
         batch_size: Number of prompts per forward pass.
+        stop_tokens: Tokens that end an answer besides the end token.
 
     Returns:
         The answers, without special tokens and surrounding whitespace.
@@ -41,7 +43,7 @@ def generate(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    ends = [data.end_token(tokenizer), *stop_tokens]
     positions = position_limit(model)
     answers: list[str] = []
     for start in range(0, len(prompts), batch_size):
@@ -54,7 +56,7 @@ def generate(
             max_new_tokens=min(max_new_tokens, room),
             do_sample=False,
             use_cache=True,
-            eos_token_id=end,
+            eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
         )
         new = generated[:, batch["input_ids"].shape[1] :]
@@ -84,11 +86,12 @@ def generate_samples(
     Returns:
         For each row, a dict with ``prompt``, ``expected`` and ``generated``.
     """
-    texts = data.build_instructions(rows, config, tokenizer, model_config.chat_template)
-    limit = prompt_limit(model, model_config.max_length)
-    prompts = [data.prompt_ids(text, tokenizer, limit, model_config.chat_template) for text in texts]
-    answers = generate(model, tokenizer, prompts)
+    prompts = data.build_prompts(
+        rows, config, model_config, tokenizer, prompt_limit(model, model_config.max_length), with_answers=True
+    )
+    ids, stops = [prompt.ids for prompt in prompts], data.stop_tokens(config, tokenizer)
+    answers = generate(model, tokenizer, ids, stop_tokens=stops)
     return [
-        {"prompt": text.prompt, "expected": text.answer.strip(), "generated": answer}
-        for text, answer in zip(texts, answers, strict=True)
+        {"prompt": prompt.text, "expected": prompt.answer, "generated": answer}
+        for prompt, answer in zip(prompts, answers, strict=True)
     ]

@@ -87,7 +87,7 @@ INVALID_FILES: list[tuple[str, list[dict[str, Any]], list[str]]] = [
         [{"text": "a", "label": "dead"}, ROWS[0]],
         ["does not know: dead", "1 of 2 rows (rows 1)", "ill, well"],
     ),
-    ("site.parquet", [{"text": "", "label": "ill"}], ["no row with both a text and a label"]),
+    ("site.parquet", [{"text": "", "label": "ill"}], ["no usable row"]),
 ]
 
 
@@ -178,7 +178,7 @@ def test_node_rejects_invalid_data_before_the_run_and_logs_details_locally(
     caplog.clear()
     with caplog.at_level(logging.INFO):
         assert not query_partition({"data-path": str(write(site))}).has_error()
-    assert "label counts of own data: ill = 12, well = 12" in caplog.text
+    assert "own data: label counts: ill = 12, well = 12" in caplog.text
 
 
 def test_unexpected_error_does_not_disclose_the_data(

@@ -58,13 +58,12 @@ def test_node_data_needs_two_classes(overrides: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "message"),
     [
-        "model.task=causal_lm data.label_column=null data.response_column=a",
-        "data.response_column=answer",
-        "data.evaluate_on=validation",
+        ("model.task=causal_lm data.label_column=null data.response_column=a", "data.labels = .* has no effect"),
+        ("data.evaluate_on=validation", "unsupported with data=node"),
     ],
 )
-def test_node_data_supports_only_classification_without_a_validation_split(overrides: str) -> None:
-    with pytest.raises(ConfigError, match="data=node"):
+def test_node_data_have_classes_or_no_labels_and_no_validation_split(overrides: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load(compose([*NODE, *overrides.split()]).data, 0)

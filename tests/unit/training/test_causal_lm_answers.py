@@ -175,7 +175,7 @@ def test_invalid_prompt_templates_are_rejected(template: str) -> None:
     [
         (["train.packing=true"], r"train\.packing = True is not possible"),
         (["train.packing=true", "model=tiny_llama"], "protect a packed sequence"),
-        (["data=csv", "data.label_column=null"], "leave nothing to train on"),
+        (["data=csv", "data.label_column=null"], r"name the column of the classes"),
         (["data=csv", "data.label_column=null", "data.response_column=answer"], r"use model\.task=causal_lm"),
         (["model=tiny_llama", "model.max_length=4"], "no room for a prompt"),
     ],
