@@ -27,6 +27,7 @@ from fedsvd.runtime.description import describe_classifier, describe_partitions,
 from fedsvd.runtime.model import check_model, initial_adapter, load_model, resolve_device
 from fedsvd.tracking import open_tracker
 from fedsvd.wire import payload
+from server.best_adapter import write_best_adapter
 from server.checkpoint import load_latest
 from server.client_level import ClientLevelServer
 from server.evaluation import RoundEndCallback
@@ -96,6 +97,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
         )
         check_updates_used(callback.history)
         callback.finish()
+        best = write_best_adapter(config, folder, callback.history, adapter)
         peft_model.save_pretrained(load_model(config), strategy.adapter, folder.adapter)
         if config.plots:
             plot_accuracy(callback.history, folder.accuracy_plot, flatten(as_dict(config)))
@@ -103,6 +105,8 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
     document = privacy_document(config, callback.history, callback.clients)
     line = privacy_line(claim_of(config, callback.history, callback.clients))
     reporter.finished(callback.history, document["clients"], line)
+    if best is not None:
+        reporter.note(f"adapter-best/: {best}")
 
 
 def _write_inputs(config: Config, folder: RunFolder) -> None:

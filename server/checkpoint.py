@@ -49,12 +49,17 @@ class Checkpoint:
     state: State = field(default_factory=dict)
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write one checkpoint, flush it to disk, and delete all but the newest `MAX_CHECKPOINTS`.
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int | None = None) -> None:
+    """Write one checkpoint, flush it to disk, and delete all but the newest `MAX_CHECKPOINTS` and that of ``keep``.
 
     The directory is written under a temporary name and renamed, so that a crash does not damage older checkpoints. If
-    writing fails, e.g. because the disk is full, all older checkpoints but the newest are deleted and the write is
-    retried.
+    writing fails, e.g. because the disk is full, all older checkpoints but the newest and that of ``keep`` are deleted
+    and the write is retried.
+
+    Args:
+        folder: The ``checkpoints`` directory of a run.
+        checkpoint: The checkpoint.
+        keep: A round whose checkpoint is not deleted, whatever its age.
 
     Raises:
         RunError: If the retry fails too; the newest older checkpoint is intact.
@@ -63,7 +68,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         try:
             _write(folder, checkpoint)
         except (OSError, SafetensorError) as error:
-            older = _rounds(folder)[:-1] if folder.is_dir() else []
+            older = [old for old in _rounds(folder)[:-1] if old.name != _name(keep)]
             if not older:
                 raise
             logger.warning(
@@ -82,7 +87,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             f"spent on the round would be wasted: free disk space, then continue with {resume_command(folder.parent)}"
         ) from error
     for old in _rounds(folder)[:-MAX_CHECKPOINTS]:
-        _delete(old)
+        if old.name != _name(keep):
+            _delete(old)
 
 
 def remove_incomplete(folder: Path) -> None:
@@ -115,7 +121,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         "clients": dict(checkpoint.clients),
     }
     write_json(temporary / _STATE_FILE, state)
-    final = folder / f"round-{checkpoint.server_round:06d}"
+    final = folder / _name(checkpoint.server_round)
     if final.exists():
         _delete(final)
     temporary.rename(final)
@@ -139,16 +145,20 @@ def load_latest(folder: Path, like: Adapter) -> Checkpoint:
     Raises:
         RunError: If there is no checkpoint, it cannot be read, or it belongs to another model or rank.
     """
-    rounds = _rounds(folder)
-    if not rounds:
+    if not saved_rounds(folder):
         raise RunError(f"{folder} contains no checkpoint: set resume to the directory of a run that completed a round.")
-    newest = rounds[-1]
+    return load_checkpoint(folder, max(saved_rounds(folder)), like)
+
+
+def load_checkpoint(folder: Path, server_round: int, like: Adapter) -> Checkpoint:
+    """Load the checkpoint of a round; see `load_latest`."""
+    path = folder / _name(server_round)
     try:
-        state = json.loads((newest / _STATE_FILE).read_text(encoding="utf-8"))
-        tensors = load_file(newest / _TENSORS_FILE)
+        state = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
+        tensors = load_file(path / _TENSORS_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(
-            f"checkpoint {newest} cannot be read ({error}): delete it to resume from the previous one."
+            f"checkpoint {path} cannot be read ({error}): delete it to resume from the previous one."
         ) from error
     parts = {}
     for part in PARTS:
@@ -156,9 +166,7 @@ def load_latest(folder: Path, like: Adapter) -> Checkpoint:
         expected = {name: tensor.shape for name, tensor in like.part(part).items()}
         # The rank of the base depends on the rounds so far and cannot be checked.
         if part not in _BASE_PARTS and {name: tensor.shape for name, tensor in loaded.items()} != expected:
-            raise RunError(
-                f"checkpoint {newest} belongs to another model or rank: resume with the settings of its run."
-            )
+            raise RunError(f"checkpoint {path} belongs to another model or rank: resume with the settings of its run.")
         parts[part] = {name: loaded[name] for name in (expected or like.A) if name in loaded}
     return Checkpoint(
         state["server_round"], like.with_parts(parts), state["history"], state["clients"], _read_state(tensors)
@@ -177,5 +185,14 @@ def _read_state(tensors: Mapping[str, Tensor]) -> State:
     return state
 
 
+def saved_rounds(folder: Path) -> list[int]:
+    """Return the rounds that have a checkpoint, in order."""
+    return [int(path.name.removeprefix("round-")) for path in _rounds(folder)]
+
+
 def _rounds(folder: Path) -> list[Path]:
     return sorted(folder.glob("round-*"))
+
+
+def _name(server_round: int | None) -> str:
+    return "" if server_round is None else f"round-{server_round:06d}"

@@ -22,6 +22,7 @@ from fedsvd.runtime.model import load_model, resolve_device, sample_answers
 from fedsvd.tracking import LogRow
 from fedsvd.training.evaluation import evaluate
 from fedsvd.training.objectives import make_objective
+from server.best_adapter import best_round
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.diagnostics import mean_clipping_statistics
 from server.replies import RoundRecord
@@ -169,7 +170,8 @@ class RoundEndCallback:
             self._write_privacy()
             adapter = self.strategy.adapter.to(torch.device("cpu"))
             checkpoint = Checkpoint(this_round, adapter, self.history, self.clients, self.strategy.state)
-            save_checkpoint(self.folder.checkpoints, checkpoint)
+            kept = best_round(self.config, self.folder, self.history)
+            save_checkpoint(self.folder.checkpoints, checkpoint, kept)
             row["seconds_write"] = time.perf_counter() - started
             write_rows(self.folder.metrics, self.history)
         except OSError as error:

@@ -37,17 +37,20 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--device")
+    parser.add_argument("--best", action="store_true")
     options = parser.parse_intermixed_args(list(arguments))
     check_overrides(options.overrides)
     # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.trained.evaluation import evaluate_trained_model
     from fedsvd.trained.run import load_trained_model, read_run
 
-    finished = read_run(Path(options.folder))
+    finished = read_run(Path(options.folder), best=options.best)
     plan = plan_evaluation(finished.folder.root, finished.config, options.overrides)
-    labeled = load_labeled(plan, finished.classes, every_split=options.all)
+    labeled = load_labeled(plan, finished.config, finished.classes, every_split=options.all)
     print_note(f"scoring {len(labeled.rows):,} texts: {labeled.description}")
     warn_left_out([*labeled.left_out, *plan.warnings])
+    if finished.best:
+        print_note(f"adapter-best/: {finished.best}")
     result = evaluate_trained_model(load_trained_model(finished, options.device), labeled.rows, plan.config)
     if options.json:
         print(to_json(dataclasses.asdict(result)))

@@ -23,6 +23,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("folder", metavar="RUN_DIR")
     parser.add_argument("--to", required=True)
     parser.add_argument("--merge", action="store_true")
+    parser.add_argument("--best", action="store_true")
     options = parser.parse_args(list(arguments))
     # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.report.privacy_statement import guarantee_line
@@ -31,7 +32,7 @@ def run(arguments: Sequence[str]) -> None:
     from fedsvd.trained.model_card import base_note
     from fedsvd.trained.run import read_run
 
-    finished = read_run(Path(options.folder))
+    finished = read_run(Path(options.folder), best=options.best)
     with storage_errors(Path(options.to)):
         layout = export_model(finished, Path(options.to), merge=options.merge)
     exported = "the merged model" if options.merge else "the adapter"
@@ -40,4 +41,6 @@ def run(arguments: Sequence[str]) -> None:
     console.print(literal(line), soft_wrap=True)
     if note := base_note(finished, layout):
         console.print(literal(note), soft_wrap=True)
+    if finished.best:
+        console.print(literal(f"adapter-best/: {finished.best}"), soft_wrap=True)
     console.print(literal(guarantee_line(Path(options.folder))), soft_wrap=True)

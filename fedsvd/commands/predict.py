@@ -28,12 +28,14 @@ def run(arguments: Sequence[str]) -> None:
     from fedsvd.report.privacy_statement import guarantee_line
     from fedsvd.trained.run import load_trained_model, predict, read_run
 
-    finished = read_run(Path(options.folder))
-    texts, pairs = _read_texts(options, finished.config)
+    finished = read_run(Path(options.folder), best=options.best)
+    conversations = _read_conversations(options, finished.config)
+    texts, pairs = (conversations, None) if conversations else _read_texts(options, finished.config)
     rows = predict(load_trained_model(finished, options.device), texts, pairs, options.batch_size)
     # Not on standard output, which holds the predictions alone.
     guarantee = guarantee_line(Path(options.folder))
-    Console(stderr=True).print(literal(guarantee), soft_wrap=True)
+    for note in [*([f"adapter-best/: {finished.best}"] if finished.best else []), guarantee]:
+        Console(stderr=True).print(literal(note), soft_wrap=True)
     console = Console()
     for row in rows:
         if options.json:
@@ -41,7 +43,7 @@ def run(arguments: Sequence[str]) -> None:
         else:
             output = row["answer"] if finished.generates_text else f"{row['label']}  {row['probability']:.1%}"
             # An answer may have several lines.
-            line = literal(output, "bold", keep="\n\t").append(literal(f"  ← {_shorten(row['text'])}", "dim"))
+            line = literal(output, "bold", keep="\n\t").append(literal(f"  ← {_shorten(_asked(row))}", "dim"))
             console.print(line, soft_wrap=True)
 
 
@@ -53,6 +55,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     parser.add_argument("--file")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--device")
+    parser.add_argument("--best", action="store_true")
     parser.add_argument("--separator")
     parser.add_argument("--batch-size", type=int, default=32)
     options = parser.parse_args(list(arguments))
@@ -84,6 +87,21 @@ def _read_texts(options: Any, config: Config) -> tuple[list[str], list[str] | No
     return texts, pairs
 
 
+def _read_conversations(options: Any, config: Config) -> list[list[dict[str, str]]]:
+    """Return the conversations of the file; empty if the model was not trained on any, or the file has none."""
+    column = config.data.messages_column
+    if column is None or not options.file:
+        return []
+    from fedsvd.data.text_files import read_conversations
+
+    found = read_conversations(Path(options.file), column, options.separator or config.data.separator)
+    if found is None:
+        return []
+    conversations, left_out = found
+    warn_left_out([left_out] if left_out.reasons else [])
+    return conversations
+
+
 def _read_file(options: Any, config: Config) -> tuple[list[str], list[str] | None]:
     from fedsvd.data.text_files import TextLayout, read_texts
 
@@ -102,6 +120,11 @@ def _read_file(options: Any, config: Config) -> tuple[list[str], list[str] | Non
         )
     warn_left_out([left_out] if left_out.reasons else [])
     return texts, pairs
+
+
+def _asked(row: dict[str, Any]) -> str:
+    """Return the text of a row, or the last turn of its conversation."""
+    return str(row["messages"][-1]["content"] if "messages" in row else row["text"])
 
 
 def _shorten(text: str) -> str:

@@ -73,21 +73,23 @@ _COMMANDS = MappingProxyType(
             "or runs/report for several).",
         ),
         "evaluate": (
-            "fedsvd evaluate RUN_DIR [data=… data.KEY=VALUE …] [--all] [--json] [--device DEVICE]",
+            "fedsvd evaluate RUN_DIR [data=… data.KEY=VALUE …] [--best] [--all] [--json] [--device DEVICE]",
             "Evaluate the final model on the run's held-out data, or on all rows of the data that the arguments name. "
-            "--all scores every split of a named data set; --json prints one JSON object.",
+            "--best takes the model of the best round instead; --all scores every split of a named data set; --json "
+            "prints one JSON object.",
         ),
         "predict": (
-            "fedsvd predict RUN_DIR (--text TEXT [--text-pair TEXT] … | --file FILE) [--json] [--device DEVICE] "
-            "[--batch-size N] [--separator S]",
+            "fedsvd predict RUN_DIR (--text TEXT [--text-pair TEXT] … | --file FILE) [--best] [--json] "
+            "[--device DEVICE] [--batch-size N] [--separator S]",
             "Predict the label of each text, or generate an answer to it. FILE is a .csv, .jsonl, .parquet or .arrow "
-            "file with the run's text column, or a text file with one text per line; --json prints "
-            "one JSON object per text.",
+            "file with the run's text column, or a text file with one text per line; --best "
+            "takes the model of the best round; --json prints one JSON object per text.",
         ),
         "export": (
-            "fedsvd export RUN_DIR --to DIR [--merge]",
+            "fedsvd export RUN_DIR --to DIR [--merge] [--best]",
             "Write the final model for programs without fedsvd: a PEFT adapter with its tokenizer, or with --merge a "
-            "complete model. docs/models.md says which library loads which export.",
+            "complete model; --best takes the model of the best round. docs/models.md says which library loads which "
+            "export.",
         ),
         "doctor": (
             "fedsvd doctor [certs=DIR] [superlink=HOST:PORT] [ledger=FILE] [runs=DIR] [node='NODE_CONFIG' KEY=VALUE …]",

@@ -35,6 +35,9 @@ class TrainConfig(ConfigGroup):
         physical_batch_size: Largest number of examples in memory at once; larger batches are accumulated.
         eval_batch_size: Examples in a batch of the evaluation.
         eval_every: Number of rounds between evaluations; the last round is always evaluated.
+        keep_best: Keep the adapter of the best evaluated round in ``adapter-best/``, beside the last one in
+            ``adapter/``: the best by accuracy, or by perplexity for a language model, on the texts of
+            ``data.evaluate_on``. On the texts by which it was chosen, its accuracy is optimistic.
         grad_sample_mode: How per-example gradients are computed: ``fused`` (about the cost of plain training),
             ``hooks`` (Opacus' hooks, for any layer that Opacus supports), or ``auto``: fused where the model allows it.
         server_optimizer: How the server applies the clients' mean update: ``none`` (unchanged), ``momentum`` or
@@ -75,6 +78,7 @@ class TrainConfig(ConfigGroup):
     physical_batch_size: Count = 128
     eval_batch_size: Count = 128
     eval_every: Count = 1
+    keep_best: bool = False
     grad_sample_mode: Literal["auto", "fused", "hooks"] = "auto"
     prefix_cache_mib: NonNegativeInt = 1024
     head: Literal["frozen", "private"] = "frozen"

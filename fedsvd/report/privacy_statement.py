@@ -14,6 +14,8 @@ from fedsvd.report.claim_text import caveats, no_guarantee, nothing_reported, pr
 from fedsvd.report.document import Block, Bullets, Paragraph, Section, TableBlock, block_to_markdown
 from fedsvd.report.loaded_runs import Run, read_run
 from fedsvd.report.tables import client_cells, rounded_up
+from fedsvd.runs.best_round import read_best_round
+from fedsvd.runs.folder import RunFolder
 
 TITLE = "Privacy statement"
 _PARTS = {"A": "LoRA factor A", "B": "LoRA factor B", "core": "LoRA core", "head": "classifier head"}
@@ -168,7 +170,13 @@ def _not_covered(run: Run) -> list[str]:
     ]
     if held_out.get("num_examples"):
         count = f"{held_out['num_examples']:,}"
-        items.insert(0, f"The {count} held-out examples: accuracy and loss on them were reported without noise.")
+        chosen = "."
+        if read_best_round(RunFolder(run.folder)):
+            chosen = (
+                ", and the round of adapter-best/ was chosen by them. The guarantee covers this adapter, too: it holds "
+                "for all rounds together, whichever of them is used."
+            )
+        items.insert(0, f"The {count} held-out examples: metrics on them were reported without noise{chosen}")
     if not _client_level(run):
         items.insert(
             0,

@@ -124,6 +124,7 @@ class Reporter:
 
 _CONTENTS = {
     "adapter/": "final PEFT adapter; for other programs, use fedsvd export",
+    "adapter-best/": "adapter of the best evaluated round, for --best",
     "metrics.jsonl": "metrics, one row per round",
     "privacy.json": "privacy spent by each client (private runs)",
     "plots/": "accuracy, diagnostics, label distribution",

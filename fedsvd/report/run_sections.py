@@ -15,6 +15,8 @@ from fedsvd.report.plots import accuracy_figure, partitions_figure, reference_ac
 from fedsvd.report.privacy_statement import statement_section
 from fedsvd.report.run_plots import epsilon_figure, traffic_and_time_figure
 from fedsvd.report.tables import PHASES, rounded_up
+from fedsvd.runs.best_round import read_best_round
+from fedsvd.runs.folder import RunFolder
 
 # For long runs the plots show every round; tables show a sample that fits on a page.
 _MAX_ROWS = 40
@@ -111,6 +113,8 @@ def _accuracy(run: Run) -> Section:
                 f"From {start} to {end}; best {top}.",
             )
         )
+    best_round = read_best_round(RunFolder(run.folder))
+    blocks += [Paragraph(f"adapter-best/: {best_round}", "note")] if best_round else []
     return Section(f"{metric.title} over rounds", [*blocks, _rounds(run)])
 
 

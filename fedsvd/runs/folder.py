@@ -71,6 +71,11 @@ class RunFolder:
         return self.root / "adapter"
 
     @property
+    def best_adapter(self) -> Path:
+        """The PEFT adapter of the best evaluated round, with `fedsvd.runs.best_round.BestRound` as JSON."""
+        return self.root / "adapter-best"
+
+    @property
     def standardization(self) -> Path:
         """The standardization of a classifier's features by public text (``model.standardize=public``)."""
         return self.root / "standardization.safetensors"

@@ -1,4 +1,4 @@
-"""Checks of a run's final adapter, which is exported and loaded only if it is complete."""
+"""Checks of a run's adapters, which are exported and loaded only if they are complete."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from fedsvd.runs.folder import RunFolder
 _WEIGHTS = "adapter_model.safetensors"
 
 
-def check_adapter(folder: RunFolder) -> None:
-    """Read the files of a final adapter.
+def check_adapter(folder: RunFolder, adapter: Path) -> None:
+    """Read the files of an adapter.
+
+    Args:
+        folder: The run directory.
+        adapter: The directory of one of its adapters.
 
     Raises:
         RunError: A file is missing, truncated or of another format.
     """
-    path = folder.adapter / "adapter_config.json"
+    path = adapter / "adapter_config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(settings, dict) or "peft_type" not in settings:
         raise _damaged(path, "it has no peft_type")
-    _check_tensors(folder.adapter / _WEIGHTS)
+    _check_tensors(adapter / _WEIGHTS)
     if folder.standardization.exists():
         _check_tensors(folder.standardization)
 

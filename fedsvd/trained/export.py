@@ -14,6 +14,7 @@ from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.models import loading
 from fedsvd.models.checkpoint_head import head_classes
 from fedsvd.models.embedded import quiet_transformers, resolve_source
+from fedsvd.runs.best_round import BEST_ROUND_FILE
 from fedsvd.trained.model_card import BASE_FOLDER, CONFIG_FOLDER, Layout, model_card
 from fedsvd.trained.pooled_export import export_pooled, prepare_config, refer_to_base, set_classes
 from fedsvd.trained.run import TrainedRun, load_base
@@ -63,7 +64,7 @@ def _write_model(run: TrainedRun, folder: Path, target: Path, merge: bool) -> La
         with quiet_transformers():
             _merged(run).save_pretrained(folder)
         return "merged"
-    shutil.copytree(run.folder.adapter, folder, dirs_exist_ok=True)
+    shutil.copytree(run.adapter, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(BEST_ROUND_FILE))
     return "adapter" if run.generates_text else _write_classes(run, folder, target)
 
 
@@ -89,7 +90,7 @@ def _write_classes(run: TrainedRun, folder: Path, target: Path) -> Layout:
 
 def _merged(run: TrainedRun) -> PreTrainedModel:
     # Merge in float32, so that the weights are rounded only once.
-    adapted = load_pretrained(load_base(run, "float32"), run.folder.adapter)
+    adapted = load_pretrained(load_base(run, "float32"), run.adapter)
     model: Any = adapted.merge_and_unload()
     model.to(loading.DTYPES[run.config.model.dtype])
     prepare_config(model.config, run)

@@ -168,16 +168,20 @@ def _data_name(run: TrainedRun) -> str:
 
 
 def _results(run: TrainedRun) -> str:
-    last = next((row for row in reversed(read_rows(run.folder.metrics)) if row["accuracy"] is not None), None)
+    rows = [row for row in read_rows(run.folder.metrics) if row["accuracy"] is not None]
+    if run.best:
+        rows = [row for row in rows if row["server_round"] <= run.best.server_round]
+    last = rows[-1] if rows else None
     if last is None:
         return "## Results\n\nThe run had no held-out set, so the model was not evaluated.\n"
     metrics = TASKS[run.config.model.task].metrics
     values = [f"{item.label} {item.format(last[item.key])}" for item in metrics if last.get(item.key) is not None]
     note = " (answers correct token for token)" if run.generates_text else ""
+    note_on_best = f"\nThis is the model of {run.best}\n" if run.best else ""
     perplexity = f", perplexity {last['perplexity']:.2f}" if last.get("perplexity") is not None else ""
     return (
         f"## Results\n\nOn the held-out set after round {last['server_round']}: {', '.join(values)}{note}, loss "
-        f"{last['loss']:.3f}{perplexity}.\n"
+        f"{last['loss']:.3f}{perplexity}.\n{note_on_best}"
     )
 
 

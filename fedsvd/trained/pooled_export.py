@@ -46,7 +46,7 @@ def export_pooled(run: TrainedRun, folder: Path, *, merge: bool, target: Path) -
     with quiet_transformers():
         if not merge:
             return _export_adapter(run, base, folder, target)
-        merged: Any = load_pretrained(base, run.folder.adapter).merge_and_unload()
+        merged: Any = load_pretrained(base, run.adapter).merge_and_unload()
         stock = to_stock(merged)
         if stock is not None:
             prepare_config(stock.config, run)
@@ -86,9 +86,9 @@ def _export_adapter(run: TrainedRun, base: PooledClassifier, folder: Path, targe
         )
     prepare_config(stock.config, run)
     stock.save_pretrained(folder / BASE_FOLDER)
-    state = adapter_state(load_file(run.folder.adapter / "adapter_model.safetensors"), base, stock)
+    state = adapter_state(load_file(run.adapter / "adapter_model.safetensors"), base, stock)
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    shutil.copy(run.folder.adapter / ADAPTER_CONFIG, folder)
+    shutil.copy(run.adapter / ADAPTER_CONFIG, folder)
     sites = sorted({name.partition(".lora_")[0].removeprefix(_PREFIX) for name in state if ".lora_" in name})
     # Full names: the layer that pools has modules with the same endings.
     names = {"target_modules": sites, "layers_to_transform": None, "exclude_modules": None}

@@ -19,6 +19,7 @@ from fedsvd import data
 from fedsvd.config import Config
 from fedsvd.config.compose import read_config
 from fedsvd.config.quoting import resume_command
+from fedsvd.data.conversations import USER, Turn, dump_conversation, load_conversation, unanswered
 from fedsvd.errors import ConfigError, RunError
 from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.lora.tied import untie_output_layer
@@ -27,6 +28,7 @@ from fedsvd.models import loading
 from fedsvd.models.pooled_loading import load_pooled
 from fedsvd.models.pooling import PoolingChoice
 from fedsvd.models.standardization import Standardization
+from fedsvd.runs.best_round import BestRound, read_best_round
 from fedsvd.runs.folder import RunFolder, read_json
 from fedsvd.runs.intact import check_documents
 from fedsvd.runtime.base_model import recorded_choice
@@ -44,11 +46,15 @@ class TrainedRun:
         folder: The run directory.
         config: The configuration of the run.
         classes: Names of the classes, in the order of the model's outputs.
+        adapter: Directory of the adapter.
+        best: The round of the adapter, if it is that of the best round; None if it is the final one.
     """
 
     folder: RunFolder
     config: Config
     classes: tuple[str, ...]
+    adapter: Path
+    best: BestRound | None = None
 
     @property
     def generates_text(self) -> bool:
@@ -68,7 +74,7 @@ class TrainedModel:
 
     Attributes:
         run: The run.
-        model: The base model with the run's final adapter, on the device, in eval mode.
+        model: The base model with the run's adapter, on the device, in eval mode.
         tokenizer: The model's tokenizer.
         device: The device of the model.
     """
@@ -79,12 +85,16 @@ class TrainedModel:
     device: torch.device
 
 
-def read_run(folder: Path) -> TrainedRun:
+def read_run(folder: Path, *, best: bool = False) -> TrainedRun:
     """Read the directory of a finished run.
+
+    Args:
+        folder: The run directory.
+        best: Take the adapter of the best round instead of the final one.
 
     Raises:
         ConfigError: It is not a run directory.
-        RunError: The run has no final adapter, or no single model, or a file is damaged.
+        RunError: The run has no such adapter, or no single model, or a file is damaged.
     """
     paths = RunFolder(folder)
     config = read_config(paths.config)
@@ -99,12 +109,19 @@ def read_run(folder: Path) -> TrainedRun:
             f"{', '.join(sorted(personal))}. Use another method, or the clients' personal factors."
         )
     check_documents(paths)
-    check_adapter(paths)
+    chosen = read_best_round(paths) if best else None
+    if best and chosen is None:
+        raise RunError(
+            f"{paths.best_adapter} holds no adapter of a best round: the run had train.keep_best=false, or nothing to "
+            "evaluate on. Leave --best out to take the final adapter."
+        )
+    adapter = paths.best_adapter if best else paths.adapter
+    check_adapter(paths, adapter)
     try:
         classes = json.loads(paths.classes.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{paths.classes} cannot be read ({error}): is {folder} a run directory?") from error
-    return TrainedRun(paths, config, tuple(classes))
+    return TrainedRun(paths, config, tuple(classes), adapter, chosen)
 
 
 def load_base(run: TrainedRun, dtype: Literal["float32", "bfloat16"] | None = None) -> PreTrainedModel:
@@ -142,7 +159,7 @@ def _standardization(run: TrainedRun) -> Standardization | None:
 
 
 def load_trained_model(run: TrainedRun, device: str | None = None) -> TrainedModel:
-    """Load a run's final model.
+    """Load a run's model.
 
     Args:
         run: The run.
@@ -156,28 +173,39 @@ def load_trained_model(run: TrainedRun, device: str | None = None) -> TrainedMod
     target = resolve_device(device or run.config.device)
     base = load_base(run)
     try:
-        model = load_pretrained(base, run.folder.adapter)
+        model = load_pretrained(base, run.adapter)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(
-            f"{run.folder.adapter} does not fit the run's model ({reason}): the adapter or {run.folder.config} is "
+            f"{run.adapter} does not fit the run's model ({reason}): the adapter or {run.folder.config} is "
             "damaged. Restore them from a copy, or resume the run to write the adapter again."
         ) from error
     return TrainedModel(run, model.to(target).eval(), loading.load_tokenizer(run.config.model.source), target)
 
 
 def predict(
-    loaded: TrainedModel, texts: Sequence[str], pairs: Sequence[str] | None = None, batch_size: int = 32
+    loaded: TrainedModel,
+    texts: Sequence[str] | Sequence[Sequence[Turn]],
+    pairs: Sequence[str] | None = None,
+    batch_size: int = 32,
 ) -> Iterator[dict[str, Any]]:
     """Yield for each text its class and the probabilities of all classes, or the generated answer.
 
     Args:
         loaded: The model.
-        texts: The texts.
+        texts: The texts. For a model trained on conversations, a text is a turn of the user, and texts can be
+            conversations (lists of turns with ``role`` and ``content``): if one ends with an assistant turn, this turn
+            is generated anew.
         pairs: The second text of each pair, for a model trained on text pairs.
         batch_size: Number of texts per forward pass.
+
+    Raises:
+        DataError: The chat template cannot render a conversation.
     """
-    rows = unlabeled_dataset(texts, pairs, loaded.run.classes)
+    if loaded.run.config.data.row_format == "messages":
+        rows = unanswered_dataset(texts)
+    else:
+        rows = unlabeled_dataset(list(map(str, texts)), pairs, loaded.run.classes)
     for start in range(0, len(rows), batch_size):
         batch = rows.select(range(start, min(start + batch_size, len(rows))))
         yield from _generate(loaded, batch) if loaded.run.generates_text else _classify(loaded, batch)
@@ -188,6 +216,12 @@ def unlabeled_dataset(texts: Sequence[str], pairs: Sequence[str] | None, classes
     columns: dict[str, list[Any]] = {"text": list(texts), **({} if pairs is None else {"text_pair": list(pairs)})}
     label = ClassLabel(names=list(classes))
     return Dataset.from_dict(columns).add_column("label", [0] * len(texts), feature=label)
+
+
+def unanswered_dataset(conversations: Sequence[str] | Sequence[Sequence[Turn]]) -> Dataset:
+    """Return conversations, up to the turn before a last one of the assistant, as a data set."""
+    rows = [[{"role": USER, "content": item}] if isinstance(item, str) else list(item) for item in conversations]
+    return Dataset.from_dict({"messages": [dump_conversation(unanswered(turns)) for turns in rows]})
 
 
 @torch.inference_mode()
@@ -211,16 +245,19 @@ def _classify(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def _generate(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
-    model_config = loaded.run.config.model
-    max_length, chat_template = prompt_limit(loaded.model, model_config.max_length), model_config.chat_template
-    texts = data.build_instructions(rows, loaded.run.config.data, loaded.tokenizer, chat_template)
-    prompts = [data.prompt_ids(text, loaded.tokenizer, max_length, chat_template) for text in texts]
-    for row, answer in zip(_texts(rows), generate(loaded.model, loaded.tokenizer, prompts), strict=True):
+    config, tokenizer = loaded.run.config, loaded.tokenizer
+    limit = prompt_limit(loaded.model, config.model.max_length)
+    prompts = [prompt.ids for prompt in data.build_prompts(rows, config.data, config.model, tokenizer, limit)]
+    answers = generate(loaded.model, tokenizer, prompts, stop_tokens=data.stop_tokens(config.data, tokenizer))
+    for row, answer in zip(_texts(rows), answers, strict=True):
         yield {**row, "answer": answer}
 
 
 def _texts(rows: Dataset) -> Iterator[Mapping[str, Any]]:
-    """Yield the text columns of each row."""
+    """Yield the text columns of each row, or its conversation."""
+    if "messages" in rows.column_names:
+        yield from ({"messages": load_conversation(text)} for text in rows["messages"])
+        return
     names = [name for name in ("text", "text_pair") if name in rows.column_names]
     for row in rows:
         yield {name: row[name] for name in names}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fedsvd.cli import main
 from fedsvd.errors import RunError
@@ -115,6 +115,34 @@ def test_evaluation_on_the_runs_data_matches_the_server(
     assert result["loss"] == pytest.approx(last["loss"], abs=1e-5)
     assert result["num_examples"] == 100
     assert sum(score["num_examples"] for score in result["classes"]) in (0, 100)
+
+
+def test_the_model_of_the_best_round_is_evaluated_predicted_and_exported(
+    classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(classifier, folder)
+    # A model that is known, unlike that of a round with secret noise: all classes are equally probable.
+    weights = folder / "adapter-best" / "adapter_model.safetensors"
+    save_file({name: torch.zeros_like(t) for name, t in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    capsys.readouterr()
+
+    assert main(["evaluate", str(folder), "--best", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert "It was chosen on these texts, so this figure is optimistic" in printed.err
+    assert main(["predict", str(folder), "--best", "--text", TEXTS[0], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["probability"] == pytest.approx(0.5)
+    assert main(["export", str(folder), "--best", "--to", str(tmp_path / "best")]) == 0
+    assert not any(tensor.any() for tensor in load_file(tmp_path / "best" / "adapter_model.safetensors").values())
+    assert not (tmp_path / "best" / "best_round.json").exists()
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert "This is the model of round " in card
+    assert "the round of adapter-best/ was chosen by them" in card
+
+    shutil.rmtree(folder / "adapter-best")
+    assert main(["evaluate", str(folder), "--best"]) == 1
+    assert "holds no adapter of a best round" in capsys.readouterr().err
 
 
 def test_other_data_is_matched_by_class_name(

@@ -62,7 +62,7 @@ def patch(owner: Any, name: str, action: Callable[[], None], when: Callable[...,
     setattr(owner, name, wrapped)
 
 
-def saves_interrupted_round(folder: Path, checkpoint: Any) -> bool:
+def saves_interrupted_round(folder: Path, checkpoint: Any, keep: int | None) -> bool:
     return bool(checkpoint.server_round == INTERRUPTED)
 
 
@@ -82,6 +82,7 @@ def renames_last_round(source: Path, target: Path) -> bool:
     return Path(target).name == f"round-{ROUNDS:06d}"
 
 
+DELETION = "while an old checkpoint is deleted"
 # Points of interruption.
 POINTS: dict[str, Callable[[], None]] = {
     "during aggregation": lambda: patch(FedSVD, "server_step", die, steps_interrupted_round),
@@ -93,7 +94,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "right after the rename": lambda: patch(Path, "rename", die, renames_interrupted_round, after=True),
     "before the rows": lambda: patch(server.evaluation, "write_rows", die, writes_interrupted_row),
     "after the last checkpoint": lambda: patch(Path, "rename", die, renames_last_round, after=True),
-    "while an old checkpoint is deleted": lambda: patch(
+    DELETION: lambda: patch(
         server.checkpoint.shutil, "rmtree", die, lambda path, **options: Path(path).name.endswith("round-000000")
     ),
     "disk full": lambda: patch(server.evaluation, "save_checkpoint", full_disk, saves_interrupted_round),
@@ -135,6 +136,7 @@ def run_contents(folder: Path, overrides: list[str]) -> dict[str, Any]:
             ledger["reported"] = reported[str(number)]["steps"]
     return {
         "adapter": (paths.adapter / "adapter_model.safetensors").read_bytes().hex(),
+        "best": {path.name: path.read_bytes().hex() for path in paths.best_adapter.glob("*")},
         "rows": rows,
         "ledgers": ledgers,
         "checkpoints": sorted(path.name for path in paths.checkpoints.iterdir()),
@@ -161,7 +163,9 @@ def main(folder: Path) -> None:
     status = run(folder / "uninterrupted", [*NON_PRIVATE, f"hydra.run.dir={folder / 'uninterrupted'}"])
     results["uninterrupted"] = {"status": status, **run_contents(folder / "uninterrupted", NON_PRIVATE)}
     for number, point in enumerate(POINTS):
-        results[point] = interrupt_and_resume(folder / f"non-private-{number}", NON_PRIVATE, point)
+        # The best round may be the one whose checkpoint is to be deleted.
+        overrides = [*NON_PRIVATE, "train.keep_best=false"] if point == DELETION else NON_PRIVATE
+        results[point] = interrupt_and_resume(folder / f"non-private-{number}", overrides, point)
     for number, point in enumerate(("during aggregation", "right before the rename", "right after the rename")):
         results[f"{point}, private"] = interrupt_and_resume(folder / f"private-{number}", PRIVATE, point)
     print(json.dumps(results))

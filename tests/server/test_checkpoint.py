@@ -9,7 +9,7 @@ import torch
 from fedsvd.errors import RunError
 from fedsvd.lora.adapter import Adapter
 from server import checkpoint
-from server.checkpoint import MAX_CHECKPOINTS, Checkpoint, load_latest, save_checkpoint
+from server.checkpoint import MAX_CHECKPOINTS, Checkpoint, load_checkpoint, load_latest, save_checkpoint, saved_rounds
 
 
 def make_adapter(seed: int = 0) -> Adapter:
@@ -44,6 +44,17 @@ def test_only_the_newest_checkpoints_are_retained_and_the_newest_is_loaded(tmp_p
     assert load_latest(tmp_path, make_adapter()).server_round == MAX_CHECKPOINTS + 2
 
 
+def test_the_checkpoint_of_one_round_can_be_kept(tmp_path: Path) -> None:
+    for server_round in range(1, MAX_CHECKPOINTS + 4):
+        save_checkpoint(tmp_path, Checkpoint(server_round, make_adapter(server_round), [], {}), keep=2)
+
+    newest = MAX_CHECKPOINTS + 3
+    assert saved_rounds(tmp_path) == [2, *range(newest - MAX_CHECKPOINTS + 1, newest + 1)]
+    assert load_latest(tmp_path, make_adapter()).server_round == newest
+    kept = load_checkpoint(tmp_path, 2, make_adapter())
+    assert torch.equal(kept.adapter.B["x"], make_adapter(2).B["x"])
+
+
 def test_failed_write_does_not_affect_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path, Checkpoint(1, make_adapter(), [], {}))
 
@@ -57,20 +68,23 @@ def test_failed_write_does_not_affect_the_earlier_checkpoint(tmp_path: Path, mon
     assert load_latest(tmp_path, make_adapter()).server_round == 1
 
 
-def test_older_checkpoints_are_deleted_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keep", [None, 1])
+def test_older_checkpoints_are_deleted_on_a_full_disk(
+    keep: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for server_round in (1, 2, 3):
         save_checkpoint(tmp_path, Checkpoint(server_round, make_adapter(), [], {}))
     write = checkpoint.write_json
 
     def small_disk(path: Path, value: object) -> None:
-        if len(list(tmp_path.glob("round-*"))) > 1:
+        if len(list(tmp_path.glob("round-*"))) > (1 if keep is None else 2):
             raise OSError(28, "No space left on device")
         write(path, value)
 
     monkeypatch.setattr(checkpoint, "write_json", small_disk)
-    save_checkpoint(tmp_path, Checkpoint(4, make_adapter(), [], {}))
+    save_checkpoint(tmp_path, Checkpoint(4, make_adapter(), [], {}), keep)
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-000003", "round-000004"]
+    assert saved_rounds(tmp_path) == ([3, 4] if keep is None else [1, 3, 4])
 
 
 def test_incomplete_checkpoints_of_an_earlier_process_are_deleted(tmp_path: Path) -> None:
