@@ -9,24 +9,53 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedsvd.errors import FedSVDError
     from fedsvd.lora.refactorize import Refactorized, orthonormal_rows, refactorize
     from fedsvd.lora.state_dict import refactorize_state_dict
+    from fedsvd.privacy.accounting import Spend, calibrate, epsilon
+    from fedsvd.privacy.ledger import Ledger
+    from fedsvd.privacy.ledger_entries import Budget
+    from fedsvd.privacy.randomness import SecureRandomness
+    from fedsvd.python_api import Run, load_run, train
+    from fedsvd.training.per_example_gradients import fused_gradients
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Budget",
+    "FedSVDError",
+    "Ledger",
     "Refactorized",
+    "Run",
+    "SecureRandomness",
+    "Spend",
     "__version__",
+    "calibrate",
+    "epsilon",
+    "fused_gradients",
+    "load_run",
     "orthonormal_rows",
     "refactorize",
     "refactorize_state_dict",
+    "train",
 ]
 
 _MODULES = {
+    "Budget": "fedsvd.privacy.ledger_entries",
+    "FedSVDError": "fedsvd.errors",
+    "Ledger": "fedsvd.privacy.ledger",
     "Refactorized": "fedsvd.lora.refactorize",
+    "Run": "fedsvd.python_api",
+    "SecureRandomness": "fedsvd.privacy.randomness",
+    "Spend": "fedsvd.privacy.accounting",
+    "calibrate": "fedsvd.privacy.accounting",
+    "epsilon": "fedsvd.privacy.accounting",
+    "fused_gradients": "fedsvd.training.per_example_gradients",
+    "load_run": "fedsvd.python_api",
     "orthonormal_rows": "fedsvd.lora.refactorize",
     "refactorize": "fedsvd.lora.refactorize",
     "refactorize_state_dict": "fedsvd.lora.state_dict",
+    "train": "fedsvd.python_api",
 }
 
 

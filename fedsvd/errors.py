@@ -31,7 +31,16 @@ Each message says what was wrong, the value, what is allowed, and what to do.
 
 
 class FedSVDError(Exception):
-    """Base class of all exceptions that fedsvd raises deliberately."""
+    """Base class of all exceptions that fedsvd raises deliberately.
+
+    Example:
+        >>> import fedsvd
+        >>> try:
+        ...     fedsvd.Spend(noise_multiplier=0, sample_rate=0.1, steps=1)
+        ... except fedsvd.FedSVDError as error:
+        ...     print(error)
+        noise_multiplier = 0 is invalid: expected a number > 0.
+    """
 
 
 class ConfigError(FedSVDError):

@@ -12,6 +12,7 @@ PATH = ROOT / "docs" / "architecture.svg"
 # fails the test of this drawing.
 CAPTIONS = {
     "fedsvd.cli": ("the fedsvd command",),
+    "fedsvd.python_api": ("runs from Python",),
     "fedsvd.commands": ("one module per subcommand:", "train, predict, report, privacy, …"),
     "server": ("Flower ServerApp: strategy,", "reply checks, checkpoints"),
     "fedsvd.audit": ("empirical privacy", "audit"),

@@ -38,6 +38,14 @@ class Spend:
         noise_multiplier: σ. The sum of clipped gradients receives noise with standard deviation σ · max_grad_norm.
         sample_rate: Probability that an example is in the batch of a step.
         steps: Number of steps.
+
+    Raises:
+        PrivacyError: A value is out of range.
+
+    Example:
+        >>> import fedsvd
+        >>> fedsvd.Spend(noise_multiplier=0.8, sample_rate=0.01, steps=100)
+        Spend(noise_multiplier=0.8, sample_rate=0.01, steps=100)
     """
 
     noise_multiplier: float
@@ -64,6 +72,12 @@ def epsilon(history: Sequence[Spend], target_delta: float, accountant: str = "pr
 
     Raises:
         PrivacyError: δ is out of range or too small for ``prv``, the accountant is unknown, or ε is not finite.
+
+    Example:
+        >>> import fedsvd
+        >>> first, second = fedsvd.Spend(1.0, 0.01, 500), fedsvd.Spend(2.0, 0.02, 500)
+        >>> fedsvd.epsilon([first, second], target_delta=1e-5, accountant="rdp")
+        1.8947
     """
     check_delta(target_delta, accountant)
     merged = _merge_equal_mechanisms(history)
@@ -87,7 +101,6 @@ def _merge_equal_mechanisms(history: Sequence[Spend]) -> tuple[tuple[float, floa
     return tuple(sorted((sigma, rate, count) for (sigma, rate), count in steps.items()))
 
 
-@lru_cache(maxsize=256)
 def calibrate(
     target_epsilon: float, target_delta: float, sample_rate: float, steps: int, accountant: str = "prv"
 ) -> float:
@@ -105,7 +118,18 @@ def calibrate(
 
     Raises:
         PrivacyError: An input is out of range, or no noise multiplier up to 10⁴ stays within the budget.
+
+    Example:
+        >>> import fedsvd
+        >>> noise = fedsvd.calibrate(8.0, target_delta=1e-5, sample_rate=0.01, steps=1000, accountant="rdp")
+        >>> 7.9 < fedsvd.epsilon([fedsvd.Spend(noise, 0.01, 1000)], target_delta=1e-5, accountant="rdp") <= 8.0
+        True
     """
+    return _calibrate(target_epsilon, target_delta, sample_rate, steps, accountant)
+
+
+@lru_cache(maxsize=256)
+def _calibrate(target_epsilon: float, target_delta: float, sample_rate: float, steps: int, accountant: str) -> float:
     check_delta(target_delta, accountant)
     if not (target_epsilon > 0 and math.isfinite(target_epsilon)):
         raise PrivacyError(f"target_epsilon = {target_epsilon!r} is invalid: expected a finite number > 0.")

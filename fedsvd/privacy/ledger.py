@@ -24,7 +24,25 @@ __all__ = ["Budget", "Entry", "Event", "Ledger", "LedgerState"]
 
 
 class Ledger:
-    """One client's ledger; open it with `Ledger.open` or `Ledger.read`, as a context manager."""
+    """One client's ledger; open it with `Ledger.open` or `Ledger.read`, as a context manager.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> import fedsvd
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "ledger.sqlite")
+        >>> budget = fedsvd.Budget(2.0, 1e-5, max_epsilon=1.6, max_delta=1e-5, accountant="prv")
+        >>> spend = fedsvd.Spend(noise_multiplier=5.0, sample_rate=1.0, steps=2)
+        >>> with fedsvd.Ledger.open(path, fingerprint="patients of 2024") as ledger:
+        ...     ledger.reserve("first run", server_round=1, message_id="m1", spend=spend, budget=budget)
+        ...     ledger.reserve("first run", server_round=2, message_id="m2", spend=spend, budget=budget)
+        1.0608
+        1.555
+        >>> with fedsvd.Ledger.open(path, fingerprint="patients of 2024") as ledger:
+        ...     ledger.reserve("first run", server_round=3, message_id="m3", spend=spend, budget=budget)
+        Traceback (most recent call last):
+            ...
+        fedsvd.errors.BudgetExceededError: ...
+    """
 
     def __init__(
         self, path: Path, connection: sqlite3.Connection, data: str | None = None, strict: bool = True

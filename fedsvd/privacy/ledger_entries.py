@@ -23,7 +23,12 @@ class Budget:
         target_delta: δ of one run.
         max_epsilon: Maximum ε of all spends in the ledger's current account, at ``max_delta``.
         max_delta: δ of all spends in the ledger's current account.
-        accountant: As for `fedsvd.privacy.accounting.epsilon`.
+        accountant: As for `fedsvd.epsilon`.
+
+    Example:
+        >>> import fedsvd
+        >>> fedsvd.Budget(target_epsilon=4.0, target_delta=1e-5, max_epsilon=8.0, max_delta=1e-5, accountant="prv")
+        Budget(target_epsilon=4.0, target_delta=1e-05, max_epsilon=8.0, max_delta=1e-05, accountant='prv')
     """
 
     target_epsilon: float

@@ -47,6 +47,16 @@ class SecureRandomness:
 
     Args:
         key: Key of 32 bytes. By default it comes from the operating system; an explicit key is for tests.
+
+    Example:
+        >>> import torch
+        >>> import fedsvd
+        >>> randomness = fedsvd.SecureRandomness()
+        >>> list(randomness.batches(num_examples=3, sample_rate=1.0, steps=2))
+        [[0, 1, 2], [0, 1, 2]]
+        >>> noise = randomness.normal(like=torch.zeros(100, 100), std=2.0)
+        >>> 1.9 < noise.std() < 2.1
+        tensor(True)
     """
 
     def __init__(self, key: bytes | None = None) -> None:

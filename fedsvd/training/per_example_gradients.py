@@ -22,16 +22,15 @@ from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
-import torch
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from fedsvd.errors import PrivacyError
 from fedsvd.lora.peft_model import lora_sites
 from fedsvd.lora.site import LoraSite, base_weight
 from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks
+from fedsvd.training.gradient_functions import Site, TrainedLinear, TrainedScale
 
 logger = logging.getLogger(__name__)
 
@@ -86,11 +85,34 @@ def _warn_once(reason: str) -> None:
 def fused_gradients(model: nn.Module) -> Iterator[nn.Module]:
     """Store per-example gradients in ``parameter.grad_sample`` on every backward pass inside the context.
 
-    The first dimension of each site's input must be the batch of examples. On exit the model is restored.
+    It replaces Opacus' hooks for PEFT models, at the cost of plain training: `opacus.PrivacyEngine` with
+    ``grad_sample_mode="no_op"`` takes the gradients from there. The loss must be the sum of the examples' losses, each
+    of which depends on its own example alone. The first dimension of each layer's input must be the batch of examples.
+    On exit the model is restored.
 
     Args:
-        model: A model for which `unsupported_reason` returns None.
+        model: A PEFT model. LoRA factors of linear layers can be trained, without dropout before A, and linear layers
+            and layer normalizations in ``modules_to_save``.
+
+    Raises:
+        PrivacyError: Something else is trained, or a LoRA layer is of a variant.
+
+    Example:
+        >>> import fedsvd, opacus, peft, torch
+        >>> config = peft.LoraConfig(r=2, target_modules="0", init_lora_weights=False)
+        >>> model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 4)), config)
+        >>> trained, x = [p for p in model.parameters() if p.requires_grad], torch.randn(16, 8, requires_grad=True)
+        >>> with fedsvd.fused_gradients(model):
+        ...     model(x).square().sum().backward()
+        >>> fused = [p.grad_sample for p in trained]
+        >>> hooked = opacus.GradSampleModule(model, loss_reduction="sum")
+        >>> hooked(x).square().sum().backward()
+        >>> all(torch.allclose(mine, p.grad_sample, atol=1e-4) for mine, p in zip(fused, trained))
+        True
     """
+    reason = unsupported_reason(model)
+    if reason:
+        raise PrivacyError(f"fused per-example gradients are not possible: {reason}. Use Opacus' hooks.")
     patched: list[nn.Module] = []
     try:
         for site in lora_sites(model).values():
@@ -117,128 +139,18 @@ def _trained_head_layers(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _site_forward(site: LoraSite, x: Tensor) -> Tensor:
-    result: Tensor = _Site.apply(  # type: ignore[no-untyped-call]
+    result: Tensor = Site.apply(  # type: ignore[no-untyped-call]
         x, site.layer.get_base_layer(), site.A, site.B, site.core, site.scale, base_weight(site.layer)
     )
     return result
 
 
 def _linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
-    result: Tensor = _Linear.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+    result: Tensor = TrainedLinear.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
     return result
 
 
 def _norm_forward(layer: nn.LayerNorm, x: Tensor) -> Tensor:
     normalized = functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-    result: Tensor = _Scale.apply(normalized, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+    result: Tensor = TrainedScale.apply(normalized, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
     return result
-
-
-class _Site(torch.autograd.Function):
-    """The frozen layer plus ``s · B C A`` (C = I without a core), with per-example gradients."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        base: nn.Module,
-        A: Tensor,
-        B: Tensor,
-        core: Tensor | None,
-        scale: float,
-        weight: Tensor,
-    ) -> Tensor:
-        u = functional.linear(x.to(A.dtype), A)
-        v = u if core is None else functional.linear(u, core)
-        result = _add_product(base(x), v, B.mT, scale)
-        ctx.save_for_backward(
-            v if B.requires_grad else None,
-            x if A.requires_grad else None,
-            u if core is not None and core.requires_grad else None,
-        )
-        ctx.weight, ctx.A, ctx.B, ctx.core, ctx.scale = weight, A, B, core, scale
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        v, x, u = ctx.saved_tensors
-        A, B, core, scale = ctx.A, ctx.B, ctx.core, ctx.scale
-        g_factors = g.to(B.dtype)
-        if v is not None:
-            _accumulate_sample(B, torch.bmm(_flatten_positions(g_factors).mT, _flatten_positions(v)).mul_(scale))
-        if not (ctx.needs_input_grad[0] or x is not None or u is not None):
-            return (None,) * 7
-        h = torch.matmul(g_factors, B)
-        if u is not None:
-            _accumulate_sample(core, torch.bmm(_flatten_positions(h).mT, _flatten_positions(u)).mul_(scale))
-        if core is not None:
-            h = torch.matmul(h, core)
-        if x is not None:
-            _accumulate_sample(A, torch.bmm(_flatten_positions(h).mT, _flatten_positions(x.to(A.dtype))).mul_(scale))
-        if not ctx.needs_input_grad[0]:
-            return (None,) * 7
-        return (_add_product(torch.matmul(g, ctx.weight), h, A, scale), None, None, None, None, None, None)
-
-
-class _Linear(torch.autograd.Function):
-    """A trained linear layer, with per-example gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.weight, ctx.bias = weight, bias
-        return functional.linear(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        if ctx.weight.requires_grad:
-            _accumulate_sample(ctx.weight, torch.bmm(_flatten_positions(g).mT, _flatten_positions(x)))
-        if ctx.bias is not None and ctx.bias.requires_grad:
-            _accumulate_sample(ctx.bias, _flatten_positions(g).sum(dim=1))
-        return (torch.matmul(g, ctx.weight) if ctx.needs_input_grad[0] else None, None, None)
-
-
-class _Scale(torch.autograd.Function):
-    """The trained scale and shift of a layer normalization, with per-example gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.weight, ctx.bias = weight, bias
-        return x * weight if bias is None else x * weight + bias
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        if ctx.weight.requires_grad:
-            _accumulate_sample(ctx.weight, _flatten_positions(g * x).sum(dim=1))
-        if ctx.bias is not None and ctx.bias.requires_grad:
-            _accumulate_sample(ctx.bias, _flatten_positions(g).sum(dim=1))
-        return (g * ctx.weight if ctx.needs_input_grad[0] else None, None, None)
-
-
-def _add_product(result: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """Return ``result + scale · left right``.
-
-    Computed in place if all have the same dtype; otherwise the sum is rounded once to the dtype of ``result``.
-    """
-    if result.dtype != left.dtype:
-        return (result + scale * torch.matmul(left, right)).to(result.dtype)
-    flat = result.view(-1, result.shape[-1])
-    torch.addmm(flat, left.view(-1, left.shape[-1]), right, alpha=scale, out=flat)
-    return result
-
-
-def _flatten_positions(tensor: Tensor) -> Tensor:
-    """View (batch, …, d) as (batch, positions, d)."""
-    return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
-
-
-def _accumulate_sample(parameter: Tensor, sample: Tensor) -> None:
-    """Store each example's gradient; gradients of a layer that is called more than once are summed."""
-    previous = getattr(parameter, "grad_sample", None)
-    parameter.grad_sample = sample if previous is None else previous + sample  # type: ignore[attr-defined]

@@ -1,11 +1,15 @@
 """The fused path beyond BERT: other layer types, when it is chosen, and that it restores the model."""
 
 import logging
+from contextlib import nullcontext
 
 import peft
 import pytest
 import torch
+from opacus import PrivacyEngine
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -169,3 +173,44 @@ def test_a_model_that_mixes_examples_is_rejected() -> None:
         assert trained[0].grad_sample.shape[0] == 1
     with pytest.raises(PrivacyError, match="does not keep examples apart"):
         _check_per_example_gradients(trained, 4)
+
+
+@pytest.mark.filterwarnings("ignore:Secure RNG turned off:UserWarning", "ignore:Full backward hook:UserWarning")
+def test_opacus_engine_takes_the_same_steps_with_either_gradients() -> None:
+    """Its Poisson batches may be empty: of one in 60 examples, about a third are."""
+    results, sizes = [], []
+    for mode in ("hooks", "no_op"):
+        torch.manual_seed(0)
+        config = peft.LoraConfig(r=2, target_modules="0", init_lora_weights=False)
+        model = peft.get_peft_model(nn.Sequential(nn.Linear(8, 4)), config)
+        data = TensorDataset(torch.randn(60, 8), torch.randint(0, 4, (60,)))
+        private, optimizer, loader = PrivacyEngine().make_private(
+            module=model,
+            optimizer=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1),
+            data_loader=DataLoader(data, batch_size=1, generator=torch.Generator().manual_seed(0)),
+            noise_multiplier=1.0,
+            max_grad_norm=0.5,
+            loss_reduction="sum",
+            noise_generator=torch.Generator().manual_seed(0),
+            grad_sample_mode=mode,
+        )
+        with fused_gradients(model) if mode == "no_op" else nullcontext():
+            for x, y in loader:
+                optimizer.zero_grad()
+                functional.cross_entropy(private(x), y, reduction="sum").backward()
+                optimizer.step()
+                sizes.append(len(x))
+        results.append([p.detach() for p in model.parameters() if p.requires_grad])
+
+    assert 0 in sizes
+    assert max(sizes) > 1
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_fused_gradients_of_another_model_are_refused() -> None:
+    model, _ = adapted("roberta", {"B"}, dropout=0.1)
+    with (
+        pytest.raises(PrivacyError, match=r"not possible: .* has dropout before A. Use Opacus' hooks"),
+        fused_gradients(model),
+    ):
+        pass

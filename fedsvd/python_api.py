@@ -1,0 +1,168 @@
+"""Runs from Python: `train` and `load_run`, the counterparts of ``fedsvd train`` and of its run directory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsvd.commands.arguments import normalize
+from fedsvd.commands.run_directory import prepare_run
+from fedsvd.config.compose import compose
+from fedsvd.config.paths import override_key
+from fedsvd.config.quoting import path_override
+from fedsvd.config.search_path import is_search_path
+from fedsvd.errors import ConfigError, FedSVDError
+from fedsvd.runs.folder import RunFolder, read_json, read_rows
+from fedsvd.runs.ownership import owned
+from fedsvd.runs.record import record_failure
+from fedsvd.runs.storage import storage_errors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedsvd.trained.run import TrainedModel
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as `train` and `load_run` return it.
+
+    Attributes:
+        folder: The run directory.
+        metrics: One row per evaluated round, from round 0, the model before training: ``server_round``, ``accuracy``,
+            ``loss``, ``epsilon`` and what else ``metrics.jsonl`` holds.
+        privacy: What ``privacy.json`` holds: the guarantee, and by client the charges and ε. Empty without privacy.
+
+    Example:
+        >>> import fedsvd
+        >>> run = fedsvd.load_run("runs/first")
+        >>> row = run.metrics[-1]
+        >>> row["server_round"], 0 <= row["accuracy"] <= 1, row["epsilon"] <= 6
+        (2, True, True)
+        >>> sorted({key.split(".")[-2] for key in run.adapter})
+        ['classifier', 'lora_A', 'lora_B']
+        >>> list(run.predict(["a fine film"])[0])
+        ['text', 'label', 'probability', 'probabilities']
+    """
+
+    folder: Path
+    metrics: Sequence[Mapping[str, Any]]
+    privacy: Mapping[str, Any]
+
+    @cached_property
+    def adapter(self) -> dict[str, Tensor]:
+        """The final adapter as a PEFT state dict, for `peft.set_peft_model_state_dict`.
+
+        Raises:
+            RunError: The run has no single model, or a file is damaged.
+        """
+        from safetensors.torch import load_file
+
+        from fedsvd.trained.run import read_run
+
+        return load_file(read_run(self.folder).folder.adapter / "adapter_model.safetensors")
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Return for each text its class and the probabilities of all classes, or the generated answer.
+
+        Args:
+            texts: The texts.
+            pairs: The second text of each pair, for a model trained on text pairs.
+
+        Raises:
+            ModelError: The base model cannot be loaded.
+            RunError: The run directory is damaged.
+        """
+        from fedsvd.trained.run import predict
+
+        return list(predict(self._model, texts, pairs))
+
+    @cached_property
+    def _model(self) -> TrainedModel:
+        from fedsvd.trained.run import load_trained_model, read_run
+
+        return load_trained_model(read_run(self.folder))
+
+
+def train(*overrides: str, run_dir: str | Path | None = None, progress: bool = False) -> Run:
+    """Run a federation, as ``fedsvd train`` does with the same overrides.
+
+    Args:
+        overrides: What follows ``fedsvd train`` on the command line, one argument each, such as ``"method=ffa_lora"``
+            or ``"resume=runs/first"``. Sweeps (``-m``) are for the command line only.
+        run_dir: The run directory; by default it is named after the time, below ``runs/`` in the working directory.
+        progress: Print what the command prints. By default it goes to ``output.log`` in the run directory.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError: A key, type or value is invalid; raised before anything is loaded.
+        RunError: The run failed.
+        FedSVDError: Another expected error, such as data that cannot be read.
+
+    Example:
+        >>> import fedsvd
+        >>> run = fedsvd.train("experiment=smoke", "method=fedsvd", run_dir="runs/first")
+        >>> [row["server_round"] for row in run.metrics]
+        [0, 1, 2]
+    """
+    for word in overrides:
+        if word.startswith("-") or "=" not in word:
+            raise ConfigError(
+                f"overrides = {word!r} is invalid: expected KEY=VALUE, one argument per override. Options of the "
+                "command line, such as -m for sweeps, are not available from Python."
+            )
+    chosen = [] if run_dir is None else [path_override("run_dir", Path(run_dir).absolute())]
+    prepared = prepare_run(normalize([*overrides, *chosen]))
+    folder = RunFolder(prepared.folder)
+    arguments = [
+        word for word in prepared.arguments if is_search_path(word) or not override_key(word).startswith("hydra.")
+    ]
+    try:
+        with owned(folder.root), storage_errors(folder.root), _output(folder.root / "output.log", progress):
+            from fedsvd import launch
+
+            launch.run(compose(arguments), arguments, folder.root)
+    except FedSVDError as error:
+        if not folder.record.exists():
+            record_failure(folder, error)
+        raise
+    return _run(folder)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Load a finished run from its directory.
+
+    Args:
+        folder: The run directory, of `train`, ``fedsvd train`` or a sweep's run.
+
+    Raises:
+        ConfigError: It is not a run directory.
+        RunError: The run has no final adapter, or no single model, or a file is damaged.
+
+    Example:
+        >>> import fedsvd
+        >>> fedsvd.load_run("runs/first").privacy["clients"]["0"]["epsilon"] <= 6
+        True
+    """
+    from fedsvd.trained.run import read_run
+
+    return _run(read_run(Path(folder)).folder)
+
+
+def _run(folder: RunFolder) -> Run:
+    return Run(folder.root, tuple(read_rows(folder.metrics)), read_json(folder.privacy))
+
+
+@contextlib.contextmanager
+def _output(path: Path, progress: bool) -> Iterator[None]:
+    if progress:
+        yield
+        return
+    with path.open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        yield
