@@ -37,5 +37,5 @@ def received_adapter(
 def evaluate_personal_model(config: Config) -> Evaluation | None:
     """Evaluate the process's model on the held-out data, which is nobody's private data; None if there is none."""
     batches, device = load_test_batches(config), resolve_device(config.device)
-    objective = make_objective(config.model.task)
+    objective = make_objective(config.task)
     return evaluate(load_model(config), batches, device, objective, load_prefix_cache(config)) if batches else None

@@ -66,18 +66,20 @@ class Run:
 
         return load_file(read_run(self.folder).folder.adapter / "adapter_model.safetensors")
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    def predict(
+        self, texts: Sequence[str] | Sequence[Sequence[dict[str, str]]], pairs: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
         """Return for each text its class and the probabilities of all classes, or the generated answer.
 
         Args:
-            texts: The texts.
+            texts: The texts; for a model trained on conversations, also lists of turns with ``role`` and ``content``.
             pairs: The second text of each pair, for a model trained on text pairs.
 
         Raises:
             ModelError: The base model cannot be loaded.
             RunError: The run directory is damaged.
         """
-        from fedsvd.trained.run import predict
+        from fedsvd.trained.prediction import predict
 
         return list(predict(self._model, texts, pairs))
 

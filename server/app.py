@@ -74,7 +74,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
     assumptions = ASSUMPTIONS if config.privacy.noise_share else ()
     federation = config.federation
     unit, is_secure = "client" if client_level else "example", federation.secure_aggregation
-    metric, delta = TASKS[config.model.task].metrics[0], config.privacy.target_delta
+    metric, delta = TASKS[config.task].metrics[0], config.privacy.target_delta
     with (
         Reporter(folder.root, config.train.rounds, delta, unit, assumptions, metric) as reporter,
         open_tracker(config, folder, reporter.warn) as track,

@@ -107,7 +107,7 @@ class RoundEndCallback:
         model = load_model(self.config)
         peft_model.write(model, self.strategy.adapter)
         device = resolve_device(self.config.device)
-        objective, prefix = make_objective(self.config.model.task), load_prefix_cache(self.config)
+        objective, prefix = make_objective(self.config.task), load_prefix_cache(self.config)
         result = evaluate(model, load_test_batches(self.config), device, objective, prefix)
         if not math.isfinite(result.loss):
             raise DivergedError(

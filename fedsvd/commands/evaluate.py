@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> None:
     if options.json:
         print(to_json(dataclasses.asdict(result)))
     else:
-        _print_result(result, TASKS[finished.config.model.task])
+        _print_result(result, TASKS[plan.config.data.task_name(finished.config.model.task)])
 
 
 def _print_result(result: EvaluationResult, task: Task) -> None:

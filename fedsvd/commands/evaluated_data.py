@@ -24,7 +24,7 @@ _ALLOWED_FOR_OWN_DATA = ("data.evaluate_on", "data.max_test_examples", "data.pro
 _SPLIT_KEYS = ("max_train_examples", "test_fraction", "validation_fraction", "evaluate_on")
 # What identifies an embedded dataset, or one on the hub.
 _SOURCE_KEYS = ("name", "path", "subset", "min_abs_rating", "domains")
-_COLUMN_KEYS = ("text_column", "text_pair_column", "label_column", "response_column", "separator")
+_COLUMN_KEYS = ("text_column", "text_pair_column", "label_column", "response_column", "messages_column", "separator")
 _FILES = ("csv", "jsonl", "parquet", "arrow", "node")
 
 
@@ -85,12 +85,13 @@ def plan_evaluation(folder: Path, own: Config, overrides: Sequence[str]) -> Eval
     return EvaluationPlan(_compose_own(folder, own, overrides), own_data=True)
 
 
-def load_labeled(plan: EvaluationPlan, classes: Sequence[str], *, every_split: bool) -> LabeledTexts:
+def load_labeled(plan: EvaluationPlan, own: Config, classes: Sequence[str], *, every_split: bool) -> LabeledTexts:
     """Load the texts of a plan.
 
     Raises:
         ConfigError: ``every_split`` is set for the run's own data.
-        DataError: The data cannot be loaded, or have classes that the model does not know.
+        DataError: The data cannot be loaded, or have classes that the model does not know, or the model's tokenizer has
+            no chat template for conversations.
     """
     if plan.own_data and every_split:
         raise ConfigError(
@@ -98,10 +99,12 @@ def load_labeled(plan: EvaluationPlan, classes: Sequence[str], *, every_split: b
             "with data=…."
         )
     from fedsvd.data.labeled import load_all_texts, load_held_out_texts
+    from fedsvd.runtime.data import conversation_check
 
+    data, seed, can_learn = plan.config.data, plan.config.seed, conversation_check(plan.config.data, own.model)
     if plan.own_data:
-        return load_held_out_texts(plan.config.data, plan.config.seed, classes)
-    return load_all_texts(plan.config.data, plan.config.seed, classes, every_split=every_split)
+        return load_held_out_texts(data, seed, classes, can_learn)
+    return load_all_texts(data, seed, classes, every_split=every_split, can_learn=can_learn)
 
 
 def _compose_own(folder: Path, own: Config, overrides: Sequence[str]) -> Config:

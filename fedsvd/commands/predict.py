@@ -26,7 +26,8 @@ def run(arguments: Sequence[str]) -> None:
     options = _parse(arguments)
     # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.report.privacy_statement import guarantee_line
-    from fedsvd.trained.run import load_trained_model, predict, read_run
+    from fedsvd.trained.prediction import predict
+    from fedsvd.trained.run import load_trained_model, read_run
 
     finished = read_run(Path(options.folder), best=options.best)
     conversations = _read_conversations(options, finished.config)

@@ -120,6 +120,11 @@ class Config(ConfigGroup):
             )
 
     @property
+    def task(self) -> str:
+        """The name of the run's task, a key of `fedsvd.config.task.TASKS`."""
+        return self.data.task_name(self.model.task)
+
+    @property
     def public_text_uses(self) -> tuple[str, ...]:
         """What the run computes from ``model.public_text``, in words for people; empty if it does not read it."""
         trains_factors = self.train.rounds > 0 and not self.train.is_head_only

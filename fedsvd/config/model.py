@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat
 from pydantic.dataclasses import dataclass
 
 from fedsvd.config.group import ConfigGroup
+from fedsvd.config.task import PLAIN_TEXT
 from fedsvd.config.types import ClassDescriptions, Count, Fraction, FractionOrZero, Names, Text
 from fedsvd.errors import ConfigError
 
@@ -161,6 +162,10 @@ class DataConfig(ConfigGroup):
         if self.messages_column is not None:
             return "messages"
         return "plain_text" if self.label_column is None and self.response_column is None else "answers"
+
+    def task_name(self, model_task: str) -> str:
+        """Return the key in `fedsvd.config.task.TASKS` of a model's task on these data."""
+        return PLAIN_TEXT if self.row_format == "plain_text" else model_task
 
 
 @dataclass(frozen=True)

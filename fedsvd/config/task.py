@@ -1,7 +1,7 @@
 """The tasks of ``model.task``: what they are called in libraries, and the metrics of a held-out set.
 
-A task is one row of `TASKS`. What a task does is in one table per package, by the name of the task: its loss and its
-metrics in `fedsvd.training.objectives`.
+A task is one row of `TASKS`; a language model has two, by the format of its data. What a task does is in one table per
+package, by the name of the task: its loss and its metrics in `fedsvd.training.objectives`.
 """
 
 from __future__ import annotations
@@ -54,21 +54,34 @@ class Task:
 
 
 ACCURACY, _EXACT_MATCH = Metric("accuracy", "accuracy"), Metric("accuracy", "exact match")
+_TOKEN_ACCURACY = Metric("accuracy", "token accuracy")
 _MACRO_F1, _AUROC = Metric("macro_f1", "macro-F1", is_share=False), Metric("auroc", "AUROC", is_share=False)
 
+PLAIN_TEXT = "plain_text"
+# Columns with what a language model learns, and their values where earlier versions had no such key.
+_ANSWER_COLUMNS = {"label": "label", "response": None, "messages": None}
 TASKS: Mapping[str, Task] = {
     "sequence_classification": Task("SequenceClassification", "text-classification", (ACCURACY, _MACRO_F1, _AUROC)),
     "causal_lm": Task("CausalLM", "text-generation", (_EXACT_MATCH,)),
+    # A language model that learns every token of a text, which has no answer to match.
+    PLAIN_TEXT: Task("CausalLM", "text-generation", (_TOKEN_ACCURACY,)),
 }
 
 
-def score_metric(config: Mapping[str, Any]) -> Metric:
-    """Return the metric by which runs are compared.
+def task_name(config: Mapping[str, Any]) -> str:
+    """Return the name of a run's task, a key of `TASKS`: ``model.task``, or `PLAIN_TEXT`.
 
     Args:
-        config: Configuration values by dotted key; earlier versions had no key ``model.task``.
+        config: Configuration values by dotted key; earlier versions lack some of them.
     """
-    return TASKS[config.get("model.task", "sequence_classification")].metrics[0]
+    columns = [config.get(f"data.{name}_column", default) for name, default in _ANSWER_COLUMNS.items()]
+    name = str(config.get("model.task", "sequence_classification"))
+    return PLAIN_TEXT if name == "causal_lm" and columns == [None, None, None] else name
+
+
+def score_metric(config: Mapping[str, Any]) -> Metric:
+    """Return the metric by which runs are compared; see `task_name`."""
+    return TASKS[task_name(config)].metrics[0]
 
 
 def last_value(rows: Iterable[Mapping[str, Any]], metric: Metric) -> float | None:

@@ -56,6 +56,11 @@ def load_conversation(text: str) -> list[Turn]:
     return turns
 
 
+def unanswered(turns: Sequence[Turn]) -> list[Turn]:
+    """Return what a model answers: all turns, or those before the last one if it is the assistant's."""
+    return list(turns[:-1] if turns[-1]["role"] == ASSISTANT else turns)
+
+
 def learnable_conversations(
     table: Table, conversations: Sequence[str | None], can_learn: CanLearn | None
 ) -> list[tuple[str, list[str | None]]]:

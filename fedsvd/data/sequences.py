@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fedsvd.config import DataConfig, ModelConfig
 from fedsvd.data.chat import encode_conversation, end_of_turn, render_prompt
-from fedsvd.data.conversations import ASSISTANT, Turn, load_conversation
+from fedsvd.data.conversations import ASSISTANT, Turn, load_conversation, unanswered
 from fedsvd.data.instructions import (
     IGNORED,
     build_instructions,
@@ -130,7 +130,7 @@ def _conversation_prompt(
     if with_answer:
         count = max((number for number, turn in enumerate(turns, start=1) if turn["role"] == ASSISTANT), default=count)
     answer = turns[count - 1]["content"] if turns[count - 1]["role"] == ASSISTANT else ""
-    text = render_prompt(turns[: count - 1] if turns[count - 1]["role"] == ASSISTANT else turns[:count], tokenizer)
+    text = render_prompt(unanswered(turns[:count]), tokenizer)
     ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return Prompt(ids[-max_length:], text, answer.strip())
 

@@ -1,4 +1,4 @@
-"""Reading of unlabeled texts from files."""
+"""Reading of unlabeled texts and conversations from files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedsvd.data.cells import convert_cells
+from fedsvd.data.conversations import NO_MESSAGES, Turn, load_conversation, to_conversation
 from fedsvd.data.readers import FILE_FORMATS, read_table
 from fedsvd.data.rows import Columns, LeftOut, select_rows
 from fedsvd.data.table import Table
@@ -66,6 +68,34 @@ def read_texts(path: Path, layout: TextLayout, key: str = "--file") -> tuple[lis
         raise DataError(f"{source} contains no text. {rows.left_out}.")
     pairs = None if pair is None else list(rows.columns["text_pair"])
     return list(rows.columns["text"]), pairs, rows.left_out
+
+
+def read_conversations(path: Path, column: str, separator: str) -> tuple[list[list[Turn]], LeftOut] | None:
+    """Read conversations from a file, to be answered.
+
+    Args:
+        path: The file.
+        column: Its column of conversations.
+        separator: Separator of a CSV file.
+
+    Returns:
+        The conversations, and the rows that are left out; None if the file has no such column.
+
+    Raises:
+        DataError: The file is unreadable, or a cell holds no conversation, or every cell is empty.
+    """
+    file_format, key = path.suffix.lstrip(".").lower(), "--file"
+    if file_format not in FILE_FORMATS:
+        return None
+    table = read_table(file_format, str(path), key, separator=separator, separator_key="--separator")
+    if column not in table.names:
+        return None
+    cells = [None if cell == "[]" else cell for cell in convert_cells(table, column, to_conversation)]
+    empty = [number for number, cell in zip(table.row_numbers, cells, strict=True) if cell is None]
+    left_out = LeftOut(table.source, len(cells), {NO_MESSAGES: empty} if empty else {})
+    if len(empty) == len(cells):
+        raise DataError(f"{table.source} contains no conversation. {left_out}.")
+    return [load_conversation(cell) for cell in cells if cell is not None], left_out
 
 
 def _find_column(table: Table, names: Sequence[str]) -> str:

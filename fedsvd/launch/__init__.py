@@ -85,7 +85,7 @@ def run(config: Config, overrides: Sequence[str], folder: Path) -> float:
     rows = read_rows(run_folder.metrics)
     if config.data.name != "node" and all(row["loss"] is None for row in rows):
         raise RunError(f"the run in {run_folder.root} ended without an evaluation.")
-    score = last_value(rows, TASKS[config.model.task].metrics[0])
+    score = last_value(rows, TASKS[config.task].metrics[0])
     return math.nan if score is None else score
 
 

@@ -17,8 +17,9 @@ from fedsvd.config.overrides import override_values
 from fedsvd.config.paths import PATH_KEYS, absolute_paths, override_key
 from fedsvd.config.quoting import path_override, read_path
 from fedsvd.config.search_path import merge_search_paths, search_paths
-from fedsvd.config.task import TASKS, last_value
+from fedsvd.config.task import last_value, score_metric
 from fedsvd.errors import ConfigError, DivergedError, FedSVDError, InUseError, RunError
+from fedsvd.report.loaded_runs import flatten
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_json
 from fedsvd.runs.ownership import create_directory, owned
 from fedsvd.runs.record import FINISHED, record_failure
@@ -218,8 +219,7 @@ def _with_resume(overrides: Sequence[str], paths: RunFolder) -> list[str]:
 
 
 def _accuracy(paths: RunFolder) -> float:
-    task = read_yaml(paths.config).get("model", {}).get("task", "sequence_classification")
-    score = last_value(read_rows(paths.metrics), TASKS[task].metrics[0])
+    score = last_value(read_rows(paths.metrics), score_metric(flatten(read_yaml(paths.config))))
     return math.nan if score is None else score
 
 

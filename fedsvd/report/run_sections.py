@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedsvd.config.task import TASKS
+from fedsvd.config.task import TASKS, task_name
 from fedsvd.report.diagnostics_plot import diagnostics_figure
 from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure_block
 from fedsvd.report.labels import method_label, planned_rounds
@@ -120,7 +120,7 @@ def _accuracy(run: Run) -> Section:
 
 def _rounds(run: Run) -> TableBlock:
     """Return a table of the rounds; columns without a value, and of metrics that earlier versions lack, are omitted."""
-    metrics = TASKS[run.config.get("model.task", "sequence_classification")].metrics
+    metrics = TASKS[task_name(run.config)].metrics
     rows = [
         [
             str(row["server_round"]),

@@ -109,13 +109,13 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return loading.load_tokenizer(source)
 
 
-def conversation_check(config: Config) -> CanLearn | None:
-    """Return a function that tells whether the model can learn from a conversation; None if the data have none.
+def conversation_check(config: DataConfig, model: ModelConfig) -> CanLearn | None:
+    """Return a function that tells whether a model can learn from a conversation; None if the data have none.
 
     Raises:
         DataError: The model's tokenizer has no chat template.
     """
-    chat = _chat(config.data, config.model)
+    chat = _chat(config, model)
     return None if chat is None else _load_conversation_check(chat)
 
 

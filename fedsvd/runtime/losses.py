@@ -31,7 +31,7 @@ _PrefixKey = tuple[str, str, str | tuple[str, ...], str, str, str, bool, int | s
 def per_example_losses(client_data: ClientData, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
     """Return a function from a model and example indices of a client to the loss of each example."""
     tokenizer, device, prefix = load_tokenizer(config), resolve_device(config.device), load_prefix_cache(config)
-    objective = make_objective(config.model.task)
+    objective = make_objective(config.task)
     # Steps on all examples have the same batches every time.
     takes_all = example_sample_rate(config.train, len(client_data.examples)) == 1
     collate = _collate_cached if takes_all else _collate

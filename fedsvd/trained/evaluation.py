@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from datasets import Dataset
@@ -63,9 +63,14 @@ def evaluate_trained_model(loaded: TrainedModel, rows: Dataset, config: Config) 
         rows: Labeled texts as `fedsvd.data.labeled` loads them: ``label`` is the position in the model's classes.
         config: Defines the prompts of a language model, and the batch size.
     """
-    examples = data.encode(rows, config.data, loaded.run.config.model, loaded.tokenizer)
+    model = loaded.run.config.model
+    if loaded.run.config.data.row_format == "messages" and config.data.row_format == "answers":
+        # A prompt is the first turn of a conversation.
+        model = replace(model, chat_template=True)
+    examples = data.encode(rows, config.data, model, loaded.tokenizer)
     batches = data.eval_batches(examples, config.train.eval_batch_size, loaded.tokenizer)
-    result = evaluate(loaded.model, batches, loaded.device, make_objective(loaded.run.config.model.task))
+    task = config.data.task_name(model.task)
+    result = evaluate(loaded.model, batches, loaded.device, make_objective(task))
     if loaded.run.generates_text:
         return EvaluationResult(
             result.num_examples, result.accuracy, result.loss, _exp(result.loss), (), result.metrics

@@ -83,7 +83,7 @@ def _yaml_string(text: str) -> str:
 def _description(run: TrainedRun, layout: Layout) -> str:
     config = run.config
     task = (
-        "It answers prompts."
+        ("It continues texts." if run.config.data.row_format == "plain_text" else "It answers prompts.")
         if run.generates_text
         else f"It classifies texts as one of: {', '.join(map(markdown_text, run.classes))}."
     )
@@ -129,14 +129,22 @@ def _usage(run: TrainedRun, layout: Layout) -> str:
         code += f'config = AutoConfig.from_pretrained("FOLDER/{CONFIG_FOLDER}")  # names the classes\n'
         code += f'model = AutoModelFor{auto}.from_pretrained("FOLDER", config=config)  # with PEFT installed\n'
     note = base_note(run, layout)
-    template = run.config.data.prompt_template
-    prompt = (
-        f"\nThe model was trained on prompts of the form {code_span(repr(template))}.\n" if run.generates_text else ""
-    )
+    prompt = f"\nThe model was trained on {_inputs(run)}.\n" if run.generates_text else ""
     code += 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
     return f"## Usage\n\n```python\n{code}```\n\nReplace `FOLDER` with the path of this directory.\n{prompt}" + (
         f"\n{note}\n" if note else ""
     )
+
+
+def _inputs(run: TrainedRun) -> str:
+    """Describe what a language model was trained on."""
+    form = f"prompts of the form {code_span(repr(run.config.data.prompt_template))}"
+    chat = "the chat template of its tokenizer"
+    return {
+        "answers": f"{form} in {chat}" if run.config.model.chat_template else form,
+        "messages": f"conversations in {chat}, on the assistant's turns alone",
+        "plain_text": "every token of plain texts",
+    }[run.config.data.row_format]
 
 
 def base_note(run: TrainedRun, layout: Layout) -> str:
@@ -174,9 +182,9 @@ def _results(run: TrainedRun) -> str:
     last = rows[-1] if rows else None
     if last is None:
         return "## Results\n\nThe run had no held-out set, so the model was not evaluated.\n"
-    metrics = TASKS[run.config.model.task].metrics
+    metrics = TASKS[run.config.task].metrics
     values = [f"{item.label} {item.format(last[item.key])}" for item in metrics if last.get(item.key) is not None]
-    note = " (answers correct token for token)" if run.generates_text else ""
+    note = " (answers correct token for token)" if run.config.task == "causal_lm" else ""
     note_on_best = f"\nThis is the model of {run.best}\n" if run.best else ""
     perplexity = f", perplexity {last['perplexity']:.2f}" if last.get("perplexity") is not None else ""
     return (

@@ -1,25 +1,20 @@
-"""A finished run: load its model and predict with it."""
+"""A finished run, and its model."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import peft
 import torch
-from datasets import ClassLabel, Dataset
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedsvd import data
 from fedsvd.config import Config
 from fedsvd.config.compose import read_config
 from fedsvd.config.quoting import resume_command
-from fedsvd.data.conversations import USER, Turn, dump_conversation, load_conversation, unanswered
 from fedsvd.errors import ConfigError, RunError
 from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.lora.tied import untie_output_layer
@@ -34,8 +29,6 @@ from fedsvd.runs.intact import check_documents
 from fedsvd.runtime.base_model import recorded_choice
 from fedsvd.runtime.model import resolve_device
 from fedsvd.trained.adapter_files import check_adapter
-from fedsvd.training.generation import generate, prompt_limit
-from fedsvd.training.loop import model_inputs, to_device
 
 
 @dataclass(frozen=True)
@@ -181,83 +174,3 @@ def load_trained_model(run: TrainedRun, device: str | None = None) -> TrainedMod
             "damaged. Restore them from a copy, or resume the run to write the adapter again."
         ) from error
     return TrainedModel(run, model.to(target).eval(), loading.load_tokenizer(run.config.model.source), target)
-
-
-def predict(
-    loaded: TrainedModel,
-    texts: Sequence[str] | Sequence[Sequence[Turn]],
-    pairs: Sequence[str] | None = None,
-    batch_size: int = 32,
-) -> Iterator[dict[str, Any]]:
-    """Yield for each text its class and the probabilities of all classes, or the generated answer.
-
-    Args:
-        loaded: The model.
-        texts: The texts. For a model trained on conversations, a text is a turn of the user, and texts can be
-            conversations (lists of turns with ``role`` and ``content``): if one ends with an assistant turn, this turn
-            is generated anew.
-        pairs: The second text of each pair, for a model trained on text pairs.
-        batch_size: Number of texts per forward pass.
-
-    Raises:
-        DataError: The chat template cannot render a conversation.
-    """
-    if loaded.run.config.data.row_format == "messages":
-        rows = unanswered_dataset(texts)
-    else:
-        rows = unlabeled_dataset(list(map(str, texts)), pairs, loaded.run.classes)
-    for start in range(0, len(rows), batch_size):
-        batch = rows.select(range(start, min(start + batch_size, len(rows))))
-        yield from _generate(loaded, batch) if loaded.run.generates_text else _classify(loaded, batch)
-
-
-def unlabeled_dataset(texts: Sequence[str], pairs: Sequence[str] | None, classes: Sequence[str]) -> Dataset:
-    """Return unlabeled texts as a data set; all labels are 0 and have no meaning."""
-    columns: dict[str, list[Any]] = {"text": list(texts), **({} if pairs is None else {"text_pair": list(pairs)})}
-    label = ClassLabel(names=list(classes))
-    return Dataset.from_dict(columns).add_column("label", [0] * len(texts), feature=label)
-
-
-def unanswered_dataset(conversations: Sequence[str] | Sequence[Sequence[Turn]]) -> Dataset:
-    """Return conversations, up to the turn before a last one of the assistant, as a data set."""
-    rows = [[{"role": USER, "content": item}] if isinstance(item, str) else list(item) for item in conversations]
-    return Dataset.from_dict({"messages": [dump_conversation(unanswered(turns)) for turns in rows]})
-
-
-@torch.inference_mode()
-def class_logits(loaded: TrainedModel, rows: Dataset) -> Tensor:
-    """Return the class logits of each row, shape (rows, classes), float32 on the CPU."""
-    examples = data.tokenize(rows, loaded.tokenizer, loaded.run.config.model.max_length)
-    batch = to_device(data.collate(list(examples), loaded.tokenizer), loaded.device)
-    logits: Tensor = loaded.model(**model_inputs(batch)).logits
-    return logits.float().cpu()
-
-
-def _classify(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
-    for row, probabilities in zip(_texts(rows), class_logits(loaded, rows).softmax(-1), strict=True):
-        best = int(probabilities.argmax())
-        yield {
-            **row,
-            "label": loaded.run.classes[best],
-            "probability": probabilities[best].item(),
-            "probabilities": dict(zip(loaded.run.classes, probabilities.tolist(), strict=True)),
-        }
-
-
-def _generate(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
-    config, tokenizer = loaded.run.config, loaded.tokenizer
-    limit = prompt_limit(loaded.model, config.model.max_length)
-    prompts = [prompt.ids for prompt in data.build_prompts(rows, config.data, config.model, tokenizer, limit)]
-    answers = generate(loaded.model, tokenizer, prompts, stop_tokens=data.stop_tokens(config.data, tokenizer))
-    for row, answer in zip(_texts(rows), answers, strict=True):
-        yield {**row, "answer": answer}
-
-
-def _texts(rows: Dataset) -> Iterator[Mapping[str, Any]]:
-    """Yield the text columns of each row, or its conversation."""
-    if "messages" in rows.column_names:
-        yield from ({"messages": load_conversation(text)} for text in rows["messages"])
-        return
-    names = [name for name in ("text", "text_pair") if name in rows.column_names]
-    for row in rows:
-        yield {name: row[name] for name in names}

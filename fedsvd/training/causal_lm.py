@@ -27,12 +27,15 @@ class AnswerScores:
     Attributes:
         losses: Cross-entropy of each answer token, shape (batch, answer length); 0 after the end of an answer.
         counts: Number of tokens in each answer, shape (batch,).
+        correct: Whether each answer token is the most likely one, shape (batch, answer length); False after the end.
         exact: Whether every token of the answer is the most likely one, so that greedy decoding reproduces the answer,
-            shape (batch,).
+            shape (batch,). Of several answers in one sequence, as in a conversation, it is about the last one, given
+            what precedes it.
     """
 
     losses: Tensor
     counts: Tensor
+    correct: Tensor
     exact: Tensor
 
     @property
@@ -59,8 +62,17 @@ def score_answers(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -
         logits = model(**inputs).logits.float()
     chosen = targets.gather(1, positions)
     losses = functional.cross_entropy(logits.transpose(1, 2), chosen, ignore_index=IGNORED, reduction="none")
-    exact = ((logits.argmax(-1) == chosen) | (chosen == IGNORED)).all(1)
-    return AnswerScores(losses, counts, exact)
+    correct = logits.argmax(-1) == chosen
+    exact = (correct | ~_last_answer(in_answer).gather(1, positions)).all(1)
+    return AnswerScores(losses, counts, correct, exact)
+
+
+def _last_answer(in_answer: Tensor) -> Tensor:
+    """Mark the last run of consecutive answer tokens in each row; both masks have shape (batch, length)."""
+    # The number of times that an answer begins at a position or after it.
+    begins = in_answer & ~functional.pad(in_answer, (1, 0))[:, :-1]
+    after = begins.flip(1).cumsum(1).flip(1)
+    return in_answer & (after - begins.long() == 0)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedsvd.config.task import PLAIN_TEXT
 from fedsvd.training.causal_lm import score_answers
 from fedsvd.training.loop import Batch, model_inputs
 from fedsvd.training.metrics import class_metrics
@@ -82,6 +83,17 @@ def _answer_outputs(model: nn.Module, batch: Batch) -> Outputs:
     return Outputs(answers.losses[within], answers.exact, torch.ones_like(answers.exact))
 
 
+def _token_outputs(model: nn.Module, batch: Batch) -> Outputs:
+    """Return the loss of each token of a text, and how many of its tokens are the most likely ones."""
+    texts = score_answers(model, model_inputs(batch), batch["labels"])
+    within = torch.arange(texts.losses.shape[1], device=texts.losses.device) < texts.counts.unsqueeze(1)
+    return Outputs(texts.losses[within], texts.correct.sum(1), texts.counts)
+
+
+def _token_accuracy(correct: Sequence[Tensor], counts: Sequence[Tensor]) -> dict[str, float]:
+    return {"accuracy": sum(int(row.sum()) for row in correct) / sum(int(row.sum()) for row in counts)}
+
+
 def _exact_match(exact: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, float]:
     return {"accuracy": sum(int(row.sum()) for row in exact) / sum(map(len, exact))}
 
@@ -89,4 +101,5 @@ def _exact_match(exact: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[st
 _OBJECTIVES: Mapping[str, Objective] = {
     "sequence_classification": _on_logits(_cross_entropy, class_metrics),
     "causal_lm": Objective(_answer_losses, _answer_outputs, _exact_match),
+    PLAIN_TEXT: Objective(_answer_losses, _token_outputs, _token_accuracy),
 }

@@ -18,7 +18,8 @@ from fedsvd.privacy.dp_sgd import per_example_gradients
 from fedsvd.runs.folder import read_rows
 from fedsvd.runtime.data import load_client_data, load_tokenizer
 from fedsvd.runtime.model import clear_model_cache, load_model
-from fedsvd.trained.run import class_logits, load_trained_model, predict, read_run, unlabeled_dataset
+from fedsvd.trained.prediction import class_logits, predict, unlabeled_dataset
+from fedsvd.trained.run import load_trained_model, read_run
 from fedsvd.training.objectives import make_objective
 from fedsvd.training.per_example_gradients import choose_grad_sample_mode
 

@@ -10,7 +10,8 @@ import torch
 
 from fedsvd.cli import main
 from fedsvd.runs.folder import read_json, read_rows
-from fedsvd.trained.run import class_logits, load_trained_model, read_run, unlabeled_dataset
+from fedsvd.trained.prediction import class_logits, unlabeled_dataset
+from fedsvd.trained.run import load_trained_model, read_run
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from fedsvd.cli import main
 from fedsvd.errors import RunError
 from fedsvd.runs.folder import read_rows
-from fedsvd.trained.run import load_trained_model, predict, read_run
+from fedsvd.trained.prediction import predict
+from fedsvd.trained.run import load_trained_model, read_run
 
 pytestmark = pytest.mark.slow
 

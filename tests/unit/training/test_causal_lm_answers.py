@@ -128,6 +128,47 @@ def test_exact_match_agrees_with_greedy_decoding(model: PreTrainedModel, tokeniz
     assert score_answers(model, model_inputs(batch), batch["labels"]).exact.tolist() == [True, True, True, False]
 
 
+def test_exact_match_is_about_the_last_answer_of_a_conversation(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    first, second = (tokenizer(text)["input_ids"] for text in TEXTS[:2])
+    wrong = [7, 8]
+    with torch.no_grad():
+        prompt = [*first, *wrong, *second]
+        generated = model.generate(torch.tensor([prompt]), max_new_tokens=2, do_sample=False)[0, len(prompt) :].tolist()
+    conversations = [[*prompt, *generated], [*first, *wrong, *second, *wrong]]
+    in_answer = [*[False] * len(first), True, True, *[False] * len(second), True, True]
+    examples = [
+        {"input_ids": ids, "labels": [token if inside else -100 for token, inside in zip(ids, in_answer, strict=True)]}
+        for ids in conversations
+    ]
+    batch = data.collate(examples, tokenizer)
+
+    answers = score_answers(model, model_inputs(batch), batch["labels"])
+
+    assert answers.counts.tolist() == [4, 4]
+    assert answers.exact.tolist() == [True, False]
+    assert answers.correct.tolist() == [[False, False, True, True], [False, False, False, False]]
+
+
+def test_plain_text_is_measured_by_its_share_of_predicted_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    sequences = [tokenizer(text)["input_ids"] for text in TEXTS]
+    with torch.no_grad():
+        # Make two tokens predictable.
+        sequences[0] += model.generate(torch.tensor([sequences[0]]), max_new_tokens=2, do_sample=False)[0, -2:].tolist()
+        predicted = [model(torch.tensor([ids])).logits[0, :-1].argmax(-1).tolist() for ids in sequences]
+    hits = [token == ids[i + 1] for ids, row in zip(sequences, predicted, strict=True) for i, token in enumerate(row)]
+    examples = Dataset.from_dict({"input_ids": sequences, "labels": sequences})
+
+    batches = data.eval_batches(examples, 3, tokenizer)
+    result = evaluate(model, batches, torch.device("cpu"), make_objective("plain_text"))
+
+    assert sum(hits) >= 2
+    assert (result.accuracy, result.num_examples) == (sum(hits) / len(hits), 4)
+
+
 def test_packed_sequences_are_independent(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     examples = encoded(tokenizer)
     unpacked = data.collate(list(examples), tokenizer)
