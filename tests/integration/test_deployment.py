@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
+from chat_model import save_chat_model
 from compose_processes import ROOT, Compose, running
 from factors import weight_updates
 from flwr.app import Context, RecordDict
@@ -37,7 +38,10 @@ FILES = {0: "site.csv", 1: "site.jsonl", 2: "site.parquet"}
 
 
 def write_site_data(folder: Path, number: int) -> None:
-    """Write a site's data. Sites differ in size and file format, and the last one in its column names."""
+    """Write a site's data. Sites differ in size and file format, and the last one in its column names.
+
+    The first one has conversations, too.
+    """
     rows = [
         (f"case {number}.{i}: the stay was {word}", word) for i in range(20 + 8 * number) for word in ("fine", "poor")
     ]
@@ -45,6 +49,10 @@ def write_site_data(folder: Path, number: int) -> None:
     folder.mkdir(parents=True)
     path = folder / FILES[number]
     if number == 0:
+        frame["messages"] = [
+            json.dumps([{"role": "user", "content": text}, {"role": "assistant", "content": word}])
+            for text, word in rows
+        ]
         frame.to_csv(path, index=False)
     elif number == 1:
         frame.to_json(path, orient="records", lines=True)
@@ -128,14 +136,23 @@ def test_real_nodes_give_the_model_and_run_directory_of_a_run_in_process(
     assert files(local) <= files(remote)
 
 
-def test_private_run_is_charged_only_at_the_site_that_took_part(federation: Compose, tmp_path: Path) -> None:
-    assert submit(federation, tmp_path, "train.num_rounds=1", "federation.num_clients=1") == 0
+def test_private_run_of_a_language_model_is_charged_only_at_the_site_that_took_part(
+    federation: Compose, tmp_path: Path
+) -> None:
+    model = [f"model.source={save_chat_model(tmp_path / 'model')}", "model=tiny_llama", "data.labels=null"]
+    model += ["data.messages_column=messages", "data.label_column=null"]
+    run = tmp_path / "run"
+    assert submit(federation, run, *model, "train.num_rounds=1", "federation.num_clients=1") == 0
+
+    rows = read_rows(run / "metrics.jsonl")
+    assert rows[1]["clients_used"] == 1
+    assert rows[1]["perplexity"] != rows[0]["perplexity"]
 
     ledgers = {number: federation.folder / "volumes" / f"node-{number}-private" / "ledger.sqlite" for number in FILES}
     assert [number for number, ledger in ledgers.items() if ledger.exists()] == [0]
     with Ledger.read(ledgers[0]) as ledger:
         assert [entry.server_round for entry in ledger.entries()] == [1]
-    [client] = json.loads((tmp_path / "privacy.json").read_text())["clients"].values()
+    [client] = json.loads((run / "privacy.json").read_text())["clients"].values()
     assert client["epsilon"] > 0
     assert client["num_examples"] is None
 
