@@ -27,9 +27,9 @@ class Ledger:
     """One client's ledger; open it with `Ledger.open` or `Ledger.read`, as a context manager.
 
     Example:
-        >>> import tempfile, pathlib
+        >>> import tempfile
         >>> import fedsvd
-        >>> path = pathlib.Path(tempfile.mkdtemp(), "ledger.sqlite")
+        >>> path = tempfile.mkdtemp() + "/ledger.sqlite"
         >>> budget = fedsvd.Budget(2.0, 1e-5, max_epsilon=1.6, max_delta=1e-5, accountant="prv")
         >>> spend = fedsvd.Spend(noise_multiplier=5.0, sample_rate=1.0, steps=2)
         >>> with fedsvd.Ledger.open(path, fingerprint="patients of 2024") as ledger:
@@ -53,7 +53,7 @@ class Ledger:
         self._strict = strict
 
     @classmethod
-    def open(cls, path: Path, fingerprint: str, *, strict: bool = False) -> Ledger:
+    def open(cls, path: str | Path, fingerprint: str, *, strict: bool = False) -> Ledger:
         """Open the ledger at ``path``, or create one for the data that ``fingerprint`` identifies.
 
         Args:
@@ -66,6 +66,7 @@ class Ledger:
             LedgerError: The file is damaged, is not a ledger, was written by a newer version, is world-writable, or
                 cannot be read and written; or the data belong to an earlier account, or are refused by ``strict``.
         """
+        path = Path(path)
         ledger = cls(path, ledger_storage.connect(path, fingerprint), fingerprint, strict)
         try:
             ledger.check_data(fingerprint, strict=strict)
@@ -75,14 +76,14 @@ class Ledger:
         return ledger
 
     @classmethod
-    def read(cls, path: Path) -> Ledger:
+    def read(cls, path: str | Path) -> Ledger:
         """Open a ledger read-only, whichever data it belongs to.
 
         Raises:
             LedgerError: The file does not exist, is damaged, is not a ledger, was written by a newer version, is
                 world-writable, or has an unfinished write that must be rolled back first.
         """
-        return cls(path, ledger_storage.connect_to_read(path))
+        return cls(Path(path), ledger_storage.connect_to_read(Path(path)))
 
     def __enter__(self) -> Ledger:
         return self

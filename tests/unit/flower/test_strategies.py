@@ -30,7 +30,7 @@ Train = Callable[[int, State, ConfigRecord], Mapping[str, Tensor]]
 A_KEY, B_KEY = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
 HEAD, STEPS, FROZEN = "base_model.model.head.weight", "base_model.model.norm.steps", "base_model.model.frozen"
 INITIAL = {
-    A_KEY: torch.tensor([[3.0, 4.0, 0.0]]),
+    A_KEY: torch.tensor([[0.3, 0.4, 0.0]]),
     B_KEY: torch.zeros(2, 1),
     HEAD: torch.zeros(2, dtype=torch.float16),
     STEPS: torch.tensor(7),
@@ -66,23 +66,25 @@ def half_of_a_step(k: int, state: State, config: ConfigRecord) -> State:
     return {
         B_KEY: torch.tensor([[1.0], [4.0 * k]]),
         HEAD: torch.tensor([4.0, 8.0 * k], dtype=torch.float16),
-        STEPS: torch.tensor(8),
+        STEPS: torch.tensor(7 + k),
     }
 
 
-@pytest.mark.parametrize("precision", [None, torch.float32, torch.float16])
+@pytest.mark.parametrize("precision", [None, torch.float32, torch.bfloat16, torch.float16])
 def test_fedsvd_averages_b_and_refactorizes(precision: torch.dtype | None) -> None:
     def train(k: int, state: State, config: ConfigRecord) -> State:
-        # With the A of a client's model of lower precision, or B alone.
-        kept = {} if precision is None else {A_KEY: (state[A_KEY] / 3 * 3).to(precision)}
+        # B alone, or with A in the precision of the client's model; NumPy has no bfloat16.
+        kept = {} if precision is None else {A_KEY: state[A_KEY].to(precision)}
+        if precision is torch.bfloat16:
+            kept[A_KEY] = kept[A_KEY].float()
         return half_of_a_step(k, state, config) | kept
 
     result = run(FedSVD(fraction_evaluate=0.0), train)
 
     new = tensors(result)
     torch.testing.assert_close(new[A_KEY], torch.tensor([[0.6, 0.8, 0.0]]))
-    torch.testing.assert_close(new[B_KEY], torch.tensor([[5.0], [15.0]]))
-    # (1·4 + 3·4) / 4 and (1·0 + 3·8) / 4; an integer stays one; what was not sent stays.
+    torch.testing.assert_close(new[B_KEY], torch.tensor([[0.5], [1.5]]))
+    # (1·4 + 3·4) / 4 and (1·0 + 3·8) / 4; (1·7 + 3·8) / 4, rounded; what was not sent stays.
     torch.testing.assert_close(new[HEAD], torch.tensor([4.0, 6.0], dtype=torch.float16))
     assert torch.equal(new[STEPS], torch.tensor(8))
     assert torch.equal(new[FROZEN], torch.ones(1))
@@ -213,7 +215,7 @@ def test_an_unusable_reply_is_left_out_and_nothing_else_is_an_error(
         return spoil(state) if k == 0 else state | {B_KEY: state[B_KEY] + 1}
 
     new = tensors(run(strategy(fraction_evaluate=0.0), train))
-    torch.testing.assert_close(new[B_KEY] @ new[A_KEY], torch.tensor([[3.0, 4.0, 0.0]] * 2))
+    torch.testing.assert_close(new[B_KEY] @ new[A_KEY], torch.tensor([[0.3, 0.4, 0.0]] * 2))
     assert "Left out the reply of node 2" in caplog.text
 
 
