@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
@@ -19,6 +24,7 @@ from fedsvd.report.diagnostics_plot import plot_diagnostics
 from fedsvd.report.loaded_runs import flatten
 from fedsvd.report.plots import plot_accuracy, plot_partitions
 from fedsvd.report.progress import Reporter
+from fedsvd.runs.best_round import BestRound, EarlyStop
 from fedsvd.runs.folder import RunFolder, read_json, run_root, write_json, write_text
 from fedsvd.runs.record import FINISHED, record_run
 from fedsvd.runtime.base_model import save_standardization
@@ -30,6 +36,7 @@ from fedsvd.wire import payload
 from server.best_adapter import write_best_adapter
 from server.checkpoint import load_latest
 from server.client_level import ClientLevelServer
+from server.early_stopping import StoppedEarly, check_evaluated, early_stop_of
 from server.evaluation import RoundEndCallback
 from server.outcome import check_updates_used
 from server.polling_grid import PollingGrid
@@ -46,6 +53,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that is configured by the run's overrides."""
     config = from_run_config(context.run_config)
     folder, facts = RunFolder(run_root(config.run_dir, context.run_id)), describe_run(config)
+    check_evaluated(config, facts)
     if config.resume is None:
         check_new(folder)
     else:
@@ -54,12 +62,14 @@ def main(grid: Grid, context: Context) -> None:
         facts["interrupted"] = int(earlier.get("interrupted", 0)) + (earlier.get("state") != FINISHED)
         for warning in check_remaining_budget(config):
             Console().print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False)
-    with record_run(folder, facts, resumed=config.resume is not None):
-        serve(grid, config, folder)
+    with record_run(folder, facts, resumed=config.resume is not None) as record:
+        stopped = serve(grid, config, folder)
+        if stopped:
+            record["stopped_early"] = asdict(stopped)
 
 
-def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
-    """Build the strategy, run all rounds, and write adapter and plots to the run directory."""
+def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
+    """Build the strategy, run all rounds, and write the results; return why rounds were left out, if any were."""
     method = build_run_method(config)
     check_model(config)
     adapter = initial_adapter(config, method)
@@ -88,25 +98,37 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> None:
         reporter.started(strategy.first_round, federation.clients_per_round or federation.num_clients)
         for note in describe_classifier(config):
             reporter.note(note)
-        strategy.start(
-            secure or RetryGrid(polling, strategy.full_request, federation.retries, federation.retry_after_s),
-            payload.pack(adapter, ["A", "B"]),
-            num_rounds=config.train.rounds - strategy.first_round,
-            timeout=federation.round_timeout_s,
-            evaluate_fn=callback,
-        )
+        with suppress(StoppedEarly):
+            strategy.start(
+                secure or RetryGrid(polling, strategy.full_request, federation.retries, federation.retry_after_s),
+                payload.pack(adapter, ["A", "B"]),
+                num_rounds=config.train.rounds - strategy.first_round,
+                timeout=federation.round_timeout_s,
+                evaluate_fn=callback,
+            )
         check_updates_used(callback.history)
         callback.finish()
-        best = write_best_adapter(config, folder, callback.history, adapter)
-        peft_model.save_pretrained(load_model(config), strategy.adapter, folder.adapter)
-        if config.plots:
-            plot_accuracy(callback.history, folder.accuracy_plot, flatten(as_dict(config)))
-            plot_diagnostics(callback.history, folder.diagnostics_plot)
+        best = _write_result(config, folder, strategy, callback.history)
     document = privacy_document(config, callback.history, callback.clients)
     line = privacy_line(claim_of(config, callback.history, callback.clients))
     reporter.finished(callback.history, document["clients"], line)
-    if best is not None:
-        reporter.note(f"adapter-best/: {best}")
+    stopped = early_stop_of(config, callback.history)
+    for note in (str(stopped or ""), f"adapter-best/: {best}" if best else ""):
+        if note:
+            reporter.note(note)
+    return stopped
+
+
+def _write_result(
+    config: Config, folder: RunFolder, strategy: FederatedLoRA, history: Sequence[Mapping[str, Any]]
+) -> BestRound | None:
+    """Write the adapters, the final one last, and the plots; return the best round, if its adapter is kept."""
+    best = write_best_adapter(config, folder, history, strategy.adapter)
+    peft_model.save_pretrained(load_model(config), strategy.adapter, folder.adapter)
+    if config.plots:
+        plot_accuracy(history, folder.accuracy_plot, flatten(as_dict(config)))
+        plot_diagnostics(history, folder.diagnostics_plot)
+    return best
 
 
 def _write_inputs(config: Config, folder: RunFolder) -> None:

@@ -25,6 +25,7 @@ from fedsvd.training.objectives import make_objective
 from server.best_adapter import best_round
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.diagnostics import mean_clipping_statistics
+from server.early_stopping import StoppedEarly, early_stop_of
 from server.replies import RoundRecord
 from server.round_privacy import largest_epsilon, last_value, privacy_document, round_privacy
 from server.strategy import FederatedLoRA
@@ -65,6 +66,7 @@ class RoundEndCallback:
         """Evaluate, write and report; return the held-out metrics to Flower, or None if there are none.
 
         Raises:
+            StoppedEarly: If the run ends here, before its last planned round.
             DivergedError: If the held-out loss is not finite.
             RunError: If the run directory cannot be written.
         """
@@ -74,6 +76,7 @@ class RoundEndCallback:
             # The previous process may have been interrupted after its last checkpoint and before it wrote these files.
             write_rows(self.folder.metrics, self.history)
             self._write_privacy()
+            self._check_early_stop()
             return None
         self._update_spends(record)
         row = self._row(record, self._evaluate(this_round))
@@ -82,9 +85,14 @@ class RoundEndCallback:
         self._write(this_round, row)
         self.reporter.round_done(row)
         self.track(row)
+        self._check_early_stop()
         if row["loss"] is None:
             return None
         return MetricRecord({key: row[key] for key in ("accuracy", "loss") if row[key] is not None})
+
+    def _check_early_stop(self) -> None:
+        if early_stop_of(self.config, self.history):
+            raise StoppedEarly
 
     def finish(self) -> None:
         """Write a language model's answers to a few held-out prompts to the run directory."""

@@ -38,6 +38,8 @@ class TrainConfig(ConfigGroup):
         keep_best: Keep the adapter of the best evaluated round in ``adapter-best/``, beside the last one in
             ``adapter/``: the best by accuracy, or by perplexity for a language model, on the texts of
             ``data.evaluate_on``. On the texts by which it was chosen, its accuracy is optimistic.
+        early_stopping: Stop after an evaluated round if the best one, by the same metric, is this many rounds ago or
+            more; null: take all rounds. Privacy is spent on the rounds that take place.
         grad_sample_mode: How per-example gradients are computed: ``fused`` (about the cost of plain training),
             ``hooks`` (Opacus' hooks, for any layer that Opacus supports), or ``auto``: fused where the model allows it.
         server_optimizer: How the server applies the clients' mean update: ``none`` (unchanged), ``momentum`` or
@@ -79,6 +81,7 @@ class TrainConfig(ConfigGroup):
     eval_batch_size: Count = 128
     eval_every: Count = 1
     keep_best: bool = False
+    early_stopping: Count | None = None
     grad_sample_mode: Literal["auto", "fused", "hooks"] = "auto"
     prefix_cache_mib: NonNegativeInt = 1024
     head: Literal["frozen", "private"] = "frozen"

@@ -31,6 +31,7 @@ MAY_CHANGE: Mapping[str, str] = {
     "train.lr_scheduler_type": "not part of the mechanism",
     "train.warmup_rounds": "not part of the mechanism",
     "train.eval_every": "when the server evaluates",
+    "train.early_stopping": "when the run ends",
     "train.keep_best": "which adapters are kept",
     "train.eval_batch_size": "speed and memory",
     "train.physical_batch_size": "speed and memory",

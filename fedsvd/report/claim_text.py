@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from fedsvd.privacy.claim import Claim
 from fedsvd.report.document import Block, Paragraph
 from fedsvd.report.tables import rounded_up
@@ -63,4 +66,45 @@ def nothing_reported(claim: Claim) -> str:
     return (
         "Differential privacy is enabled, and no round is complete. What an interrupted round was charged is in the "
         "clients' ledgers."
+    )
+
+
+def stopped_early(claim: Claim, stop: Mapping[str, Any] | None) -> list[Block]:
+    """Say what ε means if the number of rounds depended on the models of earlier rounds.
+
+    An outcome in which a run ends after t rounds is an outcome of t rounds, for which ε of t rounds holds: ex-post
+    privacy (Ligett et al. 2017, arXiv 1705.10829). All outcomes together are post-processing of all planned rounds.
+
+    Args:
+        claim: The guarantee of the run.
+        stop: The fields of `fedsvd.runs.best_round.EarlyStop`; None if the run took all planned rounds.
+    """
+    if not stop:
+        return []
+    done, planned = stop["server_round"], stop["num_rounds"]
+    text = f"The run stopped early, after round {done} of {planned}, by a metric of its models on held-out texts. "
+    if claim.unit == "client":
+        text += f"Clients are charged for the whole run in advance, so ε is that of all {planned} rounds."
+    else:
+        text += (
+            f"ε is that of the {done} rounds that took place, and holds for every outcome in which the run ends there. "
+            f"What could be promised before the run, wherever it would end, is ε of all {planned} rounds, which is "
+            "within the budget."
+        )
+    return [Paragraph(text)]
+
+
+def held_out_examples(count: int, *, has_best: bool) -> str:
+    """Return why the held-out examples are not protected.
+
+    Args:
+        count: Their number.
+        has_best: Whether the best round was chosen by them.
+    """
+    text = f"The {count:,} held-out examples: metrics on them were reported without noise"
+    if not has_best:
+        return f"{text}."
+    return (
+        f"{text}, and the round of adapter-best/ was chosen by them. The guarantee covers this adapter, too: it holds "
+        "for all rounds together, whichever of them is used."
     )

@@ -160,8 +160,9 @@ def read_run(folder: Path, parent: Path) -> Run:
 
 def _check_last_round(paths: RunFolder, rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
     """Check that a finished run has rows up to its last round, since rows that are missing were charged, too."""
-    last = 0 if config.get("train.trains") == "none" else int(config["train.num_rounds"])
-    if rows and rows[-1]["server_round"] < last and read_json(paths.record).get("state") == "finished":
+    record = read_json(paths.record)
+    last = int((record.get("stopped_early") or {}).get("server_round", planned_rounds(config)))
+    if rows and rows[-1]["server_round"] < last and record.get("state") == "finished":
         raise RunError(
             f"{paths.metrics} ends with round {rows[-1]['server_round']}, but the run has finished {last} rounds: the "
             "file is truncated. Restore it from a copy."

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedsvd.errors import FedSVDError
 from fedsvd.privacy.noise_share import ASSUMPTIONS
-from fedsvd.report.claim_text import caveats, no_guarantee, nothing_reported, privacy_line
+from fedsvd.report import claim_text
 from fedsvd.report.document import Block, Bullets, Paragraph, Section, TableBlock, block_to_markdown
 from fedsvd.report.loaded_runs import Run, read_run
 from fedsvd.report.tables import client_cells, rounded_up
@@ -39,7 +39,7 @@ def statement_markdown(folder: Path) -> str:
 def guarantee_line(folder: Path) -> str:
     """Return the guarantee of a run directory on one line; without readable rows, that nothing is claimed."""
     try:
-        return privacy_line(read_run(folder, folder).claim)
+        return claim_text.privacy_line(read_run(folder, folder).claim)
     except FedSVDError as error:
         return f"privacy: nothing is claimed ({error})"
 
@@ -47,7 +47,7 @@ def guarantee_line(folder: Path) -> str:
 def statement_section(run: Run) -> Section:
     """Return one run's guarantee, its assumptions, what it does not cover, and which data left each client."""
     if not run.claim.is_given:
-        return Section(TITLE, [*no_guarantee(run.claim), *_data_sent(run)])
+        return Section(TITLE, [*claim_text.no_guarantee(run.claim), *_data_sent(run)])
     blocks = [
         *_guarantee(run),
         *_interrupted(run),
@@ -61,7 +61,7 @@ def statement_section(run: Run) -> Section:
 def _guarantee(run: Run) -> list[Block]:
     claim = run.claim
     if claim.epsilon is None:
-        return [*caveats(claim), Paragraph(nothing_reported(claim), "note")]
+        return [*claim_text.caveats(claim), Paragraph(claim_text.nothing_reported(claim), "note")]
     epsilon, delta = rounded_up(claim.epsilon, 2), claim.delta
     norm = max(claim.values("clipping_norm"))
     condition = "The run is" if claim.status == "private" else "Under this condition, the run is"
@@ -79,7 +79,7 @@ def _guarantee(run: Run) -> list[Block]:
         )
     accountants = " and ".join(_ACCOUNTANTS[str(name)] for name in claim.values("accountant"))
     return [
-        *caveats(claim),
+        *claim_text.caveats(claim),
         Paragraph(
             f"The unit of protection is {unit}. {condition} (ε, δ)-differentially private for it, with ε = {epsilon} "
             f"and δ = {delta:g} (ε is the largest over all clients, rounded up; {_budget(run)})."
@@ -89,6 +89,7 @@ def _guarantee(run: Run) -> list[Block]:
             f"could observe of this run by a factor of at most e^{epsilon}, except with a probability of about "
             f"{delta:g}. This holds regardless of what else they know and how they use it."
         ),
+        *claim_text.stopped_early(claim, run.record.get("stopped_early")),
         Paragraph(
             f"Mechanism: {mechanism}. The privacy cost was computed over all rounds with {accountants}. Two data sets "
             f"are neighbors if they differ only in {unit}, which one of them contains and the other does not."
@@ -169,14 +170,8 @@ def _not_covered(run: Run) -> list[str]:
         "Conclusions about people in general that follow from all the text, which differential privacy does not hide.",
     ]
     if held_out.get("num_examples"):
-        count = f"{held_out['num_examples']:,}"
-        chosen = "."
-        if read_best_round(RunFolder(run.folder)):
-            chosen = (
-                ", and the round of adapter-best/ was chosen by them. The guarantee covers this adapter, too: it holds "
-                "for all rounds together, whichever of them is used."
-            )
-        items.insert(0, f"The {count} held-out examples: metrics on them were reported without noise{chosen}")
+        has_best = read_best_round(RunFolder(run.folder)) is not None
+        items.insert(0, claim_text.held_out_examples(held_out["num_examples"], has_best=has_best))
     if not _client_level(run):
         items.insert(
             0,

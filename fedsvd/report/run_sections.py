@@ -15,7 +15,7 @@ from fedsvd.report.plots import accuracy_figure, partitions_figure, reference_ac
 from fedsvd.report.privacy_statement import statement_section
 from fedsvd.report.run_plots import epsilon_figure, traffic_and_time_figure
 from fedsvd.report.tables import PHASES, rounded_up
-from fedsvd.runs.best_round import read_best_round
+from fedsvd.runs.best_round import EarlyStop, read_best_round
 from fedsvd.runs.folder import RunFolder
 
 # For long runs the plots show every round; tables show a sample that fits on a page.
@@ -56,6 +56,8 @@ def summary(run: Run) -> Section:
             f"{num_rounds} rounds, {spent}."
         )
     ]
+    if run.state == "finished" and run.record.get("stopped_early"):
+        blocks.append(Paragraph(f"The run {EarlyStop(**run.record['stopped_early'])}.", "note"))
     if run.state != "finished":
         reason = run.reason
         outcome = "This run failed" if run.state == "failed" else "This run is unfinished"

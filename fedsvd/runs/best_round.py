@@ -1,4 +1,4 @@
-"""The best round of a run by its held-out metric, and the file that says which round ``adapter-best/`` is of."""
+"""The best round of a run by its held-out metric, the file that says which it is, and the rule for early stopping."""
 
 from __future__ import annotations
 
@@ -47,6 +47,53 @@ class BestRound:
         if self.evaluate_on == "validation":
             return f"{text}; fedsvd evaluate RUN_DIR --best data.evaluate_on=test measures it on the test texts."
         return f"{text}; to measure it without bias, choose it with data.evaluate_on=validation."
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """Why a run ended before its last planned round.
+
+    Attributes:
+        server_round: The last round that took place.
+        num_rounds: Number of planned rounds.
+        best_round: The best round.
+        metric: The name of the metric that has not improved since.
+        patience: ``train.early_stopping``.
+    """
+
+    server_round: int
+    num_rounds: int
+    best_round: int
+    metric: str
+    patience: int
+
+    def __str__(self) -> str:
+        """Say when and why the run ended, in one line."""
+        return (
+            f"stopped early after round {self.server_round} of {self.num_rounds}: {self.metric} has not improved since "
+            f"round {self.best_round} (train.early_stopping = {self.patience}); a larger value, or null, continues it "
+            "with resume"
+        )
+
+
+def early_stop(rows: Sequence[Mapping[str, Any]], task: str, patience: int | None, num_rounds: int) -> EarlyStop | None:
+    """Return why a run stops after its last row; None if it does not, or if that is the last planned round.
+
+    It stops after an evaluated round if the best round is ``patience`` or more rounds ago.
+
+    Args:
+        rows: Rows of ``metrics.jsonl``.
+        task: The task of the run (``model.task``).
+        patience: ``train.early_stopping``.
+        num_rounds: Number of planned rounds.
+    """
+    best, metric = best_row(rows, task), metric_of(task)
+    if patience is None or best is None or rows[-1].get(metric.key) is None:
+        return None
+    last, best_round = int(rows[-1]["server_round"]), int(best["server_round"])
+    if last >= num_rounds or last - best_round < patience:
+        return None
+    return EarlyStop(last, num_rounds, best_round, metric.label, patience)
 
 
 def metric_of(task: str) -> Metric:

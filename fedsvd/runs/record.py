@@ -21,8 +21,10 @@ FINISHED, FAILED, RUNNING, INTERRUPTED = "finished", "failed", "running", "inter
 
 
 @contextmanager
-def record_run(folder: RunFolder, facts: Mapping[str, Any], *, resumed: bool = False) -> Iterator[None]:
+def record_run(folder: RunFolder, facts: Mapping[str, Any], *, resumed: bool = False) -> Iterator[dict[str, Any]]:
     """Maintain ``run.json`` while a run is in progress; if the process is killed, its state remains ``running``.
+
+    Yields the fields of the record, to which fields can be added until the run ends.
 
     Args:
         folder: The run directory.
@@ -45,7 +47,7 @@ def record_run(folder: RunFolder, facts: Mapping[str, Any], *, resumed: bool = F
     try:
         with storage_errors(folder.root, advice):
             write_json(folder.record, {**record, "state": RUNNING})
-            yield
+            yield record
             write_json(folder.record, {**record, "state": FINISHED, "finished_at": _now()})
     except BaseException as error:
         record_failure(folder, error, record)

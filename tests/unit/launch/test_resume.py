@@ -27,6 +27,7 @@ ALLOWED = {
     "train.lr_scheduler_type": "train.lr_scheduler_type=linear",
     "train.warmup_rounds": "train.warmup_rounds=1",
     "train.eval_every": "train.eval_every=2",
+    "train.early_stopping": "train.early_stopping=1",
     "train.keep_best": "train.keep_best=false",
     "train.eval_batch_size": "train.eval_batch_size=7",
     "train.physical_batch_size": "train.physical_batch_size=7",

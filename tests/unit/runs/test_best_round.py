@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsvd.runs.best_round import BestRound, best_row, read_best_round, write_best_round
+from fedsvd.runs.best_round import BestRound, best_row, early_stop, read_best_round, write_best_round
 from fedsvd.runs.folder import RunFolder
 
 
@@ -51,3 +51,27 @@ def test_a_damaged_file_is_no_choice(content: str, tmp_path: Path) -> None:
     (folder.best_adapter / "best_round.json").write_text(content)
 
     assert read_best_round(folder) is None
+
+
+def test_a_run_stops_once_the_best_round_is_as_long_ago_as_the_patience() -> None:
+    task, values = "sequence_classification", [0.5, 0.6, None, 0.7, 0.6, None, 0.7, 0.8]
+    history = rows("accuracy", *values)
+
+    def stops(patience: int | None, num_rounds: int = 20) -> list[int]:
+        ends = [early_stop(history[: number + 1], task, patience, num_rounds) for number in range(len(history))]
+        return [end.server_round for end in ends if end is not None]
+
+    assert stops(None) == []
+    # Only after an evaluated round; an equal value is no improvement.
+    assert stops(1) == [4, 6]
+    assert stops(2) == [6]
+    assert stops(4) == []
+    # A run that has taken all rounds has not stopped early.
+    assert stops(2, num_rounds=6) == []
+    assert early_stop([], task, 1, 20) is None
+    end = early_stop(history[:7], task, 3, 20)
+    assert str(end).startswith(
+        "stopped early after round 6 of 20: accuracy has not improved since round 3 (train.early"
+    )
+    assert early_stop(rows("perplexity", 4.0, 3.0, 3.5), "causal_lm", 1, 20) is not None
+    assert early_stop(rows("perplexity", 4.0, 3.0, 2.5), "causal_lm", 1, 20) is None
