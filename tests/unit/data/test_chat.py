@@ -33,7 +33,12 @@ MARKED = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 # Like that of Phi-3, which ends the last turn in another way than those before.
-UNSTABLE = "{% for m in messages %}{{ m.role + m.content }}{% if loop.last %}{{ eos_token }}{% endif %}{% endfor %}"
+UNSTABLE = (
+    "{% for m in messages %}{{ m.role + m.content }}{% if loop.last and not add_generation_prompt %}{{ eos_token }}"
+    "{% endif %}{% endfor %}"
+)
+# Without anything before an answer.
+BARE = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
 
 
 @cache
@@ -93,6 +98,8 @@ def test_conversations_need_a_chat_template_and_a_token_to_learn(tokenizer: PreT
         conversation_check(tokenizer, 100)([HI, HELLO, FOUR])
     # The first answer begins at position 18.
     assert [conversation_check(tokenizer, length)(CHAT) for length in (18, 19)] == [False, True]
+    # The first token of a sequence is not predicted.
+    assert [conversation_check(with_template(BARE), length)([HI]) for length in (1, 2)] == [False, True]
 
 
 def load(path: Path, *overrides: str) -> LoadedData:
@@ -173,6 +180,11 @@ INCOMPATIBLE = [
 def test_keys_without_effect_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compose(["data=jsonl", "data.path=x.jsonl", *LANGUAGE, *overrides])
+
+
+def test_the_fingerprint_of_data_covers_their_conversations() -> None:
+    one, other = (Dataset.from_dict({"messages": [json.dumps(turns)], "label": [0]}) for turns in (CHAT, CHAT[:3]))
+    assert data.fingerprint(one) != data.fingerprint(other)
 
 
 def test_prompts_end_before_the_last_answer(tokenizer: PreTrainedTokenizerBase) -> None:
