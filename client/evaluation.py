@@ -11,10 +11,9 @@ from fedsvd.config import Config
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_run_method
 from fedsvd.runtime.data import load_test_batches
-from fedsvd.runtime.losses import load_prefix_cache
+from fedsvd.runtime.losses import load_prefix_cache, run_objective
 from fedsvd.runtime.model import initial_adapter, load_model, resolve_device
 from fedsvd.training.evaluation import Evaluation, evaluate
-from fedsvd.training.objectives import make_objective
 from fedsvd.wire.train_messages import TrainTask
 
 
@@ -37,5 +36,6 @@ def received_adapter(
 def evaluate_personal_model(config: Config) -> Evaluation | None:
     """Evaluate the process's model on the held-out data, which is nobody's private data; None if there is none."""
     batches, device = load_test_batches(config), resolve_device(config.device)
-    objective = make_objective(config.task)
-    return evaluate(load_model(config), batches, device, objective, load_prefix_cache(config)) if batches else None
+    if not batches:
+        return None
+    return evaluate(load_model(config), batches, device, run_objective(config), load_prefix_cache(config))

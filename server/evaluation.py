@@ -17,11 +17,10 @@ from fedsvd.privacy.round_settings import ROW_KEY
 from fedsvd.report.progress import Reporter
 from fedsvd.runs.folder import RunFolder, read_json, write_json, write_rows
 from fedsvd.runtime.data import load_test_batches
-from fedsvd.runtime.losses import load_prefix_cache
+from fedsvd.runtime.losses import load_prefix_cache, run_objective
 from fedsvd.runtime.model import load_model, resolve_device, sample_answers
 from fedsvd.tracking import LogRow
 from fedsvd.training.evaluation import evaluate
-from fedsvd.training.objectives import make_objective
 from server.best_adapter import best_round
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.diagnostics import mean_clipping_statistics
@@ -115,7 +114,7 @@ class RoundEndCallback:
         model = load_model(self.config)
         peft_model.write(model, self.strategy.adapter)
         device = resolve_device(self.config.device)
-        objective, prefix = make_objective(self.config.task), load_prefix_cache(self.config)
+        objective, prefix = run_objective(self.config), load_prefix_cache(self.config)
         result = evaluate(model, load_test_batches(self.config), device, objective, prefix)
         if not math.isfinite(result.loss):
             raise DivergedError(

@@ -24,7 +24,10 @@ _ALLOWED_FOR_OWN_DATA = ("data.evaluate_on", "data.max_test_examples", "data.pro
 _SPLIT_KEYS = ("max_train_examples", "test_fraction", "validation_fraction", "evaluate_on")
 # What identifies an embedded dataset, or one on the hub.
 _SOURCE_KEYS = ("name", "path", "subset", "min_abs_rating", "domains")
-_COLUMN_KEYS = ("text_column", "text_pair_column", "label_column", "response_column", "messages_column", "separator")
+_COLUMN_KEYS = (
+    "text_column", "text_pair_column", "label_column", "response_column", "messages_column", "separator",
+    "label_separator",
+)  # fmt: skip
 _FILES = ("csv", "jsonl", "parquet", "arrow", "node")
 
 
@@ -101,10 +104,11 @@ def load_labeled(plan: EvaluationPlan, own: Config, classes: Sequence[str], *, e
     from fedsvd.data.labeled import load_all_texts, load_held_out_texts
     from fedsvd.runtime.data import conversation_check
 
-    data, seed, can_learn = plan.config.data, plan.config.seed, conversation_check(plan.config.data, own.model)
+    data, seed, task = plan.config.data, plan.config.seed, own.model.task
+    can_learn = conversation_check(data, own.model)
     if plan.own_data:
-        return load_held_out_texts(data, seed, classes, can_learn)
-    return load_all_texts(data, seed, classes, every_split=every_split, can_learn=can_learn)
+        return load_held_out_texts(data, seed, classes, can_learn, task)
+    return load_all_texts(data, seed, classes, every_split=every_split, can_learn=can_learn, task=task)
 
 
 def _compose_own(folder: Path, own: Config, overrides: Sequence[str]) -> Config:
@@ -123,10 +127,12 @@ def _compose_own(folder: Path, own: Config, overrides: Sequence[str]) -> Config:
 
 def _compose_named(own: Config, overrides: Sequence[str]) -> Config:
     """Compose the overrides alone, with a model of the same task."""
-    model = "model=tiny_llama" if own.model.task == "causal_lm" else "model=tiny"
+    base = "model=tiny_llama" if own.model.task == "causal_lm" else "model=tiny"
+    # No partition has an effect, and that of the defaults needs classes.
+    model = [base, f"model.task={own.model.task}", "partition=iid"]
     option = [] if "data" in _keys(overrides) else [f"data={own.data.name}"]
     settings = [f"seed={own.seed}", f"train.eval_batch_size={own.train.eval_batch_size}"]
-    return compose([model, *settings, *option, *overrides])
+    return compose([*model, *settings, *option, *overrides])
 
 
 def _plan_named(folder: Path, own: Config, named: Config, keys: Sequence[str]) -> EvaluationPlan:
@@ -144,7 +150,7 @@ def _plan_named(folder: Path, own: Config, named: Config, keys: Sequence[str]) -
     )
     data = named.data if "data" in keys else replace(own.data, **others)
     data = replace(data, **{name: _default(name) for name in ("max_test_examples", *_SPLIT_KEYS)})
-    carried: dict[str, Any] = {"prompt_template": own.data.prompt_template}
+    carried: dict[str, Any] = {"prompt_template": own.data.prompt_template, "label_range": own.data.label_range}
     if "data" in keys and data.name in _FILES:
         carried |= _own_columns(folder, own)
     data = replace(data, **{name: value for name, value in carried.items() if name not in explicit}, **values)

@@ -16,7 +16,7 @@ from fedsvd.report.literal import literal
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Print the label and its probability, or the generated answer, for each text.
+    """Print the prediction, such as a label and its probability, or the generated answer, for each text.
 
     Raises:
         ConfigError: The arguments are invalid, or the directory is not a run directory.
@@ -26,6 +26,7 @@ def run(arguments: Sequence[str]) -> None:
     options = _parse(arguments)
     # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.report.privacy_statement import guarantee_line
+    from fedsvd.trained.outputs import summary
     from fedsvd.trained.prediction import predict
     from fedsvd.trained.run import load_trained_model, read_run
 
@@ -42,9 +43,8 @@ def run(arguments: Sequence[str]) -> None:
         if options.json:
             print(to_json(row), flush=True)
         else:
-            output = row["answer"] if finished.generates_text else f"{row['label']}  {row['probability']:.1%}"
             # An answer may have several lines.
-            line = literal(output, "bold", keep="\n\t").append(literal(f"  ← {_shorten(_asked(row))}", "dim"))
+            line = literal(summary(row), "bold", keep="\n\t").append(literal(f"  ← {_shorten(_asked(row))}", "dim"))
             console.print(line, soft_wrap=True)
 
 

@@ -27,7 +27,7 @@ privacy:
 finished runs:
   report DIR… [--to DIR]               write an HTML and Markdown report on all runs in DIR
   evaluate RUN_DIR [data=…]            evaluate the model on the run's held-out data or other data
-  predict RUN_DIR --text TEXT          predict the label of, or generate an answer to, a text
+  predict RUN_DIR --text TEXT          predict a text: its label, or an answer to it
   predict RUN_DIR --file FILE          the same for every text in a file
   export RUN_DIR --to DIR [--merge]    export the model for transformers and PEFT
 

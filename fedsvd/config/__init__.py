@@ -16,9 +16,11 @@ from fedsvd.config.aggregation import AggregationConfig, check_aggregation
 from fedsvd.config.federation import FederationConfig
 from fedsvd.config.group import ConfigGroup
 from fedsvd.config.head import check_head
-from fedsvd.config.model import DataConfig, ModelConfig, PartitionConfig
+from fedsvd.config.model import DataConfig, ModelConfig
+from fedsvd.config.partition import PartitionConfig
 from fedsvd.config.privacy import PrivacyConfig
 from fedsvd.config.secure_aggregation import check_secure
+from fedsvd.config.targets import check_targets
 from fedsvd.config.tracking import TrackingConfig
 from fedsvd.config.train import TrainConfig
 from fedsvd.config.types import Fraction, Seed, Text
@@ -106,6 +108,7 @@ class Config(ConfigGroup):
                 "sequence instead of each example in it. Set train.packing=false."
             )
         _check_row_format(self.model, self.data)
+        check_targets(self.model, self.data, self.partition)
         _check_public_text(self)
         check_head(self.model, self.data, self.train, self.privacy)
         check_secure(self.privacy, self.train, self.federation)
@@ -162,10 +165,10 @@ def _check_public_text(config: Config) -> None:
             f"model.public_text = {source} is not possible: the clients' private data are the same text. Set it to "
             "another text that is public."
         )
-    if config.privacy.project_public_mean and config.model.task == "causal_lm":
+    if config.privacy.project_public_mean and config.model.task != "sequence_classification":
         raise ConfigError(
-            "privacy.project_public_mean = True is not possible with model.task = causal_lm, which has no classes: set "
-            "it to false, or use model.task=sequence_classification."
+            f"privacy.project_public_mean = True is not possible with model.task = {config.model.task}, where a text "
+            "does not have one of several classes: set it to false, or use model.task=sequence_classification."
         )
 
 

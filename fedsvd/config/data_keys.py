@@ -9,7 +9,8 @@ from fedsvd.config import Config
 from fedsvd.config.model import DataConfig
 from fedsvd.errors import ConfigError
 
-_COLUMNS = ("text_column", "text_pair_column", "label_column", "response_column", "messages_column")
+_COLUMNS = ("text_column", "text_pair_column", "label_column", "response_column", "messages_column", "label_separator",
+            "label_range")  # fmt: skip
 _FILE = ("path", "test_path", "test_fraction", *_COLUMNS)
 _USED: Mapping[str, tuple[str, ...]] = {
     "movie_reviews": ("test_fraction", "min_abs_rating"),

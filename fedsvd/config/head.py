@@ -49,6 +49,11 @@ def _check_no_head(train: TrainConfig, privacy: PrivacyConfig) -> None:
 
 
 def _check_zero_shot(model: ModelConfig, data: DataConfig) -> None:
+    if model.task != "sequence_classification":
+        raise ConfigError(
+            f"train.head_init = zero_shot is not possible with model.task = {model.task}: it separates classes that "
+            "exclude each other. Set train.head_init=random or zeros."
+        )
     if data.class_descriptions is None:
         raise ConfigError(
             f"train.head_init = zero_shot needs data.class_descriptions, which data={data.name} leaves empty: give a "

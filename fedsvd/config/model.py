@@ -1,4 +1,4 @@
-"""The schema of the groups ``model``, ``data`` and ``partition``."""
+"""The schema of the groups ``model`` and ``data``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from fedsvd.config.group import ConfigGroup
 from fedsvd.config.task import PLAIN_TEXT
-from fedsvd.config.types import ClassDescriptions, Count, Fraction, FractionOrZero, Names, Text
+from fedsvd.config.types import ClassDescriptions, Count, Fraction, FractionOrZero, LabelRange, Names, Text
 from fedsvd.errors import ConfigError
 
 LoraLayers = Annotated[
@@ -20,6 +20,7 @@ LoraLayers = Annotated[
 Separator = Annotated[
     str, Field(pattern=r'^([^"\r\n]|\\t|tab)$', description="one character (quote it, as in ';'), or tab")
 ]
+LabelSeparator = Annotated[str, Field(pattern=r"^[^\s\"]$", description="one character that is not white space")]
 PoolingLayer = Annotated[
     Literal["last"] | Annotated[int, Field(gt=0)],
     Field(description="last, or the number of a layer, counted from 1"),
@@ -36,8 +37,9 @@ class ModelConfig(ConfigGroup):
             model on the Hugging Face Hub.
         rank: Rank r of every factor pair B (d_out, r), A (r, d_in).
         lora_alpha: The product B A is scaled by ``lora_alpha / rank``.
-        task: ``sequence_classification``, or ``causal_lm``: generate answers; the loss covers the tokens of the answer,
-            not those of the prompt.
+        task: ``sequence_classification``: one class per text; ``multi_label_classification``: any number of classes per
+            text; ``regression``: a number per text; or ``causal_lm``: generate answers; the loss covers the tokens of
+            the answer, not those of the prompt.
         target_modules: Names of the linear layers that get factors; ``auto``: the usual layers of the model's
             architecture; ``all-linear``: all but the head.
         lora_layers: ``all``, or ``top_K``: factors in the K layers nearest the output only.
@@ -67,7 +69,9 @@ class ModelConfig(ConfigGroup):
     source: Text
     rank: Count = 8
     lora_alpha: PositiveFloat = 16.0
-    task: Literal["sequence_classification", "causal_lm"] = "sequence_classification"
+    task: Literal[
+        "sequence_classification", "multi_label_classification", "regression", "causal_lm"
+    ] = "sequence_classification"  # fmt: skip
     target_modules: Names | Literal["auto", "all-linear"] = "auto"
     lora_layers: LoraLayers = "all"
     lora_dropout: FractionOrZero = 0.0
@@ -115,6 +119,13 @@ class DataConfig(ConfigGroup):
         prompt_template: Prompt of a language model (``model.task=causal_lm``): text with the placeholder ``{text}``,
             and optionally ``{text_pair}`` and ``{choices}``, the names of the classes.
         labels: Classes of ``node``, in the order of their indices; other data sets define their own.
+        label_separator: Separator of the classes in a text of several classes (``model.task`` =
+            ``multi_label_classification``); JSON lines and Parquet may have lists instead. An empty list means that no
+            class applies; an empty cell means that the label is missing, and leaves the row out.
+        label_range: The lowest and the highest possible label with ``model.task`` = ``regression``, as in ``[1, 5]``.
+            The model is then trained on labels that are mapped to 0 … 1; predictions and exported models have the
+            original scale. It must be public, such as the ends of a scale, and never be computed from private labels.
+            null: labels are used as they are.
         class_descriptions: Invented sentences as somebody might write them for each class, from which
             ``train.head_init=zero_shot`` starts the head: a mapping from class names to lists of sentences, or one list
             per class, in the order of the classes. They are public.
@@ -147,6 +158,8 @@ class DataConfig(ConfigGroup):
     prompt_template: Text = "{text}"
     labels: Names | None = None
     class_descriptions: ClassDescriptions | None = None
+    label_separator: LabelSeparator = ";"
+    label_range: LabelRange | None = None
     evaluate_on: Literal["test", "validation"] = "test"
     validation_fraction: Fraction = 0.1
     max_train_examples: Count | None = None
@@ -166,29 +179,6 @@ class DataConfig(ConfigGroup):
     def task_name(self, model_task: str) -> str:
         """Return the key in `fedsvd.config.task.TASKS` of a model's task on these data."""
         return PLAIN_TEXT if self.row_format == "plain_text" else model_task
-
-
-@dataclass(frozen=True)
-class PartitionConfig(ConfigGroup):
-    """How the training examples are split among the clients.
-
-    Attributes:
-        name: ``iid``; ``dirichlet`` (label skew): the examples of each class are split in proportions drawn from a
-            Dirichlet distribution; ``by_column``: one client per value of a column; ``quantity_skew``: IID data of
-            different sizes.
-        dirichlet_alpha: Concentration α of the Dirichlet distribution; smaller values give stronger label skew.
-        column: The column of ``by_column``.
-        skew: How sizes grow from client to client: ``linear``, ``square`` or ``exponential``.
-        min_partition_size: Minimum number of examples of a client.
-    """
-
-    group: ClassVar[str] = "partition"
-
-    name: Literal["iid", "dirichlet", "by_column", "quantity_skew"]
-    dirichlet_alpha: PositiveFloat = 0.5
-    column: Text = "domain"
-    skew: Literal["linear", "square", "exponential"] = "linear"
-    min_partition_size: Count = 10
 
 
 def _check_pooling(model: ModelConfig) -> None:

@@ -1,7 +1,8 @@
 """The tasks of ``model.task``: what they are called in libraries, and the metrics of a held-out set.
 
 A task is one row of `TASKS`; a language model has two, by the format of its data. What a task does is in one table per
-package, by the name of the task: its loss and its metrics in `fedsvd.training.objectives`.
+package, by the name of the task: its loss and its metrics in `fedsvd.training.objectives`, its labels in
+`fedsvd.data.targets` and `fedsvd.data.batches`, and what its model predicts in `fedsvd.trained.outputs`.
 """
 
 from __future__ import annotations
@@ -46,25 +47,42 @@ class Task:
         pipeline: Its name on model hubs.
         metrics: The metrics of a held-out set, the first of which runs are compared by: the larger, the better. A
             metric that is undefined on a held-out set, such as AUROC without examples of a class, is left out.
+        has_head: Whether its models have a head, which can be trained and sent.
+        problem_type: The value in the configuration of an exported model; None: that of the checkpoint.
     """
 
     auto_class: str
     pipeline: str
     metrics: tuple[Metric, ...]
+    has_head: bool = True
+    problem_type: str | None = None
 
 
 ACCURACY, _EXACT_MATCH = Metric("accuracy", "accuracy"), Metric("accuracy", "exact match")
-_TOKEN_ACCURACY = Metric("accuracy", "token accuracy")
+_SUBSET_ACCURACY, _TOKEN_ACCURACY = Metric("accuracy", "subset accuracy"), Metric("accuracy", "token accuracy")
 _MACRO_F1, _AUROC = Metric("macro_f1", "macro-F1", is_share=False), Metric("auroc", "AUROC", is_share=False)
+_MICRO_F1, _RMSE = Metric("micro_f1", "micro-F1", is_share=False), Metric("rmse", "RMSE", is_share=False)
+_SPEARMAN, _PEARSON = Metric("spearman", "Spearman", is_share=False), Metric("pearson", "Pearson", is_share=False)
 
+# The only output of a model that predicts a number, in the place of a class.
+VALUE = "value"
 PLAIN_TEXT = "plain_text"
 # Columns with what a language model learns, and their values where earlier versions had no such key.
 _ANSWER_COLUMNS = {"label": "label", "response": None, "messages": None}
 TASKS: Mapping[str, Task] = {
     "sequence_classification": Task("SequenceClassification", "text-classification", (ACCURACY, _MACRO_F1, _AUROC)),
-    "causal_lm": Task("CausalLM", "text-generation", (_EXACT_MATCH,)),
+    "multi_label_classification": Task(
+        "SequenceClassification",
+        "text-classification",
+        (_MACRO_F1, _MICRO_F1, _AUROC, _SUBSET_ACCURACY),
+        problem_type="multi_label_classification",
+    ),
+    "regression": Task(
+        "SequenceClassification", "text-classification", (_SPEARMAN, _PEARSON, _RMSE), problem_type="regression"
+    ),
+    "causal_lm": Task("CausalLM", "text-generation", (_EXACT_MATCH,), has_head=False),
     # A language model that learns every token of a text, which has no answer to match.
-    PLAIN_TEXT: Task("CausalLM", "text-generation", (_TOKEN_ACCURACY,)),
+    PLAIN_TEXT: Task("CausalLM", "text-generation", (_TOKEN_ACCURACY,), has_head=False),
 }
 
 

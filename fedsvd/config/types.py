@@ -27,6 +27,12 @@ class Descriptions(dict[str, tuple[str, ...]]):
         return hash(tuple(self.items()))
 
 
+def _check_order(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] >= limits[1]:
+        raise ValueError("the first limit is not below the second")
+    return limits
+
+
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 SampleRate = Annotated[float, Field(gt=0, le=1)]
@@ -40,6 +46,12 @@ Names = Annotated[
     NonEmptyTuple[Text],
     AfterValidator(_check_distinct),
     Field(description="a non-empty list of different names, for example [query,value]"),
+]
+LabelRange = Annotated[
+    tuple[float, float],
+    Strict(False),
+    AfterValidator(_check_order),
+    Field(description="two numbers, the smaller one first, for example [1,5]"),
 ]
 # One tuple of sentences per class, by class name or in the order of the classes.
 ClassDescriptions = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from fedsvd.config import DataConfig, ModelConfig
 from fedsvd.data.instructions import IGNORED
 from fedsvd.data.sequences import tokenize_rows
+from fedsvd.data.targets import dataset_classes, scaled
 
 
 def encode(dataset: Dataset, config: DataConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -27,13 +28,22 @@ def encode(dataset: Dataset, config: DataConfig, model: ModelConfig, tokenizer: 
     Raises:
         DataError: See `fedsvd.data.sequences.tokenize_rows`.
     """
-    if model.task == "sequence_classification":
-        return tokenize(dataset, tokenizer, model.max_length)
-    return tokenize_rows(dataset, config, model, tokenizer)
+    encode_label = _LABELS.get(model.task)
+    if encode_label is None:
+        return tokenize_rows(dataset, config, model, tokenizer)
+    return tokenize(dataset, tokenizer, model.max_length, encode_label(dataset, config))
 
 
-def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Tokenize ``text`` (and ``text_pair`` if present) and ``label`` into unpadded token ids and ``labels``.
+def tokenize(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Sequence[Any] | None = None
+) -> Dataset:
+    """Tokenize ``text`` (and ``text_pair`` if present) into unpadded token ids.
+
+    Args:
+        dataset: Texts and labels.
+        tokenizer: The model's tokenizer.
+        max_length: Longer texts are truncated to so many tokens.
+        labels: The column ``labels`` of the result. Default: ``label`` of the dataset.
 
     Returns:
         A dataset with columns ``input_ids`` and ``labels``. For text pairs, ``token_type_ids`` is included if the
@@ -41,7 +51,7 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
     """
     pairs = list(dataset["text_pair"]) if "text_pair" in dataset.column_names else None
     encoded = tokenizer(list(dataset["text"]), pairs, truncation=True, max_length=max_length)
-    columns = {"input_ids": encoded["input_ids"], "labels": list(dataset["label"])}
+    columns = {"input_ids": encoded["input_ids"], "labels": list(dataset["label"]) if labels is None else labels}
     if pairs is not None and "token_type_ids" in encoded:
         columns["token_type_ids"] = encoded["token_type_ids"]
     return Dataset.from_dict(columns)
@@ -52,7 +62,8 @@ def collate(examples: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenize
 
     Returns:
         ``input_ids``, ``attention_mask`` and (for text pairs) ``token_type_ids`` of shape (batch, length), and
-        ``labels`` of shape (batch,), or (batch, length) for a language model. Packed sequences have ``position_ids``
+        ``labels`` of shape (batch,), (batch, classes) for several classes per text, as 0.0 or 1.0, or (batch, length)
+        for a language model. Packed sequences have ``position_ids``
         instead of ``attention_mask``: positions restart at 0 at the start of each sequence and of the padding.
     """
     if "position_ids" in examples[0]:
@@ -65,7 +76,9 @@ def collate(examples: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenize
     )
     labels = [example["labels"] for example in examples]
     length = batch["input_ids"].shape[1]
-    target = _pad_rows(labels, IGNORED, length) if isinstance(labels[0], list) else torch.tensor(labels)
+    # Labels of tokens are integers.
+    per_token = isinstance(labels[0], list) and isinstance(labels[0][0], int)
+    target = _pad_rows(labels, IGNORED, length) if per_token else torch.tensor(labels)
     return {**{name: batch[name] for name in (*names, "attention_mask")}, "labels": target}
 
 
@@ -86,3 +99,17 @@ def eval_batches(dataset: Dataset, batch_size: int, tokenizer: PreTrainedTokeniz
     rows = list(sort_by_length(dataset))
     for start in range(0, len(rows), batch_size):
         yield collate(rows[start : start + batch_size], tokenizer)
+
+
+def _indicators(dataset: Dataset, config: DataConfig) -> list[list[float]]:
+    """Return 1.0 for each class of a text and 0.0 for the others."""
+    numbers = range(len(dataset_classes(dataset)))
+    return [[float(number in row) for number in numbers] for row in map(set, dataset["label"])]
+
+
+# The column ``labels`` of each task whose model reads whole texts.
+_LABELS: Mapping[str, Callable[[Dataset, DataConfig], list[Any]]] = {
+    "sequence_classification": lambda dataset, config: list(dataset["label"]),
+    "multi_label_classification": _indicators,
+    "regression": lambda dataset, config: scaled(dataset["label"], config.label_range),
+}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 
 from fedsvd.config import DataConfig
 from fedsvd.data.conversations import CanLearn
@@ -15,6 +15,7 @@ from fedsvd.data.node_data import NODE_FILE_FORMATS
 from fedsvd.data.readers import FILE_FORMATS, read_table
 from fedsvd.data.rows import ANY_CLASS, LeftOut, Rows, build_dataset
 from fedsvd.data.table import Table
+from fedsvd.data.targets import used_classes, with_positions
 from fedsvd.data.user_data import label_rows, read_hub, select_named
 from fedsvd.data.values import match_classes
 from fedsvd.errors import ConfigError, DataError
@@ -36,14 +37,18 @@ class LabeledTexts:
 
 
 def load_held_out_texts(
-    config: DataConfig, seed: int, classes: Sequence[str], can_learn: CanLearn | None = None
+    config: DataConfig,
+    seed: int,
+    classes: Sequence[str],
+    can_learn: CanLearn | None = None,
+    task: str = "sequence_classification",
 ) -> LabeledTexts:
     """Load the held-out set of a dataset; see `fedsvd.data.loaders.load_data`.
 
     Raises:
         DataError: See `fedsvd.data.load`; also for classes that the model does not know, and if nothing is held out.
     """
-    loaded = load_data(config, seed, can_learn=can_learn)
+    loaded = load_data(config, seed, can_learn=can_learn, task=task)
     if not len(loaded.splits["test"]):
         raise DataError(
             f"data={config.name} holds out no texts: set data.test_path to a file of labeled texts, or choose other "
@@ -55,7 +60,13 @@ def load_held_out_texts(
 
 
 def load_all_texts(
-    config: DataConfig, seed: int, classes: Sequence[str], *, every_split: bool, can_learn: CanLearn | None = None
+    config: DataConfig,
+    seed: int,
+    classes: Sequence[str],
+    *,
+    every_split: bool,
+    can_learn: CanLearn | None = None,
+    task: str = "sequence_classification",
 ) -> LabeledTexts:
     """Load all labeled texts of a dataset.
 
@@ -67,6 +78,7 @@ def load_all_texts(
         classes: The classes that the model knows.
         every_split: Load both files, or both splits of a dataset on the hub.
         can_learn: See `fedsvd.data.loaders.load_data`.
+        task: See `fedsvd.data.loaders.load_data`.
 
     Raises:
         DataError: See `fedsvd.data.load`; also for classes that the model does not know.
@@ -78,7 +90,7 @@ def load_all_texts(
         everything = concatenate_datasets([splits["train"], splits["test"]])
         loaded = LabeledTexts(with_classes(everything, classes), f"all texts of data={config.name}")
     else:
-        columns = replace(columns_of(config), can_learn=can_learn)
+        columns = columns_of(config, task, can_learn=can_learn)
         selected = [select_named(table, columns, "labeled") for table in tables]
         parts = [_with_classes(rows, classes, config) for rows in selected]
         sources = " and ".join(table.source for table in tables)
@@ -97,8 +109,7 @@ def with_classes(rows: Dataset, classes: Sequence[str]) -> Dataset:
     Raises:
         DataError: A row has a class that the model does not know.
     """
-    names = rows.features["label"].names
-    used = [names[label] for label in sorted(set(rows["label"]))]
+    used = used_classes(rows)
     unknown = sorted(set(used) - set(classes))
     if unknown and (used == [ANY_CLASS] or {"response", "messages"} & set(rows.column_names)):
         # The classes of a language model's rows are not predicted, unless they are its answers.
@@ -108,8 +119,7 @@ def with_classes(rows: Dataset, classes: Sequence[str]) -> Dataset:
             f"the data have the classes {', '.join(used[:20])}, but the model knows {', '.join(classes[:20])}. Choose "
             "data with the same class names, or rename the classes."
         )
-    positions = [list(classes).index(names[label]) for label in rows["label"]]
-    return rows.remove_columns("label").add_column("label", positions, feature=ClassLabel(names=list(classes)))
+    return with_positions(rows, classes)
 
 
 def _with_classes(rows: Rows, classes: Sequence[str], config: DataConfig) -> Dataset:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from datasets import DatasetDict
 
 from fedsvd.config import DataConfig
+from fedsvd.config.task import VALUE
 from fedsvd.data.conversations import CanLearn
 from fedsvd.data.node_data import empty_dataset, load_node_file, read_node_file
 from fedsvd.data.rows import ANY_CLASS, Columns, LeftOut, drop_unassigned
 from fedsvd.data.sentiment import load_movie_reviews, load_sentiment_domains
 from fedsvd.data.split import hold_out, limit_examples
+from fedsvd.data.targets import TargetKind, target_kind
 from fedsvd.data.topics import load_bbc_news, load_newsgroups, load_reuters_r8
 from fedsvd.data.user_data import FILE_FORMATS, Loaded, load_files, load_hub
 from fedsvd.errors import ConfigError
@@ -56,7 +58,11 @@ def load(config: DataConfig, seed: int, keep_column: str | None = None) -> Datas
 
 
 def load_data(
-    config: DataConfig, seed: int, keep_column: str | None = None, can_learn: CanLearn | None = None
+    config: DataConfig,
+    seed: int,
+    keep_column: str | None = None,
+    can_learn: CanLearn | None = None,
+    task: str = "sequence_classification",
 ) -> LoadedData:
     """Load a dataset as `load` does, with a record of the rows that are left out.
 
@@ -65,8 +71,9 @@ def load_data(
         seed: See `load`.
         keep_column: See `load`.
         can_learn: Whether a model can learn from a conversation; rows with others are left out. None: not checked.
+        task: ``model.task``, which determines what a label is; see `fedsvd.data.targets`.
     """
-    loaded = _LOADERS[config.name](config, seed, replace(columns_of(config, keep_column), can_learn=can_learn))
+    loaded = _LOADERS[config.name](config, seed, columns_of(config, task, keep_column, can_learn))
     splits, left_out = (loaded, []) if isinstance(loaded, DatasetDict) else loaded
     splits = limit_examples(splits, config.max_train_examples, config.max_test_examples)
     if config.evaluate_on != "test":
@@ -128,7 +135,7 @@ def _hub(config: DataConfig, seed: int, columns: Columns) -> Loaded:
 
 def _node(config: DataConfig, seed: int, columns: Columns) -> Loaded:
     """Load node data: on a node, its own file; elsewhere, only the held-out texts, if there are any."""
-    columns, labels = replace(columns, keep=None), _node_labels(config)
+    columns, labels = replace(columns, keep=None), _node_labels(config, columns.kind)
     if config.evaluate_on != "test":
         raise ConfigError(f"data.evaluate_on = {config.evaluate_on} is unsupported with data=node: set it to test.")
     empty = empty_dataset(labels, columns)
@@ -146,15 +153,19 @@ def _node(config: DataConfig, seed: int, columns: Columns) -> Loaded:
     return splits, left_out
 
 
-def _node_labels(config: DataConfig) -> Sequence[str]:
+def _node_labels(config: DataConfig, kind: TargetKind) -> Sequence[str]:
     """Return the classes of nodes' data, which no file lists."""
-    if config.label_column is None:
+    if config.label_column is None or not kind.has_classes:
         if config.labels is not None:
-            raise ConfigError(
-                f"data.labels = {list(config.labels)} has no effect with data.label_column = None: leave it out, or "
-                "name the column of the classes."
+            reason, remedy = (
+                ("data.label_column = None", "name the column of the classes")
+                if kind.has_classes
+                else ("model.task = regression, whose labels are numbers", "choose another task")
             )
-        return [ANY_CLASS]
+            raise ConfigError(
+                f"data.labels = {list(config.labels)} has no effect with {reason}: leave it out, or {remedy}."
+            )
+        return [ANY_CLASS] if kind.has_classes else [VALUE]
     if not config.labels or len(config.labels) < 2:
         raise ConfigError(
             f"data.labels = {config.labels} is invalid with data=node: list at least two classes, in order, as in "
@@ -163,8 +174,10 @@ def _node_labels(config: DataConfig) -> Sequence[str]:
     return config.labels
 
 
-def columns_of(config: DataConfig, keep_column: str | None = None) -> Columns:
-    """Return the names of the columns in user data."""
+def columns_of(
+    config: DataConfig, task: str, keep_column: str | None = None, can_learn: CanLearn | None = None
+) -> Columns:
+    """Return the names of the columns in user data; for the arguments see `load_data`."""
     return Columns(
         config.text_column if config.messages_column is None else None,
         config.text_pair_column,
@@ -172,6 +185,8 @@ def columns_of(config: DataConfig, keep_column: str | None = None) -> Columns:
         keep_column,
         config.response_column,
         config.messages_column,
+        can_learn,
+        target_kind(task, config),
     )
 
 

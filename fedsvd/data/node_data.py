@@ -6,17 +6,17 @@ Error messages contain details of the data, such as labels and row numbers. They
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Dataset, Features, Value
 
 from fedsvd.data.readers import read_table
 from fedsvd.data.rows import ANY_CLASS, Columns, LeftOut, Rows, build_dataset, missing_columns, select_rows
 from fedsvd.data.table import Table
-from fedsvd.data.values import abbreviate, match_classes
+from fedsvd.data.targets import count_labels, dataset_classes, match_targets, target_feature
+from fedsvd.data.values import abbreviate
 from fedsvd.errors import DataError, NodeDataError
 
 logger = logging.getLogger(__name__)
@@ -77,22 +77,15 @@ def empty_dataset(labels: Sequence[str], columns: Columns) -> Dataset:
         "text": columns.text, "text_pair": columns.text_pair, "response": columns.response, "messages": columns.messages
     }  # fmt: skip
     names = [role for role, name in roles.items() if name is not None]
-    features = Features({**dict.fromkeys(names, Value("string")), "label": ClassLabel(names=list(labels))})
+    features = Features({**dict.fromkeys(names, Value("string")), "label": target_feature(labels, columns.kind)})
     return Dataset.from_dict({name: [] for name in features}, features=features)
 
 
 def describe_rows(dataset: Dataset) -> str:
     """Describe a node's data in one line for its owner: the number of rows of each class, or of all rows."""
-    if dataset.features["label"].names == [ANY_CLASS]:
+    if dataset_classes(dataset) == [ANY_CLASS]:
         return f"rows: {len(dataset)}"
     return "label counts: " + ", ".join(f"{name} = {count}" for name, count in count_labels(dataset).items())
-
-
-def count_labels(dataset: Dataset) -> dict[str, int]:
-    """Count a dataset's rows by class."""
-    names = dataset.features["label"].names
-    counts = Counter(dataset["label"])
-    return {name: counts[index] for index, name in enumerate(names)}
 
 
 def _check_columns(path: str, table: Table, columns: Columns) -> None:
@@ -109,16 +102,15 @@ def _to_dataset(path: str, rows: Rows, labels: Sequence[str]) -> Dataset:
     """Build the dataset with the run's classes; raise `NodeDataError` if a label is not among them."""
     if not rows.numbers:
         raise NodeDataError(f"{path} has no usable row; check its columns. {rows.left_out}.")
-    named = match_classes(rows.columns["label"], labels)
-    row_labels = list(zip(rows.numbers, rows.columns["label"], named, strict=True))
-    unknown = {number: label for number, label, name in row_labels if name is None}
+    named, unknown, positions = match_targets(rows.columns["label"], labels, rows.kind)
     if unknown:
         raise NodeDataError(
-            f"{path} has labels that the run does not know: {abbreviate(sorted(set(unknown.values())))} in "
-            f"{len(unknown)} of {len(row_labels)} rows (rows {abbreviate(list(unknown))}). The run's classes "
+            f"{path} has labels that the run does not know: {abbreviate(unknown)} in {len(positions)} of {len(named)} "
+            f"rows (rows {abbreviate([rows.numbers[i] for i in positions])}). The run's classes "
             f"(data.labels) are {', '.join(labels)}: use these labels, or set label-column to another column."
         )
-    absent = sorted(set(labels).difference(named))
+    found = {name for label in named for name in rows.kind.classes_of(label)}
+    absent = sorted(set(labels) - found) if rows.kind.has_classes else []
     if absent:
         logger.warning("%s has no example of %s; only other nodes can provide them", path, abbreviate(absent))
     return build_dataset(replace(rows, columns={**rows.columns, "label": named}), labels)

@@ -58,7 +58,7 @@ def dataset_table(dataset: Dataset, source: str) -> Table:
 
 
 def arrow_table(table: pyarrow.Table, source: str, features: Features | None = None) -> Table:
-    """Return the table of a pyarrow table; ``features`` names the classes of its ClassLabel columns.
+    """Return the table of a pyarrow table; ``features`` names the classes of its columns of ClassLabels or their lists.
 
     Raises:
         DataError: Several columns have one name.
@@ -75,7 +75,9 @@ def arrow_table(table: pyarrow.Table, source: str, features: Features | None = N
             raise DataError(f"{source}: column {name!r} holds text that is not UTF-8: write it as UTF-8.") from error
 
     labels = {name: feature.names for name, feature in (features or {}).items() if isinstance(feature, ClassLabel)}
-    return Table(source, names, range(1, table.num_rows + 1), column, labels)
+    items = {name: getattr(feature, "feature", None) for name, feature in (features or {}).items()}
+    in_lists = {name: item.names for name, item in items.items() if isinstance(item, ClassLabel)}
+    return Table(source, names, range(1, table.num_rows + 1), column, labels, in_lists)
 
 
 def first_line(error: Exception) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Dataset, Features, Value
 
 from fedsvd.data.cells import convert_cells, hidden_labels
 from fedsvd.data.conversations import NO_MESSAGES, CanLearn, learnable_conversations, to_conversation
 from fedsvd.data.table import Table
+from fedsvd.data.targets import CLASS, TargetKind, read_targets, stored_targets
 from fedsvd.data.values import abbreviate, is_integer, to_class_name, to_text
 
 NO_TEXT, NO_PAIR, NO_LABEL, NO_ANSWER = "no text", "no second text", "no label", "no answer"
@@ -31,12 +32,13 @@ class Columns:
     Attributes:
         text: Column with the text; None if there are conversations.
         text_pair: Column with the second text of a pair; None for single texts.
-        label: Column with the class: a number or any text; None if there are no classes, so that all rows get the same
-            one.
+        label: Column with the label, such as a class: a number or any text; None if there are no classes, so that all
+            rows get the same one.
         keep: Additional column to retain, as for ``partition=by_column``; None for none.
         response: Column with the answer that a language model learns; None to learn the class name.
         messages: Column with conversations, of which a language model learns the assistant turns; None for texts.
         can_learn: Whether a model can learn from a conversation; None: not checked.
+        kind: What a label is.
     """
 
     text: str | None
@@ -46,6 +48,7 @@ class Columns:
     response: str | None = None
     messages: str | None = None
     can_learn: CanLearn | None = None
+    kind: TargetKind = CLASS
 
     @property
     def kept_name(self) -> str | None:
@@ -91,6 +94,7 @@ class Rows:
         numbers: Number of each row in its file.
         columns: Values by column name (see `ROLES`), with class names as ``label``; the additional column, if any, has
             None for empty cells.
+        kind: What a label is.
         class_names: Names of the classes, in order, if the file has them.
         left_out: The other rows.
         kept_name: Name of the additional column; None for none.
@@ -100,6 +104,7 @@ class Rows:
     source: str
     numbers: Sequence[int]
     columns: Mapping[str, Sequence[Any]]
+    kind: TargetKind
     class_names: Sequence[str] | None
     left_out: LeftOut
     kept_name: str | None
@@ -124,7 +129,7 @@ def select_rows(table: Table, columns: Columns, *, pair_is_optional: bool | None
         DataError: A cell holds a value that is no text, such as a list, the number of no class, or no conversation.
     """
     roles = _read_roles(table, columns, columns.response is not None if pair_is_optional is None else pair_is_optional)
-    hidden = set() if columns.label is None else hidden_labels(table, columns.label)
+    hidden = hidden_labels(table, columns.label) if columns.label is not None and columns.kind == CLASS else set()
     needed = list(roles.values())
     if columns.messages is not None:
         needed += learnable_conversations(table, roles["messages"][1], columns.can_learn)
@@ -146,16 +151,17 @@ def select_rows(table: Table, columns: Columns, *, pair_is_optional: bool | None
         table.source,
         [table.row_numbers[i] for i in usable],
         selected,
-        [ANY_CLASS] if columns.label is None else table.class_names.get(columns.label),
+        columns.kind,
+        [ANY_CLASS] if columns.label is None else table.named_classes(columns.label),
         LeftOut(table.source, len(table.row_numbers), reasons),
         columns.kept_name,
         columns.keep is not None and columns.keep == columns.label,
     )
 
 
-def _read_roles(table: Table, columns: Columns, pair_is_optional: bool) -> dict[str, tuple[str, Sequence[str | None]]]:
+def _read_roles(table: Table, columns: Columns, pair_is_optional: bool) -> dict[str, tuple[str, Sequence[Any]]]:
     """Return, by role, the reason to leave out a row without a value, and the values."""
-    roles: dict[str, tuple[str, Sequence[str | None]]] = {}
+    roles: dict[str, tuple[str, Sequence[Any]]] = {}
     if columns.messages is not None:
         # Numbers of classes are no conversations: without their names, they are refused as numbers.
         unnamed = replace(table, class_names={})
@@ -166,25 +172,24 @@ def _read_roles(table: Table, columns: Columns, pair_is_optional: bool) -> dict[
         pairs = convert_cells(table, columns.text_pair, to_text)
         roles["text_pair"] = (NO_PAIR, [text or "" for text in pairs] if pair_is_optional else pairs)
     if columns.label is not None:
-        roles["label"] = (NO_LABEL, convert_cells(table, columns.label, to_class_name))
+        roles["label"] = (NO_LABEL, read_targets(table, columns.label, columns.kind))
     if columns.response is not None:
         roles["response"] = (NO_ANSWER, convert_cells(table, columns.response, to_text))
     return roles
 
 
 def build_dataset(rows: Rows, class_names: Sequence[str]) -> Dataset:
-    """Build a dataset whose ``label`` is the position of the row's class in ``class_names``.
+    """Build a dataset whose ``label`` has positions in ``class_names`` (see `fedsvd.data.targets`).
 
     The additional column has integers if all of its values are integers. If it has empty cells, the column `ROW_NUMBER`
     has the rows' numbers (see `drop_unassigned`).
     """
-    positions = {name: position for position, name in enumerate(class_names)}
-    columns: dict[str, Sequence[Any]] = {**rows.columns, "label": [positions[name] for name in rows.columns["label"]]}
-    classes = ClassLabel(names=list(class_names))
-    features = {name: Value("string") for name in columns} | {"label": classes}
+    labels, feature = stored_targets(rows.columns["label"], class_names, rows.kind)
+    columns: dict[str, Sequence[Any]] = {**rows.columns, "label": labels}
+    features = {name: Value("string") for name in columns} | {"label": feature}
     if rows.kept_name is not None and rows.keeps_label:
         # Clients are numbered like the classes.
-        columns[rows.kept_name], features[rows.kept_name] = columns["label"], classes
+        columns[rows.kept_name], features[rows.kept_name] = labels, feature
     elif rows.kept_name is not None:
         values = columns[rows.kept_name]
         if all(value is None or is_integer(value) for value in values):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 
 from fedsvd.errors import DataError
 
 
 def hold_out(dataset: Dataset, test_fraction: float, seed: int) -> DatasetDict:
-    """Split a dataset into ``train`` and ``test``, both shuffled and stratified by class.
+    """Split a dataset into ``train`` and ``test``, both shuffled and, if a row has one class, stratified by class.
 
     Args:
         dataset: Dataset with a column ``label``.
@@ -21,7 +21,8 @@ def hold_out(dataset: Dataset, test_fraction: float, seed: int) -> DatasetDict:
     Raises:
         DataError: The fraction is out of range or leaves a split empty.
     """
-    labels = np.asarray(dataset["label"])
+    has_class = isinstance(dataset.features["label"], ClassLabel)
+    labels = np.asarray(dataset["label"]) if has_class else np.zeros(len(dataset))
     generator = np.random.default_rng(seed)
     indices: dict[str, list[int]] = {"train": [], "test": []}
     for label in np.unique(labels):

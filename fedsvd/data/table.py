@@ -16,6 +16,7 @@ class Table:
         row_numbers: Number of each row: the line on which it starts (CSV, JSON lines), or its position, counted from 1.
         column: Function that returns the values of a column.
         class_names: Names of the classes of each column that stores classes as numbers (ClassLabel).
+        list_class_names: The same of columns that store lists of classes.
     """
 
     source: str
@@ -23,3 +24,8 @@ class Table:
     row_numbers: Sequence[int]
     column: Callable[[str], Sequence[object]]
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    list_class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def named_classes(self, column: str) -> Sequence[str] | None:
+        """Return the names of the classes of a column or of the lists in it; None if it does not store numbers."""
+        return self.class_names.get(column) or self.list_class_names.get(column)

@@ -8,11 +8,12 @@ from dataclasses import replace
 import datasets
 from datasets import Dataset, DatasetDict
 
+from fedsvd.data import targets
 from fedsvd.data.readers import FILE_FORMATS, dataset_table, first_line, read_table
 from fedsvd.data.rows import Columns, LeftOut, Rows, build_dataset, missing_columns, select_rows
 from fedsvd.data.split import hold_out, shuffle_splits
 from fedsvd.data.table import Table
-from fedsvd.data.values import abbreviate, match_classes
+from fedsvd.data.values import abbreviate
 from fedsvd.errors import DataError
 
 __all__ = ["FILE_FORMATS", "Columns", "label_rows", "load_files", "load_hub", "read_hub", "select_named"]
@@ -130,14 +131,12 @@ def label_rows(rows: Rows, class_names: Sequence[str], owner: str, other: str) -
     Raises:
         DataError: The rows have other classes.
     """
-    named = match_classes(rows.columns["label"], class_names)
-    labels = zip(rows.numbers, rows.columns["label"], named, strict=True)
-    unknown = {number: label for number, label, name in labels if name is None}
+    named, unknown, positions = targets.match_targets(rows.columns["label"], class_names, rows.kind)
     if unknown:
-        numbers = f"row{'s' if len(unknown) > 1 else ''} {abbreviate(list(unknown))} of {rows.source}"
+        numbers = abbreviate([rows.numbers[i] for i in positions])
         raise DataError(
-            f"{owner} {abbreviate(class_names, _MAX_CLASSES)}, {other} also "
-            f"{abbreviate(sorted(set(unknown.values())), _MAX_CLASSES)} ({numbers}). Correct these labels, or check "
+            f"{owner} {abbreviate(class_names, _MAX_CLASSES)}, {other} also {abbreviate(unknown, _MAX_CLASSES)} "
+            f"(row{'s' if len(positions) > 1 else ''} {numbers} of {rows.source}). Correct these labels, or check "
             "data.label_column."
         )
     return build_dataset(replace(rows, columns={**rows.columns, "label": named}), class_names)
@@ -149,7 +148,7 @@ def _split(tables: Mapping[str, Table], columns: Columns, test_fraction: float, 
     used = {"train": columns, "test": replace(columns, keep=None)}
     rows = {split: select_named(table, used[split], split) for split, table in tables.items()}
     left_out = [selected.left_out for selected in rows.values()]
-    names = _class_names(rows["train"], columns)
+    names = _class_names(rows["train"])
     owner = "the training texts have the labels"
     splits = DatasetDict(
         {split: label_rows(selected, names, owner, "the held-out texts") for split, selected in rows.items()}
@@ -159,13 +158,8 @@ def _split(tables: Mapping[str, Table], columns: Columns, test_fraction: float, 
     return hold_out(splits["train"], test_fraction, seed), left_out
 
 
-def _class_names(rows: Rows, columns: Columns) -> list[str]:
+def _class_names(rows: Rows) -> list[str]:
     """Return the classes: those that the file lists, or those that occur, the shortest names first."""
-    if rows.class_names is not None:
+    if rows.class_names is not None and rows.kind.has_classes:
         return list(rows.class_names)
-    names = sorted(set(rows.columns["label"]), key=lambda name: (len(name), name))
-    if len(names) < 2:
-        raise DataError(
-            f"the training texts have the labels {', '.join(names)}; expected at least two. Check data.label_column."
-        )
-    return names
+    return targets.class_names(rows.columns["label"], rows.kind)

@@ -24,7 +24,7 @@ from fedsvd.lora.target_modules import check_linear, head_layers, layer_numbers,
 from fedsvd.lora.tied import untie_output_layer
 
 _PEFT_PREFIX = "base_model.model."
-_TASKS = {"sequence_classification": peft.TaskType.SEQ_CLS, "causal_lm": peft.TaskType.CAUSAL_LM}
+_TASKS = {"causal_lm": peft.TaskType.CAUSAL_LM}
 _MODEL_PARTS: tuple[Part, ...] = ("A", "B", "core", "head")
 
 # The original weights of layers into which a base has been merged.
@@ -51,7 +51,7 @@ def attach(
         lora_alpha: Numerator of the scale: a site's update is ``lora_alpha / rank · B A``.
         target_modules: Names (or name suffixes) of the linear layers to adapt, ``auto`` or ``all-linear``; see
             `fedsvd.lora.target_modules.target_names`.
-        task: ``sequence_classification`` or ``causal_lm``.
+        task: ``model.task``.
         lora_layers: ``all``, or ``top_K`` for the K layers nearest the output.
         lora_dropout: Dropout probability on the input of A.
         head_modules: Modules that are trained and stored with the adapter because the base checkpoint lacks them.
@@ -65,7 +65,7 @@ def attach(
     check_linear(model, names)
     untie_output_layer(model, target_modules)
     config = peft.LoraConfig(
-        task_type=_TASKS[task],
+        task_type=_TASKS.get(task, peft.TaskType.SEQ_CLS),
         r=rank,
         lora_alpha=lora_alpha,  # type: ignore[arg-type]  # PEFT says int and divides it by r
         target_modules=names,

@@ -13,11 +13,12 @@ from fedsvd.config import Config, DataConfig, ModelConfig, PartitionConfig
 from fedsvd.data.conversations import CanLearn
 from fedsvd.data.loaders import LoadedData
 from fedsvd.data.rows import LeftOut
+from fedsvd.data.targets import count_labels, dataset_classes
 from fedsvd.models import loading
 from fedsvd.training.loop import Batch
 
-# What determines which conversations a model can learn from: source and max_length.
-_Chat = tuple[str, int]
+# What determines how rows are read: task, and for conversations source and max_length of the model that learns them.
+_Reading = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def load_partition(config: Config, partition_id: int) -> Dataset:
     return _load_partition(
         config.data,
         config.partition,
-        _chat(config.data, config.model),
+        _reading(config.data, config.model),
         config.federation.num_clients,
         config.seed,
         partition_id,
@@ -68,14 +69,15 @@ def partition_counts(config: Config) -> list[dict[str, int]]:
     The data of real nodes is not available on this machine.
     """
     num_clients = config.federation.num_clients
-    parts = _load_partitions(config.data, config.partition, _chat(config.data, config.model), num_clients, config.seed)
-    names = parts[0].features["label"].names
-    return [{name: list(part["label"]).count(number) for number, name in enumerate(names)} for part in parts]
+    parts = _load_partitions(
+        config.data, config.partition, _reading(config.data, config.model), num_clients, config.seed
+    )
+    return [count_labels(part) for part in parts]
 
 
 def class_names(config: Config) -> list[str]:
-    """Return the names of the classes, in the order of the model's outputs."""
-    return list(_load_run_data(config).splits["train"].features["label"].names)
+    """Return the names of the classes, in the order of the model's outputs; `VALUE` if it predicts a number."""
+    return dataset_classes(_load_run_data(config).splits["train"])
 
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -115,26 +117,25 @@ def conversation_check(config: DataConfig, model: ModelConfig) -> CanLearn | Non
     Raises:
         DataError: The model's tokenizer has no chat template.
     """
-    chat = _chat(config, model)
-    return None if chat is None else _load_conversation_check(chat)
+    return _load_conversation_check(_reading(config, model))
 
 
 def _load_run_data(config: Config, keep_column: str | None = None) -> LoadedData:
-    return _load_data(config.data, config.seed, _chat(config.data, config.model), keep_column)
+    return _load_data(config.data, config.seed, _reading(config.data, config.model), keep_column)
 
 
-def _chat(config: DataConfig, model: ModelConfig) -> _Chat | None:
-    return (model.source, model.max_length) if config.row_format == "messages" else None
+def _reading(config: DataConfig, model: ModelConfig) -> _Reading:
+    return (model.task, *((model.source, model.max_length) if config.row_format == "messages" else ("", 0)))
 
 
-def _load_conversation_check(key: _Chat) -> CanLearn:
-    source, max_length = key
-    return data.conversation_check(_load_tokenizer(source), max_length)
+def _load_conversation_check(reading: _Reading) -> CanLearn | None:
+    _, source, max_length = reading
+    return data.conversation_check(_load_tokenizer(source), max_length) if source else None
 
 
 @lru_cache(maxsize=2)
-def _load_data(config: DataConfig, seed: int, chat: _Chat | None, keep_column: str | None = None) -> LoadedData:
-    return data.load_data(config, seed, keep_column, None if chat is None else _load_conversation_check(chat))
+def _load_data(config: DataConfig, seed: int, reading: _Reading, keep_column: str | None = None) -> LoadedData:
+    return data.load_data(config, seed, keep_column, _load_conversation_check(reading), reading[0])
 
 
 def _kept_column(partition: PartitionConfig) -> str | None:
@@ -143,11 +144,11 @@ def _kept_column(partition: PartitionConfig) -> str | None:
 
 @lru_cache(maxsize=2)
 def _load_partitions(
-    config: DataConfig, partition: PartitionConfig, chat: _Chat | None, num_clients: int, seed: int
+    config: DataConfig, partition: PartitionConfig, reading: _Reading, num_clients: int, seed: int
 ) -> tuple[Dataset, ...]:
     return tuple(
         data.partition(
-            _load_data(config, seed, chat, _kept_column(partition)).splits["train"],
+            _load_data(config, seed, reading, _kept_column(partition)).splits["train"],
             name=partition.name,
             num_partitions=num_clients,
             dirichlet_alpha=partition.dirichlet_alpha,
@@ -160,11 +161,11 @@ def _load_partitions(
 
 
 def _load_partition(
-    config: DataConfig, partition: PartitionConfig, chat: _Chat | None, num_clients: int, seed: int, partition_id: int
+    config: DataConfig, partition: PartitionConfig, reading: _Reading, num_clients: int, seed: int, partition_id: int
 ) -> Dataset:
     if config.name == "node":
-        return _load_data(config, seed, chat).splits["train"]
-    return _load_partitions(config, partition, chat, num_clients, seed)[partition_id]
+        return _load_data(config, seed, reading).splits["train"]
+    return _load_partitions(config, partition, reading, num_clients, seed)[partition_id]
 
 
 @lru_cache(maxsize=1024)
@@ -177,7 +178,7 @@ def _load_client_data(
     seed: int,
     partition_id: int,
 ) -> ClientData:
-    raw = _load_partition(config, partition, _chat(config, model), num_clients, seed, partition_id)
+    raw = _load_partition(config, partition, _reading(config, model), num_clients, seed, partition_id)
     examples = data.encode(raw, config, model, _load_tokenizer(model.source))
     # Poisson sampling does not depend on the order and yields sorted indices; neighbors of similar length need less
     # padding.
@@ -188,7 +189,7 @@ def _load_client_data(
 @lru_cache(maxsize=2)
 def _load_test_batches(config: DataConfig, model: ModelConfig, batch_size: int, seed: int) -> list[Batch]:
     tokenizer = _load_tokenizer(model.source)
-    held_out = _load_data(config, seed, _chat(config, model)).splits["test"]
+    held_out = _load_data(config, seed, _reading(config, model)).splits["test"]
     if not len(held_out):
         return []
     examples = data.encode(held_out, config, model, tokenizer)

@@ -14,11 +14,11 @@ from fedsvd import data
 from fedsvd.config import Config, ModelConfig
 from fedsvd.models.pooled import PooledClassifier
 from fedsvd.privacy.plan import example_sample_rate
-from fedsvd.runtime.data import ClientData, clear_data_cache, load_tokenizer
+from fedsvd.runtime.data import ClientData, class_names, clear_data_cache, load_tokenizer
 from fedsvd.runtime.model import clear_model_cache, load_model, resolve_device
 from fedsvd.training.feature_cache import FeatureCache, FeatureStore
 from fedsvd.training.loop import Batch, StateCache, model_inputs, to_device
-from fedsvd.training.objectives import make_objective
+from fedsvd.training.objectives import Labels, Objective, make_objective
 from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 
 # Padded batches of token ids kept in memory, at most about 100 KiB each.
@@ -31,7 +31,7 @@ _PrefixKey = tuple[str, str, str | tuple[str, ...], str, str, str, bool, int | s
 def per_example_losses(client_data: ClientData, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
     """Return a function from a model and example indices of a client to the loss of each example."""
     tokenizer, device, prefix = load_tokenizer(config), resolve_device(config.device), load_prefix_cache(config)
-    objective = make_objective(config.task)
+    objective = run_objective(config)
     # Steps on all examples have the same batches every time.
     takes_all = example_sample_rate(config.train, len(client_data.examples)) == 1
     collate = _collate_cached if takes_all else _collate
@@ -42,6 +42,11 @@ def per_example_losses(client_data: ClientData, config: Config) -> Callable[[nn.
             return objective.losses(model, batch)
 
     return losses
+
+
+def run_objective(config: Config) -> Objective:
+    """Return the objective of a run's task, on the classes of its data."""
+    return make_objective(config.task, Labels(class_names(config), config.data.label_range))
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsvd.config import DEVICE_PATTERN, DEVICES, Config, ModelConfig, TrainConfig
+from fedsvd.config.task import TASKS
 from fedsvd.errors import ConfigError, ModelError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter, Part
@@ -20,6 +21,7 @@ from fedsvd.methods import Method, build_run_method
 from fedsvd.models import loading
 from fedsvd.models.first_token import use_first_token_only
 from fedsvd.models.head_choice import HeadChoice, choose_head
+from fedsvd.models.output_layer import check_output_bias
 from fedsvd.models.pooled import PooledClassifier
 from fedsvd.models.zero_shot import sentences_by_class, zero_shot_head
 from fedsvd.runtime import base_model
@@ -119,7 +121,8 @@ def check_model(config: Config) -> None:
     """Check that the model's architecture fits the task, example-level privacy and packing.
 
     Raises:
-        ModelError: A language model reads the tokens that it predicts, or predictions depend on padding.
+        ModelError: A language model reads the tokens that it predicts, predictions depend on padding, or the head
+            cannot predict numbers of ``data.label_range``.
         PrivacyError: A layer that is trained with example-level privacy does not keep the examples of a batch apart.
         ConfigError: Packed sequences are not kept apart, or ``model.max_length`` leaves no room for a text.
     """
@@ -130,6 +133,7 @@ def check_model(config: Config) -> None:
             f"model.max_length = {config.model.max_length} leaves no room for a text: the tokenizer of "
             f"{config.model.source} adds {special} special tokens; give {special + 1} or more."
         )
+    check_output_bias(load_model(config), config.model.source, config.data.label_range)
     _check_architecture(load_model(config), tokenizer.pad_token_id, is_language_model, config.train.packing)
     if config.privacy.name == "dp_sgd":
         method, rounds = build_run_method(config), range(1, config.train.rounds + 1)
@@ -210,7 +214,7 @@ def _loaded_adapter(model: peft.PeftModel, config: ModelConfig, seed: int) -> Ad
 
 
 def _trained_head(config: Config, server_round: int) -> frozenset[Part]:
-    has_head = config.model.task == "sequence_classification"
+    has_head = TASKS[config.model.task].has_head
     return frozenset({"head"}) if has_head and config.train.trains_head(server_round) else frozenset()
 
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 
 from fedsvd import data
 from fedsvd.config import Config
+from fedsvd.trained.outputs import OUTPUTS
 from fedsvd.trained.run import TrainedModel
 from fedsvd.training.evaluation import evaluate
 from fedsvd.training.objectives import make_objective
@@ -39,11 +41,11 @@ class EvaluationResult:
 
     Attributes:
         num_examples: Number of texts.
-        accuracy: Fraction of texts classified correctly; for a language model, fraction of answers that are correct
-            token for token.
-        loss: Mean cross-entropy per text; for a language model, per token of the answers.
+        accuracy: Fraction of texts all of whose classes are right; for a language model, fraction of answers that are
+            correct token for token; None for a regression.
+        loss: Mean loss per text; for a language model, per token of the answers.
         perplexity: Exponential of ``loss`` for a language model; None for a classifier.
-        classes: Scores of each class for a classifier; empty for a language model.
+        classes: Scores of each class for a classifier; empty for other models.
         metrics: All metrics by key; see `fedsvd.config.task.TASKS`.
     """
 
@@ -70,14 +72,13 @@ def evaluate_trained_model(loaded: TrainedModel, rows: Dataset, config: Config) 
     examples = data.encode(rows, config.data, model, loaded.tokenizer)
     batches = data.eval_batches(examples, config.train.eval_batch_size, loaded.tokenizer)
     task = config.data.task_name(model.task)
-    result = evaluate(loaded.model, batches, loaded.device, make_objective(task))
-    if loaded.run.generates_text:
-        return EvaluationResult(
-            result.num_examples, result.accuracy, result.loss, _exp(result.loss), (), result.metrics
-        )
-    predicted, labels = torch.cat(result.predictions).argmax(-1), torch.cat(result.labels)
-    scores = tuple(_score(name, i, predicted, labels) for i, name in enumerate(loaded.run.classes))
-    return EvaluationResult(result.num_examples, result.accuracy, result.loss, None, scores, result.metrics)
+    result = evaluate(loaded.model, batches, loaded.device, make_objective(task, loaded.run.labels))
+    perplexity = _exp(result.loss) if loaded.run.generates_text else None
+    scores: tuple[ClassScore, ...] = ()
+    if masks := OUTPUTS[task].classes if task in OUTPUTS else None:
+        predicted, actual = masks(torch.cat(result.predictions), torch.cat(result.labels))
+        scores = tuple(_score(name, predicted[:, i], actual[:, i]) for i, name in enumerate(loaded.run.classes))
+    return EvaluationResult(result.num_examples, result.accuracy, result.loss, perplexity, scores, result.metrics)
 
 
 def _exp(value: float) -> float:
@@ -87,8 +88,7 @@ def _exp(value: float) -> float:
         return math.inf
 
 
-def _score(name: str, index: int, predictions: torch.Tensor, labels: torch.Tensor) -> ClassScore:
-    correct = int(((predictions == index) & (labels == index)).sum())
-    predicted, actual = int((predictions == index).sum()), int((labels == index).sum())
-    precision = correct / predicted if predicted else math.nan
-    return ClassScore(name, actual, precision, correct / actual if actual else math.nan)
+def _score(name: str, predicted: Tensor, actual: Tensor) -> ClassScore:
+    """Return the scores of a class, given masks of the texts that are assigned to it and that are of it."""
+    correct, assigned, total = int((predicted & actual).sum()), int(predicted.sum()), int(actual.sum())
+    return ClassScore(name, total, correct / assigned if assigned else math.nan, correct / total if total else math.nan)

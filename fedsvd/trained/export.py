@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
 
 from fedsvd.errors import ConfigError
@@ -15,6 +16,7 @@ from fedsvd.models import loading
 from fedsvd.models.checkpoint_head import head_classes
 from fedsvd.models.embedded import quiet_transformers, resolve_source
 from fedsvd.runs.best_round import BEST_ROUND_FILE
+from fedsvd.trained.label_range import rescale_head, rescale_state
 from fedsvd.trained.model_card import BASE_FOLDER, CONFIG_FOLDER, Layout, model_card
 from fedsvd.trained.pooled_export import export_pooled, prepare_config, refer_to_base, set_classes
 from fedsvd.trained.run import TrainedRun, load_base
@@ -65,6 +67,10 @@ def _write_model(run: TrainedRun, folder: Path, target: Path, merge: bool) -> La
             _merged(run).save_pretrained(folder)
         return "merged"
     shutil.copytree(run.adapter, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(BEST_ROUND_FILE))
+    if run.config.data.label_range is not None:
+        path = folder / "adapter_model.safetensors"
+        state = rescale_state(load_file(path), load_base(run), run.config.data.label_range)
+        save_file(state, path, metadata={"format": "pt"})
     return "adapter" if run.generates_text else _write_classes(run, folder, target)
 
 
@@ -78,7 +84,7 @@ def _write_classes(run: TrainedRun, folder: Path, target: Path) -> Layout:
     with quiet_transformers():
         config = AutoConfig.from_pretrained(resolve_source(run.config.model.source))
         if head_classes(config) in (None, run.classes):
-            set_classes(config, run.classes)
+            set_classes(config, run.classes, run.config.model.task)
             config.save_pretrained(folder / CONFIG_FOLDER)
             return "adapter"
         base = load_base(run)
@@ -92,6 +98,7 @@ def _merged(run: TrainedRun) -> PreTrainedModel:
     # Merge in float32, so that the weights are rounded only once.
     adapted = load_pretrained(load_base(run, "float32"), run.adapter)
     model: Any = adapted.merge_and_unload()
+    rescale_head(model, run.config.data.label_range)
     model.to(loading.DTYPES[run.config.model.dtype])
     prepare_config(model.config, run)
     merged: PreTrainedModel = model

@@ -16,6 +16,7 @@ from fedsvd.report.loaded_runs import flatten
 from fedsvd.report.loaded_runs import read_run as report_run
 from fedsvd.report.privacy_statement import statement_markdown
 from fedsvd.runs.folder import read_json, read_rows
+from fedsvd.trained.outputs import OUTPUTS
 from fedsvd.trained.run import TrainedRun
 
 # What an export holds: a full model for transformers, one for sentence-transformers, an adapter of a base model that is
@@ -51,7 +52,7 @@ from sentence_transformers import SentenceTransformer
 classes = {classes!r}
 model = SentenceTransformer("FOLDER")
 logits = model.encode(["A text."], convert_to_tensor=True)
-print([classes[index] for index in logits.argmax(-1)])
+{result}
 ```
 
 Replace `FOLDER` with the path of this directory.
@@ -82,11 +83,10 @@ def _yaml_string(text: str) -> str:
 
 def _description(run: TrainedRun, layout: Layout) -> str:
     config = run.config
-    task = (
-        ("It continues texts." if run.config.data.row_format == "plain_text" else "It answers prompts.")
-        if run.generates_text
-        else f"It classifies texts as one of: {', '.join(map(markdown_text, run.classes))}."
-    )
+    if run.generates_text:
+        task = "It continues texts." if run.config.data.row_format == "plain_text" else "It answers prompts."
+    else:
+        task = OUTPUTS[config.model.task].description(run.classes)
     name, label = markdown_text(_base_name(config.model.source)), _label(run)
     title = (
         f"{name}, fine-tuned with {label}" if _trains_factors(run) else f"{name} with a classification head ({label})"
@@ -113,7 +113,7 @@ def _pooling(run: TrainedRun) -> str:
 def _usage(run: TrainedRun, layout: Layout) -> str:
     auto = TASKS[run.config.model.task].auto_class
     if layout == "sentence":
-        return _SENTENCE_USAGE.format(classes=list(run.classes))
+        return _SENTENCE_USAGE.format(classes=list(run.classes), result=OUTPUTS[run.config.model.task].usage)
     if layout == "merged":
         code = f"from transformers import AutoModelFor{auto}, AutoTokenizer\n\n"
         code += f'model = AutoModelFor{auto}.from_pretrained("FOLDER")\n'

@@ -11,11 +11,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from fedsvd.config.task import TASKS
 from fedsvd.errors import ModelError
 from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.models.embedded import quiet_transformers, resolve_source
 from fedsvd.models.loading import is_dropout
 from fedsvd.models.pooled import PooledClassifier
+from fedsvd.trained.label_range import rescale_head, rescale_state
 from fedsvd.trained.model_card import BASE_FOLDER, Layout
 from fedsvd.trained.run import TrainedRun, load_base
 from fedsvd.trained.sentence_export import save_sentence_transformer
@@ -47,6 +49,7 @@ def export_pooled(run: TrainedRun, folder: Path, *, merge: bool, target: Path) -
         if not merge:
             return _export_adapter(run, base, folder, target)
         merged: Any = load_pretrained(base, run.adapter).merge_and_unload()
+        rescale_head(merged, run.config.data.label_range)
         stock = to_stock(merged)
         if stock is not None:
             prepare_config(stock.config, run)
@@ -60,7 +63,7 @@ def export_pooled(run: TrainedRun, folder: Path, *, merge: bool, target: Path) -
 def prepare_config(config: Any, run: TrainedRun) -> None:
     """Write the classes into a model's configuration, and restore what training had changed: dropout, ``use_cache``."""
     if not run.generates_text:
-        set_classes(config, run.classes)
+        set_classes(config, run.classes, run.config.model.task)
     with quiet_transformers():
         original = AutoConfig.from_pretrained(resolve_source(run.config.model.source))
     for key, value in vars(original).items():
@@ -68,12 +71,13 @@ def prepare_config(config: Any, run: TrainedRun) -> None:
             setattr(config, key, value)
 
 
-def set_classes(config: Any, classes: Sequence[str]) -> None:
-    """Write the classes into a model's configuration."""
+def set_classes(config: Any, classes: Sequence[str], task: str) -> None:
+    """Write the classes and the kind of their problem into a model's configuration."""
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: number for number, name in enumerate(classes)}
-    if getattr(config, "problem_type", None) is not None:
-        config.problem_type = "single_label_classification"
+    problem_type = TASKS[task].problem_type
+    if problem_type is not None or getattr(config, "problem_type", None) is not None:
+        config.problem_type = problem_type or "single_label_classification"
 
 
 def _export_adapter(run: TrainedRun, base: PooledClassifier, folder: Path, target: Path) -> Layout:
@@ -86,7 +90,8 @@ def _export_adapter(run: TrainedRun, base: PooledClassifier, folder: Path, targe
         )
     prepare_config(stock.config, run)
     stock.save_pretrained(folder / BASE_FOLDER)
-    state = adapter_state(load_file(run.adapter / "adapter_model.safetensors"), base, stock)
+    trained = load_file(run.adapter / "adapter_model.safetensors")
+    state = adapter_state(rescale_state(trained, base, run.config.data.label_range), base, stock)
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     shutil.copy(run.adapter / ADAPTER_CONFIG, folder)
     sites = sorted({name.partition(".lora_")[0].removeprefix(_PREFIX) for name in state if ".lora_" in name})

@@ -1,4 +1,4 @@
-"""Predictions of a finished run's model: classes of texts, or generated answers."""
+"""Predictions of a finished run's model: outputs of its head, such as classes, or generated answers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsvd import data
 from fedsvd.data.conversations import USER, Turn, dump_conversation, load_conversation, unanswered
+from fedsvd.trained.outputs import OUTPUTS
 from fedsvd.trained.run import TrainedModel
 from fedsvd.training.generation import generate, prompt_limit
 from fedsvd.training.loop import model_inputs, to_device
@@ -22,7 +23,7 @@ def predict(
     pairs: Sequence[str] | None = None,
     batch_size: int = 32,
 ) -> Iterator[dict[str, Any]]:
-    """Yield for each text its class and the probabilities of all classes, or the generated answer.
+    """Yield for each text the columns of `fedsvd.trained.outputs`, such as its class, or the generated answer.
 
     Args:
         loaded: The model.
@@ -41,7 +42,7 @@ def predict(
         rows = unlabeled_dataset(list(map(str, texts)), pairs, loaded.run.classes)
     for start in range(0, len(rows), batch_size):
         batch = rows.select(range(start, min(start + batch_size, len(rows))))
-        yield from _generate(loaded, batch) if loaded.run.generates_text else _classify(loaded, batch)
+        yield from _generate(loaded, batch) if loaded.run.generates_text else _read_outputs(loaded, batch)
 
 
 def unlabeled_dataset(texts: Sequence[str], pairs: Sequence[str] | None, classes: Sequence[str]) -> Dataset:
@@ -66,15 +67,10 @@ def class_logits(loaded: TrainedModel, rows: Dataset) -> Tensor:
     return logits.float().cpu()
 
 
-def _classify(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
-    for row, probabilities in zip(_texts(rows), class_logits(loaded, rows).softmax(-1), strict=True):
-        best = int(probabilities.argmax())
-        yield {
-            **row,
-            "label": loaded.run.classes[best],
-            "probability": probabilities[best].item(),
-            "probabilities": dict(zip(loaded.run.classes, probabilities.tolist(), strict=True)),
-        }
+def _read_outputs(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
+    decode = OUTPUTS[loaded.run.config.model.task].decode
+    for row, logits in zip(_texts(rows), class_logits(loaded, rows), strict=True):
+        yield {**row, **decode(logits, loaded.run.labels)}
 
 
 def _generate(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:

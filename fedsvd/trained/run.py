@@ -29,6 +29,7 @@ from fedsvd.runs.intact import check_documents
 from fedsvd.runtime.base_model import recorded_choice
 from fedsvd.runtime.model import resolve_device
 from fedsvd.trained.adapter_files import check_adapter
+from fedsvd.training.objectives import Labels
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class TrainedRun:
     def generates_text(self) -> bool:
         """Whether the model generates text instead of predicting a class."""
         return self.config.model.task == "causal_lm"
+
+    @property
+    def labels(self) -> Labels:
+        """What is known about the labels."""
+        return Labels(self.classes, self.config.data.label_range)
 
     @cached_property
     def pooling(self) -> PoolingChoice | None:

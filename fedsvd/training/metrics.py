@@ -1,4 +1,4 @@
-"""Metrics of predictions on a held-out set; scikit-learn computes them.
+"""Metrics of predictions on a held-out set, computed by scikit-learn and SciPy.
 
 A metric that is undefined, such as AUROC without examples of a class, is left out.
 """
@@ -32,6 +32,50 @@ def class_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     # With two classes, both have the same AUROC.
     columns = slice(1, 2) if logits.shape[1] == 2 else slice(None)
     return metrics | auroc(scores[:, columns], truth[:, columns])
+
+
+def label_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return subset accuracy, macro-F1, micro-F1 and AUROC where a text has any number of classes.
+
+    A class is predicted with probability 1/2 or more. Subset accuracy is the fraction of texts all of whose classes are
+    right. Both F1 are over the classes that occur or are predicted, AUROC is the mean over all classes.
+
+    Args:
+        logits: Shape (examples, classes).
+        labels: 1.0 for the classes of a text and 0.0 for the others, same shape.
+    """
+    predicted, truth = logits >= 0, labels.bool()
+    metrics = {"accuracy": int((predicted == truth).all(-1).sum()) / len(labels)}
+    if not torch.isfinite(logits).all():
+        return metrics
+    from sklearn.metrics import f1_score
+
+    if columns := (predicted | truth).any(0).nonzero().flatten().tolist():
+        for average in ("macro", "micro"):
+            score = f1_score(truth.numpy(), predicted.numpy(), labels=columns, average=average)
+            metrics[f"{average}_f1"] = float(score)
+    return metrics | auroc(logits, truth)
+
+
+def value_metrics(predictions: Tensor, labels: Tensor, scale: float) -> dict[str, float]:
+    """Return the root-mean-square error, and Spearman's and Pearson's correlation unless one side is constant.
+
+    Args:
+        predictions: Shape (examples, 1).
+        labels: Shape (examples,).
+        scale: Factor from the trained scale to the original one, for the error.
+    """
+    values, truth = predictions[:, 0].double(), labels.double()
+    metrics = {"rmse": scale * float((values - truth).square().mean().sqrt())}
+    if not torch.isfinite(values).all():
+        return metrics
+    from scipy.stats import pearsonr, spearmanr
+
+    if values.min() < values.max() and truth.min() < truth.max():
+        metrics["spearman"] = float(spearmanr(values.numpy(), truth.numpy()).statistic)
+        # Centered first: SciPy warns about values that are nearly constant.
+        metrics["pearson"] = float(pearsonr((values - values.mean()).numpy(), truth.numpy()).statistic)
+    return metrics
 
 
 def auroc(scores: Tensor, truth: Tensor) -> dict[str, float]:

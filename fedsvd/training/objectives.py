@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn import functional
 from fedsvd.config.task import PLAIN_TEXT
 from fedsvd.training.causal_lm import score_answers
 from fedsvd.training.loop import Batch, model_inputs
-from fedsvd.training.metrics import class_metrics
+from fedsvd.training.metrics import class_metrics, label_metrics, value_metrics
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,22 @@ class Objective:
     metrics: Callable[[Sequence[Tensor], Sequence[Tensor]], dict[str, float]]
 
 
-def make_objective(task: str) -> Objective:
+@dataclass(frozen=True)
+class Labels:
+    """What is known about the labels of a run.
+
+    Attributes:
+        classes: Names of the classes, in the order of the model's outputs.
+        label_range: ``data.label_range``, in whose units the errors of a regression are.
+    """
+
+    classes: Sequence[str] = ()
+    label_range: tuple[float, float] | None = None
+
+
+def make_objective(task: str, labels: Labels | None = None) -> Objective:
     """Return the objective of a task, one of `fedsvd.config.task.TASKS`."""
-    return _OBJECTIVES[task]
+    return _OBJECTIVES[task](labels or Labels())
 
 
 def _on_logits(
@@ -70,6 +84,15 @@ def _on_logits(
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="none")
+
+
+def _binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean over classes."""
+    return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+
+
+def _squared_error(predictions: Tensor, labels: Tensor) -> Tensor:
+    return (predictions[:, 0] - labels).square()
 
 
 def _answer_losses(model: nn.Module, batch: Batch) -> Tensor:
@@ -98,8 +121,15 @@ def _exact_match(exact: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[st
     return {"accuracy": sum(int(row.sum()) for row in exact) / sum(map(len, exact))}
 
 
-_OBJECTIVES: Mapping[str, Objective] = {
-    "sequence_classification": _on_logits(_cross_entropy, class_metrics),
-    "causal_lm": Objective(_answer_losses, _answer_outputs, _exact_match),
-    PLAIN_TEXT: Objective(_answer_losses, _token_outputs, _token_accuracy),
+def _value_metrics(labels: Labels) -> Callable[[Tensor, Tensor], dict[str, float]]:
+    low, high = labels.label_range or (0.0, 1.0)
+    return partial(value_metrics, scale=high - low)
+
+
+_OBJECTIVES: Mapping[str, Callable[[Labels], Objective]] = {
+    "sequence_classification": lambda labels: _on_logits(_cross_entropy, class_metrics),
+    "multi_label_classification": lambda labels: _on_logits(_binary_cross_entropy, label_metrics),
+    "regression": lambda labels: _on_logits(_squared_error, _value_metrics(labels)),
+    "causal_lm": lambda labels: Objective(_answer_losses, _answer_outputs, _exact_match),
+    PLAIN_TEXT: lambda labels: Objective(_answer_losses, _token_outputs, _token_accuracy),
 }

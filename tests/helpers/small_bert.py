@@ -15,11 +15,11 @@ from fedsvd.training.objectives import make_objective
 NUM_EXAMPLES = 12
 
 
-def make_model(parts: set[Part]) -> tuple[peft.PeftModel, list[nn.Parameter]]:
+def make_model(parts: set[Part], num_labels: int = 2) -> tuple[peft.PeftModel, list[nn.Parameter]]:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=num_labels,
     )  # fmt: skip
     model = peft_model.attach(
         BertForSequenceClassification(config),

@@ -48,7 +48,7 @@ def test_the_projection_removes_the_mean_gradient_of_public_text(monkeypatch: py
     [
         (["privacy=client_level"], "clips no example's gradient"),
         (["data=bbc_news"], "private data are the same text"),
-        (["model.task=causal_lm", "train.head=frozen"], "which has no classes"),
+        (["model.task=causal_lm", "train.head=frozen"], "does not have one of several classes"),
     ],
 )
 def test_settings_without_a_public_mean_are_rejected(overrides: list[str], message: str) -> None:

@@ -1,0 +1,56 @@
+"""Constraints between groups for the labels of a task."""
+
+from __future__ import annotations
+
+from fedsvd.config.model import DataConfig, ModelConfig
+from fedsvd.config.partition import PartitionConfig
+from fedsvd.errors import ConfigError
+
+# Datasets in which a text has one class.
+_EMBEDDED = ("movie_reviews", "sentiment_domains", "reuters_r8", "newsgroups", "bbc_news")
+
+
+def check_targets(model: ModelConfig, data: DataConfig, partition: PartitionConfig) -> None:
+    """Reject data that do not have the labels of a task, and keys that have no effect on them.
+
+    Raises:
+        ConfigError: The labels do not fit the task, or a key is for the labels of another task.
+    """
+    keys = {
+        f"data.label_range = {list(data.label_range or ())}": (data.label_range is not None, "regression"),
+        f"data.label_separator = {data.label_separator!r}": (data.label_separator != ";", "multi_label_classification"),
+    }
+    for setting, (is_set, task) in keys.items():
+        if is_set and model.task != task:
+            raise ConfigError(
+                f"{setting} has no effect with model.task = {model.task}: leave it out, or set model.task={task}."
+            )
+    if model.task in ("sequence_classification", "causal_lm"):
+        return
+    if data.name in _EMBEDDED:
+        raise ConfigError(
+            f"data = {data.name} is not possible with model.task = {model.task}: each of its texts has one class. "
+            "Choose data=csv, jsonl, parquet, arrow, hub or node, or model.task=sequence_classification."
+        )
+    if data.response_column is not None:
+        raise ConfigError(
+            f"data.response_column = {data.response_column} has no effect with model.task = {model.task}: set it to "
+            "null, or use model.task=causal_lm."
+        )
+    _check_partition(model, data, partition)
+
+
+def _check_partition(model: ModelConfig, data: DataConfig, partition: PartitionConfig) -> None:
+    """Reject partitions by class. Nodes have data of their own, so no partition has an effect on them."""
+    settings = {
+        "partition.name = dirichlet": partition.name == "dirichlet",
+        f"partition.column = {partition.column}": partition.name == "by_column"
+        and partition.column == data.label_column,
+    }
+    for setting, is_set in settings.items():
+        if is_set and data.name != "node":
+            raise ConfigError(
+                f"{setting} is not possible with model.task = {model.task}, where a text does not have one of several "
+                "classes by which texts could be split: set partition=iid or partition=quantity_skew, or use another "
+                "column with partition=by_column."
+            )

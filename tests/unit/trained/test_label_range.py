@@ -1,0 +1,64 @@
+"""Heads of regressions: trained on 0 … 1, exported in the original units."""
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_bert import make_model
+from torch import Tensor, nn
+from transformers import BertModel, LlamaConfig, LlamaForSequenceClassification
+
+from fedsvd.errors import ModelError
+from fedsvd.lora import peft_model
+from fedsvd.models.output_layer import check_output_bias, output_layer
+from fedsvd.models.pooled import PooledClassifier
+from fedsvd.trained.label_range import rescale_head, rescale_state
+from fedsvd.trained.stock_export import to_stock
+
+IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+RANGE = (-1.0, 4.0)
+
+
+@torch.no_grad()
+def predictions(model: nn.Module) -> Tensor:
+    values: Tensor = model.eval()(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
+    return values
+
+
+def test_an_adapters_head_predicts_in_the_original_units(tmp_path: Path) -> None:
+    trained, _ = make_model({"B", "head"}, num_labels=1)
+    before = predictions(trained)
+    peft_model.save_pretrained(trained, peft_model.read(trained), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    base = make_model({"B"}, num_labels=1)[0].unload()
+    save_file(rescale_state(load_file(path), base, RANGE), path, metadata={"format": "pt"})
+
+    loaded = peft.PeftModel.from_pretrained(base, str(tmp_path))
+
+    torch.testing.assert_close(predictions(loaded), 5 * before - 1)
+
+
+def test_a_pooled_head_predicts_in_the_original_units_as_a_stock_class() -> None:
+    backbone = BertModel(make_model({"B"})[0].config, add_pooling_layer=False)
+    model = PooledClassifier(backbone.eval(), "mean", 1, 0)
+    before = predictions(model)
+    rescale_head(model, RANGE)
+    stock = to_stock(model)
+
+    assert stock is not None
+    torch.testing.assert_close(predictions(stock), 5 * before - 1, atol=1e-3, rtol=1e-3)
+
+
+def test_a_head_without_bias_needs_a_range_from_zero() -> None:
+    sizes = LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    sizes.num_labels = 1
+    adapted = peft_model.attach(LlamaForSequenceClassification(sizes), rank=1, lora_alpha=1, target_modules=["q_proj"])
+
+    assert ".score." in output_layer(adapted)
+    check_output_bias(adapted, "llama", (0.0, 5.0))
+    with pytest.raises(
+        ModelError, match=r"data.label_range = \[1.0, 5.0\] is not possible with the stock head of llama"
+    ):
+        check_output_bias(adapted, "llama", (1.0, 5.0))
