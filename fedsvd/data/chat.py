@@ -47,11 +47,15 @@ def conversation_check(tokenizer: PreTrainedTokenizerBase, max_length: int) -> C
     Raises:
         DataError: The tokenizer has no chat template, or is a slow one.
     """
-    if not tokenizer.chat_template:
+    try:
+        tokenizer.get_chat_template()
+    except ValueError as error:
+        # It has none, or several and no default.
+        number = "several chat templates and no default" if tokenizer.chat_template else "no chat template"
         raise DataError(
-            "data.messages_column is not possible with this model, whose tokenizer has no chat template: choose a chat "
-            "model, or save the tokenizer with a chat_template."
-        )
+            f"data.messages_column is not possible with this model, whose tokenizer has {number}: choose a chat model, "
+            "or save the tokenizer with one chat_template."
+        ) from error
     if not tokenizer.is_fast:
         raise DataError(
             "data.messages_column is not possible with this model, whose tokenizer does not know the position of each "

@@ -51,7 +51,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return smollm2()
 
 
-def with_template(template: str | None) -> PreTrainedTokenizerBase:
+def with_template(template: str | dict[str, str] | None) -> PreTrainedTokenizerBase:
     changed = copy.copy(smollm2())
     changed.chat_template = template
     return changed
@@ -94,6 +94,8 @@ def test_a_template_that_changes_earlier_turns_is_refused() -> None:
 def test_conversations_need_a_chat_template_and_a_token_to_learn(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(DataError, match="no chat template: choose a chat model"):
         conversation_check(with_template(None), 100)
+    with pytest.raises(DataError, match="several chat templates and no default"):
+        conversation_check(with_template({"tools": MARKED, "plain": MARKED}), 100)
     with pytest.raises(DataError, match="starts with an assistant turn: put a system or user turn"):
         conversation_check(tokenizer, 100)([HI, HELLO, FOUR])
     # The first answer begins at position 18.
