@@ -37,6 +37,7 @@ CAPTIONS = {
     "fedsvd.runs": ("run directory,", "run record"),
     "fedsvd.trainer": ("a process that keeps a real node's model and data", "from message to message"),
     "fedsvd.assets": ("models and texts from registry packages",),
+    "fedsvd.plugins": ("methods and data sets of other packages",),
     "fedsvd.errors": ("the exception hierarchy",),
 }
 APPS = ("server", "client")

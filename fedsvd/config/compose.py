@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from fedsvd import plugins
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
@@ -233,8 +234,8 @@ def _hydra_compose(overrides: Sequence[str], root: str, *, with_hydra: bool = Fa
 
 
 def _groups(overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Return the options of each group, with those of the directories that the overrides add."""
-    return group_options([conf_dir(), *config_dirs(overrides)])
+    """Return the options of each group, with those of the directories that the overrides and other packages add."""
+    return group_options([conf_dir(), *config_dirs(overrides), *plugins.conf_dirs()])
 
 
 def _first_line(error: Exception) -> str:

@@ -36,7 +36,9 @@ def check_used_keys(data: DataConfig) -> None:
     """
     for field in dataclasses.fields(data):
         value = getattr(data, field.name)
-        if field.name not in _SPECIFIC or field.name in _USED[data.name] or value == field.default:
+        # What the loader of another package uses is not known.
+        used = _USED.get(data.name, _SPECIFIC)
+        if field.name not in _SPECIFIC or field.name in used or value == field.default:
             continue
         shown = list(value) if isinstance(value, tuple) else value
         users = [f"data={name}" for name, keys in _USED.items() if field.name in keys]

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import string
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field, PositiveFloat
+from pydantic import AfterValidator, Field, PositiveFloat
 from pydantic.dataclasses import dataclass
 
+from fedsvd import plugins
 from fedsvd.config.group import ConfigGroup
 from fedsvd.config.task import PLAIN_TEXT
 from fedsvd.config.types import ClassDescriptions, Count, Fraction, FractionOrZero, LabelRange, Names, Text
 from fedsvd.errors import ConfigError
 
+
+def _check_added(name: str) -> str:
+    if name not in plugins.names(plugins.DATA):
+        raise ValueError("unknown data set")
+    return name
+
+
+BuiltInData = Literal[
+    "movie_reviews", "sentiment_domains", "reuters_r8", "newsgroups", "bbc_news",
+    "csv", "jsonl", "parquet", "arrow", "hub", "node",
+]  # fmt: skip
+DatasetName = Annotated[
+    BuiltInData | Annotated[str, AfterValidator(_check_added)],
+    Field(description=f"one of {', '.join(get_args(BuiltInData))}, or a data set of another package"),
+]
 LoraLayers = Annotated[
     str, Field(pattern=r"^(all|top_[1-9][0-9]*)$", description="all, or top_K for the K layers nearest the output")
 ]
@@ -99,7 +115,8 @@ class DataConfig(ConfigGroup):
     """The labeled texts.
 
     Attributes:
-        name: An embedded data set; the format of a local file; ``hub``; or ``node``: each node provides its own data.
+        name: An embedded data set; the format of a local file; ``hub``; ``node``: each node provides its own data; or
+            a data set that another package adds (see CONTRIBUTING.md).
         test_fraction: Fraction of the examples that is held out, for data that come without a split.
         min_abs_rating: Texts whose mean rating (−4 … 4) is closer to 0 than this are dropped.
         domains: Domains of ``sentiment_domains`` to use: ``movies``, ``products``, ``tweets``, ``editorials``.
@@ -138,10 +155,7 @@ class DataConfig(ConfigGroup):
 
     group: ClassVar[str] = "data"
 
-    name: Literal[
-        "movie_reviews", "sentiment_domains", "reuters_r8", "newsgroups", "bbc_news",
-        "csv", "jsonl", "parquet", "arrow", "hub", "node",
-    ]  # fmt: skip
+    name: DatasetName
     test_fraction: Fraction = 0.2
     min_abs_rating: Annotated[float, Field(ge=0, lt=4)] = 0.5
     domains: Names = ("movies", "products", "tweets", "editorials")

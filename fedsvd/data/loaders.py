@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from datasets import DatasetDict
+from datasets import ClassLabel, DatasetDict
 
+from fedsvd import plugins
 from fedsvd.config import DataConfig
 from fedsvd.config.task import VALUE
 from fedsvd.data.conversations import CanLearn
@@ -18,9 +19,11 @@ from fedsvd.data.split import hold_out, limit_examples
 from fedsvd.data.targets import TargetKind, target_kind
 from fedsvd.data.topics import load_bbc_news, load_newsgroups, load_reuters_r8
 from fedsvd.data.user_data import FILE_FORMATS, Loaded, load_files, load_hub
-from fedsvd.errors import ConfigError
+from fedsvd.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
+
+Loader = Callable[[DataConfig, int, Columns], DatasetDict | Loaded]
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def load_data(
         can_learn: Whether a model can learn from a conversation; rows with others are left out. None: not checked.
         task: ``model.task``, which determines what a label is; see `fedsvd.data.targets`.
     """
-    loaded = _LOADERS[config.name](config, seed, columns_of(config, task, keep_column, can_learn))
+    loaded = _find_loader(config.name, task)(config, seed, columns_of(config, task, keep_column, can_learn))
     splits, left_out = (loaded, []) if isinstance(loaded, DatasetDict) else loaded
     splits = limit_examples(splits, config.max_train_examples, config.max_test_examples)
     if config.evaluate_on != "test":
@@ -86,6 +89,38 @@ def load_data(
         reasons = {**left_out[0].reasons, **({f"no {keep_column} (partition.column)": dropped} if dropped else {})}
         left_out = [replace(left_out[0], reasons=reasons), *left_out[1:]]
     return LoadedData(splits, tuple(item for item in left_out if item.reasons))
+
+
+def _find_loader(name: str, task: str) -> Loader:
+    loader = plugins.find(plugins.DATA, name, _LOADERS)
+    if name in _LOADERS:
+        built_in: Loader = loader
+        return built_in
+
+    def load_added(config: DataConfig, seed: int, columns: Columns) -> DatasetDict:
+        splits, kind = loader(config, seed), target_kind(task, config)
+        _check_added(name, splits, one_class=kind.has_classes and not kind.is_list)
+        return DatasetDict({"train": splits["train"], "test": splits["test"]})
+
+    return load_added
+
+
+def _check_added(name: str, splits: object, *, one_class: bool) -> None:
+    """Check what the loader of another package returns.
+
+    Raises:
+        DataError: It is not a `DatasetDict` with both splits and the columns ``text`` and ``label``.
+    """
+    found = {key: split.features for key, split in splits.items()} if isinstance(splits, DatasetDict) else {}
+    for split in ("train", "test"):
+        features = found.get(split, {})
+        if not {"text", "label"} <= set(features) or (one_class and not isinstance(features["label"], ClassLabel)):
+            columns = {key: list(value) for key, value in found.items()}
+            raise DataError(
+                f"data.name = {name!r}: the loader of another package returns a {type(splits).__name__} with columns "
+                f"{columns or 'of no split'}: expected a DatasetDict with the splits train and test, each with the "
+                "columns text and label, the classes as a ClassLabel. Correct the loader."
+            )
 
 
 def _movie_reviews(config: DataConfig, seed: int, columns: Columns) -> DatasetDict:
@@ -197,7 +232,7 @@ def data_path(config: DataConfig) -> str:
     return config.path
 
 
-_LOADERS: Mapping[str, Callable[[DataConfig, int, Columns], DatasetDict | Loaded]] = {
+_LOADERS: Mapping[str, Loader] = {
     "movie_reviews": _movie_reviews,
     "sentiment_domains": _sentiment_domains,
     "reuters_r8": _reuters_r8,

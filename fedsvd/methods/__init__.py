@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fedsvd import plugins
 from fedsvd.config import Config
 from fedsvd.errors import ConfigError
 from fedsvd.methods.fed_sb import FedSB
@@ -54,15 +55,30 @@ def build_method(options: Mapping[str, Any]) -> Method:
         ConfigError: The method or an option is unknown, or a value is invalid.
     """
     arguments = dict(options)
-    name = arguments.pop("name", None)
+    name = str(arguments.pop("name", None))
+    method = plugins.find(plugins.METHODS, name, METHODS)
+    if method is None:
+        known = [*METHODS, *plugins.names(plugins.METHODS)]
+        raise ConfigError(f"method.name = {name!r} is unknown{_suggest(name, known)}.")
     if name not in METHODS:
-        raise ConfigError(f"method.name = {name!r} is unknown{_suggest(str(name), METHODS)}.")
-    method = METHODS[name]
-    fields = [field.name for field in dataclasses.fields(method)]  # type: ignore[arg-type]
+        _check_added(name, method)
+    fields = [field.name for field in dataclasses.fields(method)]
     for key in arguments:
         if key not in fields:
             raise ConfigError(f"method.{key} is not an option of method={name}{_suggest(key, fields)}.")
-    return method(**arguments)
+    built: Method = method(**arguments)
+    return built
+
+
+def _check_added(name: str, method: object) -> None:
+    """Check that what another package adds is a method: a dataclass with the attributes of `Method`."""
+    parts = ("traits", "trains", "uplink", "server_step")
+    missing = [part for part in parts if not hasattr(method, part)]
+    if not isinstance(method, type) or not dataclasses.is_dataclass(method) or missing:
+        raise ConfigError(
+            f"method.name = {name!r} is {method!r} of another package, which is not a method: expected a frozen "
+            f"dataclass with init_a, init_b, {', '.join(parts)}. See CONTRIBUTING.md."
+        )
 
 
 def build_run_method(config: Config) -> Method:
