@@ -17,6 +17,7 @@ LONGEST_FIRST = (
     "integration/test_causal_lm.py",
     "integration/test_run.py",
     "integration/test_trained.py",
+    "integration/test_flower_app.py",
 )
 # Flower fails a run whose SuperLink is away for too long, as it can be while other federations start on the same cores.
 LAST = "integration/test_kills.py"

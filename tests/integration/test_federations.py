@@ -1,15 +1,13 @@
 """The same ServerApp and ClientApp, run in three ways, give the same model."""
 
-import os
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from flower_home import RAY, flower_home
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from loopback import copy_app, wait_until
@@ -22,8 +20,6 @@ from fedsvd.launch import load_apps
 from fedsvd.launch.in_process import run_local
 from fedsvd.launch.simulation import run_simulation
 
-# Ray gives its workers the lowest priority, with which they hardly start on a busy machine.
-RAY = os.environ | {"RAY_worker_niceness": "0"}
 OVERRIDES = ["experiment=smoke", "privacy=none", "train.head=private", "method=fedsvd"]
 
 
@@ -79,43 +75,19 @@ def test_missing_ray_cluster_fails_immediately_with_its_address() -> None:
         run_simulation(ServerApp(), ClientApp(), federation, {"overrides": ""})
 
 
-@pytest.fixture
-def flower_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Use a separate Flower home, and stop the SuperLink that ``flwr run`` leaves running."""
-    home = tmp_path / "flower-home"
-    home.mkdir()
-    environment = RAY | {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    yield environment
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"FLWR_HOME={home}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                os.kill(int(process.name), signal.SIGTERM)
-        except (OSError, ValueError):
-            continue
-
-
 @pytest.mark.slow
-def test_flwr_run_gives_the_same_model(
-    local: dict[str, torch.Tensor], flower_environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_flwr_run_gives_the_same_model(local: dict[str, torch.Tensor], tmp_path: Path) -> None:
     app = tmp_path / "app"
     copy_app(app)
     folder = tmp_path / "run"
     overrides = " ".join([*OVERRIDES, f"run_dir={folder}"])
-    completed = subprocess.run(
-        ["flwr", "run", ".", "--run-config", f'overrides="{overrides}"'],
-        cwd=app, env=flower_environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert completed.returncode == 0, completed.stdout + completed.stderr
-    wait_until((folder / "plots" / "accuracy.png").exists, 240, "the run to end")
+    with flower_home(tmp_path / "flower-home") as environment:
+        completed = subprocess.run(
+            ["flwr", "run", ".", "--run-config", f'overrides="{overrides}"'],
+            cwd=app, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert completed.returncode == 0, completed.stdout + completed.stderr
+        wait_until((folder / "plots" / "accuracy.png").exists, 240, "the run to end")
 
     assert_same_model(load_adapter(folder), local)
 

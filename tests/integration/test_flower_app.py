@@ -2,15 +2,13 @@
 
 import os
 import re
-import signal
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from documented import ROOT
+from flower_home import flower_home
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
@@ -42,30 +40,8 @@ def write_inputs(folder: Path) -> None:
         (folder / f"letters-{client}.csv").write_text("text,label\n" + "".join(rows), encoding="utf-8")
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Flower home of its own, whose SuperLink is stopped in the end."""
-    home = tmp_path / "flower-home"
-    yield os.environ | {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"FLWR_HOME={home}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                os.kill(int(process.name), signal.SIGTERM)
-        except (OSError, ValueError):
-            continue
-
-
 @pytest.mark.slow
-def test_the_printed_app_trains_an_adapter_within_its_budget(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_the_printed_app_trains_an_adapter_within_its_budget(tmp_path: Path) -> None:
     write_app(tmp_path / "app")
     write_inputs(tmp_path)
     settings = {"model": "model", "data": "letters-{}.csv", "output": "adapter"}
@@ -73,10 +49,11 @@ def test_the_printed_app_trains_an_adapter_within_its_budget(tmp_path: Path, env
     # One worker process for all clients.
     federation = f"num-supernodes={NUM_CLIENTS} client-resources-num-cpus={os.cpu_count()}"
     command = ["flwr", "run", ".", "--stream", "--federation-config", federation, "--run-config"]
-    completed = subprocess.run(
-        [*command, " ".join([*run_config, f"num-rounds={ROUNDS}"])],
-        cwd=tmp_path / "app", env=environment, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    with flower_home(tmp_path / "flower-home") as environment:
+        completed = subprocess.run(
+            [*command, " ".join([*run_config, f"num-rounds={ROUNDS}"])],
+            cwd=tmp_path / "app", env=environment, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
 
     saved = tmp_path / "adapter" / "adapter_model.safetensors"
     assert saved.exists(), completed.stdout[-3000:] + completed.stderr[-3000:]
