@@ -23,6 +23,7 @@ from fedsvd.config.earlier_versions import add_defaults
 from fedsvd.config.hydra_call import call_hydra
 from fedsvd.config.overrides import check_keys, check_override, dotted_keys, expand_choices, missing_extra, parse
 from fedsvd.config.search_path import config_dirs, group_options, merge_search_paths, search_paths
+from fedsvd.config.types import ByClass
 from fedsvd.errors import ConfigError
 
 Settings = TypeVar("Settings", AuditConfig, CompareConfig)
@@ -138,10 +139,9 @@ def read_config(path: Path) -> Config:
 def as_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as nested dicts and scalars, in the order of the schema."""
     values = dataclasses.asdict(config)
-    descriptions = values["data"]["class_descriptions"]
-    if isinstance(descriptions, dict):
+    for group in (values["data"], values["train"]):
         # OmegaConf accepts plain dicts only.
-        values["data"]["class_descriptions"] = dict(descriptions)
+        group |= {key: dict(value) for key, value in group.items() if isinstance(value, ByClass)}
     return values
 
 

@@ -111,6 +111,8 @@ def _in_words(shape: Mapping[str, Any]) -> str:
             return description
         case {"anyOf": [*options]}:
             return ", or ".join(map(_in_words, options))
+        case {"const": str(name)}:
+            return name
         case {"enum": [*names]}:
             return f"one of {', '.join(names)}"
         case {"$ref": _}:

@@ -8,7 +8,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from pydantic.dataclasses import dataclass
 
 from fedsvd.config.group import ConfigGroup
-from fedsvd.config.types import Count, FractionOrZero, SampleRate
+from fedsvd.config.types import ClassWeights, Count, FractionOrZero, LabelCounts, SampleRate
 from fedsvd.errors import ConfigError
 
 
@@ -36,8 +36,8 @@ class TrainConfig(ConfigGroup):
         eval_batch_size: Examples in a batch of the evaluation.
         eval_every: Number of rounds between evaluations; the last round is always evaluated.
         keep_best: Keep the adapter of the best evaluated round in ``adapter-best/``, beside the last one in
-            ``adapter/``: the best by accuracy, or by perplexity for a language model, on the texts of
-            ``data.evaluate_on``. On the texts by which it was chosen, its accuracy is optimistic.
+            ``adapter/``: the best by the metric by which runs of the task are compared, or by perplexity for a language
+            model, on the texts of ``data.evaluate_on``. On the texts by which it was chosen, its figure is optimistic.
         early_stopping: Stop after an evaluated round if the best one, by the same metric, is this many rounds ago or
             more; null: take all rounds. Privacy is spent on the rounds that take place.
         grad_sample_mode: How per-example gradients are computed: ``fused`` (about the cost of plain training),
@@ -60,6 +60,12 @@ class TrainConfig(ConfigGroup):
         head_rounds: Number of rounds at the start in which only the head is trained; after them, ``trains`` applies.
         trains: What clients train: the ``head``, the method's ``factors``, or ``both`` (unless ``head`` is
             ``frozen``). ``none``: no rounds; the run evaluates the initial model.
+        class_weights: Weight of each class in the clients' loss: the loss of an example is multiplied by the weight of
+            its class, before its gradient is clipped. ``balanced``: ``n / (K · n_k)`` for n_k of n examples in class k
+            of K, from ``label_counts``, or else from the labels of the held-out texts. null: all weights are 1. The
+            loss of an evaluation is not weighted.
+        label_counts: Public numbers of examples per class, from which ``class_weights=balanced`` is computed. The
+            numbers in the clients' data are private, unless they are published.
         clip_grad_norm: Without privacy, largest L2 norm of a batch's gradient; null for no clipping. (With privacy,
             the gradient of each example is clipped: ``privacy.max_grad_norm``.)
         packing: Pack a language model's short sequences into longer ones of up to ``model.max_length`` tokens. A packed
@@ -90,6 +96,8 @@ class TrainConfig(ConfigGroup):
     head_rounds: NonNegativeInt = 0
     trains: Literal["head", "factors", "both", "none"] = "both"
     sample_rate: SampleRate | None = None
+    class_weights: Literal["balanced"] | ClassWeights | None = None
+    label_counts: LabelCounts | None = None
     clip_grad_norm: PositiveFloat | None = None
     packing: bool = False
     server_optimizer: Literal["none", "momentum", "adam"] = "none"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, Field, Strict
+from pydantic import AfterValidator, Field, PositiveFloat, Strict
 
 Item = TypeVar("Item")
 
@@ -20,8 +20,8 @@ def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-class Descriptions(dict[str, tuple[str, ...]]):
-    """Sentences by class name; hashable, because configuration groups are keys of caches."""
+class ByClass(dict[str, Item]):
+    """Values by class name; hashable, because configuration groups are keys of caches."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(self.items()))
@@ -55,9 +55,24 @@ LabelRange = Annotated[
 ]
 # One tuple of sentences per class, by class name or in the order of the classes.
 ClassDescriptions = Annotated[
-    Annotated[Mapping[str, NonEmptyTuple[Text]], AfterValidator(Descriptions)] | NonEmptyTuple[NonEmptyTuple[Text]],
+    Annotated[Mapping[str, NonEmptyTuple[Text]], AfterValidator(ByClass)] | NonEmptyTuple[NonEmptyTuple[Text]],
     Field(
         description="a list of sentences for each class: a mapping by class name, or a list in the order of the "
         "classes, for example [['A bad film.'],['A good film.']]"
+    ),
+]
+# One number per class, by class name or in the order of the classes.
+ClassWeights = Annotated[
+    Annotated[Mapping[str, PositiveFloat], AfterValidator(ByClass)] | NonEmptyTuple[PositiveFloat],
+    Field(
+        description="a number > 0 for each class: a mapping by class name, or a list in the order of the classes, for "
+        "example [1,3]"
+    ),
+]
+LabelCounts = Annotated[
+    Annotated[Mapping[str, Count], AfterValidator(ByClass)] | NonEmptyTuple[Count],
+    Field(
+        description="an integer ≥ 1 for each class: a mapping by class name, or a list in the order of the classes, "
+        "for example [9000,1000]"
     ),
 ]

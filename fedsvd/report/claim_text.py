@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedsvd.config.class_weights import HELD_OUT
 from fedsvd.privacy.claim import Claim
 from fedsvd.report.document import Block, Paragraph
+from fedsvd.report.loaded_runs import Run
 from fedsvd.report.tables import rounded_up
+from fedsvd.runs.best_round import read_best_round
+from fedsvd.runs.folder import RunFolder
 
 _UNITS = {"example": "example of a client", "client": "client"}
 
@@ -94,17 +98,17 @@ def stopped_early(claim: Claim, stop: Mapping[str, Any] | None) -> list[Block]:
     return [Paragraph(text)]
 
 
-def held_out_examples(count: int, *, has_best: bool) -> str:
-    """Return why the held-out examples are not protected.
-
-    Args:
-        count: Their number.
-        has_best: Whether the best round was chosen by them.
-    """
-    text = f"The {count:,} held-out examples: metrics on them were reported without noise"
-    if not has_best:
-        return f"{text}."
-    return (
-        f"{text}, and the round of adapter-best/ was chosen by them. The guarantee covers this adapter, too: it holds "
-        "for all rounds together, whichever of them is used."
-    )
+def held_out_examples(run: Run) -> list[str]:
+    """Return what the held-out examples were used for without protection; empty if there are none."""
+    count = run.record.get("held_out", {}).get("num_examples")
+    if not count:
+        return []
+    uses = ["metrics on them were reported without noise"]
+    if (run.record.get("class_weights") or {}).get("source") == HELD_OUT:
+        uses.append("the class weights of all clients were computed from their labels")
+    has_best = read_best_round(RunFolder(run.folder)) is not None
+    uses += ["the round of adapter-best/ was chosen by them"] if has_best else []
+    text = f"The {count:,} held-out examples: {'; '.join(uses)}."
+    if has_best:
+        text += " The guarantee covers adapter-best/, too: it holds for all rounds together, whichever of them is used."
+    return [text]

@@ -14,8 +14,6 @@ from fedsvd.report import claim_text
 from fedsvd.report.document import Block, Bullets, Paragraph, Section, TableBlock, block_to_markdown
 from fedsvd.report.loaded_runs import Run, read_run
 from fedsvd.report.tables import client_cells, rounded_up
-from fedsvd.runs.best_round import read_best_round
-from fedsvd.runs.folder import RunFolder
 
 TITLE = "Privacy statement"
 _PARTS = {"A": "LoRA factor A", "B": "LoRA factor B", "core": "LoRA core", "head": "classifier head"}
@@ -163,15 +161,12 @@ def _generators(run: Run) -> str:
 
 
 def _not_covered(run: Run) -> list[str]:
-    held_out = run.record.get("held_out", {})
     items = [
         "Settings that were chosen by looking at private data, and other runs on the same data: their privacy cost "
         "adds to this one. A client's ledger, where it is kept across runs, adds up what it was charged.",
         "Conclusions about people in general that follow from all the text, which differential privacy does not hide.",
     ]
-    if held_out.get("num_examples"):
-        has_best = read_best_round(RunFolder(run.folder)) is not None
-        items.insert(0, claim_text.held_out_examples(held_out["num_examples"], has_best=has_best))
+    items[:0] = claim_text.held_out_examples(run)
     if not _client_level(run):
         items.insert(
             0,

@@ -10,6 +10,7 @@ from fedsvd import data
 from fedsvd.config import Config
 from fedsvd.methods import build_run_method
 from fedsvd.runtime.base_model import describe_pooling, load_public_corpus
+from fedsvd.runtime.class_weights import describe_class_weights
 from fedsvd.runtime.data import left_out, load_held_out, load_partition, partition_counts
 from fedsvd.runtime.model import head_choice, sent_parts, trained_parts
 
@@ -29,6 +30,7 @@ def describe_run(config: Config) -> dict[str, Any]:
         "pooling": describe_pooling(config.model, head.rows is not None),
         "checkpoint_head": head.summary or None,
         "public_text": _describe_public_text(config),
+        "class_weights": describe_class_weights(config),
         "left_out": _report_left_out(config),
         "held_out": {"num_examples": len(held_out), "fingerprint": data.fingerprint(held_out)},
     }
@@ -42,12 +44,15 @@ def _describe_public_text(config: Config) -> dict[str, Any] | None:
 
 
 def describe_classifier(config: Config) -> Iterator[str]:
-    """Yield one line each on the pooling and on what happens to the checkpoint's head, for the console."""
+    """Yield one line each on the pooling, the checkpoint's head and the class weights, for the console."""
     head = head_choice(config)
     if pooling := describe_pooling(config.model, head.rows is not None):
         yield f"pooling: {pooling['summary']}"
     if head.summary:
         yield f"head: {head.summary}"
+    if weights := describe_class_weights(config):
+        values = ", ".join(f"{name} {weight:.3g}" for name, weight in weights["weights"].items())
+        yield f"class weights: {values} (from {weights['source']})"
 
 
 def _report_left_out(config: Config) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from fedsvd import data
 from fedsvd.config import Config, ModelConfig
 from fedsvd.models.pooled import PooledClassifier
 from fedsvd.privacy.plan import example_sample_rate
+from fedsvd.runtime.class_weights import class_weights
 from fedsvd.runtime.data import ClientData, class_names, clear_data_cache, load_tokenizer
 from fedsvd.runtime.model import clear_model_cache, load_model, resolve_device
 from fedsvd.training.feature_cache import FeatureCache, FeatureStore
@@ -46,7 +47,7 @@ def per_example_losses(client_data: ClientData, config: Config) -> Callable[[nn.
 
 def run_objective(config: Config) -> Objective:
     """Return the objective of a run's task, on the classes of its data."""
-    return make_objective(config.task, Labels(class_names(config), config.data.label_range))
+    return make_objective(config.task, Labels(class_names(config), config.data.label_range, class_weights(config)))
 
 
 @lru_cache(maxsize=64)

@@ -176,7 +176,7 @@ def _data_name(run: TrainedRun) -> str:
 
 
 def _results(run: TrainedRun) -> str:
-    rows = [row for row in read_rows(run.folder.metrics) if row["accuracy"] is not None]
+    rows = [row for row in read_rows(run.folder.metrics) if row["loss"] is not None]
     if run.best:
         rows = [row for row in rows if row["server_round"] <= run.best.server_round]
     last = rows[-1] if rows else None
@@ -200,6 +200,7 @@ def _training(run: TrainedRun) -> str:
         ("base model", _base_name(config.model.source)),
         *(_rank(run) if _trains_factors(run) else []),
         ("rounds, local steps", f"{config.train.rounds}, {config.train.local_steps}"),
+        *_class_weights(run),
         ("optimizer, learning rate", f"{config.train.optimizer}, {config.train.learning_rate:g}"),
         _sampling(run),
         ("clients, clients per round", f"{config.federation.num_clients}, {_clients_per_round(run)}"),
@@ -212,6 +213,14 @@ def _training(run: TrainedRun) -> str:
 
 def _rank(run: TrainedRun) -> list[tuple[str, Any]]:
     return [("rank, lora_alpha", f"{run.config.model.rank}, {run.config.model.lora_alpha:g}")]
+
+
+def _class_weights(run: TrainedRun) -> list[tuple[str, Any]]:
+    recorded = read_json(run.folder.record).get("class_weights")
+    if not recorded:
+        return []
+    values = ", ".join(f"{name} {weight:.3g}" for name, weight in recorded["weights"].items())
+    return [("class weights", f"{values} (from {recorded['source']})")]
 
 
 def _sampling(run: TrainedRun) -> tuple[str, Any]:

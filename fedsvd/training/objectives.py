@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -54,10 +54,13 @@ class Labels:
     Attributes:
         classes: Names of the classes, in the order of the model's outputs.
         label_range: ``data.label_range``, in whose units the errors of a regression are.
+        class_weights: For ``sequence_classification``: the weight of an example of each class, in the order of the
+            classes; None: all are 1.
     """
 
     classes: Sequence[str] = ()
     label_range: tuple[float, float] | None = None
+    class_weights: Sequence[float] | None = None
 
 
 def make_objective(task: str, labels: Labels | None = None) -> Objective:
@@ -80,6 +83,19 @@ def _on_logits(
     return Objective(
         example_losses, outputs, lambda logits, labels: metrics(torch.cat([*logits]), torch.cat([*labels]))
     )
+
+
+def _weighted(objective: Objective, class_weights: Sequence[float] | None) -> Objective:
+    """Multiply the loss of each example by the weight of its class in training; an evaluation is not weighted."""
+    if class_weights is None:
+        return objective
+    weights = torch.tensor(class_weights)
+
+    def example_losses(model: nn.Module, batch: Batch) -> Tensor:
+        losses = objective.losses(model, batch)
+        return losses * weights.to(losses)[batch["labels"]]
+
+    return replace(objective, losses=example_losses)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -127,7 +143,9 @@ def _value_metrics(labels: Labels) -> Callable[[Tensor, Tensor], dict[str, float
 
 
 _OBJECTIVES: Mapping[str, Callable[[Labels], Objective]] = {
-    "sequence_classification": lambda labels: _on_logits(_cross_entropy, class_metrics),
+    "sequence_classification": lambda labels: _weighted(
+        _on_logits(_cross_entropy, class_metrics), labels.class_weights
+    ),
     "multi_label_classification": lambda labels: _on_logits(_binary_cross_entropy, label_metrics),
     "regression": lambda labels: _on_logits(_squared_error, _value_metrics(labels)),
     "causal_lm": lambda labels: Objective(_answer_losses, _answer_outputs, _exact_match),

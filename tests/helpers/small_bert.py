@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Part
 from fedsvd.lora.initialization import initialize_factors
-from fedsvd.training.objectives import make_objective
+from fedsvd.training.objectives import Labels, make_objective
 
 NUM_EXAMPLES = 12
 
@@ -32,7 +32,7 @@ def make_model(parts: set[Part], num_labels: int = 2) -> tuple[peft.PeftModel, l
     return model, peft_model.set_trainable(model, parts)
 
 
-def make_losses() -> Callable[[nn.Module, Sequence[int]], Tensor]:
+def make_losses(class_weights: Sequence[float] | None = None) -> Callable[[nn.Module, Sequence[int]], Tensor]:
     """Return a loss function over fixed examples of different lengths, so that every batch contains padding."""
     generator = torch.Generator().manual_seed(1)
     lengths = [3 + i % 5 for i in range(NUM_EXAMPLES)]
@@ -43,7 +43,7 @@ def make_losses() -> Callable[[nn.Module, Sequence[int]], Tensor]:
         longest = max(len(rows[i]) for i in positions)
         ids = torch.stack([nn.functional.pad(rows[i], (0, longest - len(rows[i]))) for i in positions])
         batch = {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels[list(positions)]}
-        return make_objective("sequence_classification").losses(model, batch)
+        return make_objective("sequence_classification", Labels(class_weights=class_weights)).losses(model, batch)
 
     return losses
 

@@ -82,6 +82,30 @@ def test_step_clips_each_example_over_all_trained_parameters(
     torch.testing.assert_close(values(trained), before - clipped / NUM_EXAMPLES, atol=1e-6, rtol=1e-4)
 
 
+@GRAD_SAMPLE_MODES
+def test_class_weights_change_gradients_before_they_are_clipped(grad_sample_mode: GradSampleMode) -> None:
+    model, trained = make_model({"A", "B", "head"})
+    weighted, before, bound = make_losses([0.5, 1000.0]), values(trained), 0.05
+    weights = (weighted(model, range(NUM_EXAMPLES)) / make_losses()(model, range(NUM_EXAMPLES))).detach()
+    assert sorted(set(weights.round(decimals=3).tolist())) == [0.5, 1000.0]
+    gradients = [
+        weight * torch.cat([g.reshape(-1) for g in single_example_gradients(model, trained, i)])
+        for i, weight in enumerate(weights)
+    ]
+
+    found = per_example_gradients(model, weighted, range(NUM_EXAMPLES), grad_sample_mode)
+    names = [name for parameter in trained for name, other in model.named_parameters() if other is parameter]
+    for i, expected in enumerate(gradients):
+        actual = torch.cat([found[name][i].reshape(-1) for name in names])
+        torch.testing.assert_close(actual, expected, atol=1e-5 * float(weights[i]), rtol=1e-4)
+
+    # However large its weight, an example adds at most the clipping norm: the sensitivity is that without weights.
+    clipped = sum(gradient * min(1.0, bound / gradient.norm().item()) for gradient in gradients)
+    optimizer, mechanism = torch.optim.SGD(trained, lr=1.0), make_mechanism(max_grad_norm=bound)
+    train_dp_sgd(model, optimizer, weighted, NUM_EXAMPLES, mechanism, TorchRandomness(0), grad_sample_mode)
+    torch.testing.assert_close(values(trained), before - clipped / NUM_EXAMPLES, atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("factor", [torch.nan, torch.inf, 1e30])
 def test_example_without_a_finite_gradient_counts_as_zero(factor: float, caplog: pytest.LogCaptureFixture) -> None:
     """1e30 is finite, but its square is not."""
