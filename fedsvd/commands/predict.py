@@ -110,6 +110,7 @@ def _read_file(options: Any, config: Config) -> tuple[list[str], list[str] | Non
     layout = TextLayout(
         text=(data.text_column, "text"),
         text_pair=() if data.text_pair_column is None else (data.text_pair_column, "text_pair"),
+        of_words=config.model.task == "token_classification",
         pair_is_optional=data.response_column is not None,
         separator=options.separator or data.separator,
     )
@@ -125,6 +126,8 @@ def _read_file(options: Any, config: Config) -> tuple[list[str], list[str] | Non
 
 def _asked(row: dict[str, Any]) -> str:
     """Return the text of a row, or the last turn of its conversation."""
+    if "tokens" in row:
+        return " ".join(row["tokens"])
     return str(row["messages"][-1]["content"] if "messages" in row else row["text"])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from fedsvd.comparison.workers import Job, Workers
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.compose import compose
+from fedsvd.config.task import TASKS
 from fedsvd.errors import ConfigError, RunError
 from fedsvd.runs.folder import write_rows
 
@@ -167,7 +168,13 @@ def _check_overrides(base: Sequence[str], settings: CompareConfig, jobs: Iterabl
 
     # The schema has validated learning rates and seeds, so one job per task, contender and budget is enough.
     for job in {(job.task, job.contender, job.epsilon): job for job in jobs}.values():
-        check_config(compose(overrides(job, base, settings)))
+        config = compose(overrides(job, base, settings))
+        check_config(config)
+        if TASKS[config.task].metrics[0].key != "accuracy":
+            raise ConfigError(
+                f"model.task = {config.model.task} is not possible with fedsvd compare, which compares accuracies: use "
+                "a sweep (fedsvd train -m) and fedsvd report."
+            )
 
 
 def _run_missing(

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from fedsvd import plugins
 from fedsvd.config.group import ConfigGroup
-from fedsvd.config.task import PLAIN_TEXT
+from fedsvd.config.task import PLAIN_TEXT, TASKS
 from fedsvd.config.types import ClassDescriptions, Count, Fraction, FractionOrZero, LabelRange, Names, Text
 from fedsvd.errors import ConfigError
 
@@ -54,8 +54,8 @@ class ModelConfig(ConfigGroup):
         rank: Rank r of every factor pair B (d_out, r), A (r, d_in).
         lora_alpha: The product B A is scaled by ``lora_alpha / rank``.
         task: ``sequence_classification``: one class per text; ``multi_label_classification``: any number of classes per
-            text; ``regression``: a number per text; or ``causal_lm``: generate answers; the loss covers the tokens of
-            the answer, not those of the prompt.
+            text; ``token_classification``: a tag per word, of spans such as names; ``regression``: a number per text;
+            or ``causal_lm``: generate answers; the loss covers the tokens of the answer, not those of the prompt.
         target_modules: Names of the linear layers that get factors; ``auto``: the usual layers of the model's
             architecture; ``all-linear``: all but the head.
         lora_layers: ``all``, or ``top_K``: factors in the K layers nearest the output only.
@@ -86,7 +86,7 @@ class ModelConfig(ConfigGroup):
     rank: Count = 8
     lora_alpha: PositiveFloat = 16.0
     task: Literal[
-        "sequence_classification", "multi_label_classification", "regression", "causal_lm"
+        "sequence_classification", "multi_label_classification", "token_classification", "regression", "causal_lm"
     ] = "sequence_classification"  # fmt: skip
     target_modules: Names | Literal["auto", "all-linear"] = "auto"
     lora_layers: LoraLayers = "all"
@@ -197,12 +197,13 @@ class DataConfig(ConfigGroup):
 
 def _check_pooling(model: ModelConfig) -> None:
     """Reject settings of pooled features where there are none."""
-    if model.task != "causal_lm" and model.pooling != "stock":
+    reads_tokens = TASKS[model.task].reads_tokens
+    if not reads_tokens and model.pooling != "stock":
         return
     defaults = {"pooling_layer": "last", "standardize": "none"}
-    if model.task == "causal_lm" and model.pooling not in ("auto", "stock"):
+    if reads_tokens and model.pooling not in ("auto", "stock"):
         raise ConfigError(
-            f"model.pooling = {model.pooling} is not possible with model.task = causal_lm, which reads every token: "
+            f"model.pooling = {model.pooling} is not possible with model.task = {model.task}, which reads every token: "
             "set it to auto, or use model.task=sequence_classification."
         )
     for key, default in defaults.items():

@@ -6,8 +6,8 @@ from fedsvd.config.model import DataConfig, ModelConfig
 from fedsvd.config.partition import PartitionConfig
 from fedsvd.errors import ConfigError
 
-# Datasets in which a text has one class.
-_EMBEDDED = ("movie_reviews", "sentiment_domains", "reuters_r8", "newsgroups", "bbc_news")
+# Data whose labels can be of any kind; in embedded datasets and those of other packages, a text has one class.
+_OWN_LABELS = ("csv", "jsonl", "parquet", "arrow", "hub", "node")
 
 
 def check_targets(model: ModelConfig, data: DataConfig, partition: PartitionConfig) -> None:
@@ -27,7 +27,7 @@ def check_targets(model: ModelConfig, data: DataConfig, partition: PartitionConf
             )
     if model.task in ("sequence_classification", "causal_lm"):
         return
-    if data.name in _EMBEDDED:
+    if data.name not in _OWN_LABELS:
         raise ConfigError(
             f"data = {data.name} is not possible with model.task = {model.task}: each of its texts has one class. "
             "Choose data=csv, jsonl, parquet, arrow, hub or node, or model.task=sequence_classification."
@@ -37,7 +37,23 @@ def check_targets(model: ModelConfig, data: DataConfig, partition: PartitionConf
             f"data.response_column = {data.response_column} has no effect with model.task = {model.task}: set it to "
             "null, or use model.task=causal_lm."
         )
+    if model.task == "token_classification":
+        _check_words(data)
     _check_partition(model, data, partition)
+
+
+def _check_words(data: DataConfig) -> None:
+    """Reject data that cannot hold lists of words, and pairs of texts."""
+    if data.name == "csv":
+        raise ConfigError(
+            "data = csv is not possible with model.task = token_classification, whose texts are lists of words: choose "
+            "data=jsonl, parquet, arrow, hub or node."
+        )
+    if data.text_pair_column is not None:
+        raise ConfigError(
+            f"data.text_pair_column = {data.text_pair_column} has no effect with model.task = token_classification: "
+            "set it to null."
+        )
 
 
 def _check_partition(model: ModelConfig, data: DataConfig, partition: PartitionConfig) -> None:

@@ -48,6 +48,7 @@ class Task:
         metrics: The metrics of a held-out set, the first of which runs are compared by: the larger, the better. A
             metric that is undefined on a held-out set, such as AUROC without examples of a class, is left out.
         has_head: Whether its models have a head, which can be trained and sent.
+        reads_tokens: Whether its models have an output for each token, so that no pooling of tokens applies.
         problem_type: The value in the configuration of an exported model; None: that of the checkpoint.
     """
 
@@ -55,6 +56,7 @@ class Task:
     pipeline: str
     metrics: tuple[Metric, ...]
     has_head: bool = True
+    reads_tokens: bool = False
     problem_type: str | None = None
 
 
@@ -63,6 +65,9 @@ _SUBSET_ACCURACY, _TOKEN_ACCURACY = Metric("accuracy", "subset accuracy"), Metri
 _MACRO_F1, _AUROC = Metric("macro_f1", "macro-F1", is_share=False), Metric("auroc", "AUROC", is_share=False)
 _MICRO_F1, _RMSE = Metric("micro_f1", "micro-F1", is_share=False), Metric("rmse", "RMSE", is_share=False)
 _SPEARMAN, _PEARSON = Metric("spearman", "Spearman", is_share=False), Metric("pearson", "Pearson", is_share=False)
+
+_SPAN_F1, _SPAN_RECALL = Metric("span_f1", "span-F1", is_share=False), Metric("span_recall", "span recall")
+_SPAN_PRECISION = Metric("span_precision", "span precision")
 
 # The only output of a model that predicts a number, in the place of a class.
 VALUE = "value"
@@ -77,12 +82,18 @@ TASKS: Mapping[str, Task] = {
         (_MACRO_F1, _MICRO_F1, _AUROC, _SUBSET_ACCURACY),
         problem_type="multi_label_classification",
     ),
+    "token_classification": Task(
+        "TokenClassification",
+        "token-classification",
+        (_SPAN_F1, _SPAN_PRECISION, _SPAN_RECALL, _TOKEN_ACCURACY),
+        reads_tokens=True,
+    ),
     "regression": Task(
         "SequenceClassification", "text-classification", (_SPEARMAN, _PEARSON, _RMSE), problem_type="regression"
     ),
-    "causal_lm": Task("CausalLM", "text-generation", (_EXACT_MATCH,), has_head=False),
+    "causal_lm": Task("CausalLM", "text-generation", (_EXACT_MATCH,), has_head=False, reads_tokens=True),
     # A language model that learns every token of a text, which has no answer to match.
-    PLAIN_TEXT: Task("CausalLM", "text-generation", (_TOKEN_ACCURACY,), has_head=False),
+    PLAIN_TEXT: Task("CausalLM", "text-generation", (_TOKEN_ACCURACY,), has_head=False, reads_tokens=True),
 }
 
 

@@ -6,6 +6,7 @@ from fedsvd.data.instructions import build_instructions, end_token, pack_sequenc
 from fedsvd.data.loaders import load, load_data
 from fedsvd.data.partition import fingerprint, partition
 from fedsvd.data.sequences import build_prompts, stop_tokens
+from fedsvd.data.words import locate_words
 
 __all__ = [
     "sort_by_length",
@@ -19,6 +20,7 @@ __all__ = [
     "build_prompts",
     "load",
     "load_data",
+    "locate_words",
     "pack_sequences",
     "partition",
     "prompt_ids",

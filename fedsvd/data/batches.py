@@ -14,6 +14,9 @@ from fedsvd.config import DataConfig, ModelConfig
 from fedsvd.data.instructions import IGNORED
 from fedsvd.data.sequences import tokenize_rows
 from fedsvd.data.targets import dataset_classes, scaled
+from fedsvd.data.words import tokenize_words
+
+_Encoder = Callable[[Dataset, DataConfig, ModelConfig, PreTrainedTokenizerBase], Dataset]
 
 
 def encode(dataset: Dataset, config: DataConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -26,12 +29,9 @@ def encode(dataset: Dataset, config: DataConfig, model: ModelConfig, tokenizer: 
         tokenizer: The model's tokenizer.
 
     Raises:
-        DataError: See `fedsvd.data.sequences.tokenize_rows`.
+        DataError: See `fedsvd.data.sequences.tokenize_rows` and `fedsvd.data.words.locate_words`.
     """
-    encode_label = _LABELS.get(model.task)
-    if encode_label is None:
-        return tokenize_rows(dataset, config, model, tokenizer)
-    return tokenize(dataset, tokenizer, model.max_length, encode_label(dataset, config))
+    return _ENCODERS[model.task](dataset, config, model, tokenizer)
 
 
 def tokenize(
@@ -63,7 +63,7 @@ def collate(examples: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenize
     Returns:
         ``input_ids``, ``attention_mask`` and (for text pairs) ``token_type_ids`` of shape (batch, length), and
         ``labels`` of shape (batch,), (batch, classes) for several classes per text, as 0.0 or 1.0, or (batch, length)
-        for a language model. Packed sequences have ``position_ids``
+        for a language model and for tags of words. Packed sequences have ``position_ids``
         instead of ``attention_mask``: positions restart at 0 at the start of each sequence and of the padding.
     """
     if "position_ids" in examples[0]:
@@ -107,9 +107,19 @@ def _indicators(dataset: Dataset, config: DataConfig) -> list[list[float]]:
     return [[float(number in row) for number in numbers] for row in map(set, dataset["label"])]
 
 
-# The column ``labels`` of each task whose model reads whole texts.
-_LABELS: Mapping[str, Callable[[Dataset, DataConfig], list[Any]]] = {
-    "sequence_classification": lambda dataset, config: list(dataset["label"]),
-    "multi_label_classification": _indicators,
-    "regression": lambda dataset, config: scaled(dataset["label"], config.label_range),
+def _encode_texts(labels: Callable[[Dataset, DataConfig], list[Any]]) -> _Encoder:
+    """Return the encoder of a task whose model reads whole texts, given the column ``labels``."""
+    return lambda dataset, config, model, tokenizer: tokenize(
+        dataset, tokenizer, model.max_length, labels(dataset, config)
+    )
+
+
+_ENCODERS: Mapping[str, _Encoder] = {
+    "sequence_classification": _encode_texts(lambda dataset, config: list(dataset["label"])),
+    "multi_label_classification": _encode_texts(_indicators),
+    "regression": _encode_texts(lambda dataset, config: scaled(dataset["label"], config.label_range)),
+    "token_classification": lambda dataset, config, model, tokenizer: tokenize_words(
+        dataset, tokenizer, model.max_length
+    ),
+    "causal_lm": tokenize_rows,
 }

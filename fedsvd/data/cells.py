@@ -12,8 +12,8 @@ from fedsvd.errors import DataError
 _HIDDEN = -1
 
 
-def convert_cells(table: Table, name: str, convert: Callable[[object], str]) -> list[str | None]:
-    """Return a column's values as texts; None for empty cells and hidden labels.
+def convert_cells(table: Table, name: str, convert: Callable[[object], Any]) -> list[Any]:
+    """Return a column's values as ``convert`` returns them, such as texts; None for empty cells and hidden labels.
 
     Raises:
         DataError: ``convert`` refuses a cell, or a cell holds the number of no class.
@@ -23,7 +23,7 @@ def convert_cells(table: Table, name: str, convert: Callable[[object], str]) -> 
     if class_names is not None:
         hidden = hidden_labels(table, name)
         return [None if v is None or i in hidden else class_names[int(str(v))] for i, v in enumerate(values)]
-    texts: list[str | None] = []
+    texts: list[Any] = []
     for number, value in zip(table.row_numbers, values, strict=True):
         try:
             texts.append(None if is_missing(value) else convert(value))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 
 from fedsvd.data.readers import read_table
 from fedsvd.data.rows import ANY_CLASS, Columns, LeftOut, Rows, build_dataset, missing_columns, select_rows
@@ -77,8 +77,10 @@ def empty_dataset(labels: Sequence[str], columns: Columns) -> Dataset:
         "text": columns.text, "text_pair": columns.text_pair, "response": columns.response, "messages": columns.messages
     }  # fmt: skip
     names = [role for role, name in roles.items() if name is not None]
-    features = Features({**dict.fromkeys(names, Value("string")), "label": target_feature(labels, columns.kind)})
-    return Dataset.from_dict({name: [] for name in features}, features=features)
+    features = {**dict.fromkeys(names, Value("string")), "label": target_feature(labels, columns.kind)}
+    if columns.kind.of_words:
+        features["text"] = List(Value("string"))
+    return Dataset.from_dict({name: [] for name in features}, features=Features(features))
 
 
 def describe_rows(dataset: Dataset) -> str:

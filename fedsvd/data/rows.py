@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 
 from fedsvd.data.cells import convert_cells, hidden_labels
 from fedsvd.data.conversations import NO_MESSAGES, CanLearn, learnable_conversations, to_conversation
 from fedsvd.data.table import Table
 from fedsvd.data.targets import CLASS, TargetKind, read_targets, stored_targets
 from fedsvd.data.values import abbreviate, is_integer, to_class_name, to_text
+from fedsvd.data.words import read_words
+from fedsvd.errors import DataError
 
 NO_TEXT, NO_PAIR, NO_LABEL, NO_ANSWER = "no text", "no second text", "no label", "no answer"
 HIDDEN_LABEL = "hidden label (-1)"
@@ -30,7 +32,7 @@ class Columns:
     """The names of a dataset's columns; one column can have several roles.
 
     Attributes:
-        text: Column with the text; None if there are conversations.
+        text: Column with the text, or with its words (see `fedsvd.data.words`); None if there are conversations.
         text_pair: Column with the second text of a pair; None for single texts.
         label: Column with the label, such as a class: a number or any text; None if there are no classes, so that all
             rows get the same one.
@@ -166,16 +168,31 @@ def _read_roles(table: Table, columns: Columns, pair_is_optional: bool) -> dict[
         # Numbers of classes are no conversations: without their names, they are refused as numbers.
         unnamed = replace(table, class_names={})
         roles["messages"] = (NO_MESSAGES, convert_cells(unnamed, columns.messages, to_conversation))
-    if columns.text is not None:
+    if columns.text is not None and columns.kind.of_words:
+        words = convert_cells(replace(table, class_names={}), columns.text, read_words)
+        roles["text"] = (NO_TEXT, [row or None for row in words])
+    elif columns.text is not None:
         roles["text"] = (NO_TEXT, convert_cells(table, columns.text, to_text))
     if columns.text_pair is not None:
         pairs = convert_cells(table, columns.text_pair, to_text)
         roles["text_pair"] = (NO_PAIR, [text or "" for text in pairs] if pair_is_optional else pairs)
     if columns.label is not None:
         roles["label"] = (NO_LABEL, read_targets(table, columns.label, columns.kind))
+        if columns.kind.of_words:
+            _check_tags(table, columns, roles)
     if columns.response is not None:
         roles["response"] = (NO_ANSWER, convert_cells(table, columns.response, to_text))
     return roles
+
+
+def _check_tags(table: Table, columns: Columns, roles: Mapping[str, tuple[str, Sequence[Any]]]) -> None:
+    """Raise `DataError` if a text has another number of tags than words."""
+    for number, words, tags in zip(table.row_numbers, roles["text"][1], roles["label"][1], strict=True):
+        if words is not None and tags is not None and len(words) != len(tags):
+            raise DataError(
+                f"{table.source}: row {number}: column {columns.text!r} holds {len(words)} words and column "
+                f"{columns.label!r} {len(tags)} tags: give one tag per word."
+            )
 
 
 def build_dataset(rows: Rows, class_names: Sequence[str]) -> Dataset:
@@ -187,6 +204,8 @@ def build_dataset(rows: Rows, class_names: Sequence[str]) -> Dataset:
     labels, feature = stored_targets(rows.columns["label"], class_names, rows.kind)
     columns: dict[str, Sequence[Any]] = {**rows.columns, "label": labels}
     features = {name: Value("string") for name in columns} | {"label": feature}
+    if rows.kind.of_words:
+        features["text"] = List(Value("string"))
     if rows.kept_name is not None and rows.keeps_label:
         # Clients are numbered like the classes.
         columns[rows.kept_name], features[rows.kept_name] = labels, feature

@@ -1,4 +1,4 @@
-"""What the label column holds for each task: one class, a set of classes, or a number.
+"""What the label column holds for each task: one class, a set of classes, a number, or a tag for each word.
 
 A label is the name of a class, a tuple of names, or a number. In a loaded dataset, the column ``label`` has positions
 in the list of classes instead of names: a ``ClassLabel``, a list of them, or a ``float64``.
@@ -20,6 +20,7 @@ from fedsvd.config.task import VALUE
 from fedsvd.data.cells import convert_cells
 from fedsvd.data.table import Table
 from fedsvd.data.values import is_missing, match_classes, to_class_name, to_text
+from fedsvd.data.words import read_tags
 from fedsvd.errors import DataError
 
 
@@ -31,11 +32,13 @@ class TargetKind:
         read: Function from a cell that is not empty to its label; raises `DataError` with the cause and the remedy.
         has_classes: Whether a label consists of classes; otherwise it is a number.
         is_list: Whether a label is a tuple of classes.
+        of_words: Whether a text is a list of words, each with a class of its own.
     """
 
     read: Callable[[object], Any] = to_class_name
     has_classes: bool = True
     is_list: bool = False
+    of_words: bool = False
 
     def classes_of(self, label: Any) -> tuple[str, ...]:
         """Return the classes of a label."""
@@ -45,6 +48,7 @@ class TargetKind:
 
 
 CLASS = TargetKind()
+TAGS = TargetKind(read_tags, is_list=True, of_words=True)
 
 
 def target_kind(task: str, config: DataConfig) -> TargetKind:
@@ -202,5 +206,6 @@ _KINDS: Mapping[str, Callable[[DataConfig], TargetKind]] = {
     "multi_label_classification": lambda config: TargetKind(
         partial(_read_classes, config.label_separator), is_list=True
     ),
+    "token_classification": lambda config: TAGS,
     "regression": lambda config: TargetKind(partial(_read_number, config.label_range), has_classes=False),
 }

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedsvd.data.cells import convert_cells
 from fedsvd.data.conversations import NO_MESSAGES, Turn, load_conversation, to_conversation
 from fedsvd.data.readers import FILE_FORMATS, read_table
 from fedsvd.data.rows import Columns, LeftOut, select_rows
 from fedsvd.data.table import Table
+from fedsvd.data.targets import CLASS, TAGS
 from fedsvd.data.text_tables import decode, split_lines
 from fedsvd.data.values import is_missing
 from fedsvd.errors import DataError
@@ -24,6 +26,7 @@ class TextLayout:
         text: Names that the column of the texts may have; the first one that the file has is read.
         text_pair: Names that the column of the second texts may have; empty for single texts.
         ignore_pairs: Whether a file may have second texts that ``text_pair`` does not name.
+        of_words: Whether a text is a list of words.
         pair_is_optional: Whether an empty second text is an empty text; otherwise its row is left out.
         separator: Separator of a CSV file.
         formats: File formats with columns, by suffix; any other file has one text per line.
@@ -32,12 +35,13 @@ class TextLayout:
     text: Sequence[str] = ("text",)
     text_pair: Sequence[str] = ()
     ignore_pairs: bool = False
+    of_words: bool = False
     pair_is_optional: bool = False
     separator: str = ","
     formats: Sequence[str] = FILE_FORMATS
 
 
-def read_texts(path: Path, layout: TextLayout, key: str = "--file") -> tuple[list[str], list[str] | None, LeftOut]:
+def read_texts(path: Path, layout: TextLayout, key: str = "--file") -> tuple[list[Any], list[str] | None, LeftOut]:
     r"""Read texts from a file.
 
     Args:
@@ -63,7 +67,8 @@ def read_texts(path: Path, layout: TextLayout, key: str = "--file") -> tuple[lis
     text, pair = _find_column(table, layout.text), _find_column(table, layout.text_pair) if layout.text_pair else None
     if not (layout.text_pair or layout.ignore_pairs) and "text_pair" in table.names and text != "text_pair":
         _refuse_pairs(table)
-    rows = select_rows(table, Columns(text, pair, None, None), pair_is_optional=layout.pair_is_optional)
+    columns = Columns(text, pair, None, None, kind=TAGS if layout.of_words else CLASS)
+    rows = select_rows(table, columns, pair_is_optional=layout.pair_is_optional)
     if not rows.numbers:
         raise DataError(f"{source} contains no text. {rows.left_out}.")
     pairs = None if pair is None else list(rows.columns["text_pair"])

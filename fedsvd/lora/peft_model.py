@@ -24,7 +24,7 @@ from fedsvd.lora.target_modules import check_linear, head_layers, layer_numbers,
 from fedsvd.lora.tied import untie_output_layer
 
 _PEFT_PREFIX = "base_model.model."
-_TASKS = {"causal_lm": peft.TaskType.CAUSAL_LM}
+_TASKS = {"causal_lm": peft.TaskType.CAUSAL_LM, "token_classification": peft.TaskType.TOKEN_CLS}
 _MODEL_PARTS: tuple[Part, ...] = ("A", "B", "core", "head")
 
 # The original weights of layers into which a base has been merged.

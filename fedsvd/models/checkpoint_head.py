@@ -10,12 +10,18 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def head_classes(architecture: PreTrainedConfig) -> tuple[str, ...] | None:
-    """Return the names of the classes of a checkpoint's head; None if the checkpoint has no classification head."""
-    if not any(str(name).endswith("ForSequenceClassification") for name in architecture.architectures or ()):
+def head_classes(architecture: PreTrainedConfig, kind: str = "SequenceClassification") -> tuple[str, ...] | None:
+    """Return the names of the classes of a checkpoint's head; None if the checkpoint has no head of this kind."""
+    if not any(str(name).endswith(f"For{kind}") for name in architecture.architectures or ()):
         return None
     names: dict[Any, Any] = architecture.id2label or {}
     return tuple(str(names[number]) for number in sorted(names))
+
+
+def has_head(architecture: PreTrainedConfig) -> bool:
+    """Return whether a checkpoint has a head that classifies texts or their tokens."""
+    kinds = ("SequenceClassification", "TokenClassification")
+    return any(head_classes(architecture, kind) is not None for kind in kinds)
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from fedsvd.config import ModelConfig
 from fedsvd.config.head import reads_stock_features
+from fedsvd.config.task import TASKS
 from fedsvd.errors import ModelError
 from fedsvd.models.checkpoint_head import head_classes
 from fedsvd.models.embedded import quiet_transformers, resolve_source
@@ -49,7 +50,7 @@ def choose_head(config: ModelConfig, classes: tuple[str, ...], head_init: str) -
         return HeadChoice(None, "")
     with quiet_transformers(), convert_errors(config.source):
         architecture = AutoConfig.from_pretrained(resolve_source(config.source))
-    names = head_classes(architecture)
+    names = head_classes(architecture, TASKS[config.task].auto_class)
     if head_init == "checkpoint":
         choice = _by_number(config.source, names, classes)
     elif names is None:

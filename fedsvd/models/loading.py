@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -19,12 +20,17 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from fedsvd.config import ModelConfig
+from fedsvd.config.task import TASKS
 from fedsvd.errors import ModelError
-from fedsvd.models.checkpoint_head import head_classes, head_modules, renew_head, reorder_classes, whole_heads
+from fedsvd.models.checkpoint_head import has_head, head_modules, renew_head, reorder_classes, whole_heads
 from fedsvd.models.embedded import quiet_transformers, resolve_source
 from fedsvd.models.load_errors import convert_errors
 from fedsvd.models.positions import check_max_length
 
+_CLASSIFIERS: Mapping[str, Any] = {
+    "SequenceClassification": AutoModelForSequenceClassification,
+    "TokenClassification": AutoModelForTokenClassification,
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -69,8 +75,9 @@ def load_classifier(
     attn_implementation: str = "auto",
     dtype: str = "float32",
     new_head: bool = False,
+    kind: str = "SequenceClassification",
 ) -> LoadedModel:
-    """Load a sequence classifier whose new parameters depend only on ``seed``, so that all processes agree on them.
+    """Load a classifier of texts or tokens, whose new parameters depend only on ``seed``, so that all processes agree.
 
     All dropout probabilities in the model's configuration are set to 0.
 
@@ -81,6 +88,8 @@ def load_classifier(
         attn_implementation: ``sdpa`` or ``eager``, as in transformers; ``auto``: ``sdpa`` where it exists.
         dtype: Dtype of the parameters: ``float32`` or ``bfloat16``.
         new_head: Initialize the head from the seed even if the checkpoint has one.
+        kind: The class of transformers, without the prefix ``AutoModelFor``: ``SequenceClassification`` or
+            ``TokenClassification``.
 
     Raises:
         ModelError: The model cannot be loaded, lacks the attention implementation, or has a head for another number of
@@ -88,7 +97,7 @@ def load_classifier(
         AssetError: The package of an embedded model is unavailable.
     """
     options = {"dtype": DTYPES[dtype], **attention_options(attn_implementation)}
-    loaded = _load(AutoModelForSequenceClassification, source, seed, options, new_head, num_labels=num_labels)
+    loaded = _load(_CLASSIFIERS[kind], source, seed, options, new_head, num_labels=num_labels)
     if is_causal(loaded.model.config):
         # Causal classifiers find the last token by this id, so it must match the tokenizer's padding token.
         loaded.model.config.pad_token_id = load_tokenizer(source).pad_token_id
@@ -138,13 +147,14 @@ def load_base(
         AssetError: The package of an embedded model is unavailable.
     """
     options = {"attn_implementation": config.attn_implementation, "dtype": config.dtype}
+    kind = TASKS[config.task].auto_class
     if config.task == "causal_lm":
         model, head = load_causal_lm(config.source, **options).model, []
     elif head_rows is None:
-        loaded = load_classifier(config.source, num_labels=num_labels, seed=seed, new_head=True, **options)
+        loaded = load_classifier(config.source, num_labels=num_labels, seed=seed, new_head=True, kind=kind, **options)
         model, head = loaded.model, sorted({name.rsplit(".", 1)[0] for name in loaded.new_parameters})
     else:
-        model = _with_kept_head(config.source, head_rows, options)
+        model = _with_kept_head(config.source, head_rows, {**options, "kind": kind})
         head = head_modules(model)
     check_max_length(model, config)
     return model, whole_heads(model, head)
@@ -187,7 +197,7 @@ def _load(
         torch.default_generator.manual_seed(seed)
         config = AutoConfig.from_pretrained(folder, **config_options)
         adjust_config(config, source)
-        renews_head = new_head and head_classes(config) is not None
+        renews_head = new_head and has_head(config)
         model, info = auto_class.from_pretrained(
             folder, config=config, output_loading_info=True, ignore_mismatched_sizes=renews_head, **model_options
         )

@@ -169,17 +169,19 @@ def label_distribution(run: Run) -> list[Section]:
     if not run.clients:
         return []
     counts = [client["examples_by_class"] for client in run.clients]
-    classes = list(counts[0])
+    # Earlier versions recorded no totals; each of their examples has one class.
+    totals = [client.get("num_examples", sum(client["examples_by_class"].values())) for client in run.clients]
     rows = [
-        [str(number), *(f"{client['examples_by_class'][name]:,}" for name in classes),
-         f"{sum(client['examples_by_class'].values()):,}", client["fingerprint"][:16] + "…"]
-        for number, client in enumerate(run.clients)
-    ]  # fmt: skip
+        [str(number), *(f"{value:,}" for value in count.values()), f"{total:,}", client["fingerprint"][:16] + "…"]
+        for number, (client, count, total) in enumerate(zip(run.clients, counts, totals, strict=True))
+    ]
     blocks: list[Block] = [
         figure_block(partitions_figure(counts), "Training examples of each client, by class.", "See the table below."),
-        TableBlock(["client", *classes, "total", "SHA-256 of the data"], rows),
+        TableBlock(["client", *counts[0], "examples", "SHA-256 of the data"], rows),
         Paragraph("Known only because the clients were simulated; real clients do not disclose this.", "note"),
     ]
+    if totals != [sum(count.values()) for count in counts]:
+        blocks.append(Paragraph("An example counts once for each of its labels; it may have several, or none.", "note"))
     return [Section("Label distribution", blocks)]
 
 

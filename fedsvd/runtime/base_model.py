@@ -12,6 +12,7 @@ import peft
 from transformers import PreTrainedModel
 
 from fedsvd.config import ModelConfig
+from fedsvd.config.task import TASKS
 from fedsvd.data.public_text import load_public_text
 from fedsvd.models import loading
 from fedsvd.models.pooled import PooledClassifier
@@ -52,8 +53,8 @@ def load_base(
 
 
 def pooling_choice(config: ModelConfig, keeps_head: bool = False) -> PoolingChoice | None:
-    """Return the resolved pooling of a classifier; None for a causal language model. Raises as `choose_pooling`."""
-    return None if config.task == "causal_lm" else choose_pooling(config, keeps_head)
+    """Return the resolved pooling; None for a model with an output per token. Raises as `choose_pooling`."""
+    return None if TASKS[config.task].reads_tokens else choose_pooling(config, keeps_head)
 
 
 def describe_pooling(config: ModelConfig, keeps_head: bool = False) -> dict[str, Any] | None:
@@ -64,7 +65,7 @@ def describe_pooling(config: ModelConfig, keeps_head: bool = False) -> dict[str,
         keeps_head: Whether the checkpoint's classification head is kept.
 
     Returns:
-        None for a causal language model.
+        None for a model with an output per token.
 
     Raises:
         ModelError: The checkpoint does not support the pooling.
@@ -85,7 +86,7 @@ def describe_pooling(config: ModelConfig, keeps_head: bool = False) -> dict[str,
 
 
 def recorded_choice(config: ModelConfig, recorded: Mapping[str, Any] | None) -> PoolingChoice | None:
-    """Return the pooling of a finished run; None for a causal language model.
+    """Return the pooling of a finished run; None for a model with an output per token.
 
     Args:
         config: The run's ``model`` configuration group.

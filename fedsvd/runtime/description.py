@@ -63,12 +63,12 @@ def _report_left_out(config: Config) -> list[dict[str, Any]]:
 
 
 def describe_partitions(config: Config) -> dict[str, Any]:
-    """Describe each simulated client's data: its number of examples per class and its fingerprint."""
+    """Describe each simulated client's data: its number of examples, in total and per class, and its fingerprint."""
     counts = partition_counts(config)
     parts = [load_partition(config, number) for number in range(config.federation.num_clients)]
     return {
         "clients": [
-            {"examples_by_class": count, "fingerprint": data.fingerprint(part)}
+            {"num_examples": len(part), "examples_by_class": count, "fingerprint": data.fingerprint(part)}
             for count, part in zip(counts, parts, strict=True)
         ]
     }

@@ -10,10 +10,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
 
+from fedsvd.config.task import TASKS
 from fedsvd.errors import ConfigError
 from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.models import loading
-from fedsvd.models.checkpoint_head import head_classes
+from fedsvd.models.checkpoint_head import has_head, head_classes
 from fedsvd.models.embedded import quiet_transformers, resolve_source
 from fedsvd.runs.best_round import BEST_ROUND_FILE
 from fedsvd.trained.label_range import rescale_head, rescale_state
@@ -83,7 +84,7 @@ def _write_classes(run: TrainedRun, folder: Path, target: Path) -> Layout:
     """
     with quiet_transformers():
         config = AutoConfig.from_pretrained(resolve_source(run.config.model.source))
-        if head_classes(config) in (None, run.classes):
+        if not has_head(config) or head_classes(config, TASKS[run.config.model.task].auto_class) == run.classes:
             set_classes(config, run.classes, run.config.model.task)
             config.save_pretrained(folder / CONFIG_FOLDER)
             return "adapter"

@@ -18,14 +18,14 @@ class Output:
     """How the outputs of a task's model are read.
 
     Attributes:
-        decode: Function from the logits of a text, shape (classes,), to the columns of its prediction.
+        decode: Function from the logits of a text, shape (classes,), or of one of its tokens, to what is predicted.
         classes: Function from logits, shape (texts, classes), and labels to two masks of the predicted and of the right
             classes, of this shape; None if no classes are predicted.
         description: Function from the names of the classes to a sentence for the model card.
         usage: Python code for the model card that prints the predictions for ``logits`` and the names ``classes``.
     """
 
-    decode: Callable[[Tensor, Labels], dict[str, Any]]
+    decode: Callable[[Tensor, Labels], Any]
     classes: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
     description: Callable[[Sequence[str]], str]
     usage: str
@@ -35,6 +35,9 @@ def summary(row: Mapping[str, Any]) -> str:
     """Return a prediction on one line for the console."""
     if "answer" in row:
         return str(row["answer"])
+    if "tags" in row:
+        tagged = zip(row["tokens"], row["tags"], strict=True)
+        return " ".join(f"{word}/{tag}" for word, tag in tagged if tag not in ("O", None)) or "no span"
     if "prediction" in row:
         return f"{row['prediction']:.4g}"
     if "labels" in row:
@@ -83,6 +86,14 @@ OUTPUTS: Mapping[str, Output] = {
         lambda logits, labels: (logits >= 0, labels.bool()),
         lambda classes: f"It assigns any number of these classes to a text: {', '.join(map(markdown_text, classes))}.",
         "print([[name for name, logit in zip(classes, row) if logit >= 0] for row in logits])",
+    ),
+    "token_classification": Output(
+        lambda logits, labels: labels.classes[int(logits.argmax())],
+        None,
+        lambda classes: (
+            f"It tags each word of a text, at its first token, as: {', '.join(map(markdown_text, classes))}."
+        ),
+        "",
     ),
     "regression": Output(
         _decode_value, None, lambda classes: "It predicts a number for a text.", "print(logits[:, 0])"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsvd import data
 from fedsvd.data.conversations import USER, Turn, dump_conversation, load_conversation, unanswered
+from fedsvd.errors import DataError
 from fedsvd.trained.outputs import OUTPUTS
 from fedsvd.trained.run import TrainedModel
 from fedsvd.training.generation import generate, prompt_limit
@@ -19,7 +20,7 @@ from fedsvd.training.loop import model_inputs, to_device
 
 def predict(
     loaded: TrainedModel,
-    texts: Sequence[str] | Sequence[Sequence[Turn]],
+    texts: Sequence[str] | Sequence[Sequence[Turn]] | Sequence[Sequence[str]],
     pairs: Sequence[str] | None = None,
     batch_size: int = 32,
 ) -> Iterator[dict[str, Any]]:
@@ -29,20 +30,23 @@ def predict(
         loaded: The model.
         texts: The texts. For a model trained on conversations, a text is a turn of the user, and texts can be
             conversations (lists of turns with ``role`` and ``content``): if one ends with an assistant turn, this turn
-            is generated anew.
+            is generated anew. For token classification, texts can be lists of words; others are split at white space.
         pairs: The second text of each pair, for a model trained on text pairs.
         batch_size: Number of texts per forward pass.
 
     Raises:
-        DataError: The chat template cannot render a conversation.
+        DataError: The chat template cannot render a conversation, or a word is blank.
     """
+    read: Callable[[TrainedModel, Dataset], Iterator[dict[str, Any]]]
+    read = _generate if loaded.run.generates_text else _read_outputs
     if loaded.run.config.data.row_format == "messages":
         rows = unanswered_dataset(texts)
+    elif loaded.run.config.model.task == "token_classification":
+        read, rows = _read_tags, Dataset.from_dict({"text": [_words(text) for text in texts]})
     else:
         rows = unlabeled_dataset(list(map(str, texts)), pairs, loaded.run.classes)
     for start in range(0, len(rows), batch_size):
-        batch = rows.select(range(start, min(start + batch_size, len(rows))))
-        yield from _generate(loaded, batch) if loaded.run.generates_text else _read_outputs(loaded, batch)
+        yield from read(loaded, rows.select(range(start, min(start + batch_size, len(rows)))))
 
 
 def unlabeled_dataset(texts: Sequence[str], pairs: Sequence[str] | None, classes: Sequence[str]) -> Dataset:
@@ -52,8 +56,8 @@ def unlabeled_dataset(texts: Sequence[str], pairs: Sequence[str] | None, classes
     return Dataset.from_dict(columns).add_column("label", [0] * len(texts), feature=label)
 
 
-def unanswered_dataset(conversations: Sequence[str] | Sequence[Sequence[Turn]]) -> Dataset:
-    """Return conversations, up to the turn before a last one of the assistant, as a data set."""
+def unanswered_dataset(conversations: Sequence[Any]) -> Dataset:
+    """Return conversations, or turns of a user, up to the turn before a last one of the assistant, as a data set."""
     rows = [[{"role": USER, "content": item}] if isinstance(item, str) else list(item) for item in conversations]
     return Dataset.from_dict({"messages": [dump_conversation(unanswered(turns)) for turns in rows]})
 
@@ -71,6 +75,26 @@ def _read_outputs(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any
     decode = OUTPUTS[loaded.run.config.model.task].decode
     for row, logits in zip(_texts(rows), class_logits(loaded, rows), strict=True):
         yield {**row, **decode(logits, loaded.run.labels)}
+
+
+@torch.inference_mode()
+def _read_tags(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
+    """Yield the words of each text and their tags; None for words beyond ``model.max_length``."""
+    max_length, decode = loaded.run.config.model.max_length, OUTPUTS[loaded.run.config.model.task].decode
+    located = [data.locate_words(words, loaded.tokenizer, max_length) for words in rows["text"]]
+    examples = [{"input_ids": ids, "labels": 0} for ids, _ in located]
+    batch = to_device(data.collate(examples, loaded.tokenizer), loaded.device)
+    logits = loaded.model(**model_inputs(batch)).logits.float().cpu()
+    for words, (_, positions), scores in zip(rows["text"], located, logits, strict=True):
+        tags = [None if i is None else decode(scores[i], loaded.run.labels) for i in positions]
+        yield {"tokens": list(words), "tags": tags}
+
+
+def _words(text: Any) -> list[str]:
+    words = text.split() if isinstance(text, str) else [str(word) for word in text]
+    if not all(word.strip() for word in words):
+        raise DataError(f"{words!r} has a blank word: remove it.")
+    return words
 
 
 def _generate(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:

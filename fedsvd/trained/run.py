@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fedsvd.config import Config
 from fedsvd.config.compose import read_config
 from fedsvd.config.quoting import resume_command
+from fedsvd.config.task import TASKS
 from fedsvd.errors import ConfigError, RunError
 from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.lora.tied import untie_output_layer
@@ -145,7 +146,8 @@ def load_base(run: TrainedRun, dtype: Literal["float32", "bfloat16"] | None = No
         return load_pooled(config, run.pooling, num_labels, seed, _standardization(run))
     # The adapter holds the run's head, whatever head the checkpoint has.
     source = run.config.model.source
-    return loading.load_classifier(source, num_labels=num_labels, seed=seed, new_head=True, **options).model
+    kind = TASKS[run.config.model.task].auto_class
+    return loading.load_classifier(source, num_labels=num_labels, seed=seed, new_head=True, kind=kind, **options).model
 
 
 def _standardization(run: TrainedRun) -> Standardization | None:

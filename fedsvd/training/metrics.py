@@ -1,9 +1,11 @@
-"""Metrics of predictions on a held-out set, computed by scikit-learn and SciPy.
+"""Metrics of predictions on a held-out set, computed by scikit-learn, SciPy and seqeval.
 
 A metric that is undefined, such as AUROC without examples of a class, is left out.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -75,6 +77,28 @@ def value_metrics(predictions: Tensor, labels: Tensor, scale: float) -> dict[str
         metrics["spearman"] = float(spearmanr(values.numpy(), truth.numpy()).statistic)
         # Centered first: SciPy warns about values that are nearly constant.
         metrics["pearson"] = float(pearsonr((values - values.mean()).numpy(), truth.numpy()).statistic)
+    return metrics
+
+
+def span_metrics(predicted: Sequence[Sequence[str]], right: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return F1, precision and recall of spans, computed by seqeval as by CoNLL's script, and the accuracy of tags.
+
+    F1 is left out if there are no spans, precision if none is predicted, recall if none is right.
+
+    Args:
+        predicted: The predicted tags of each text.
+        right: Its right tags.
+    """
+    from seqeval.metrics import f1_score, precision_score, recall_score
+
+    pairs = [pair for texts in zip(predicted, right, strict=True) for pair in zip(*texts, strict=True)]
+    metrics = {"accuracy": sum(first == second for first, second in pairs) / len(pairs)} if pairs else {}
+    is_span = [any(tag != "O" for tags in side for tag in tags) for side in (predicted, right)]
+    functions = {"span_f1": f1_score, "span_precision": precision_score, "span_recall": recall_score}
+    defined = dict(zip(functions, (any(is_span), *is_span), strict=True))
+    for name, function in functions.items():
+        if defined[name]:
+            metrics[name] = float(function(right, predicted, zero_division=0))
     return metrics
 
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsvd.config.task import PLAIN_TEXT
+from fedsvd.data.instructions import IGNORED
 from fedsvd.training.causal_lm import score_answers
 from fedsvd.training.loop import Batch, model_inputs
-from fedsvd.training.metrics import class_metrics, label_metrics, value_metrics
+from fedsvd.training.metrics import class_metrics, label_metrics, span_metrics, value_metrics
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,29 @@ def _squared_error(predictions: Tensor, labels: Tensor) -> Tensor:
     return (predictions[:, 0] - labels).square()
 
 
+def _tag_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean over the words of each text; 0 for a text without a word that has a token."""
+    losses = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+    return losses.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
+
+
+def _tags(labels: Labels) -> Objective:
+    """Return the objective of token classification."""
+    on_logits = _on_logits(_tag_losses, lambda logits, labels: {})
+
+    def tags(numbers: Sequence[Tensor], right: Sequence[Tensor]) -> list[list[str]]:
+        """Return the tags of the words of each text."""
+        rows = [
+            row[kept != IGNORED] for batch in zip(numbers, right, strict=True) for row, kept in zip(*batch, strict=True)
+        ]
+        return [[labels.classes[number] for number in row.tolist()] for row in rows]
+
+    def metrics(logits: Sequence[Tensor], right: Sequence[Tensor]) -> dict[str, float]:
+        return span_metrics(tags([batch.argmax(-1) for batch in logits], right), tags(right, right))
+
+    return replace(on_logits, metrics=metrics)
+
+
 def _answer_losses(model: nn.Module, batch: Batch) -> Tensor:
     return score_answers(model, model_inputs(batch), batch["labels"]).means
 
@@ -147,6 +171,7 @@ _OBJECTIVES: Mapping[str, Callable[[Labels], Objective]] = {
         _on_logits(_cross_entropy, class_metrics), labels.class_weights
     ),
     "multi_label_classification": lambda labels: _on_logits(_binary_cross_entropy, label_metrics),
+    "token_classification": _tags,
     "regression": lambda labels: _on_logits(_squared_error, _value_metrics(labels)),
     "causal_lm": lambda labels: Objective(_answer_losses, _answer_outputs, _exact_match),
     PLAIN_TEXT: lambda labels: Objective(_answer_losses, _token_outputs, _token_accuracy),

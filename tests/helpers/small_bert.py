@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import peft
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Part
@@ -15,18 +15,21 @@ from fedsvd.training.objectives import Labels, make_objective
 NUM_EXAMPLES = 12
 
 
-def make_model(parts: set[Part], num_labels: int = 2) -> tuple[peft.PeftModel, list[nn.Parameter]]:
+def make_model(
+    parts: set[Part], num_labels: int = 2, task: str = "sequence_classification"
+) -> tuple[peft.PeftModel, list[nn.Parameter]]:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=num_labels,
     )  # fmt: skip
     model = peft_model.attach(
-        BertForSequenceClassification(config),
+        BertForTokenClassification(config) if task == "token_classification" else BertForSequenceClassification(config),
         rank=4,
         lora_alpha=16,
         target_modules=["query", "value"],
         head_modules=["classifier"],
+        task=task,
     )
     peft_model.write(model, initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=0))
     return model, peft_model.set_trainable(model, parts)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedsvd.training.metrics import class_metrics, label_metrics, value_metrics
+from fedsvd.training.metrics import class_metrics, label_metrics, span_metrics, value_metrics
 
 
 def test_class_metrics_of_three_classes() -> None:
@@ -67,3 +67,14 @@ def test_value_metrics_have_the_original_scale() -> None:
 
 def test_correlations_are_left_out_where_all_predictions_are_equal() -> None:
     assert value_metrics(torch.tensor([[1.0], [1.0]]), torch.tensor([1.0, 3.0]), 1.0) == {"rmse": math.sqrt(2)}
+
+
+def test_span_metrics_count_whole_spans() -> None:
+    right = [["B-A", "I-A", "O", "B-B"], ["O", "B-A", "B-A"]]
+    predicted = [["B-A", "I-A", "O", "B-A"], ["B-B", "B-A", "I-A"]]
+
+    # Of 4 spans, the first is found; 4 are predicted. 4 of 7 tags are right.
+    found = span_metrics(predicted, right)
+    assert found == pytest.approx({"accuracy": 4 / 7, "span_f1": 0.25, "span_precision": 0.25, "span_recall": 0.25})
+    assert span_metrics([["O", "O"]], [["O", "B-A"]]) == {"accuracy": 0.5, "span_f1": 0.0, "span_recall": 0.0}
+    assert span_metrics([["O"]], [["O"]]) == {"accuracy": 1.0}

@@ -8,12 +8,13 @@ from small_bert import make_model
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedsvd.data.instructions import IGNORED
 from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks, per_example_gradients
 from fedsvd.training.loop import Batch
-from fedsvd.training.objectives import make_objective
+from fedsvd.training.objectives import Labels, make_objective
 from fedsvd.training.per_example_gradients import fused_gradients
 
-TASKS = {"regression": 1, "multi_label_classification": 3}
+TASKS = {"regression": 1, "multi_label_classification": 3, "token_classification": 3}
 LENGTHS = [3, 7, 4, 7]
 
 
@@ -25,15 +26,23 @@ def batch(task: str, positions: Sequence[int]) -> Batch:
         "regression": torch.rand(4, generator=generator),
         "multi_label_classification": torch.randint(0, 2, (4, 3), generator=generator).float(),
     }
+    tags = torch.randint(0, 3, (4, max(LENGTHS)), generator=generator)
+    # Some tokens have no tag, and those of the last text have none.
+    tags[torch.arange(28).view(4, 7) % 3 == 0], tags[3] = IGNORED, IGNORED
     longest = max(LENGTHS[i] for i in positions)
+    lengths = torch.tensor([LENGTHS[i] for i in positions])
+    labels["token_classification"] = tags[:, :longest]
     ids = torch.stack([functional.pad(rows[i], (0, longest - LENGTHS[i])) for i in positions])
-    return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels[task][list(positions)]}
+    chosen = labels[task][list(positions)]
+    if task == "token_classification":
+        chosen = chosen.masked_fill(torch.arange(longest) >= lengths[:, None], IGNORED)
+    return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": chosen}
 
 
 @pytest.mark.parametrize("per_example", [fused_gradients, opacus_hooks])
 @pytest.mark.parametrize("task", TASKS)
 def test_per_example_gradients_equal_a_loop(task: str, per_example: GradSampleMode) -> None:
-    model, trained = make_model({"A", "B", "head"}, num_labels=TASKS[task])
+    model, trained = make_model({"A", "B", "head"}, num_labels=TASKS[task], task=task)
     objective = make_objective(task)
 
     def losses(module: nn.Module, positions: Sequence[int]) -> Tensor:
@@ -46,6 +55,21 @@ def test_per_example_gradients_equal_a_loop(task: str, per_example: GradSampleMo
         expected = torch.autograd.grad(losses(model, [position]).sum(), trained)
         for parameter, gradient in zip(trained, expected, strict=True):
             torch.testing.assert_close(gradients[names[parameter]][position], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_tags_have_the_mean_loss_of_their_words() -> None:
+    model, _ = make_model({"B"}, num_labels=3, task="token_classification")
+    drawn = batch("token_classification", range(4))
+    logits = model(input_ids=drawn["input_ids"], attention_mask=drawn["attention_mask"]).logits
+    objective = make_objective("token_classification", Labels(["O", "B-X", "I-X"]))
+
+    for row, tags, loss in zip(logits, drawn["labels"], objective.losses(model, drawn), strict=True):
+        kept = tags != IGNORED
+        expected = functional.cross_entropy(row[kept], tags[kept]) if kept.any() else torch.tensor(0.0)
+        torch.testing.assert_close(loss, expected)
+    # The right logits give the right spans: I-X after O starts one, too.
+    right = functional.one_hot(drawn["labels"].clamp(min=0), 3).float()
+    assert objective.metrics([right], [drawn["labels"]])["span_f1"] == 1.0
 
 
 def test_losses_are_squared_errors_and_means_over_classes() -> None:

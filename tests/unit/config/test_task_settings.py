@@ -30,6 +30,15 @@ OWN = "model=tiny data=csv data.path=x.csv partition=iid"
             f"{OWN} model.task=multi_label_classification train.head_init=zero_shot",
             "train.head_init = zero_shot is not possible with model.task = multi_label_classification",
         ),
+        (f"{OWN} model.task=token_classification", "data = csv is not possible with model.task = token_classification"),
+        (
+            f"{OWN} model.task=token_classification data=jsonl model.pooling=mean",
+            "model.pooling = mean is not possible with model.task = token_classification, which reads every token",
+        ),
+        (
+            f"{OWN} model.task=token_classification data=jsonl data.text_pair_column=b",
+            "data.text_pair_column = b has no effect with model.task = token_classification",
+        ),
         (
             f"{OWN} model.task=multi_label_classification privacy.project_public_mean=true",
             "privacy.project_public_mean = True is not possible with model.task = multi_label_classification",
