@@ -40,7 +40,7 @@ FILES = {0: "site.csv", 1: "site.jsonl", 2: "site.parquet"}
 def write_site_data(folder: Path, number: int) -> None:
     """Write a site's data. Sites differ in size and file format, and the last one in its column names.
 
-    The first one has conversations, too.
+    The first two have conversations, too.
     """
     rows = [
         (f"case {number}.{i}: the stay was {word}", word) for i in range(20 + 8 * number) for word in ("fine", "poor")
@@ -48,11 +48,10 @@ def write_site_data(folder: Path, number: int) -> None:
     frame = pandas.DataFrame(rows, columns=["report", "outcome"] if number == 2 else ["text", "label"])
     folder.mkdir(parents=True)
     path = folder / FILES[number]
+    if number < 2:
+        turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": word}] for text, word in rows]
+        frame["messages"] = turns if number else [json.dumps(conversation) for conversation in turns]
     if number == 0:
-        frame["messages"] = [
-            json.dumps([{"role": "user", "content": text}, {"role": "assistant", "content": word}])
-            for text, word in rows
-        ]
         frame.to_csv(path, index=False)
     elif number == 1:
         frame.to_json(path, orient="records", lines=True)
@@ -70,10 +69,10 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     environment = {"FEDSVD_CERTS": str(certs), "SERVER_DATA": str(folder / "server")}
     for number, name in FILES.items():
         write_site_data(folder / f"site-{number}", number)
-        columns = ' text-column="report" label-column="outcome"' if number == 2 else ""
+        more = ("", " max-steps=4", ' text-column="report" label-column="outcome"')[number]
         environment[f"NODE_{number}_DATA"] = str(folder / f"site-{number}")
         environment[f"NODE_{number}_CONFIG"] = (
-            f'partition-id={number} ledger="/app/private/ledger.sqlite" data-path="/data/{name}"{columns}'
+            f'partition-id={number} ledger="/app/private/ledger.sqlite" data-path="/data/{name}"{more}'
         )
     shutil.copy(folder / "site-0" / "site.csv", folder / "held_out.csv")
     compose = Compose(folder, environment)
@@ -142,10 +141,13 @@ def test_private_run_of_a_language_model_is_charged_only_at_the_site_that_took_p
     model = [f"model.source={save_chat_model(tmp_path / 'model')}", "model=tiny_llama", "data.labels=null"]
     model += ["data.messages_column=messages", "data.label_column=null"]
     run = tmp_path / "run"
-    assert submit(federation, run, *model, "train.num_rounds=1", "federation.num_clients=1") == 0
+    training = ["train.num_rounds=1", "train.local_steps=5", "federation.num_clients=2"]
+    assert submit(federation, run, *model, *training) == 0
 
     rows = read_rows(run / "metrics.jsonl")
     assert rows[1]["clients_used"] == 1
+    # The second site allows fewer steps.
+    assert "local_steps = 5, but this client allows at most 4" in rows[1]["clients_refused"]["1"]
     assert rows[1]["perplexity"] != rows[0]["perplexity"]
 
     ledgers = {number: federation.folder / "volumes" / f"node-{number}-private" / "ledger.sqlite" for number in FILES}

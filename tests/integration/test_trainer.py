@@ -14,7 +14,7 @@ from fedsvd.cli import main
 from fedsvd.runs.folder import read_json, read_rows
 
 pytestmark = pytest.mark.slow
-ROUNDS = 3
+ROUNDS = 2
 RUN = ["experiment=smoke", f"train.num_rounds={ROUNDS}", "federation.num_clients=2", "plots=false"]
 ADAPTER = "adapter/adapter_model.safetensors"
 # Rounds that last long enough to be killed within one.
@@ -55,7 +55,7 @@ def test_trainer_gives_the_same_numbers_and_a_kill_costs_one_reply(tmp_path: Pat
         nodes.wait((plain / ADAPTER).exists, 120, "the end of the first run")
 
         nodes.train(private, *RUN, *LONG)
-        nodes.wait(lambda: 2 in charged_rounds(ledgers[0]), 300, "the charge of round 2")
+        nodes.wait(lambda: 1 in charged_rounds(ledgers[0]), 300, "the charge of round 1")
         (second,) = trainers(tmp_path)
         os.kill(second, signal.SIGKILL)
         wait_for_rounds(nodes, private, ROUNDS)
@@ -73,11 +73,11 @@ def test_trainer_gives_the_same_numbers_and_a_kill_costs_one_reply(tmp_path: Pat
         torch.testing.assert_close(updates[name], tensor, atol=0, rtol=0)
 
     rows = read_rows(private / "metrics.jsonl")
-    assert [row["clients_used"] for row in rows[1:]] == [2, 1, 2]
-    reason = rows[2]["clients_refused"]["0"]
+    assert [row["clients_used"] for row in rows[1:]] == [1, 2]
+    reason = rows[1]["clients_refused"]["0"]
     assert f"declined: TrainerError: the node's trainer (process {second}) ended while it worked" in reason
     assert f"the trainer (process {second}) ended" in nodes.log("node-0")
     # The lost reply was charged, is counted, and was not trained again.
-    assert [charged_rounds(ledger) for ledger in ledgers] == [[1, 2, 3], [1, 2, 3]]
+    assert [charged_rounds(ledger) for ledger in ledgers] == [[1, 2], [1, 2]]
     clients = read_json(private / "privacy.json")["clients"]
-    assert [clients[number]["steps"] for number in ("0", "1")] == [120, 120]
+    assert [clients[number]["steps"] for number in ("0", "1")] == [80, 80]
