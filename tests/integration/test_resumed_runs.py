@@ -155,10 +155,10 @@ def test_a_killed_round_counts_for_clients_that_decline_it_afterwards(
     # Without room for a second attempt of the last round.
     folder, saved = tmp_path / "run", server.evaluation.save_checkpoint
 
-    def kill(path: Path, checkpoint: Any) -> None:
+    def kill(path: Path, checkpoint: Any, keep: int | None) -> None:
         if checkpoint.server_round == 2:
             raise KilledError
-        saved(path, checkpoint)
+        saved(path, checkpoint, keep)
 
     monkeypatch.setattr(server.evaluation, "save_checkpoint", kill)
     with pytest.raises(KilledError):
@@ -276,7 +276,7 @@ def run_killed(arguments: Sequence[str], kill: str, at_round: int) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         if kill == "before the checkpoint":
-            reached = before("save_checkpoint", lambda path, checkpoint: checkpoint.server_round == at_round)
+            reached = before("save_checkpoint", lambda path, checkpoint, keep: checkpoint.server_round == at_round)
             patch.setattr(server.evaluation, "save_checkpoint", reached)
         elif kill == "before the rows":
             reached = before("write_rows", lambda path, rows: rows[-1]["server_round"] == at_round)

@@ -114,7 +114,8 @@ def test_every_method_learns_on_a_real_model(method: str, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_killed_and_resumed_run_gives_identical_weights(tmp_path: Path) -> None:
-    overrides = ["privacy=none", "train.num_rounds=8", "federation.num_clients=3", "federation.clients_per_round=2"]
+    overrides = ["privacy=none", "train.num_rounds=8", "federation.num_clients=3", "federation.clients_per_round=2",
+                 "train.lr_scheduler_type=cosine", "train.warmup_rounds=4"]  # fmt: skip
     expected = load_adapter(train(tmp_path / "uninterrupted", *overrides))
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "fedsvd.cli", "train", "experiment=smoke", "plots=false"]
