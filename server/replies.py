@@ -50,7 +50,7 @@ class RoundRecord:
     seconds_train: float = 0.0
     seconds_aggregate: float = 0.0
     epsilon: float | None = None
-    personal_metrics: dict[str, float] = field(default_factory=dict)
+    personal_metrics: dict[str, float | None] = field(default_factory=dict)
     signal_to_noise: float | None = None
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     sampled_clients: tuple[int, ...] = ()
