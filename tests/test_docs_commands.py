@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chat_model import save_chat_model
 from documented import ALL, ROOT
 from transformers import AutoModel, AutoTokenizer
 
@@ -34,6 +35,7 @@ ELSEWHERE = {
 SMALL = {
     "model": "tiny", "data.max_train_examples": "240", "data.max_test_examples": "40", "train.num_rounds": "1",
     "train.local_steps": "1", "train.batch_size": "16", "federation.num_clients": "2", "privacy.accountant": "rdp",
+    "plots": "false",
 }  # fmt: skip
 IN_SMALL = {
     "experiment=demo": "experiment=smoke", "model=smollm2": "model=tiny_llama", "seed=0,1,2,3,4": "seed=0",
@@ -42,6 +44,7 @@ IN_SMALL = {
 POOLED = ["model.pooling_layer=1", "federation.num_clients=4"]
 ADDED = {
     "experiment=best": POOLED, "experiment=shared_noise": POOLED,
+    "data.messages_column=messages": ["model.source=models/chat"],
     "experiment=epsilon_sweep": ["seed=0", "method=fedsvd"], "experiment=tune": ["hydra.sweeper.n_trials=2"],
 }  # fmt: skip
 
@@ -52,6 +55,8 @@ def here(words: list[str]) -> bool:
 
 def small(command: str, words: list[str]) -> list[str]:
     """Cut a command down to a few texts, one round and a tiny model, where it does not say otherwise itself."""
+    if command == "train" and "data.messages_column=messages" in words:
+        words = [*words, "hydra.run.dir=runs/chats"]
     if command not in ("train", "audit") or any(word.startswith("resume=") or word == "--cfg" for word in words):
         return words
     words = [IN_SMALL.get(word, word) for word in words]
@@ -73,21 +78,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the files, the run and the sweep that the pages speak of."""
     folder, before = tmp_path_factory.mktemp("docs"), Path.cwd()
     os.chdir(folder)
-    texts = [f"a {'fine' if number % 2 else 'dull'} case, number {number}" for number in range(240)]
-    rows = [
-        {"text": text, "note": text, "question": text, "reply": text[::-1], "answer": text[:6], "clinic": f"c{n % 3}",
-         "urgency": ("low", "high")[n % 2], "helpful": n % 2, "label": ("negative", "positive")[n % 2]}
-        for n, text in enumerate(texts)
-    ]  # fmt: skip
-    for name in ("pairs", "own"):
-        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("notes", "own"):
-        lines = [",".join(f'"{row[key]}"' for key in row) for row in rows]
-        Path(f"{name}.csv").write_text("\n".join([",".join(rows[0]), *lines]) + "\n")
-    Path("texts.txt").write_text("\n".join(texts[:3]) + "\n")
+    write_data()
     tiny = resolve_source("embedded:tiny")
     AutoModel.from_pretrained(tiny).save_pretrained("models/my-bert")
     AutoTokenizer.from_pretrained(tiny).save_pretrained("models/my-bert")
+    save_chat_model(Path("models/chat"))
     assert main(["train", "experiment=smoke", "hydra.run.dir=runs/made"]) == 0
     assert main(["train", "-m", "experiment=smoke", "seed=0,1", "hydra.sweep.dir=runs/swept"]) == 0
     shutil.copy("runs/made/clients/0/ledger.sqlite", "ledger.sqlite")
@@ -98,13 +93,35 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.chdir(before)
 
 
+def write_data() -> None:
+    """Write the files of the pages' commands into the working directory."""
+    texts = [f"a {'fine' if number % 2 else 'dull'} case, number {number}" for number in range(240)]
+    rows = [
+        {"text": text, "note": text, "question": text, "reply": text[::-1], "answer": text[:6], "clinic": f"c{n % 3}",
+         "urgency": ("low", "high")[n % 2], "helpful": n % 2, "label": ("negative", "positive")[n % 2],
+         "stars": 1 + n % 5, "topics": ("billing;delays", "delays")[n % 2], "tokens": text.split(),
+         "tags": ["O", "B-KIND", "I-KIND", *["O"] * (len(text.split()) - 3)],
+         "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "noted"}]}
+        for n, text in enumerate(texts)
+    ]  # fmt: skip
+    for name in ("pairs", "own", "qa", "chats", "names", "reviews"):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("notes.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows))
+    for name in ("notes", "own", "tickets"):
+        keys = [key for key, value in rows[0].items() if not isinstance(value, list)]
+        lines = [",".join(f'"{row[key]}"' for key in keys) for row in rows]
+        Path(f"{name}.csv").write_text("\n".join([",".join(keys), *lines]) + "\n")
+    Path("texts.txt").write_text("\n".join(texts[:3]) + "\n")
+
+
 # Optuna 2, which Hydra's sweeper needs, is written for a SQLAlchemy before the one that Flower brings.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("line", dict.fromkeys(shlex.join(words) for _, words in ALL if here(words)))
 def test_the_command_runs(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["fedsvd"])
     words = shlex.split(line)
-    names = {"RUN_DIR": "runs/made", "SWEEP_DIR": "runs/swept", "RUN_OR_SWEEP_DIR…": "runs/swept"}
+    made = "runs/chats" if "chats.jsonl" in words else "runs/made"
+    names = {"RUN_DIR": made, "SWEEP_DIR": "runs/swept", "RUN_OR_SWEEP_DIR…": "runs/swept"}
     for name in sorted(names, key=len, reverse=True):
         words = [word.replace(name, names[name]) for word in words]
     assert main([words[1], *small(words[1], words[2:])]) == 0

@@ -100,8 +100,9 @@ def test_run_without_noise_is_reproducible(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fedsvd", "ffa_lora", "fedavg_lora"])
-def test_every_method_learns_on_a_real_model(method: str, tmp_path: Path) -> None:
+# A is frozen, and trained.
+@pytest.mark.parametrize("method", ["fedsvd", "fedavg_lora"])
+def test_method_learns_on_a_real_model(method: str, tmp_path: Path) -> None:
     folder = train(
         tmp_path, f"method={method}", "privacy=none", "train.head=private", "model=minilm", "model.lora_alpha=16",
         "train=adamw", "train.learning_rate=0.005", "train.num_rounds=4", "train.local_steps=4", "partition=iid",
