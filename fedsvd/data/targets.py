@@ -7,6 +7,7 @@ in the list of classes instead of names: a ``ClassLabel``, a list of them, or a 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,9 @@ from fedsvd.data.table import Table
 from fedsvd.data.values import is_missing, match_classes, to_class_name, to_text
 from fedsvd.data.words import read_tags
 from fedsvd.errors import DataError
+
+# A list of strings or numbers, as pandas writes it to CSV.
+_PRINTED_LIST = re.compile(r"""\[\s*(['"].*['"]|[\d\s.,]*)\s*\]""", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,10 @@ def read_targets(table: Table, column: str, kind: TargetKind) -> list[Any]:
         return convert_cells(table, column, kind.read)
     names, unnamed = table.list_class_names.get(column), replace(table, class_names={})
     if names is None or not kind.is_list:
-        return convert_cells(unnamed, column, kind.read)
+        labels = convert_cells(unnamed, column, kind.read)
+        if kind.is_list and not kind.of_words:
+            _refuse_indicators(table, column)
+        return labels
     return convert_cells(unnamed, column, lambda cell: kind.read(_names_of(cell, names)))
 
 
@@ -176,12 +183,25 @@ def _names_of(cell: object, names: Sequence[str]) -> object:
     return [names[number] for number in cell]
 
 
+def _refuse_indicators(table: Table, column: str) -> None:
+    """Raise `DataError` for lists of zeros and ones, one per class, which would be read as the classes 0 and 1."""
+    rows = [cell for cell in table.column(column) if isinstance(cell, (list, tuple))]
+    lengths, repeats = {len(row) for row in rows}, any(len(set(row)) < len(row) for row in rows)
+    if repeats and len(lengths) == 1 and all(item in (0, 1) for row in rows for item in row):
+        raise DataError(
+            f"{table.source}: column {column!r} holds lists of {lengths.pop()} zeros and ones, such as {rows[0]}: "
+            "expected the names or numbers of the classes that apply to a text."
+        )
+
+
 def _read_classes(separator: str, cell: object) -> tuple[str, ...]:
     """Read a list of class names, or names in one text; a class that is named twice counts once."""
     if isinstance(cell, (list, tuple)):
         if any(is_missing(item) for item in cell):
             raise DataError("holds a list with an empty name: remove it, or write []")
         return tuple(dict.fromkeys(to_class_name(item) for item in cell))
+    if _PRINTED_LIST.fullmatch(to_text(cell).strip()):
+        raise DataError(f"holds the list {to_text(cell)} as text: write its names with {separator!r} between them")
     names = (name.strip() for name in to_text(cell).split(separator))
     return tuple(dict.fromkeys(to_class_name(name) for name in names if name))
 

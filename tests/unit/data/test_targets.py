@@ -50,6 +50,15 @@ def test_classes_in_csv_have_the_configured_separator(tmp_path: Path) -> None:
     assert rows_of(loaded) == {"t0": [0, 1], "t1": [1], "t2": [0]}
 
 
+def test_lists_of_zeros_and_ones_are_no_names_of_classes(tmp_path: Path) -> None:
+    for zero, one in ((0, 1), (0.0, 1.0), (False, True)):
+        path = write(tmp_path / "own.jsonl", [[zero, one, zero], None, [one, one, zero]])
+        with pytest.raises(DataError, match="holds lists of 3 zeros and ones"):
+            load(path, "multi_label_classification")
+    # These can be numbers of classes.
+    assert dataset_classes(load(write(path, [[0, 1], [1], [0]]), "multi_label_classification").splits["train"])
+
+
 def test_numbered_classes_in_lists_keep_their_names(tmp_path: Path) -> None:
     features = Features({"text": Value("string"), "label": List(ClassLabel(names=["red", "blue", "green"]))})
     Dataset.from_dict({"text": ["a", "b", "c"], "label": [[1], [0, 1], []]}, features=features).save_to_disk(
@@ -70,6 +79,7 @@ def test_numbered_classes_in_lists_keep_their_names(tmp_path: Path) -> None:
         ("regression", [], [1], "row 2: column 'label' holds a list"),
         ("multi_label_classification", [], {"a": 1}, "row 2: column 'label' holds an object"),
         ("multi_label_classification", [], ["a", None], "holds a list with an empty name"),
+        ("multi_label_classification", [], "['a', 'b']", "row 2: column 'label' holds the list ['a', 'b'] as text"),
     ],
 )
 def test_other_labels_are_refused(task: str, overrides: list[str], label: object, message: str, tmp_path: Path) -> None:
