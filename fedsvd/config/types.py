@@ -7,9 +7,9 @@ pydantic checks values against these types. The error messages and ``docs/config
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, PositiveFloat, Strict
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Strict
 
 Item = TypeVar("Item")
 
@@ -25,6 +25,13 @@ class ByClass(dict[str, Item]):
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(self.items()))
+
+
+def _name_classes(values: Any) -> Any:
+    """Return a mapping with the names of its classes as keys: YAML reads those of numbers and booleans as such."""
+    if not isinstance(values, Mapping):
+        return values
+    return {str(key).lower() if isinstance(key, bool) else str(key): value for key, value in values.items()}
 
 
 def _check_order(limits: tuple[float, float]) -> tuple[float, float]:
@@ -55,7 +62,8 @@ LabelRange = Annotated[
 ]
 # One tuple of sentences per class, by class name or in the order of the classes.
 ClassDescriptions = Annotated[
-    Annotated[Mapping[str, NonEmptyTuple[Text]], AfterValidator(ByClass)] | NonEmptyTuple[NonEmptyTuple[Text]],
+    Annotated[Mapping[str, NonEmptyTuple[Text]], AfterValidator(ByClass), BeforeValidator(_name_classes)]
+    | NonEmptyTuple[NonEmptyTuple[Text]],
     Field(
         description="a list of sentences for each class: a mapping by class name, or a list in the order of the "
         "classes, for example [['A bad film.'],['A good film.']]"
@@ -63,14 +71,15 @@ ClassDescriptions = Annotated[
 ]
 # One number per class, by class name or in the order of the classes.
 ClassWeights = Annotated[
-    Annotated[Mapping[str, PositiveFloat], AfterValidator(ByClass)] | NonEmptyTuple[PositiveFloat],
+    Annotated[Mapping[str, PositiveFloat], AfterValidator(ByClass), BeforeValidator(_name_classes)]
+    | NonEmptyTuple[PositiveFloat],
     Field(
         description="a number > 0 for each class: a mapping by class name, or a list in the order of the classes, for "
         "example [1,3]"
     ),
 ]
 LabelCounts = Annotated[
-    Annotated[Mapping[str, Count], AfterValidator(ByClass)] | NonEmptyTuple[Count],
+    Annotated[Mapping[str, Count], AfterValidator(ByClass), BeforeValidator(_name_classes)] | NonEmptyTuple[Count],
     Field(
         description="an integer ≥ 1 for each class: a mapping by class name, or a list in the order of the classes, "
         "for example [9000,1000]"

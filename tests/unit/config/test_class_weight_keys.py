@@ -29,7 +29,15 @@ def test_weights_that_cannot_be_used_are_refused(overrides: str, message: str) -
         compose(overrides)
 
 
-@pytest.mark.parametrize("weights", ["[1,2.5]", "{neg:1,pos:2.5}"])
+def test_classes_that_are_numbers_or_booleans_have_names() -> None:
+    numbers = compose(["train.class_weights={0:1,-1:2.5}"]).train.class_weights
+    booleans = compose(["train.class_weights=balanced", "train.label_counts={true:1,false:2}"]).train.label_counts
+
+    assert numbers == {"0": 1, "-1": 2.5}
+    assert booleans == {"true": 1, "false": 2}
+
+
+@pytest.mark.parametrize("weights", ["[1,2.5]", "{neg:1,pos:2.5}", "{0:1,1:2.5}"])
 def test_weights_survive_the_run_directory(weights: str) -> None:
     config = compose(["experiment=smoke", f"train.class_weights={weights}"])
     again = from_dictconfig(OmegaConf.create(to_yaml(config)))
