@@ -7,7 +7,11 @@ from typing import Any
 
 from fedsvd.config import Config
 from fedsvd.errors import ConfigError
-from fedsvd.runs.best_round import EarlyStop, early_stop
+from fedsvd.methods import build_run_method
+from fedsvd.runs.best_round import EarlyStop, early_stop, metric_of
+
+# Metrics of the clients' own models (see `server.personal_metrics`); perplexity follows from the loss.
+_PERSONAL = ("accuracy", "perplexity")
 
 
 class StoppedEarly(Exception):  # noqa: N818 - not an error
@@ -24,16 +28,25 @@ def early_stop_of(config: Config, history: Sequence[Mapping[str, Any]]) -> Early
 
 
 def check_evaluated(config: Config, facts: Mapping[str, Any]) -> None:
-    """Check that a run which may stop early has texts to evaluate on.
+    """Check that a run which may stop early has the metric by which it stops.
 
     Args:
         config: The run's configuration.
         facts: The description of the run, see `fedsvd.runtime.description.describe_run`.
 
     Raises:
-        ConfigError: Nothing is held out.
+        ConfigError: Nothing is held out, or the clients evaluate models of their own by other metrics.
     """
-    if config.train.early_stopping is not None and not facts["held_out"]["num_examples"]:
+    if config.train.early_stopping is None:
+        return
+    metric = metric_of(config.model.task)
+    if build_run_method(config).traits.personal and metric.key not in _PERSONAL:
+        raise ConfigError(
+            f"train.early_stopping = {config.train.early_stopping} is not possible with method="
+            f"{config.method['name']} and model.task = {config.model.task}: the {metric.label} of the clients' own "
+            "models is not computed. Set it to null, or choose another method."
+        )
+    if not facts["held_out"]["num_examples"]:
         raise ConfigError(
             f"train.early_stopping = {config.train.early_stopping} is not possible with data={config.data.name}, of "
             "which the server holds out no texts: the rule needs a metric. Set data.test_path, or set it to null."
