@@ -114,6 +114,9 @@ def score_metric(config: Mapping[str, Any]) -> Metric:
 
 
 def last_value(rows: Iterable[Mapping[str, Any]], metric: Metric) -> float | None:
-    """Return a metric in the last row of ``metrics.jsonl`` that has it, if any has."""
-    values = [row[metric.key] for row in rows if row.get(metric.key) is not None]
-    return float(values[-1]) if values else None
+    """Return a metric in the last evaluated row of ``metrics.jsonl``; None if it is undefined there.
+
+    An earlier value would be that of another model, such as that before training.
+    """
+    evaluated = [row.get(metric.key) for row in rows if any(row.get(key) is not None for key in ("loss", metric.key))]
+    return float(evaluated[-1]) if evaluated and evaluated[-1] is not None else None

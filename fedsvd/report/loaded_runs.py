@@ -210,8 +210,10 @@ def _has_effect(key: str, config: Mapping[str, Any]) -> bool:
 
 
 def best_run(runs: Sequence[Run]) -> Run | None:
-    """Return the run of highest score that has not failed, if any."""
+    """Return the run of highest score that has not failed; None if there is none, or their metrics differ."""
     candidates = [run for run in runs if run.score is not None and run.state != "failed"]
+    if len({run.metric for run in candidates}) > 1:
+        return None
     return max(candidates, key=lambda run: run.score or 0.0, default=None)
 
 

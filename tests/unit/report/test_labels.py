@@ -1,8 +1,13 @@
 """What runs are called, and the reference lines of their plots."""
 
+from pathlib import Path
+
 import pytest
 
+from fedsvd.config.task import TASKS, last_value
+from fedsvd.privacy.claim import Claim
 from fedsvd.report.labels import HEAD_ONLY, UNTRAINED, ZERO_SHOT, method_label, planned_rounds, trains_factors
+from fedsvd.report.loaded_runs import Run, best_run
 from fedsvd.report.plots import accuracy_figure, reference_accuracies
 
 CONFIG = {"method.name": "fedsvd", "train.num_rounds": 4}
@@ -37,3 +42,24 @@ def test_reference_lines_are_measured_or_configured() -> None:
     axes = accuracy_figure(rows, lines).axes[0]
     assert [text.get_text() for text in axes.texts] == ["70.0%", "zero-shot 50.0%", "without privacy 84.0%"]
     assert [line.get_ydata()[0] for line in axes.lines[1:]] == [0.5, 0.84]
+
+
+def test_a_score_is_that_of_the_last_evaluation_or_none() -> None:
+    spearman = TASKS["regression"].metrics[0]
+    rows: list[dict[str, float | None]] = [{"loss": 1.0, "spearman": 0.2}, {"loss": None}]
+
+    assert last_value(rows, spearman) == 0.2
+    # Undefined, or not computed: the value before training is not that of the trained model.
+    assert last_value([*rows, {"loss": 0.5}, {"loss": None}], spearman) is None
+
+
+def test_no_run_is_the_best_of_different_metrics() -> None:
+    def run(task: str, key: str, value: float) -> Run:
+        row = {"server_round": 0, "loss": 1.0, key: value}
+        config = {"model.task": task, "train.num_rounds": 1}
+        record = {"state": "finished"}
+        return Run(Path(), task, config, [], [row], {}, Claim("none", "", None, None, 1e-5, ()), record, [])
+
+    low, high = (run("regression", "spearman", value) for value in (0.1, 0.3))
+    assert best_run([low, high]) is high
+    assert best_run([low, run("token_classification", "span_f1", 0.9)]) is None
