@@ -39,10 +39,12 @@ class BestRound:
 
     def __str__(self) -> str:
         """Describe the choice, and what its figure is worth, in one line."""
+        figure = f"{self.metric} on {self.num_examples:,} {_SETS[self.evaluate_on]} texts ({self.formatted})"
+        if self.evaluated_rounds == 1:
+            return f"round {self.server_round}, the only one that was evaluated, by {figure}."
         text = (
-            f"round {self.server_round}, the best of {self.evaluated_rounds} evaluated rounds by {self.metric} on "
-            f"{self.num_examples:,} {_SETS[self.evaluate_on]} texts ({self.formatted}). It was chosen on these texts, "
-            "so this figure is optimistic"
+            f"round {self.server_round}, the best of {self.evaluated_rounds} evaluated rounds by {figure}. It was chosen "
+            "on these texts, so this figure is optimistic"
         )
         if self.evaluate_on == "validation":
             return f"{text}; fedsvd evaluate RUN_DIR --best data.evaluate_on=test measures it on the test texts."

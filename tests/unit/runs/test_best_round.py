@@ -40,6 +40,7 @@ def test_the_choice_is_stored_with_the_adapter_and_says_what_its_figure_is_worth
         "texts, so this figure is optimistic; to measure it without bias, choose it with data.evaluate_on=validation."
     )
     validated = str(BestRound(2, "perplexity", 12.345, "12.345", "validation", 50, 3))
+    assert "optimistic" not in str(BestRound(0, "accuracy", 0.5, "50.0%", "test", 10, 1))
     assert "by perplexity on 50 validation texts (12.345)" in validated
     assert "fedsvd evaluate RUN_DIR --best data.evaluate_on=test measures it" in validated
 
