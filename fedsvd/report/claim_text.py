@@ -13,6 +13,8 @@ from fedsvd.report.tables import rounded_up
 from fedsvd.runs.best_round import read_best_round
 from fedsvd.runs.folder import RunFolder
 
+# Data whose classes are those of its labels; those of other data are public, or configured.
+_OWN_CLASSES = ("csv", "jsonl", "parquet", "arrow", "hub")
 _UNITS = {"example": "example of a client", "client": "client"}
 
 
@@ -112,3 +114,15 @@ def held_out_examples(run: Run) -> list[str]:
     if has_best:
         text += " The guarantee covers adapter-best/, too: it holds for all rounds together, whichever of them is used."
     return [text]
+
+
+def read_classes(run: Run) -> list[str]:
+    """Say that the names of the classes are not protected, if they were read from the labels of users' own data."""
+    config = run.config
+    has_classes = config.get("model.task") != "regression" and config.get("data.label_column") is not None
+    if not has_classes or config.get("data.name") not in _OWN_CLASSES:
+        return []
+    return [
+        "The names of the classes, which were read from the data and are stored with the model: a class of a single "
+        "example reveals that it was there. Use classes that are known anyway."
+    ]

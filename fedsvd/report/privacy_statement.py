@@ -166,7 +166,7 @@ def _not_covered(run: Run) -> list[str]:
         "adds to this one. A client's ledger, where it is kept across runs, adds up what it was charged.",
         "Conclusions about people in general that follow from all the text, which differential privacy does not hide.",
     ]
-    items[:0] = claim_text.held_out_examples(run)
+    items[:0] = [*claim_text.held_out_examples(run), *claim_text.read_classes(run)]
     if not _client_level(run):
         items.insert(
             0,
@@ -194,7 +194,7 @@ def _data_sent(run: Run) -> list[Block]:
     local_parts = sorted(set(run.record.get("parts_trained", [])) - set(run.record.get("parts_sent", [])))
     if local_parts:
         names = ", ".join(_PARTS[part] for part in local_parts)
-        rows.append([names, "no", "stays at the client; the accuracy of each client's own model is reported"])
+        rows.append([names, "no", "stays at the client; metrics of each client's own model are reported"])
     counts = "number of examples, sample rate, noise multiplier" if private else "number of examples"
     if _secure_aggregation(run):
         rows.append([counts, "no", "hidden in the sum"])

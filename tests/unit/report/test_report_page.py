@@ -171,6 +171,14 @@ def test_a_run_that_used_no_update_is_marked_and_never_the_best(tmp_path: Path) 
     assert "This run failed: no client's update was used in any round" in single
 
 
+def test_the_statement_says_that_classes_that_were_read_from_the_data_are_not_protected(tmp_path: Path) -> None:
+    own, item = ["data=csv", "data.path=own.csv", "partition=iid"], "The names of the classes, which were read from"
+
+    assert item in statement_markdown(write_run(tmp_path / "own", *own))
+    assert item not in statement_markdown(write_run(tmp_path / "embedded"))
+    assert item not in statement_markdown(write_run(tmp_path / "numbers", *own, "model.task=regression"))
+
+
 def test_without_privacy_the_statement_gives_no_guarantee(tmp_path: Path) -> None:
     markdown = statement_markdown(write_run(tmp_path / "open", "privacy=none"))
 
