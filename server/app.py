@@ -22,7 +22,7 @@ from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.claim_text import privacy_line
 from fedsvd.report.diagnostics_plot import plot_diagnostics
 from fedsvd.report.loaded_runs import flatten
-from fedsvd.report.plots import plot_accuracy, plot_partitions
+from fedsvd.report.plots import counted_unit, plot_accuracy, plot_partitions
 from fedsvd.report.progress import Reporter
 from fedsvd.runs.best_round import BestRound, EarlyStop
 from fedsvd.runs.folder import RunFolder, read_json, run_root, write_json, write_text
@@ -139,4 +139,4 @@ def _write_inputs(config: Config, folder: RunFolder) -> None:
     if config.data.name != "node":
         write_json(folder.partitions, describe_partitions(config))
         if config.plots:
-            plot_partitions(partition_counts(config), folder.partitions_plot)
+            plot_partitions(partition_counts(config), folder.partitions_plot, counted_unit(config.model.task))

@@ -28,9 +28,15 @@ def plot_accuracy(rows: Sequence[Mapping[str, Any]], path: Path, config: Mapping
 
 
 @log_failure
-def plot_partitions(counts: Sequence[Mapping[str, int]], path: Path) -> None:
+def plot_partitions(counts: Sequence[Mapping[str, int]], path: Path, unit: str = "training examples") -> None:
     """Write `partitions_figure` as PNG."""
-    save_png(partitions_figure(counts), path)
+    save_png(partitions_figure(counts, unit), path)
+
+
+def counted_unit(task: str) -> str:
+    """Return what is counted by class: the labels if an example can have several, otherwise the examples."""
+    several = task in ("multi_label_classification", "token_classification")
+    return "labels of training examples" if several else "training examples"
 
 
 def accuracy_figure(
@@ -98,11 +104,12 @@ def _draw_references(axes: Axes, references: Mapping[str, float], metric: Metric
         )  # fmt: skip
 
 
-def partitions_figure(counts: Sequence[Mapping[str, int]]) -> Figure:
+def partitions_figure(counts: Sequence[Mapping[str, int]], unit: str = "training examples") -> Figure:
     """Plot the number of training examples per client: one bar per client, stacked by class.
 
     Args:
         counts: For each client, the number of examples by class; all with the same classes in the same order.
+        unit: What is counted, see `counted_unit`.
     """
     height = max(0.9 + 0.35 * min(len(counts), 40), 0.3 + 0.18 * min(len(counts[0]), 40))
     figure = new_figure(7, height)
@@ -118,7 +125,7 @@ def partitions_figure(counts: Sequence[Mapping[str, int]]) -> Figure:
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     for client, total in enumerate(left):
         axes.annotate(f"{total:,}", (total, client), textcoords="offset points", xytext=(4, 0), va="center", fontsize=8)
-    axes.set_xlabel("training examples")
+    axes.set_xlabel(unit)
     axes.set_ylabel("client")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.invert_yaxis()

@@ -11,7 +11,7 @@ from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure
 from fedsvd.report.labels import method_label, planned_rounds
 from fedsvd.report.left_out import left_out_blocks
 from fedsvd.report.loaded_runs import Run, changed_keys
-from fedsvd.report.plots import accuracy_figure, partitions_figure, reference_accuracies
+from fedsvd.report.plots import accuracy_figure, counted_unit, partitions_figure, reference_accuracies
 from fedsvd.report.privacy_statement import statement_section
 from fedsvd.report.run_plots import epsilon_figure, traffic_and_time_figure
 from fedsvd.report.tables import PHASES, rounded_up
@@ -40,7 +40,7 @@ def run_sections(run: Run) -> list[Section]:
 def summary(run: Run) -> Section:
     """Summarize the run in one sentence."""
     label = f"held-out {run.metric.label}"
-    score = f"no {label} yet" if run.score is None else f"{label} {run.metric.format(run.score)}"
+    score = f"no {label}" if run.score is None else f"{label} {run.metric.format(run.score)}"
     if run.budget is None:
         spent = f"without a privacy guarantee: {run.claim.reason}"
     else:
@@ -158,9 +158,8 @@ def privacy_spent(run: Run) -> list[Section]:
     if run.epsilon is None or run.budget is None:
         return []
     figure = epsilon_figure(run.rows, run.budget)
-    alt_text = (
-        f"The largest is {rounded_up(run.epsilon, 2)} of {run.budget:g} after round {run.rows[-1]['server_round']}."
-    )
+    last = run.rows[-1]["server_round"]
+    alt_text = f"The largest is {rounded_up(run.epsilon, 2)} of {run.budget:g} after round {last}."
     return [Section("Privacy spent", [figure_block(figure, "ε spent by each client, and the budget.", alt_text)])]
 
 
@@ -175,8 +174,9 @@ def label_distribution(run: Run) -> list[Section]:
         [str(number), *(f"{value:,}" for value in count.values()), f"{total:,}", client["fingerprint"][:16] + "…"]
         for number, (client, count, total) in enumerate(zip(run.clients, counts, totals, strict=True))
     ]
+    figure = partitions_figure(counts, counted_unit(run.config.get("model.task", "")))
     blocks: list[Block] = [
-        figure_block(partitions_figure(counts), "Training examples of each client, by class.", "See the table below."),
+        figure_block(figure, "Labels of each client's training examples, by class.", "See the table below."),
         TableBlock(["client", *counts[0], "examples", "SHA-256 of the data"], rows),
         Paragraph("Known only because the clients were simulated; real clients do not disclose this.", "note"),
     ]

@@ -18,7 +18,7 @@ from fedsvd.report import figures
 from fedsvd.report.document import Bullets, Paragraph, Section, TableBlock, to_html, to_markdown
 from fedsvd.report.figures import log_failure, save_figure, save_png, set_literal
 from fedsvd.report.literal import add_literal_row, code_span, literal, markdown_text, one_line, visible
-from fedsvd.report.plots import partitions_figure, plot_partitions
+from fedsvd.report.plots import counted_unit, partitions_figure, plot_partitions
 from fedsvd.report.progress import Reporter
 
 NAMES = [
@@ -154,8 +154,10 @@ def test_dollar_signs_are_drawn(tmp_path: Path) -> None:
 
 
 def test_many_classes_fit_into_a_figure(tmp_path: Path) -> None:
-    figure = partitions_figure([{f"class {number}": 1 for number in range(1000)}])
+    figure = partitions_figure([{f"class {number}": 1 for number in range(1000)}], counted_unit("token_classification"))
 
+    # A bar is longer than the number of examples if each has several labels.
+    assert figure.axes[0].get_xlabel() == "labels of training examples"
     assert legend_texts(figure)[-2:] == ["class 38", "… and 961 more"]
     assert figure.get_figheight() < 10
 
