@@ -43,8 +43,8 @@ class BestRound:
         if self.evaluated_rounds == 1:
             return f"round {self.server_round}, the only one that was evaluated, by {figure}."
         text = (
-            f"round {self.server_round}, the best of {self.evaluated_rounds} evaluated rounds by {figure}. It was chosen "
-            "on these texts, so this figure is optimistic"
+            f"round {self.server_round}, the best of {self.evaluated_rounds} evaluated rounds by {figure}. It was "
+            "chosen on these texts, so this figure is optimistic"
         )
         if self.evaluate_on == "validation":
             return f"{text}; fedsvd evaluate RUN_DIR --best data.evaluate_on=test measures it on the test texts."
