@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from fedsvd import plugins
 from fedsvd.config.group import ConfigGroup
 from fedsvd.config.task import PLAIN_TEXT, TASKS
-from fedsvd.config.types import ClassDescriptions, Count, Fraction, FractionOrZero, LabelRange, Names, Text
+from fedsvd.config.types import ClassDescriptions, ClassNames, Count, Fraction, FractionOrZero, LabelRange, Names, Text
 from fedsvd.errors import ConfigError
 
 
@@ -170,7 +170,7 @@ class DataConfig(ConfigGroup):
     response_column: Text | None = None
     messages_column: Text | None = None
     prompt_template: Text = "{text}"
-    labels: Names | None = None
+    labels: ClassNames | None = None
     class_descriptions: ClassDescriptions | None = None
     label_separator: LabelSeparator = ";"
     label_range: LabelRange | None = None

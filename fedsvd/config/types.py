@@ -31,7 +31,19 @@ def _name_classes(values: Any) -> Any:
     """Return a mapping with the names of its classes as keys: YAML reads those of numbers and booleans as such."""
     if not isinstance(values, Mapping):
         return values
-    return {str(key).lower() if isinstance(key, bool) else str(key): value for key, value in values.items()}
+    return {_name(key): value for key, value in values.items()}
+
+
+def _name_listed(values: Any) -> Any:
+    """Return a list of classes as names."""
+    return [_name(item) for item in values] if isinstance(values, (list, tuple)) else values
+
+
+def _name(value: Any) -> Any:
+    """Return a number or a boolean as text, as YAML would write it; other values are unchanged."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, (int, float)) else value
 
 
 def _check_order(limits: tuple[float, float]) -> tuple[float, float]:
@@ -54,6 +66,8 @@ Names = Annotated[
     AfterValidator(_check_distinct),
     Field(description="a non-empty list of different names, for example [query,value]"),
 ]
+# Like `Names`, and numbers and booleans are names, too.
+ClassNames = Annotated[Names, BeforeValidator(_name_listed)]
 LabelRange = Annotated[
     tuple[float, float],
     Strict(False),

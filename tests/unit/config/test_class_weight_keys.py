@@ -31,9 +31,11 @@ def test_weights_that_cannot_be_used_are_refused(overrides: str, message: str) -
 
 def test_classes_that_are_numbers_or_booleans_have_names() -> None:
     numbers = compose(["train.class_weights={0:1,-1:2.5}"]).train.class_weights
+    listed = compose(["federation=remote", "data=node", "data.labels=[0,1,true]"]).data.labels
     booleans = compose(["train.class_weights=balanced", "train.label_counts={true:1,false:2}"]).train.label_counts
 
     assert numbers == {"0": 1, "-1": 2.5}
+    assert listed == ("0", "1", "true")
     assert booleans == {"true": 1, "false": 2}
 
 
