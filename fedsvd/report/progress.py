@@ -119,6 +119,8 @@ class Reporter:
         self.console.print(phases_table(rows))
         self.console.print(literal("run directory", "bold"), literal(f" {self.folder}"), soft_wrap=True)
         for name, description in _CONTENTS.items():
+            if not (self.folder / name).exists():
+                continue
             self.console.print(f"  {name:15} {description}", highlight=False)
 
 
@@ -126,10 +128,10 @@ _CONTENTS = {
     "adapter/": "final PEFT adapter; for other programs, use fedsvd export",
     "adapter-best/": "adapter of the best evaluated round, for --best",
     "metrics.jsonl": "metrics, one row per round",
-    "privacy.json": "privacy spent by each client (private runs)",
+    "privacy.json": "privacy spent by each client",
     "plots/": "accuracy, diagnostics, label distribution",
     "checkpoints/": "used by fedsvd train resume=RUN_DIR",
-    "samples.json": "answers before and after training (language models)",
+    "samples.json": "answers before and after training",
     "config.yaml": "composed configuration",
 }
 

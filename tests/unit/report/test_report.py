@@ -49,10 +49,10 @@ def test_a_formatted_epsilon_is_never_below_the_exact_value(epsilon: float, digi
     assert epsilon <= float(rounded_up(epsilon, digits)) <= epsilon + 10.0**-digits + 1e-9
 
 
-def report_run(terminal: bool) -> str:
+def report_run(terminal: bool, folder: Path = Path("the-run")) -> str:
     """Report a run of two rounds and return the console output."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
-    with Reporter(Path("the-run"), 2, 1e-5, console=console) as reporter:
+    with Reporter(folder, 2, 1e-5, console=console) as reporter:
         reporter.started(0, 2)
         for round_row in ROWS:
             reporter.reply_arrived(None)
@@ -79,11 +79,15 @@ def test_a_terminal_shows_the_last_evaluation_and_the_current_epsilon() -> None:
     assert "clients" in output
 
 
-def test_the_final_output_has_accuracy_privacy_spent_traffic_phases_and_files() -> None:
-    output = report_run(terminal=False)
+def test_the_final_output_has_accuracy_privacy_spent_traffic_phases_and_files(tmp_path: Path) -> None:
+    for name in ("the-run/adapter", "the-run/metrics.jsonl"):
+        (tmp_path / name).mkdir(parents=True)
+    output = report_run(terminal=False, folder=tmp_path / "the-run")
 
     for part in ("62.5%", "1.0001", "1.250", "2/2", "4.50", "the-run", "adapter/", "metrics.jsonl"):
         assert part in output
+    # A file that the run did not write is not announced.
+    assert "adapter-best/" not in output
 
 
 @pytest.mark.parametrize("rows", [ROWS, [row(0, 0.5, None)]])
