@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from fedsvd.commands.arguments import resumed_folder
 from fedsvd.config.compose import check_overrides, compose, hydra_settings
 from fedsvd.config.paths import override_key
-from fedsvd.config.quoting import path_override, resume_command
+from fedsvd.config.quoting import path_override, plain_text, resume_command
 from fedsvd.config.search_path import merge_search_paths
 from fedsvd.errors import ConfigError
 from fedsvd.launch import saved_overrides
@@ -76,6 +76,10 @@ def _new_directory(overrides: Sequence[str]) -> Path:
     run_dir = compose(overrides).run_dir
     if run_dir is not None and not any(override_key(item) == "hydra.run.dir" for item in overrides):
         return use_directory(Path(run_dir).absolute(), "run_dir")
+    hydra_keys = [item for item in overrides if override_key(item).startswith("hydra")]
+    given = plain_text(hydra_keys, "hydra.run.dir") if len(hydra_keys) == 1 else None
+    if given is not None:
+        return use_directory(Path(given).absolute(), "hydra.run.dir")
     settings = hydra_settings(overrides)
     folder = Path(str(settings.hydra.run.dir)).absolute()
     pattern = OmegaConf.to_container(settings, resolve=False)["hydra"]["run"]["dir"]  # type: ignore[call-overload,index]

@@ -22,6 +22,7 @@ from fedsvd.config.data_keys import check_sampling_keys, check_used_keys
 from fedsvd.config.earlier_versions import add_defaults
 from fedsvd.config.hydra_call import call_hydra
 from fedsvd.config.overrides import check_keys, check_override, dotted_keys, expand_choices, missing_extra, parse
+from fedsvd.config.quoting import plain_text
 from fedsvd.config.search_path import config_dirs, group_options, merge_search_paths, search_paths
 from fedsvd.config.types import ByClass
 from fedsvd.errors import ConfigError
@@ -69,7 +70,12 @@ def compose(overrides: str | Sequence[str] = ()) -> Config:
             overrides = shlex.split(overrides)
         except ValueError as error:
             raise ConfigError(f"overrides = {overrides!r} cannot be split ({error}): close the quotation.") from error
-    return _compose(tuple(overrides))
+    run_dir = plain_text(overrides, "run_dir")
+    others = tuple(item for item in overrides if not item.startswith("run_dir="))
+    if run_dir is None or search_paths(others) or plugins.conf_dirs() or any("run_dir" in item for item in others):
+        return _compose(tuple(overrides))
+    # No YAML file of fedsvd refers to run_dir, so the run and the check before it share one composition.
+    return dataclasses.replace(_compose(others), run_dir=run_dir)
 
 
 def compose_audit(overrides: Sequence[str]) -> tuple[Config, AuditConfig]:

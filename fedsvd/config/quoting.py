@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -36,6 +36,22 @@ def read_path(value: str) -> str:
     except HydraException:
         return value
     return re.sub(r"(\\*)\\\$\{", lambda match: match[1][: len(match[1]) // 2] + "${", str(parsed))
+
+
+def plain_text(overrides: Iterable[str], key: str) -> str | None:
+    """Return the text that one override sets a key to, which may be a key of Hydra.
+
+    Returns:
+        None if no override or several set the key, or if the value is not a text, is empty, or depends on other keys.
+    """
+    found = [item for item in overrides if item.partition("=")[0] == key]
+    if len(found) != 1 or "${" in found[0]:
+        return None
+    try:
+        value = OverridesParser.create().parse_override(found[0]).value()
+    except HydraException:
+        return None
+    return value if isinstance(value, str) and value else None
 
 
 def command(arguments: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from fedsvd.commands.arguments import normalize, resumed_folder
 from fedsvd.config.compose import compose
-from fedsvd.config.quoting import command, path_override, quote, read_path, resume_command
+from fedsvd.config.quoting import command, path_override, plain_text, quote, read_path, resume_command
 
 PATHS = [
     "sw/model.rank=2,seed=0", "two words", "Übung", "it's", 'say "x"', "a,b", "[x]{y}", "(z)", "tail\\", "a\\'b",
@@ -20,6 +20,22 @@ PATHS = [
 def test_hydra_reads_the_quoted_path_unchanged(path: str) -> None:
     assert compose([path_override("run_dir", path)]).run_dir == path
     assert read_path(quote(path)) == path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["seed=1", "run_dir='a b'"], "a b"), (["run_dir=a", "run_dir=b"], None), (["run_dir=a/${seed}"], None),
+        (["run_dir=3"], None), (["run_dir=a,b"], None), (["run_dir="], None), (["run_dir=null"], None), ([], None),
+    ],
+)  # fmt: skip
+def test_plain_text_is_one_text_that_depends_on_no_key(overrides: list[str], text: str | None) -> None:
+    assert plain_text(overrides, "run_dir") == text
+
+
+def test_run_directory_that_depends_on_other_keys_is_resolved() -> None:
+    assert compose(["run_dir=a/${seed}", "seed=3"]).run_dir == "a/3"
+    assert compose(["run_dir=a", "data=csv", "data.path=${run_dir}"]).data.path == "a"
 
 
 @pytest.mark.parametrize("path", PATHS)
