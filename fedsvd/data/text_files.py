@@ -26,7 +26,7 @@ class TextLayout:
         text: Names that the column of the texts may have; the first one that the file has is read.
         text_pair: Names that the column of the second texts may have; empty for single texts.
         ignore_pairs: Whether a file may have second texts that ``text_pair`` does not name.
-        of_words: Whether a text is a list of words.
+        of_words: Whether a text can be a list of words; if no cell holds a list, the texts are strings.
         pair_is_optional: Whether an empty second text is an empty text; otherwise its row is left out.
         separator: Separator of a CSV file.
         formats: File formats with columns, by suffix; any other file has one text per line.
@@ -67,7 +67,8 @@ def read_texts(path: Path, layout: TextLayout, key: str = "--file") -> tuple[lis
     text, pair = _find_column(table, layout.text), _find_column(table, layout.text_pair) if layout.text_pair else None
     if not (layout.text_pair or layout.ignore_pairs) and "text_pair" in table.names and text != "text_pair":
         _refuse_pairs(table)
-    columns = Columns(text, pair, None, None, kind=TAGS if layout.of_words else CLASS)
+    of_words = layout.of_words and any(map(_holds_list, table.column(text)))
+    columns = Columns(text, pair, None, None, kind=TAGS if of_words else CLASS)
     rows = select_rows(table, columns, pair_is_optional=layout.pair_is_optional)
     if not rows.numbers:
         raise DataError(f"{source} contains no text. {rows.left_out}.")
@@ -101,6 +102,11 @@ def read_conversations(path: Path, column: str, separator: str) -> tuple[list[li
     if len(empty) == len(cells):
         raise DataError(f"{table.source} contains no conversation. {left_out}.")
     return [load_conversation(cell) for cell in cells if cell is not None], left_out
+
+
+def _holds_list(cell: object) -> bool:
+    """Return whether a cell holds a list, or one printed as text, which is not split at white space but refused."""
+    return isinstance(cell, (list, tuple)) or str(cell).startswith(("['", '["'))
 
 
 def _find_column(table: Table, names: Sequence[str]) -> str:

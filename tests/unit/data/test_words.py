@@ -102,3 +102,9 @@ def test_numbered_tags_and_nodes_own_files_have_the_runs_classes(tmp_path: Path)
     with pytest.raises(NodeDataError, match="labels that the run does not know: B-PER, I-PER in 1 of 1 rows"):
         load_node_file(str(path), columns, ["O", "B-ORG"])
     assert read_texts(path, TextLayout(text=("tokens",), of_words=True))[0] == [WORDS]
+    # Other texts are split at white space, as those of the command line are; a printed list is not.
+    path.write_text('{"text": "Mr. Smith left"}\n')
+    assert read_texts(path, TextLayout(of_words=True))[0] == ["Mr. Smith left"]
+    path.write_text(json.dumps({"text": "['Mr.', 'Smith']"}) + "\n")
+    with pytest.raises(DataError, match="expected a list of words"):
+        read_texts(path, TextLayout(of_words=True))
