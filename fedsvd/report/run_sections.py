@@ -112,7 +112,7 @@ def _accuracy(run: Run) -> Section:
             figure_block(
                 accuracy_figure(run.rows, reference_accuracies(run.rows, run.config), metric),
                 f"Held-out {metric.label} after each evaluated round{spent}",
-                f"From {start} to {end}; best {top}.",
+                f"From {start} to {end}; best {top}." if len(evaluated) > 1 else f"Only {start}.",
             )
         )
     best_round = read_best_round(RunFolder(run.folder))

@@ -3,6 +3,7 @@
 import html.parser
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,9 @@ def test_failed_and_unfinished_runs_are_listed(tmp_path: Path) -> None:
 
     assert "1 failed: bad" in markdown
     assert "1 unfinished: cut" in markdown
+    cut = read_run(tmp_path / "cut", tmp_path)
+    cut = replace(cut, rows=[*cut.rows[:2], {**cut.rows[2], "accuracy": None}])
+    assert "Only 50.0% at round 0." in to_markdown("cut", report_sections([cut]))
     single = to_markdown("one", report_sections([read_run(tmp_path / "bad", tmp_path)]))
     assert "This run failed: RunError: the model has diverged" in single
 
