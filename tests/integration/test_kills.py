@@ -38,6 +38,8 @@ def test_killed_superlink_loses_no_round_and_killed_node_loses_one(tmp_path: Pat
         # In round 2 the SuperLink is killed and restarted after both clients were charged, before their results arrive.
         nodes.wait(lambda: all(2 in charged_rounds(ledger) for ledger in ledgers), 240, "the second round")
         nodes.kill(SUPERLINK)
+        for name in ("node-0", SUPEREXEC):
+            nodes.wait(lambda name=name: "Connection attempt failed" in nodes.log(name), 60, f"{name} to notice")  # type: ignore[misc]
         nodes.start_superlink()
 
         # In round 3 one client is killed after it was charged, before its result leaves. It does not return.
