@@ -50,6 +50,11 @@ class ForkedCommand:
     def poll(self) -> int | None:
         return self.returncode
 
+    def kill(self) -> None:
+        """Kill the process group, and wait for the command's end."""
+        os.killpg(self.pid, signal.SIGKILL)
+        self.communicate(60)
+
     def communicate(self, timeout: float) -> tuple[str, str]:
         """Wait for the end of the command, and return its standard output and error."""
         with ThreadPoolExecutor(2) as pool:

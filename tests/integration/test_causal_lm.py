@@ -26,7 +26,7 @@ def test_dequantized_model_answers_a_question() -> None:
 
 # Both runs use the same examples, so that the states below the adapted layers are computed once for both.
 SMALL = [
-    "plots=false", "data.max_train_examples=80", "data.max_test_examples=20", "train.batch_size=20", "partition=iid",
+    "plots=false", "data.max_train_examples=60", "data.max_test_examples=10", "train.batch_size=15", "partition=iid",
     "train.num_rounds=3", "train.eval_every=3",
 ]  # fmt: skip
 
@@ -46,6 +46,6 @@ def test_private_training_stays_within_the_budget(tmp_path: Path) -> None:
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert all(5.5 < client["epsilon"] <= 6 for client in clients.values())
     assert all(client["steps"] == 3 for client in clients.values())
-    # The noise hides twenty examples per client, but it must not destroy the model.
+    # The noise hides fifteen examples per client, but it must not destroy the model.
     assert rows[-1]["perplexity"] < 2 * rows[0]["perplexity"]
     assert all(row["train_loss"] is None for row in rows)

@@ -2,12 +2,11 @@
 
 import os
 import shutil
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import ForkedCommand
 from loopback import wait_until
 from PIL import Image
 
@@ -61,12 +60,9 @@ def test_sweep_runs_all_jobs_and_skips_finished_ones_when_resumed(
 
 def test_killed_sweep_resumes_with_the_interrupted_run(tmp_path: Path) -> None:
     overrides = [*TINY, "train.num_rounds=6", "privacy=none", "seed=0,1", f"hydra.sweep.dir='{tmp_path}'"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedsvd.cli", "train", "-m", *overrides], stdout=subprocess.DEVNULL
-    )
+    process = ForkedCommand(tmp_path, "train", "-m", *overrides)
     wait_until((tmp_path / "seed=1" / "checkpoints" / "round-000002").exists, 900, "the second run's checkpoint")
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
     first = finish_times(tmp_path)
     assert first["seed=0"]
     assert first["seed=1"] is None, "the sweep finished before it could be killed"
