@@ -86,7 +86,10 @@ def test_every_command_ends_in_two_lines(
         pytest.skip("the command had written its result already")
 
     assert process.returncode == 130, errors
-    first, second = errors.strip().splitlines()
+    assert "Traceback" not in errors
+    # Before them, predict says what guarantee covers the predictions.
+    *notes, first, second = errors.strip().splitlines()
+    assert all(note.startswith("privacy: ") for note in notes)
     assert first.startswith("interrupted: ")
     assert "fedsvd" in second
 
