@@ -76,8 +76,13 @@ def test_the_strategy_for_other_apps_gives_the_adapter_of_the_run(recorded: Reco
     new = dict(result.arrays.to_torch_state_dict())
     assert new.keys() == factors.keys()
     for key, tensor in factors.items():
-        torch.testing.assert_close(new[key], tensor, rtol=0, atol=1e-6)
         assert not torch.equal(new[key], arrays[key])
+        # Singular vectors whose singular values are close to each other depend on the rounding.
+        torch.testing.assert_close(new[key], tensor, rtol=0, atol=1e-5)
+        if ".lora_B." in key:
+            A = key.replace(".lora_B.", ".lora_A.")
+            product = tensor @ factors[A]
+            torch.testing.assert_close(new[key] @ new[A], product, rtol=0, atol=1e-6 * float(product.abs().max()))
 
 
 @pytest.mark.slow
