@@ -77,8 +77,7 @@ def test_the_strategy_for_other_apps_gives_the_adapter_of_the_run(recorded: Reco
     assert new.keys() == factors.keys()
     for key, tensor in factors.items():
         assert not torch.equal(new[key], arrays[key])
-        # Singular vectors whose singular values are close to each other depend on the rounding.
-        torch.testing.assert_close(new[key], tensor, rtol=0, atol=1e-5)
+        # Single factors depend on the rounding where singular values are close to each other.
         if ".lora_B." in key:
             A = key.replace(".lora_B.", ".lora_A.")
             product = tensor @ factors[A]
