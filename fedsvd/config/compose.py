@@ -70,12 +70,7 @@ def compose(overrides: str | Sequence[str] = ()) -> Config:
             overrides = shlex.split(overrides)
         except ValueError as error:
             raise ConfigError(f"overrides = {overrides!r} cannot be split ({error}): close the quotation.") from error
-    run_dir = plain_text(overrides, "run_dir")
-    others = tuple(item for item in overrides if not item.startswith("run_dir="))
-    if run_dir is None or search_paths(others) or plugins.conf_dirs() or any("run_dir" in item for item in others):
-        return _compose(tuple(overrides))
-    # No YAML file of fedsvd refers to run_dir, so the run and the check before it share one composition.
-    return dataclasses.replace(_compose(others), run_dir=run_dir)
+    return _compose(tuple(overrides))
 
 
 def compose_audit(overrides: Sequence[str]) -> tuple[Config, AuditConfig]:
@@ -211,6 +206,11 @@ def hydra_settings(overrides: Sequence[str]) -> DictConfig:
 
 @lru_cache(maxsize=256)
 def _compose(overrides: tuple[str, ...]) -> Config:
+    run_dir = plain_text(overrides, "run_dir")
+    others = tuple(item for item in overrides if not item.startswith("run_dir="))
+    if run_dir and not (search_paths(others) or plugins.conf_dirs() or any("run_dir" in item for item in others)):
+        # No YAML file of fedsvd refers to run_dir, so the run and the check before it share one composition.
+        return dataclasses.replace(_compose(others), run_dir=run_dir)
     config = from_dictconfig(_composed(overrides, "config"))
     # Not a rule of DataConfig: the directories of earlier runs stay readable.
     check_used_keys(config.data)
