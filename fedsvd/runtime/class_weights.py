@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from fedsvd.config import Config
 from fedsvd.config.class_weights import HELD_OUT
+from fedsvd.data.targets import count_labels
 from fedsvd.errors import ConfigError
 from fedsvd.runtime.data import class_names, load_held_out
 
@@ -51,8 +52,8 @@ def describe_class_weights(config: Config) -> dict[str, Any] | None:
 
 
 def _held_out_counts(config: Config, names: Sequence[str]) -> list[int]:
-    labels = list(load_held_out(config)["label"])
-    counts = [labels.count(number) for number in range(len(names))]
+    by_class = count_labels(load_held_out(config))
+    counts = [by_class.get(name, 0) for name in names]
     missing = [name for name, count in zip(names, counts, strict=True) if not count]
     if missing:
         raise ConfigError(
