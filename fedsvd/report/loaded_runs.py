@@ -137,10 +137,10 @@ def read_run(folder: Path, parent: Path) -> Run:
     except (OSError, ValueError) as error:
         raise RunError(f"{paths.metrics} cannot be read ({error}): expected one JSON object per line.") from error
     name = folder.name if folder == parent else folder.relative_to(parent).as_posix()
-    config, privacy = flatten(read_yaml(paths.config)), read_json(paths.privacy)
+    config, privacy, record = flatten(read_yaml(paths.config)), read_json(paths.privacy), read_json(paths.record)
     check_keys(paths, config)
-    _check_last_round(paths, rows, config)
-    claim = weakest_claim(rows, config, privacy.get("clients"), _interrupted(rows, config, read_json(paths.record)))
+    _check_last_round(paths, rows, config, record)
+    claim = weakest_claim(rows, config, privacy.get("clients"), _interrupted(rows, config, record))
     if not claim.is_given:
         # The ε of single rounds would suggest a guarantee that the run does not give.
         rows = [{**row, "epsilon": None, "client_epsilons": {}} for row in rows]
@@ -152,15 +152,16 @@ def read_run(folder: Path, parent: Path) -> Run:
         rows,
         privacy,
         claim,
-        read_json(paths.record),
+        record,
         read_json(paths.partitions).get("clients", []),
         _read_list(paths.samples),
     )
 
 
-def _check_last_round(paths: RunFolder, rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
+def _check_last_round(
+    paths: RunFolder, rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
     """Check that a finished run has rows up to its last round, since rows that are missing were charged, too."""
-    record = read_json(paths.record)
     last = int((record.get("stopped_early") or {}).get("server_round", planned_rounds(config)))
     if rows and rows[-1]["server_round"] < last and record.get("state") == "finished":
         raise RunError(
