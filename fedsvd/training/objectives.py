@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fedsvd.config.task import PLAIN_TEXT
 from fedsvd.data.instructions import IGNORED
-from fedsvd.training.causal_lm import score_answers
+from fedsvd.training.causal_lm import AnswerScores, score_answers
 from fedsvd.training.loop import Batch, model_inputs
 from fedsvd.training.metrics import class_metrics, label_metrics, span_metrics, value_metrics
 
@@ -74,15 +74,14 @@ def _on_logits(
 ) -> Objective:
     """Return the objective of a task whose loss and metrics are functions of logits and labels, one row per example."""
 
-    def example_losses(model: nn.Module, batch: Batch) -> Tensor:
-        return losses(model(**model_inputs(batch)).logits.float(), batch["labels"])
-
     def outputs(model: nn.Module, batch: Batch) -> Outputs:
         logits = model(**model_inputs(batch)).logits.float()
         return Outputs(losses(logits, batch["labels"]), logits, batch["labels"])
 
     return Objective(
-        example_losses, outputs, lambda logits, labels: metrics(torch.cat([*logits]), torch.cat([*labels]))
+        lambda model, batch: outputs(model, batch).losses,
+        outputs,
+        lambda logits, labels: metrics(torch.cat([*logits]), torch.cat([*labels])),
     )
 
 
@@ -139,26 +138,25 @@ def _answer_losses(model: nn.Module, batch: Batch) -> Tensor:
     return score_answers(model, model_inputs(batch), batch["labels"]).means
 
 
-def _answer_outputs(model: nn.Module, batch: Batch) -> Outputs:
-    """Return the loss of each answer token, and which answers greedy decoding reproduces token for token."""
-    answers = score_answers(model, model_inputs(batch), batch["labels"])
-    within = torch.arange(answers.losses.shape[1], device=answers.losses.device) < answers.counts.unsqueeze(1)
-    return Outputs(answers.losses[within], answers.exact, torch.ones_like(answers.exact))
+def _language_model(count: Callable[[AnswerScores], tuple[Tensor, Tensor]]) -> Objective:
+    """Return the objective of a language model.
+
+    Args:
+        count: Function from the scores of a batch to what is right in each example, and what could be; their ratio over
+            the held-out set is the accuracy.
+    """
+
+    def outputs(model: nn.Module, batch: Batch) -> Outputs:
+        """Return the loss of each learned token, and what is counted."""
+        scores = score_answers(model, model_inputs(batch), batch["labels"])
+        within = torch.arange(scores.losses.shape[1], device=scores.losses.device) < scores.counts.unsqueeze(1)
+        return Outputs(scores.losses[within], *count(scores))
+
+    return Objective(_answer_losses, outputs, _share)
 
 
-def _token_outputs(model: nn.Module, batch: Batch) -> Outputs:
-    """Return the loss of each token of a text, and how many of its tokens are the most likely ones."""
-    texts = score_answers(model, model_inputs(batch), batch["labels"])
-    within = torch.arange(texts.losses.shape[1], device=texts.losses.device) < texts.counts.unsqueeze(1)
-    return Outputs(texts.losses[within], texts.correct.sum(1), texts.counts)
-
-
-def _token_accuracy(correct: Sequence[Tensor], counts: Sequence[Tensor]) -> dict[str, float]:
-    return {"accuracy": sum(int(row.sum()) for row in correct) / sum(int(row.sum()) for row in counts)}
-
-
-def _exact_match(exact: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, float]:
-    return {"accuracy": sum(int(row.sum()) for row in exact) / sum(map(len, exact))}
+def _share(right: Sequence[Tensor], possible: Sequence[Tensor]) -> dict[str, float]:
+    return {"accuracy": sum(int(row.sum()) for row in right) / sum(int(row.sum()) for row in possible)}
 
 
 def _value_metrics(labels: Labels) -> Callable[[Tensor, Tensor], dict[str, float]]:
@@ -173,6 +171,7 @@ _OBJECTIVES: Mapping[str, Callable[[Labels], Objective]] = {
     "multi_label_classification": lambda labels: _on_logits(_binary_cross_entropy, label_metrics),
     "token_classification": _tags,
     "regression": lambda labels: _on_logits(_squared_error, _value_metrics(labels)),
-    "causal_lm": lambda labels: Objective(_answer_losses, _answer_outputs, _exact_match),
-    PLAIN_TEXT: lambda labels: Objective(_answer_losses, _token_outputs, _token_accuracy),
+    # Answers that greedy decoding reproduces token for token, and tokens that are the most likely ones.
+    "causal_lm": lambda labels: _language_model(lambda scores: (scores.exact, torch.ones_like(scores.exact))),
+    PLAIN_TEXT: lambda labels: _language_model(lambda scores: (scores.correct.sum(1), scores.counts)),
 }
