@@ -9,9 +9,7 @@ from torch import nn
 from fedsvd.errors import ModelError
 from fedsvd.flower.arrays import SentArrays
 from fedsvd.lora.peft_model import frozen_weights, merge_base
-from fedsvd.lora.site import PEFT_NAME
-
-_PREFIX = "base_model.model."
+from fedsvd.lora.site import PEFT_NAME, PEFT_PREFIX
 
 
 def train_factors(model: nn.Module, factors: str) -> None:
@@ -86,7 +84,7 @@ def load_arrays(model: peft.PeftModel, arrays: ArrayRecord) -> None:
         )
     if residual:
         _check_not_quantized(model)
-    names = {site: site.split(".lora_*")[0].removeprefix(_PREFIX) for site in sent.adapter.A}
+    names = {site: site.split(".lora_*")[0].removeprefix(PEFT_PREFIX) for site in sent.adapter.A}
     merge_base(
         model,
         {names[site]: left for site, left in sent.adapter.base_left.items()},

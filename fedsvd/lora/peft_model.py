@@ -19,11 +19,10 @@ from transformers import PreTrainedModel
 from fedsvd.errors import ModelError
 from fedsvd.lora.adapter import Adapter, Part, as_plain_lora
 from fedsvd.lora.pretrained import quiet_peft
-from fedsvd.lora.site import PEFT_NAME, CoreAndB, LoraSite, base_weight, describe_site
+from fedsvd.lora.site import PEFT_NAME, PEFT_PREFIX, CoreAndB, LoraSite, base_weight, describe_site
 from fedsvd.lora.target_modules import check_linear, head_layers, layer_numbers, linear_names, target_names
 from fedsvd.lora.tied import untie_output_layer
 
-_PEFT_PREFIX = "base_model.model."
 _TASKS = {"causal_lm": peft.TaskType.CAUSAL_LM, "token_classification": peft.TaskType.TOKEN_CLS}
 _MODEL_PARTS: tuple[Part, ...] = ("A", "B", "core", "head")
 
@@ -180,8 +179,8 @@ def save_pretrained(model: peft.PeftModel, adapter: Adapter, folder: Path) -> No
     tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     state = {key: tensor for key, tensor in tensors.items() if ".core." not in key}
     for name in plain.A:
-        state[f"{_PEFT_PREFIX}{name}.lora_A.weight"] = plain.A[name]
-        state[f"{_PEFT_PREFIX}{name}.lora_B.weight"] = plain.B[name]
+        state[f"{PEFT_PREFIX}{name}.lora_A.weight"] = plain.A[name]
+        state[f"{PEFT_PREFIX}{name}.lora_B.weight"] = plain.B[name]
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()},
@@ -218,14 +217,14 @@ def _cast_head_to_float32(model: nn.Module) -> None:
 def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Linear]]:
     for name, module in model.named_modules():
         if isinstance(module, Linear) and PEFT_NAME in module.lora_A:
-            yield name.removeprefix(_PEFT_PREFIX), module
+            yield name.removeprefix(PEFT_PREFIX), module
 
 
 def _head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             for key, parameter in module.get_submodule(f"modules_to_save.{PEFT_NAME}").named_parameters():
-                yield f"{name.removeprefix(_PEFT_PREFIX)}.{key}", parameter
+                yield f"{name.removeprefix(PEFT_PREFIX)}.{key}", parameter
 
 
 def _named_parts(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:

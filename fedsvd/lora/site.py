@@ -11,6 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 # PEFT's default adapter name.
 PEFT_NAME = "default"
+# What PEFT puts before the names of the base model's modules in a state dict.
+PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from fedsvd.config.task import TASKS
 from fedsvd.errors import ModelError
 from fedsvd.lora.pretrained import load_pretrained
+from fedsvd.lora.site import PEFT_PREFIX
 from fedsvd.models.embedded import quiet_transformers, resolve_source
 from fedsvd.models.loading import is_dropout
 from fedsvd.models.pooled import PooledClassifier
@@ -24,7 +25,6 @@ from fedsvd.trained.sentence_export import save_sentence_transformer
 from fedsvd.trained.stock_export import adapter_state, to_stock
 
 ADAPTER_CONFIG = "adapter_config.json"
-_PREFIX = "base_model.model."
 
 
 def export_pooled(run: TrainedRun, folder: Path, *, merge: bool, target: Path) -> Layout:
@@ -94,7 +94,7 @@ def _export_adapter(run: TrainedRun, base: PooledClassifier, folder: Path, targe
     state = adapter_state(rescale_state(trained, base, run.config.data.label_range), base, stock)
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     shutil.copy(run.adapter / ADAPTER_CONFIG, folder)
-    sites = sorted({name.partition(".lora_")[0].removeprefix(_PREFIX) for name in state if ".lora_" in name})
+    sites = sorted({name.partition(".lora_")[0].removeprefix(PEFT_PREFIX) for name in state if ".lora_" in name})
     # Full names: the layer that pools has modules with the same endings.
     names = {"target_modules": sites, "layers_to_transform": None, "exclude_modules": None}
     refer_to_base(folder, target, **names, modules_to_save=["classifier"])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from fedsvd.lora.site import PEFT_PREFIX
 from fedsvd.models.embedded import quiet_transformers
 from fedsvd.models.pooled import PooledClassifier
 
@@ -72,18 +73,17 @@ def adapter_state(state: Mapping[str, Tensor], model: PooledClassifier, stock: P
         stock: What `to_stock` returned for it.
     """
     dense, output = _HEADS[model.config.model_type]
-    prefix = "base_model.model."
     renamed = {}
     for name, tensor in state.items():
-        key = name.removeprefix(prefix)
+        key = name.removeprefix(PEFT_PREFIX)
         if key.startswith("classifier."):
             scaled = tensor / _TANH_SCALE if key.endswith("weight") else tensor
-            renamed[f"{prefix}{output}.{key.removeprefix('classifier.')}"] = scaled
+            renamed[f"{PEFT_PREFIX}{output}.{key.removeprefix('classifier.')}"] = scaled
         else:
-            renamed[f"{prefix}{stock_name(key, stock)}"] = tensor
+            renamed[f"{PEFT_PREFIX}{stock_name(key, stock)}"] = tensor
     if dense.startswith("classifier."):
         for key, tensor in stock.get_submodule(dense).state_dict().items():
-            renamed[f"{prefix}{dense}.{key}"] = tensor
+            renamed[f"{PEFT_PREFIX}{dense}.{key}"] = tensor
     return {key: tensor.contiguous().clone() for key, tensor in renamed.items()}
 
 
