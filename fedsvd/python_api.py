@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsvd.commands.arguments import normalize
-from fedsvd.commands.run_directory import prepare_run
+from fedsvd.commands.run_directory import prepare_run, started
 from fedsvd.config.compose import compose
 from fedsvd.config.paths import override_key
 from fedsvd.config.quoting import path_override
 from fedsvd.config.search_path import is_search_path
-from fedsvd.errors import ConfigError, FedSVDError
+from fedsvd.errors import ConfigError
 from fedsvd.runs.folder import RunFolder, read_json, read_rows
-from fedsvd.runs.ownership import owned
-from fedsvd.runs.record import record_failure
 from fedsvd.runs.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -125,15 +123,10 @@ def train(*overrides: str, run_dir: str | Path | None = None, progress: bool = F
     arguments = [
         word for word in prepared.arguments if is_search_path(word) or not override_key(word).startswith("hydra.")
     ]
-    try:
-        with owned(folder.root), storage_errors(folder.root), _output(folder.root / "output.log", progress):
-            from fedsvd import launch
+    with started(folder), storage_errors(folder.root), _output(folder.root / "output.log", progress):
+        from fedsvd import launch
 
-            launch.run(compose(arguments), arguments, folder.root)
-    except FedSVDError as error:
-        if not folder.record.exists():
-            record_failure(folder, error)
-        raise
+        launch.run(compose(arguments), arguments, folder.root)
     return _run(folder)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from fedsvd.config.compose import check_overrides, compose, hydra_settings
 from fedsvd.config.paths import override_key
 from fedsvd.config.quoting import path_override, plain_text, resume_command
 from fedsvd.config.search_path import merge_search_paths
-from fedsvd.errors import ConfigError
+from fedsvd.errors import ConfigError, FedSVDError
 from fedsvd.launch import saved_overrides
 from fedsvd.runs.folder import RunFolder
-from fedsvd.runs.ownership import completed_rounds, create_directory, use_directory
+from fedsvd.runs.ownership import completed_rounds, create_directory, owned, use_directory
+from fedsvd.runs.record import record_failure
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,18 @@ def prepare_run(overrides: Sequence[str]) -> PreparedRun:
     folder = _new_directory(complete)
     others = [item for item in complete if override_key(item) != "hydra.run.dir"]
     return PreparedRun([*others, path_override("hydra.run.dir", folder)], folder)
+
+
+@contextmanager
+def started(folder: RunFolder) -> Iterator[None]:
+    """Own the directory of a run; an error before the run's own record is recorded."""
+    try:
+        with owned(folder.root):
+            yield
+    except FedSVDError as error:
+        if not folder.record.exists():
+            record_failure(folder, error)
+        raise
 
 
 def _new_directory(overrides: Sequence[str]) -> Path:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fedsvd.commands.arguments import normalize
-from fedsvd.commands.run_directory import PreparedRun, complete_overrides, prepare_run
+from fedsvd.commands.run_directory import PreparedRun, complete_overrides, prepare_run, started
 from fedsvd.config.compose import conf_dir, from_dictconfig
 from fedsvd.config.paths import override_key
 from fedsvd.config.quoting import command, resume_command
@@ -26,8 +26,7 @@ from fedsvd.launch.sweep import plan_sweep, run_or_resume, unfinished_runs
 from fedsvd.report.literal import literal
 from fedsvd.report.sweep_progress import SweepReporter
 from fedsvd.runs.folder import RunFolder
-from fedsvd.runs.ownership import completed_rounds, owned
-from fedsvd.runs.record import record_failure
+from fedsvd.runs.ownership import completed_rounds
 from fedsvd.runs.storage import storage_errors
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -72,13 +71,8 @@ def _run(overrides: Sequence[str]) -> None:
     prepared = prepare_run(overrides)
     folder = RunFolder(prepared.folder)
     try:
-        with owned(folder.root):
+        with started(folder):
             _hydra_main(prepared.arguments, _run_job, folder.root)
-    except FedSVDError as error:
-        if not folder.record.exists():
-            # The run ended before it started its own record.
-            record_failure(folder, error)
-        raise
     except KeyboardInterrupt as stopped:
         raise _interruption(prepared, stopped) from None
 
