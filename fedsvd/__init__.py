@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedsvd.commands.python_api import Run, load_run, train
     from fedsvd.errors import FedSVDError
     from fedsvd.lora.refactorize import Refactorized, orthonormal_rows, refactorize
     from fedsvd.lora.state_dict import refactorize_state_dict
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from fedsvd.privacy.ledger import Ledger
     from fedsvd.privacy.ledger_entries import Budget
     from fedsvd.privacy.randomness import SecureRandomness
-    from fedsvd.python_api import Run, load_run, train
     from fedsvd.training.per_example_gradients import fused_gradients
 
 __version__ = "0.1.0"
@@ -45,17 +45,17 @@ _MODULES = {
     "FedSVDError": "fedsvd.errors",
     "Ledger": "fedsvd.privacy.ledger",
     "Refactorized": "fedsvd.lora.refactorize",
-    "Run": "fedsvd.python_api",
+    "Run": "fedsvd.commands.python_api",
     "SecureRandomness": "fedsvd.privacy.randomness",
     "Spend": "fedsvd.privacy.accounting",
     "calibrate": "fedsvd.privacy.accounting",
     "epsilon": "fedsvd.privacy.accounting",
     "fused_gradients": "fedsvd.training.per_example_gradients",
-    "load_run": "fedsvd.python_api",
+    "load_run": "fedsvd.commands.python_api",
     "orthonormal_rows": "fedsvd.lora.refactorize",
     "refactorize": "fedsvd.lora.refactorize",
     "refactorize_state_dict": "fedsvd.lora.state_dict",
-    "train": "fedsvd.python_api",
+    "train": "fedsvd.commands.python_api",
 }
 
 

@@ -12,7 +12,6 @@ PATH = ROOT / "docs" / "architecture.svg"
 # fails the test of this drawing.
 CAPTIONS = {
     "fedsvd.cli": ("the fedsvd command",),
-    "fedsvd.python_api": ("runs from Python",),
     "fedsvd.commands": ("one module per subcommand:", "train, predict, report, privacy, …"),
     "server": ("Flower ServerApp: strategy,", "reply checks, checkpoints"),
     "fedsvd.audit": ("empirical privacy", "audit"),
@@ -37,7 +36,6 @@ CAPTIONS = {
     "fedsvd.runs": ("run directory,", "run record"),
     "fedsvd.trainer": ("a process that keeps a real node's model and data", "from message to message"),
     "fedsvd.assets": ("models and texts from registry packages",),
-    "fedsvd.plugins": ("methods and data sets of other packages",),
     "fedsvd.errors": ("the exception hierarchy",),
 }
 APPS = ("server", "client")

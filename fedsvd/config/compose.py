@@ -14,8 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedsvd import plugins
-from fedsvd.config import Config
+from fedsvd.config import Config, plugins
 from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.data_keys import check_sampling_keys, check_used_keys

@@ -14,14 +14,14 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
 
-from fedsvd import plugins
+from fedsvd.config import plugins
 
 # hydra.compose uses one global object per process.
 _LOCK = threading.Lock()
 
 
 class PluginSearchPath(SearchPathPlugin):
-    """Adds the YAML files of packages that add a method or a data set; see `fedsvd.plugins`."""
+    """Adds the YAML files of packages that add a method or a data set; see `fedsvd.config.plugins`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append their directories, after fedsvd's own."""

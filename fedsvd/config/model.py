@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import AfterValidator, Field, PositiveFloat
 from pydantic.dataclasses import dataclass
 
-from fedsvd import plugins
+from fedsvd.config import plugins
 from fedsvd.config.group import ConfigGroup
 from fedsvd.config.task import PLAIN_TEXT, TASKS
 from fedsvd.config.types import ClassDescriptions, ClassNames, Count, Fraction, FractionOrZero, LabelRange, Names, Text

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 from datasets import ClassLabel, DatasetDict
 
-from fedsvd import plugins
-from fedsvd.config import DataConfig
+from fedsvd.config import DataConfig, plugins
 from fedsvd.config.task import VALUE
 from fedsvd.data.conversations import CanLearn
 from fedsvd.data.node_data import empty_dataset, load_node_file, read_node_file

@@ -12,8 +12,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedsvd import plugins
-from fedsvd.config import Config
+from fedsvd.config import Config, plugins
 from fedsvd.errors import ConfigError
 from fedsvd.methods.fed_sb import FedSB
 from fedsvd.methods.fedavg_lora import FedAvgLoRA

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from fedsvd import plugins
+from fedsvd.config import plugins
 from fedsvd.config.compose import compose
 from fedsvd.data import loaders
 from fedsvd.errors import ConfigError, DataError
