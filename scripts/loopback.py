@@ -16,6 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUPERLINK, SUPEREXEC = "superlink", "superexec"
+# As in docker-compose.yml.
+SERVICE = (sys.executable, "-P", "-m", "fedsvd.services")
 
 
 class Loopback:
@@ -50,7 +52,7 @@ class Loopback:
     def __enter__(self) -> "Loopback":
         try:
             self.start_superlink()
-            self._start(SUPEREXEC, ["flower-superexec", "--insecure", "--runtime-api-address", self.address])
+            self._start(SUPEREXEC, [*SERVICE, "flower-superexec", "--insecure", "--runtime-api-address", self.address])
             for number in range(len(self.node_configs)):
                 self.start_node(number)
         except BaseException:
@@ -67,7 +69,7 @@ class Loopback:
         self.wait(lambda: listens(self.port), 120, "the SuperLink to listen")
 
     def start_node(self, number: int) -> None:
-        command = ["flower-supernode", "--insecure", "--superlink", self.address, "--host", "127.0.0.1"]
+        command = [*SERVICE, "flower-supernode", "--insecure", "--superlink", self.address, "--host", "127.0.0.1"]
         port = str(self.node_ports[number])
         self._start(f"node-{number}", [*command, "--port", port, "--node-config", self.node_configs[number]])
 

@@ -31,6 +31,7 @@ from fedsvd.runtime.base_model import save_standardization
 from fedsvd.runtime.data import class_names, partition_counts
 from fedsvd.runtime.description import describe_classifier, describe_partitions, describe_run
 from fedsvd.runtime.model import check_model, initial_adapter, load_model, resolve_device
+from fedsvd.services.reconnects import log_reconnects_once
 from fedsvd.tracking import open_tracker
 from fedsvd.wire import payload
 from server.best_adapter import write_best_adapter
@@ -51,6 +52,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that is configured by the run's overrides."""
+    log_reconnects_once()
     config = from_run_config(context.run_config)
     folder, facts = RunFolder(run_root(config.run_dir, context.run_id)), describe_run(config)
     check_evaluated(config, facts)
