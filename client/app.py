@@ -12,10 +12,11 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedsvd.flower_private import CLIENT_APP_PROCESS
+
 app = ClientApp()
 
 _HANDLER = "client.handlers:answer"
-_FLOWER_PROCESS = "flwr-clientapp"
 
 
 @app.query("partition")
@@ -32,7 +33,7 @@ def train(message: Message, context: Context) -> Message:
 
 def is_started_for_one_message() -> bool:
     """Return whether Flower has started this process to answer a single message, as it does on real nodes."""
-    return Path(sys.argv[0]).name == _FLOWER_PROCESS
+    return Path(sys.argv[0]).name == CLIENT_APP_PROCESS
 
 
 def _answer(message: Message, context: Context) -> Message:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flwr.common.config import parse_config_args
-
 from client.node_data import with_node_data
 from client.node_limits import has_strict_ledger, read_limits
 from fedsvd.config import Config
 from fedsvd.data.node_data import describe_rows
 from fedsvd.data.partition import fingerprint
 from fedsvd.errors import DataError
+from fedsvd.flower_private import parse_node_config
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.runtime.data import load_partition
 from fedsvd.trainer.settings import TrainerSettings, read_settings
@@ -35,9 +34,9 @@ def check_node(node_config: str, config: Config) -> list[str]:
         DataError: If the node configuration cannot be parsed, or the data cannot be read or does not fit the run.
     """
     try:
-        parsed = parse_config_args([node_config], flatten=False)
+        parsed = parse_node_config(node_config)
         partition_id = int(parsed["partition-id"])
-    except (ValueError, KeyError, SystemExit, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"node configuration {node_config!r} is invalid or has no partition-id ({error}): expected KEY=VALUE pairs "
             "separated by spaces, with strings in double quotes, as in 'partition-id=0 data-path=\"/data/a.csv\"'."

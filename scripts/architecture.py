@@ -36,6 +36,7 @@ CAPTIONS = {
     "fedsvd.runs": ("run directory,", "run record"),
     "fedsvd.trainer": ("a process that keeps a real node's model and data", "from message to message"),
     "fedsvd.assets": ("models and texts from registry packages",),
+    "fedsvd.flower_private": ("private names of Flower",),
     "fedsvd.errors": ("the exception hierarchy",),
 }
 APPS = ("server", "client")

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import Error, Message
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from fedsvd.flower_private import ErrorCode
 from fedsvd.launch.forwarding_grid import ForwardingGrid
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import Message
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from fedsvd.flower_private import ErrorCode
 from fedsvd.launch.forwarding_grid import ForwardingGrid
 from fedsvd.wire import train_messages
 

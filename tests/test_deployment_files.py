@@ -13,11 +13,11 @@ import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from flwr.common.config import parse_config_args
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from client.node_limits import read_limits
+from fedsvd.flower_private import parse_node_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")
@@ -172,7 +172,7 @@ def test_each_client_has_its_own_key_volume_ledger_and_network() -> None:
         number = node.removeprefix("supernode-")
         supernode, executor = services()[node], services()[f"superexec-clientapp-{number}"]
         command = supernode["command"]
-        config = parse_config_args([command[command.index("--node-config") + 1]], flatten=False)
+        config = parse_node_config(command[command.index("--node-config") + 1])
         assert config["partition-id"] == int(number)
         read_limits(config)
         volumes = {line.split(":")[1]: line.split(":")[0] for line in executor["volumes"]}

@@ -16,6 +16,7 @@ from typing import Any
 
 from fedsvd.config import FederationConfig
 from fedsvd.errors import RunError
+from fedsvd.flower_private import COMMAND_LINE
 from fedsvd.launch.app_bundle import stage_app
 
 _NAME = "fedsvd"
@@ -94,7 +95,7 @@ class Connection:
         return dict(result)
 
     def _command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-c", "from flwr.cli.app import app; app()", *arguments]
+        return [sys.executable, "-c", COMMAND_LINE, *arguments]
 
     @property
     def _environment(self) -> dict[str, str]:

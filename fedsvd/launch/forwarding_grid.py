@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+
+from fedsvd.flower_private import Run
 
 
 class ForwardingGrid(Grid):

@@ -7,15 +7,11 @@ import secrets
 import uuid
 from collections.abc import Iterable
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.app.user_config import UserConfig
+from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.run import Run
 
-# Private API: Flower reads the identity that it attaches to messages from here, so its minor version is pinned.
-from flwr.supercore.task_identity import TaskIdentity
+from fedsvd.flower_private import SUPERLINK_NODE_ID, ErrorCode, Run, set_message_id, set_task_identity
 
 
 class InProcessGrid(Grid):
@@ -33,7 +29,7 @@ class InProcessGrid(Grid):
     def __init__(self, client_app: ClientApp, num_nodes: int, run_config: UserConfig) -> None:
         self._client_app = client_app
         run_id = secrets.randbits(62)
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
+        set_task_identity(1, run_id, SUPERLINK_NODE_ID)
         self._run = Run.create_empty(run_id)
         self._contexts = {
             SUPERLINK_NODE_ID + 1 + index: Context(
@@ -70,7 +66,7 @@ class InProcessGrid(Grid):
         """Queue messages and return their IDs; they are delivered when pulled."""
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+            set_message_id(message, uuid.uuid4().hex)
             self._pending[message.metadata.message_id] = message
             ids.append(message.metadata.message_id)
         return ids
@@ -96,7 +92,7 @@ class InProcessGrid(Grid):
         except Exception as error:  # As in Flower, any exception of a ClientApp becomes an error reply.
             reason = f"{type(error).__name__}: {error}"
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-        reply.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+        set_message_id(reply, uuid.uuid4().hex)
         return reply
 
 

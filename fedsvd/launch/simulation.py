@@ -12,8 +12,7 @@ from types import FrameType
 from typing import Any
 
 import flwr.simulation
-from flwr.app import Context, Message
-from flwr.app.user_config import UserConfig
+from flwr.app import Context, Message, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 

@@ -227,10 +227,8 @@ def check_delta(target_delta: float, accountant: str) -> None:
 def _accountants() -> Any:
     """Import Opacus' accountants when the first ε is computed, because they load all of Opacus and SciPy."""
     from opacus import accountants
-    from opacus.accountants.analysis import rdp as renyi
 
-    # Opacus recomputes a mechanism's Rényi curve for every number of steps, and twice for the domain of the PRV
-    # accountant. Without this cache, that takes most of the accounting time, and most of the time of a small run.
-    # Results are identical.
-    renyi._compute_rdp = lru_cache(maxsize=2**15)(renyi._compute_rdp)
+    from fedsvd.privacy.opacus_private import cache_renyi_curves
+
+    cache_renyi_curves()
     return accountants

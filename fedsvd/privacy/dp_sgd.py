@@ -17,6 +17,7 @@ from fedsvd.privacy.clipping_groups import split_by_share
 from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR, ClippingMeter, ClippingStatistics
 from fedsvd.privacy.gradient_maps import GradientMap
 from fedsvd.privacy.noisy_optimizer import NoisyOptimizer
+from fedsvd.privacy.opacus_private import delete_attributes
 from fedsvd.privacy.physical_batches import split_batch
 from fedsvd.privacy.randomness import Randomness
 
@@ -212,10 +213,4 @@ def _compute_grad_samples(model: nn.Module, grad_sample_mode: GradSampleMode) ->
     finally:
         for parameter in model.parameters():
             parameter.grad = None
-            _delete_attributes(parameter, "grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample")
-
-
-def _delete_attributes(parameter: nn.Parameter, *names: str) -> None:
-    for name in names:
-        if hasattr(parameter, name):
-            delattr(parameter, name)
+            delete_attributes(parameter)

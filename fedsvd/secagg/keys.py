@@ -11,11 +11,16 @@ from cryptography.fernet import InvalidToken
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
-from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, encrypt
-from flwr.common.secure_aggregation.secaggplus_utils import share_keys_plaintext_concat, share_keys_plaintext_separate
 
 from fedsvd.errors import PayloadError
+from fedsvd.flower_private import (
+    combine_shares,
+    create_shares,
+    decrypt,
+    encrypt,
+    share_keys_plaintext_concat,
+    share_keys_plaintext_separate,
+)
 
 KEY_BYTES = 32
 

@@ -8,8 +8,6 @@ serialization of messages and contexts. Nothing is pickled.
     ClientApp   REQUEST                    MESSAGE CONTEXT
     trainer               ACCEPTED                          LOG … CONTEXT, REPLY or FAILED
                        or REPLACED, REFUSED
-
-This is the only module of this package that uses private names of Flower, whose minor version is therefore pinned.
 """
 
 from __future__ import annotations
@@ -22,12 +20,6 @@ import time
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any
-
-from flwr.app import Context, Message
-from flwr.common.serde import context_from_proto, context_to_proto, message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Context as ProtoContext
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedsvd import errors
 
@@ -178,42 +170,6 @@ def request_from_json(content: bytes) -> Request:
 def send_request(channel: Channel, request: Request) -> None:
     """Send a request; raises as `Channel.send`."""
     channel.send_json(Kind.REQUEST, asdict(request))
-
-
-def message_to_bytes(message: Message) -> bytes:
-    """Serialize a message with its metadata, including its ID."""
-    serialized: bytes = message_to_proto(message).SerializeToString()
-    return serialized
-
-
-def message_from_bytes(content: bytes) -> Message:
-    """Return the message that was serialized."""
-    message = message_from_proto(ProtoMessage.FromString(content))
-    assert isinstance(message, Message)  # noqa: S101
-    return message
-
-
-def context_to_bytes(context: Context) -> bytes:
-    """Serialize a context with its state."""
-    serialized: bytes = context_to_proto(context).SerializeToString()
-    return serialized
-
-
-def context_from_bytes(content: bytes) -> Context:
-    """Return the context that was serialized."""
-    context = context_from_proto(ProtoContext.FromString(content))
-    assert isinstance(context, Context)  # noqa: S101
-    return context
-
-
-def current_task_id() -> int:
-    """Return the ID of the task that Flower has started this process for."""
-    return int(TaskIdentity.task_id)
-
-
-def set_task_identity(task_id: int, context: Context) -> None:
-    """Set the identity that Flower attaches to messages created in this process."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task_id, context.run_id, context.node_id
 
 
 def failure_to_json(error: Exception) -> bytes:

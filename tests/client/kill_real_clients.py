@@ -18,12 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context, Message, MessageType, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
 from fedsvd.config.compose import compose
 from fedsvd.data import fingerprint
 from fedsvd.errors import TrainerError
+from fedsvd.flower_private import set_message_id, set_task_identity
 from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
@@ -60,7 +60,7 @@ def answer_messages(folder: Path, names: list[str], answer: Callable[[Message, C
     for name in itertools.cycle(names):
         task = TrainTask(1 + int(name.partition("-")[2]), B, B)
         message = Message(train_messages.train_request(task, factors), 2, MessageType.TRAIN)
-        message.metadata.__dict__["_message_id"] = name
+        set_message_id(message, name)
         context = Context(7, 2, node_config, RecordDict(), {"overrides": " ".join(OVERRIDES)})
         reply = answer(message, context)
         reason = train_messages.declined_reason(reply.content)
@@ -111,7 +111,7 @@ def main(folder: Path, trials: int, killed_process: str) -> None:
     # Fill the caches before forking.
     load_client_data(config, 0)
     initial_adapter(config, build_method(config.method))
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 2
+    set_task_identity(1, 7, 2)
     listener = sockets.listen(folder / "socket") if killed_process == "trainer" else None
     rng, killed, names = random.Random(), 0, []
     ledger, replies = folder / "ledger", folder / "replies"

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 import client.app
 from client.node_check import check_node
 from fedsvd.config.compose import compose
 from fedsvd.errors import LimitError, TrainerError
+from fedsvd.flower_private import set_task_identity
 from fedsvd.trainer.settings import TrainerSettings
 from fedsvd.wire import train_messages
 
@@ -38,7 +38,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def send(kind: str, node_config: Mapping[str, Any]) -> RecordDict:
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 2
+    set_task_identity(1, 7, 2)
     context = Context(7, 2, {"partition-id": 0, **node_config}, RecordDict(), {"overrides": "experiment=smoke"})
     return client.app.app(Message(RecordDict(), 2, kind), context).content
 

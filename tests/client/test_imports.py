@@ -16,14 +16,14 @@ PRIVACY_AND_PLOTS = frozenset({"flwr_datasets", "matplotlib", "opacus", "scipy.s
 MESSAGES = """
     import sys
     from flwr.app import Context, Message, RecordDict
-    from flwr.supercore.task_identity import TaskIdentity
+    from fedsvd.flower_private import set_message_id, set_task_identity
     from client.app import app
     from fedsvd.secagg import messages
 
     def send(content, kind, *overrides):
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 2
+        set_task_identity(1, 7, 2)
         message = Message(content, 2, kind)
-        message.metadata.__dict__["_message_id"] = "message"
+        set_message_id(message, "message")
         line = " ".join(["experiment=smoke", "run_dir=" + sys.argv[1], *overrides])
         node_config = {"partition-id": 0, "num-partitions": 2}
         return app(message, Context(7, 2, node_config, RecordDict(), {"overrides": line})).content

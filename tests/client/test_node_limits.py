@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, Message, MessageType, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
 from client.node_limits import NodeLimits, has_strict_ledger, read_limits
 from fedsvd.cli import main
 from fedsvd.config.compose import compose
 from fedsvd.errors import LimitError
+from fedsvd.flower_private import set_message_id, set_task_identity
 from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend
@@ -37,9 +37,9 @@ def decline_reason(
     run_overrides = [*SMOKE, *overrides]
     config = compose(run_overrides)
     factors = payload.pack(initial_adapter(config, build_method(config.method)), B)
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 2
+    set_task_identity(1, run_id, 2)
     message = Message(train_messages.train_request(TrainTask(server_round, B, B), factors), 2, MessageType.TRAIN)
-    message.metadata.__dict__["_message_id"] = message_id
+    set_message_id(message, message_id)
     node = {"partition-id": 0, "num-partitions": 2, **node_config}
     context = Context(run_id, 2, node, RecordDict(), {"overrides": " ".join(run_overrides)})
     return train_messages.declined_reason(app(message, context).content)

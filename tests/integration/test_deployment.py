@@ -19,10 +19,10 @@ from chat_model import save_chat_model
 from compose_processes import ROOT, Compose, running
 from factors import weight_updates
 from flwr.app import Context, RecordDict
-from flwr.common.config import parse_config_args
 from loopback import free_ports, wait_until
 
 from fedsvd.cli import main
+from fedsvd.flower_private import parse_node_config
 from fedsvd.launch import load_apps
 from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.privacy.ledger import Ledger
@@ -103,7 +103,7 @@ def run_in_process(federation: Compose, folder: Path) -> None:
     grid = InProcessGrid(client_app, len(FILES), {"overrides": " ".join(overrides)})
     for number, context in enumerate(grid._contexts.values()):
         command = federation.command(f"supernode-{number}")
-        context.node_config.update(parse_config_args([command[command.index("--node-config") + 1]], flatten=False))
+        context.node_config.update(parse_node_config(command[command.index("--node-config") + 1]))
     server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {"overrides": " ".join(overrides)}))
 
 

@@ -14,6 +14,7 @@ from fuzzes import CLIENTS, FUZZES, RANK, ROUNDS, ROWS, SIZE
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
 from fedsvd.errors import RunError
+from fedsvd.flower_private import set_message_id
 from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
@@ -90,7 +91,7 @@ class FuzzedGrid(InProcessGrid):
 
     def request_of(self, reply: Message) -> Message:
         request = Message(RecordDict(), reply.metadata.src_node_id, "train", group_id=reply.metadata.group_id)
-        request.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
+        set_message_id(request, reply.metadata.reply_to_message_id)
         return request
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
 from fedsvd.config.compose import compose
 from fedsvd.errors import RunError
+from fedsvd.flower_private import ErrorCode
 from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.wire import train_messages
 from server.clients import Clients

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import trivial_handler
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from loopback import wait_until
 
 from fedsvd.errors import DataError, TrainerError
+from fedsvd.flower_private import context_to_bytes, message_to_bytes, set_task_identity
 from fedsvd.trainer import connection, protocol, sockets
 from fedsvd.trainer.protocol import Channel, Kind
 from fedsvd.trainer.settings import read_settings
@@ -34,7 +34,7 @@ def runtime_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory with a short path; trainers end with the test."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, NODE
+    set_task_identity(1, 7, NODE)
     yield folder
     for process in connection._started:
         process.kill()
@@ -218,8 +218,8 @@ def test_trainer_ends_if_nobody_waits_for_its_reply() -> None:
     )
     protocol.send_request(channel, request)
     channel.expect(Kind.ACCEPTED)
-    channel.send(Kind.MESSAGE, protocol.message_to_bytes(message))
-    channel.send(Kind.CONTEXT, protocol.context_to_bytes(context))
+    channel.send(Kind.MESSAGE, message_to_bytes(message))
+    channel.send(Kind.CONTEXT, context_to_bytes(context))
     time.sleep(0.5)
     assert not has_ended(connection._started[0])
     channel.close()

@@ -9,9 +9,17 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedsvd.errors import BudgetExceededError
+from fedsvd.flower_private import (
+    context_from_bytes,
+    context_to_bytes,
+    current_task_id,
+    message_from_bytes,
+    message_to_bytes,
+    set_message_id,
+    set_task_identity,
+)
 from fedsvd.trainer import protocol
 from fedsvd.trainer.protocol import Channel, Kind
 
@@ -32,11 +40,11 @@ def records() -> RecordDict:
 
 
 def test_message_arrives_with_its_records_and_all_metadata(records: RecordDict) -> None:
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 3, 7, 2**63 + 1
+    set_task_identity(3, 7, 2**63 + 1)
     message = Message(records, 5, "query.partition", ttl=12.5, group_id="4", dst_task_id=9)
     # The ledger charges a message by this ID, which Flower sets on arrival.
-    message.metadata.__dict__["_message_id"] = "an id"
-    copy = protocol.message_from_bytes(protocol.message_to_bytes(message))
+    set_message_id(message, "an id")
+    copy = message_from_bytes(message_to_bytes(message))
 
     assert vars(copy.metadata) == vars(message.metadata)
     assert copy.content == records
@@ -47,17 +55,17 @@ def test_message_arrives_with_its_records_and_all_metadata(records: RecordDict) 
 def test_context_arrives_in_full(records: RecordDict) -> None:
     node_config = {"partition-id": 1, "ledger": "/x", "max-epsilon": 6.0, "share-counts": False}
     context = Context(7, 2**63 + 1, node_config, records, {"overrides": "a=1"}, 4)
-    copy = protocol.context_from_bytes(protocol.context_to_bytes(context))
+    copy = context_from_bytes(context_to_bytes(context))
 
     assert vars(copy) == vars(context)
     assert set(vars(context)) == {"run_id", "node_id", "node_config", "state", "run_config", "series_id"}
 
 
 def test_task_identity_is_what_flower_attaches_to_messages() -> None:
-    protocol.set_task_identity(11, Context(12, 13, {}, RecordDict(), {}))
+    set_task_identity(11, 12, 13)
     metadata = Message(RecordDict(), 5, "train").metadata
 
-    assert protocol.current_task_id() == 11
+    assert current_task_id() == 11
     assert (metadata.src_task_id, metadata.run_id, metadata.src_node_id) == (11, 12, 13)
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import trivial_handler
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from loopback import wait_until
 
 import fedsvd
 from fedsvd.cli import main
 from fedsvd.errors import TrainerError
+from fedsvd.flower_private import set_task_identity
 from fedsvd.trainer import connection, sockets
 from fedsvd.trainer.service import PRELOADED
 from fedsvd.trainer.settings import read_settings
@@ -54,7 +54,7 @@ def command(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def send(folder: Path, run_id: int = 7, action: str = "", ttl: float = 60) -> ConfigRecord:
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 2
+    set_task_identity(1, run_id, 2)
     node_config: dict[str, str | int] = {"trainer": str(folder / "a.sock")}
     message = Message(RecordDict({"task": ConfigRecord({"action": action})}), 2, "train", ttl=ttl)
     context = Context(run_id, 2, dict(node_config), RecordDict(), {})
