@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import flwr.simulation
+import torch
 from flwr.app import Context, Message, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -106,11 +107,13 @@ def run_simulation(
         run_config: The run configuration in both apps' contexts.
 
     Raises:
-        RunError: The engine failed, or no Ray cluster answers at the address.
+        RunError: The engine failed, no client fits on this machine, or no Ray cluster answers at the address.
         KeyboardInterrupt: The user has interrupted the run; it ends after the message that is being processed.
     """
     if federation.ray_address:
         _check_cluster(federation.ray_address)
+    else:
+        _check_resources(federation)
     init_args: dict[str, Any] = {"log_to_driver": False}
     if federation.ray_address:
         init_args["address"] = federation.ray_address
@@ -159,6 +162,18 @@ def _interrupt_sets(interrupted: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, earlier)
+
+
+def _check_resources(federation: FederationConfig) -> None:
+    """Check that one client fits on this machine; Ray would report this only after it has started."""
+    available = {"client_num_cpus": os.cpu_count() or 1, "client_num_gpus": torch.cuda.device_count()}
+    for key, count in available.items():
+        needed = getattr(federation, key)
+        if needed > count:
+            raise RunError(
+                f"federation.{key} = {needed:g}: this machine has {count}, so no client can start. Set at most {count}, "
+                "or federation.ray_address for a cluster with more."
+            )
 
 
 def _check_cluster(address: str) -> None:

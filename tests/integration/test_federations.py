@@ -53,17 +53,23 @@ def test_simulation_engine_gives_the_same_model(local: dict[str, torch.Tensor], 
     assert_same_model(load_adapter(tmp_path), local)
 
 
-@pytest.mark.slow
-def test_simulation_that_cannot_start_fails_with_an_error(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fedsvd.cli", "train", *OVERRIDES, "federation=simulation"]
-    overrides = ["federation.num_clients=2", "federation.client_num_gpus=64", f"hydra.run.dir={tmp_path}"]
-    completed = subprocess.run(
-        [*command, *overrides], capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path, env=RAY
-    )
+@pytest.mark.parametrize("key", ["client_num_cpus", "client_num_gpus"])
+def test_client_that_does_not_fit_on_the_machine_fails_before_ray_starts(key: str) -> None:
+    federation = FederationConfig("simulation", num_clients=2, **{key: 4096.0})  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=rf"federation\.{key} = 4096: this machine has \d+, so no client can start"):
+        run_simulation(ServerApp(), ClientApp(), federation, {"overrides": ""})
 
-    assert completed.returncode == 1
-    assert "error" in completed.stderr
-    assert "simulation engine failed" in completed.stderr
+
+def test_failure_of_the_engine_is_an_error_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        try:
+            raise MemoryError("no space for the object store")
+        except MemoryError as error:
+            raise RuntimeError("An error was encountered. Ending simulation.") from error
+
+    monkeypatch.setattr("flwr.simulation.run_simulation", fail)
+    with pytest.raises(RunError, match="simulation engine failed: no space for the object store"):
+        run_simulation(ServerApp(), ClientApp(), FederationConfig("simulation", num_clients=2), {"overrides": ""})
 
 
 def test_missing_ray_cluster_fails_immediately_with_its_address() -> None:
