@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message, MessageType, Metadata
+from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, encrypt
 from flwr.common.secure_aggregation.secaggplus_utils import share_keys_plaintext_concat, share_keys_plaintext_separate
 from flwr.common.serde import context_from_proto, context_to_proto, message_from_proto, message_to_proto
+from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import Context as ProtoContext
 from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_body
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -32,13 +36,16 @@ __all__ = [
     "current_task_id",
     "decrypt",
     "encrypt",
+    "inflate_or_error",
     "message_from_bytes",
     "message_to_bytes",
     "parse_node_config",
     "set_message_id",
+    "replace_unreadable_messages",
     "set_task_identity",
     "share_keys_plaintext_concat",
     "share_keys_plaintext_separate",
+    "to_objects",
 ]
 
 # Name of the program that a SuperNode starts for each message.
@@ -71,6 +78,49 @@ def context_from_bytes(content: bytes) -> Context:
     context = context_from_proto(ProtoContext.FromString(content))
     assert isinstance(context, Context)  # noqa: S101
     return context
+
+
+def to_objects(message: Message) -> tuple[str, dict[str, bytes]]:
+    """Return a message as Flower sends it: its ID, and the bytes of its parts by their IDs."""
+    return message.object_id, {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
+
+
+def inflate_or_error(object_id: str, contents: dict[str, bytes]) -> Message:
+    """Return the message that was sent, or an error message in its place if its parts cannot be read.
+
+    Args:
+        object_id: ID of the message.
+        contents: The bytes of its parts by their IDs; emptied, as Flower does.
+    """
+    content = contents[object_id]
+    try:
+        message = inflate_object_from_contents(object_id, contents)
+        if isinstance(message, Message):
+            return message
+        reason = f"a {type(message).__name__} instead of a message"
+    except Exception as error:
+        # The bytes come from a client, and Flower's parsers fail on them in many ways.
+        reason = type(error).__name__
+    unreadable = Error(ErrorCode.MOD_FAILED_PRECONDITION, f"the reply cannot be read ({reason})")
+    return make_message(_metadata(content), error=unreadable)
+
+
+def replace_unreadable_messages() -> None:
+    """Let Flower's network grid return `inflate_or_error` of each message.
+
+    By itself it raises what its parsers raise, so that one client could end the run and lose the others' replies.
+    """
+    from flwr.superlink.grid import http_grid
+
+    http_grid.inflate_object_from_contents = inflate_or_error  # type: ignore[assignment,attr-defined]
+
+
+def _metadata(content: bytes) -> Metadata:
+    """Return the metadata in the bytes of a message; empty if they cannot be read."""
+    try:
+        return metadata_from_proto(ProtoMessage.FromString(get_object_body(content, Message)).metadata)
+    except Exception:
+        return Metadata(0, "", 0, 0, "", "", 0.0, 0.0, MessageType.TRAIN)
 
 
 def current_task_id() -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
-from fedsvd.flower_private import ErrorCode
+from fedsvd.flower_private import ErrorCode, replace_unreadable_messages
 from fedsvd.launch.forwarding_grid import ForwardingGrid
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,8 @@ class PollingGrid(ForwardingGrid):
 
     Each message gets exactly one reply, from the node that it was sent to. If the message could not be sent, or its
     reply is missing after the timeout or came from another node, an error reply of the addressed node replaces it.
-    (The sender of Flower's own errors about lost nodes and expired messages is the SuperLink.)
+    (The sender of Flower's own errors about lost nodes and expired messages is the SuperLink.) A reply that cannot be
+    read is an error of its node.
 
     Args:
         grid: The grid to forward to.
@@ -34,6 +35,7 @@ class PollingGrid(ForwardingGrid):
 
     def __init__(self, grid: Grid, on_reply: Callable[[Message], None] = lambda reply: None) -> None:
         super().__init__(grid)
+        replace_unreadable_messages()
         self._on_reply = on_reply
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
