@@ -12,11 +12,7 @@ from fedsvd.wire import train_messages
 
 
 def answer(message: Message, context: Context) -> Message:
-    """Answer a message, in a process that may answer many.
-
-    Raises:
-        DataError: See `report_partition`.
-    """
+    """Answer a message, in a process that may answer many."""
     if message.metadata.message_type == train_messages.PARTITION_QUERY:
         return report_partition(message, context)
     return train(message, context)
@@ -26,15 +22,16 @@ def report_partition(message: Message, context: Context) -> Message:
     """Report this node's partition number, by which the server names and orders its clients.
 
     The server queries each node once per run, before training. A node with its own data checks that the data fits the
-    run.
-
-    Raises:
-        DataError: If the node's data does not fit the run; the details are only in the node's log.
+    run; if it does not, the reply has the reason, too. Without ``share-errors`` in the node configuration, the details
+    are only in the node's log.
     """
-    config = from_run_config(context.run_config)
-    with hide_private_details(context):
-        check_node_data(with_node_data(config, context.node_config))
-    return Message(train_messages.partition_reply(read_partition_id(context)), reply_to=message)
+    config, reason = from_run_config(context.run_config), ""
+    try:
+        with hide_private_details(context):
+            check_node_data(with_node_data(config, context.node_config))
+    except FedSVDError as error:
+        reason = f"{type(error).__name__}: {error}"
+    return Message(train_messages.partition_reply(read_partition_id(context), reason), reply_to=message)
 
 
 def train(message: Message, context: Context) -> Message:

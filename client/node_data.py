@@ -11,6 +11,7 @@ from flwr.app import Context
 
 from fedsvd.config import Config
 from fedsvd.errors import DataError, FedSVDError, NodeDataError
+from fedsvd.trainer.settings import shares_errors
 
 logger = logging.getLogger(__name__)
 
@@ -136,11 +137,12 @@ def check_node_data(config: Config) -> None:
 def hide_private_details(context: Context) -> Iterator[None]:
     """Log errors that may quote the node's own data on the node, and replace them by errors without details.
 
-    The server receives only the replacement.
+    The server receives only the replacement; it has the details if the node's owner allows it (``share-errors``).
 
     Raises:
         DataError: Instead of a `NodeDataError` or an unexpected error, either of which may quote the data.
     """
+    shares = shares_errors(context.node_config)
     try:
         yield
     except NodeDataError as error:
@@ -148,11 +150,13 @@ def hide_private_details(context: Context) -> Iterator[None]:
 
         # The error may quote the data, which may contain control characters of a terminal.
         logger.error("this node's own data cannot be used: %s", visible(error, keep="\n"))
-        raise DataError("this node's own data cannot be used: see the node's log for the reason.") from None
+        reason = str(error) if shares else "see the node's log for the reason."
+        raise DataError(f"this node's own data cannot be used: {reason}") from None
     except FedSVDError:
         raise
     except Exception as error:
         if "data-path" not in context.node_config:
             raise
         logger.exception("unexpected error while using this node's own data")
-        raise DataError(f"{type(error).__name__} on this node: see the node's log for the details.") from None
+        details = str(error) if shares else "see the node's log for the details."
+        raise DataError(f"{type(error).__name__} on this node: {details}") from None

@@ -41,8 +41,10 @@ class NodeLimits:
         share_counts: Whether the server may learn the number of examples. The default is False for a node with its own
             data. Such a node takes part only in runs with ``federation.weighting=uniform`` or with secure aggregation,
             which hides counts.
+        share_errors: Whether the server may learn the words of errors that may quote the node's own data, such as a
+            label that the run does not know. The default is False: the server learns the kind of the error.
         require_privacy: Refuse runs without DP-SGD on this client. Implied by every limit above except ``max_steps``,
-            ``min_survivors`` and ``share_counts``.
+            ``min_survivors``, ``share_counts`` and ``share_errors``.
     """
 
     max_epsilon: float | None = None
@@ -52,6 +54,7 @@ class NodeLimits:
     max_steps: int | None = None
     min_survivors: int | None = None
     share_counts: bool | None = None
+    share_errors: bool | None = None
     require_privacy: bool | None = None
 
     def check(self, config: Config) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from rich.console import Console
 
 from fedsvd.config import Config
 from fedsvd.config.compose import as_dict, from_run_config, to_yaml
@@ -20,12 +19,15 @@ from fedsvd.lora import peft_model
 from fedsvd.methods import build_run_method
 from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.claim_text import privacy_line
+from fedsvd.report.console import output_console
 from fedsvd.report.diagnostics_plot import plot_diagnostics
 from fedsvd.report.loaded_runs import flatten
 from fedsvd.report.plots import counted_unit, plot_accuracy, plot_partitions
 from fedsvd.report.progress import Reporter
+from fedsvd.report.running import RunningReport
 from fedsvd.runs.best_round import BestRound, EarlyStop
 from fedsvd.runs.folder import RunFolder, read_json, run_root, write_json, write_text
+from fedsvd.runs.ownership import owned
 from fedsvd.runs.record import FINISHED, record_run
 from fedsvd.runtime.base_model import save_standardization
 from fedsvd.runtime.data import class_names, partition_counts
@@ -39,6 +41,7 @@ from server.checkpoint import load_latest
 from server.client_level import ClientLevelServer
 from server.early_stopping import StoppedEarly, check_evaluated, early_stop_of
 from server.evaluation import RoundEndCallback
+from server.live_status import LiveStatus
 from server.outcome import check_updates_used
 from server.polling_grid import PollingGrid
 from server.retry_grid import RetryGrid
@@ -48,13 +51,36 @@ from server.strategy import FederatedLoRA
 
 app = ServerApp()
 
+# The earlier process may be evaluating, and notices afterwards that it has ended.
+_HANDOVER_S = 300.0
+
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that is configured by the run's overrides."""
     log_reconnects_once()
     config = from_run_config(context.run_config)
-    folder, facts = RunFolder(run_root(config.run_dir, context.run_id)), describe_run(config)
+    folder = RunFolder(run_root(config.run_dir, context.run_id))
+    with _owned_on_server(config, folder):
+        _run(grid, config, folder)
+
+
+@contextmanager
+def _owned_on_server(config: Config, folder: RunFolder) -> Iterator[None]:
+    """Own the run directory on the machine of the ServerApp; elsewhere, the process that starts the run owns it.
+
+    A run that the SuperLink has lost may be resumed before the ServerApp of the lost run has noticed, and has ended.
+    """
+    if config.federation.name != "remote":
+        yield
+        return
+    folder.root.mkdir(parents=True, exist_ok=True)
+    with owned(folder.root, _HANDOVER_S):
+        yield
+
+
+def _run(grid: Grid, config: Config, folder: RunFolder) -> None:
+    facts = describe_run(config)
     check_evaluated(config, facts)
     if config.resume is None:
         check_new(folder)
@@ -63,11 +89,13 @@ def main(grid: Grid, context: Context) -> None:
         earlier = read_json(folder.record)
         facts["interrupted"] = int(earlier.get("interrupted", 0)) + (earlier.get("state") != FINISHED)
         for warning in check_remaining_budget(config):
-            Console().print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False)
+            output_console().print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False)
     with record_run(folder, facts, resumed=config.resume is not None) as record:
         stopped = serve(grid, config, folder)
         if stopped:
             record["stopped_early"] = asdict(stopped)
+    if config.plots:
+        RunningReport(folder).write()
 
 
 def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
@@ -86,17 +114,19 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
     assumptions = ASSUMPTIONS if config.privacy.noise_share else ()
     federation = config.federation
     unit, is_secure = "client" if client_level else "example", federation.secure_aggregation
-    metric, delta = TASKS[config.task].metrics[0], config.privacy.target_delta
+    metric, delta, remote = TASKS[config.task].metrics[0], config.privacy.target_delta, federation.name == "remote"
     with (
-        Reporter(folder.root, config.train.rounds, delta, unit, assumptions, metric) as reporter,
+        Reporter(folder.root, config.train.rounds, delta, unit, assumptions, metric, shows_sites=remote) as reporter,
         open_tracker(config, folder, reporter.warn) as track,
     ):
         polling: Grid = PollingGrid(grid, reporter.reply_arrived)
         # The second grid is for the stages without training: their replies are not reported as progress.
         secure = SecureGrid(polling, federation.min_survivors, PollingGrid(grid)) if is_secure else None
         weights = peft_model.frozen_weights(load_model(config))
-        strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure, state, weights)
-        callback = RoundEndCallback(config, folder, strategy, reporter, track, checkpoint)
+        live = LiveStatus(config, folder, reporter, checkpoint.history if checkpoint else ())
+        strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure, state, weights, live.board)
+        listeners = (track, live.round_done, *([RunningReport(folder).round_done] if config.plots else ()))
+        callback = RoundEndCallback(config, folder, strategy, reporter, listeners, checkpoint)
         reporter.started(strategy.first_round, federation.clients_per_round or federation.num_clients)
         for note in describe_classifier(config):
             reporter.note(note)

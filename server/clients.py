@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsvd.config import FederationConfig
 from fedsvd.errors import RunError
+from fedsvd.runs.sites import SiteBoard
 from fedsvd.wire import train_messages
 
 logger = logging.getLogger(__name__)
@@ -28,10 +29,12 @@ class Clients:
 
     Args:
         federation: The run's settings.
+        board: Is told what each client is doing.
     """
 
-    def __init__(self, federation: FederationConfig) -> None:
+    def __init__(self, federation: FederationConfig, board: SiteBoard | None = None) -> None:
         self._federation = federation
+        self.board = board or SiteBoard(federation.num_clients)
         self._attempts: Counter[int] = Counter()
         self._answered: set[int] = set()
         self.partitions: dict[int, int] = {}
@@ -67,7 +70,7 @@ class Clients:
         self._attempts.update(new)
         queries = [Message(RecordDict(), node, train_messages.PARTITION_QUERY, group_id="0") for node in new]
         answers = grid.send_and_receive(queries, timeout=self._federation.connect_timeout_s)
-        answered = dict(sorted(_read_partitions(answers).items()))
+        answered = dict(sorted(self._read_partitions(answers).items()))
         self._answered |= answered.keys()
         num_clients, first = self._federation.num_clients, not self.partitions
         for node, partition in answered.items():
@@ -81,6 +84,7 @@ class Clients:
             if known is not None:
                 del self.partitions[known]
             self.partitions[node] = partition
+            self.board.connected(partition)
             if not first:
                 logger.warning("client %d connected on node %d", partition, node)
         if not self.partitions:
@@ -93,17 +97,32 @@ class Clients:
             found = num_clients - len(missing)
             logger.warning("%d of %d clients are connected; missing partitions: %s", found, num_clients, missing)
 
+    def request(self, nodes: Sequence[int], server_round: int) -> tuple[int, ...]:
+        """Return the partitions of nodes that are about to be asked to train in a round."""
+        partitions = tuple(self.partitions[node] for node in nodes)
+        self.board.requested(partitions, server_round)
+        return partitions
 
-def _read_partitions(answers: Iterable[Message]) -> dict[int, int | None]:
-    """Return the partition in each node's answer; None if the answer has no valid partition."""
-    partitions: dict[int, int | None] = {}
-    for answer in answers:
-        node = answer.metadata.src_node_id
-        if answer.has_error():
-            reason = train_messages.one_line(answer.error.reason or "no reason given")
-            logger.warning("the partition query to node %d failed: %s", node, reason)
-            continue
-        record = answer.content.metric_records.get(train_messages.METRICS)
-        partition = None if record is None else record.get("partition-id")
-        partitions[node] = partition if type(partition) is int and partition >= 0 else None
-    return partitions
+    def _read_partitions(self, answers: Iterable[Message]) -> dict[int, int | None]:
+        """Return the partition in each node's answer; None if the answer has no valid partition."""
+        partitions: dict[int, int | None] = {}
+        for answer in answers:
+            node = answer.metadata.src_node_id
+            if answer.has_error():
+                reason = train_messages.one_line(answer.error.reason or "no reason given")
+                logger.warning("the partition query to node %d failed: %s", node, reason)
+                continue
+            partition, declined = _partition(answer), train_messages.declined_reason(answer.content)
+            if declined is None:
+                partitions[node] = partition
+                continue
+            logger.warning("node %d (client %s) cannot take part: %s", node, partition, declined)
+            if partition is not None:
+                self.board.excluded(partition, declined)
+        return partitions
+
+
+def _partition(answer: Message) -> int | None:
+    record = answer.content.metric_records.get(train_messages.METRICS)
+    partition = None if record is None else record.get("partition-id")
+    return partition if type(partition) is int and partition >= 0 else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class RoundEndCallback:
         folder: The run directory.
         strategy: The strategy, whose adapter is evaluated and saved.
         reporter: Receives each row of ``metrics.jsonl``, to show progress.
-        track: Called with each row, to log it to an experiment tracker.
+        listeners: Called with each row, such as to log it to an experiment tracker.
         checkpoint: The checkpoint that the run resumes from, if any.
     """
 
@@ -48,14 +49,14 @@ class RoundEndCallback:
         folder: RunFolder,
         strategy: FederatedLoRA,
         reporter: Reporter,
-        track: LogRow,
+        listeners: Sequence[LogRow],
         checkpoint: Checkpoint | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
         self.strategy = strategy
         self.reporter = reporter
-        self.track = track
+        self.listeners = listeners
         self.history: list[dict[str, Any]] = list(checkpoint.history) if checkpoint else []
         self.start = 1 + last_value(self.history, "start") if checkpoint else 0
         self.interrupted = int(read_json(folder.record).get("interrupted", 0))
@@ -83,7 +84,8 @@ class RoundEndCallback:
         self.history.append(row)
         self._write(this_round, row)
         self.reporter.round_done(row)
-        self.track(row)
+        for listener in self.listeners:
+            listener(row)
         self._check_early_stop()
         if row["loss"] is None:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from fedsvd.secagg import messages
 from fedsvd.training.schedule import learning_rate
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport
+from server.clients import Clients
 from server.reply_bounds import check_report, check_update_norm
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class RoundRecord:
 def valid_replies(
     replies: Iterable[Message],
     record: RoundRecord,
-    partitions: Mapping[int, int],
+    clients: Clients,
     read: Callable[[Message, int], tuple[Reply, ClientReport, int]],
 ) -> Iterator[Reply]:
     """Yield the valid replies as they arrive, and enter all replies in the round's record.
@@ -67,13 +68,13 @@ def valid_replies(
     Args:
         replies: The replies, as they arrive.
         record: Updated with reports, reasons for rejections, and bytes.
-        partitions: Client number by node ID.
+        clients: The run's clients.
         read: Function from a message and its client number to reply, report and bytes; raises `PayloadError`.
     """
     accepted: set[int] = set()
     for message in replies:
         node = message.metadata.src_node_id
-        partition_id = partitions.get(node, UNKNOWN_CLIENT)
+        partition_id = clients.partitions.get(node, UNKNOWN_CLIENT)
         try:
             if partition_id in accepted:
                 raise PayloadError("a second reply to the same request.")
@@ -81,8 +82,10 @@ def valid_replies(
         except PayloadError as error:
             record.diverged += isinstance(error, DivergedUpdateError)
             _refuse(record, partition_id, node, str(error))
+            clients.board.excluded(partition_id, str(error))
             continue
         accepted.add(partition_id)
+        clients.board.replied(partition_id, report.seconds)
         record.reports.append(report)
         record.bytes_up += size
         yield reply

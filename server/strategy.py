@@ -18,6 +18,7 @@ from fedsvd.errors import BudgetExceededError
 from fedsvd.lora.adapter import PARTS, Adapter, Part, truncate_rank
 from fedsvd.methods import Method, State
 from fedsvd.methods.aggregate import Replies, Reply, average, mean_noise_std
+from fedsvd.runs.sites import SiteBoard
 from fedsvd.runtime.model import sent_parts, trained_parts
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
@@ -46,6 +47,7 @@ class FederatedLoRA(Strategy):
         secure: The grid for secure aggregation; None without.
         state: The `state` of an earlier process, to resume from.
         weights: Frozen weight of each site, for methods that initialize factors from it.
+        board: Is told what each client is doing.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class FederatedLoRA(Strategy):
         secure: SecureGrid | None = None,
         state: State | None = None,
         weights: Mapping[str, Tensor] | None = None,
+        board: SiteBoard | None = None,
     ) -> None:
         self.method = method
         self.config = config
@@ -70,7 +73,7 @@ class FederatedLoRA(Strategy):
         self.round = RoundRecord(first_round, 0)
         self._method_state = _with_prefix(state or {}, "method.")
         self._moments = _with_prefix(state or {}, "optimizer.")
-        self._clients = Clients(config.federation)
+        self._clients = Clients(config.federation, board)
         self._num_examples: dict[int, int | None] = {}
         self._started = 0.0
 
@@ -97,8 +100,7 @@ class FederatedLoRA(Strategy):
         this_round = self.first_round + server_round
         self._clients.refresh(grid)
         nodes = self._sample(this_round)
-        sampled = tuple(self._clients.partitions[node] for node in nodes)
-        self.round = RoundRecord(this_round, len(nodes), sampled_clients=sampled)
+        self.round = RoundRecord(this_round, len(nodes), sampled_clients=self._clients.request(nodes, this_round))
         if self.secure:
             self.secure.vector_size = payload.vector_size(self.adapter, self._uplink(this_round))
         self._started = time.perf_counter()
@@ -135,7 +137,7 @@ class FederatedLoRA(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Drop invalid replies, and apply the server step to the others."""
         # Replies are consumed as they arrive. If only a sum is needed, no reply is stored.
-        valid = valid_replies(replies, self.round, self._clients.partitions, self._read)
+        valid = valid_replies(replies, self.round, self._clients, self._read)
         level, uplink = self.client_level, self._uplink(self.first_round + server_round)
         clipped = level.sum_clipped_updates(self.adapter, valid, uplink) if level else []
         good = aggregate_replies(valid, self.adapter, self.method, self.config.aggregation)

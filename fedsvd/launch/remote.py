@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import shlex
 import shutil
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
 
 from fedsvd.config import FederationConfig
+from fedsvd.config.paths import override_key
 from fedsvd.config.quoting import path_override, resume_command
 from fedsvd.config.search_path import config_dirs, is_search_path
 from fedsvd.errors import ConfigError, Interruption, RunError
-from fedsvd.launch.flower_cli import Connection, connect, strip_colors
+from fedsvd.launch.flower_cli import Connection, connect
+from fedsvd.launch.following import Ended, follow
 from fedsvd.report.literal import literal
 from fedsvd.runs.folder import RunFolder, read_json, write_json, write_text
 from fedsvd.runs.record import FAILED
@@ -26,11 +26,8 @@ from fedsvd.runs.record import FAILED
 # Overrides that only this process uses; they are not sent to the server or the nodes.
 _LOCAL_KEYS = ("superlink", "root_certificates", "connection", "server_runs", "fetch")
 _LOCAL_OVERRIDES = tuple(f"federation.{key}=" for key in _LOCAL_KEYS)
-_POLL_INTERVAL_S, _STATUS_TIMEOUT_S = 2.0, 600.0
-# Flower writes its own log to the same stream, each line twice. Hide it, except one copy of warnings and errors.
-_FLOWER_LOG_LINE = re.compile(
-    r"(INFO|DEBUG) *:|\d\d/\d\d/\d{4} \d\d:\d\d:\d\d:[A-Z]+:|Using SuperLink: |Successfully installed "
-)
+# A run that is lost this often without a new round in between has another problem than the connection.
+_MAX_LOSSES = 3
 
 
 @dataclass(frozen=True)
@@ -69,19 +66,13 @@ def run_remote(federation: FederationConfig, overrides: Sequence[str], folder: R
         else:
             run = _submit(connection, federation, overrides, folder, earlier)
             console.print(f"run {run.run_id} submitted to the SuperLink", highlight=False)
-        try:
-            status, details = _follow(connection, run, folder, console)
-        except KeyboardInterrupt as stopped:
-            raise Interruption(
-                f"the run itself continues on the SuperLink as run {run.run_id}; `flwr stop {run.run_id}` stops it.",
-                f"follow it and fetch its run directory with {resume_command(folder.root)}",
-            ) from stopped
-    if status != "finished:completed":
+        run, ended = _follow_to_end(connection, federation, overrides, folder, run, console)
+    if not ended.is_complete:
         # The partial run directory helps to find the cause, but failing to fetch it must not hide the error below.
         _fetch(federation, run, folder, required=False)
         raise RunError(
-            f"run {run.run_id} ended as {status} ({_reason(folder) or details or 'no details'}); its log is in "
-            f"{folder.remote_log}. Resume it from its last checkpoint with {resume_command(folder.root)}"
+            f"run {run.run_id} ended as {ended.status} ({_reason(folder) or ended.details or 'no details'}); its log "
+            f"is in {folder.remote_log}. Resume it from its last checkpoint with {resume_command(folder.root)}"
         )
     _fetch(federation, run, folder, required=True)
     console.print(literal("fetched to", "bold"), literal(f" {folder.root}"), soft_wrap=True)
@@ -110,30 +101,42 @@ def _submit(
     return run
 
 
-def _follow(connection: Connection, run: RemoteRun, folder: RunFolder, console: Console) -> tuple[str, str]:
-    """Print the run's output until it ends, reconnecting as needed; return its status and details."""
-    lines: list[str] = []
-    lost_since: float | None = None
+def _follow_to_end(
+    connection: Connection,
+    federation: FederationConfig,
+    overrides: Sequence[str],
+    folder: RunFolder,
+    run: RemoteRun,
+    console: Console,
+) -> tuple[RemoteRun, Ended]:
+    """Follow a run until it ends; resume it from its last checkpoint each time that the SuperLink has lost it."""
+    losses, rounds = 0, -1
+    log: list[str] = []
     while True:
-        for number, line in enumerate(connection.log(run.run_id)):
-            # After a reconnect, the log starts again from its first line.
-            if number >= len(lines):
-                lines.append(strip_colors(line))
-                lost_since = None
-                if not _FLOWER_LOG_LINE.match(lines[-1]):
-                    console.print(literal(lines[-1]), soft_wrap=True)
         try:
-            status, details = connection.status(run.run_id)
-            lost_since = None
-        except RunError:
-            lost_since = lost_since or time.monotonic()
-            if time.monotonic() - lost_since > _STATUS_TIMEOUT_S:
-                raise
-            status, details = "unknown", ""
-        if status.startswith("finished"):
-            write_text(folder.remote_log, "\n".join(lines) + "\n")
-            return status, details
-        time.sleep(_POLL_INTERVAL_S)
+            ended = follow(connection, run.run_id, folder, console)
+        except KeyboardInterrupt as stopped:
+            raise Interruption(
+                f"the run itself continues on the SuperLink as run {run.run_id}; `flwr stop {run.run_id}` stops it.",
+                f"follow it and fetch its run directory with {resume_command(folder.root)}",
+            ) from stopped
+        log += ended.log
+        write_text(folder.remote_log, "\n".join(log) + "\n")
+        losses = 1 if ended.rounds > rounds else losses + 1
+        if not ended.is_lost or losses > _MAX_LOSSES:
+            return run, ended
+        rounds = max(rounds, ended.rounds)
+        lost = run.run_id
+        resume = [path_override("resume", run.folder)] * (not any(override_key(o) == "resume" for o in overrides))
+        run = _submit(connection, federation, [*overrides, *resume], folder, run)
+        console.print(
+            f"run {lost} was given up by the SuperLink ({ended.details}), as after an outage of more than a minute; it "
+            f"continues as run {run.run_id} from its last checkpoint. A round that was under way is repeated, and is "
+            "charged again to the clients' ledgers",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _fetch(federation: FederationConfig, run: RemoteRun, folder: RunFolder, *, required: bool) -> None:

@@ -1,4 +1,4 @@
-"""Progress of a run: live bars in a terminal, one line per round elsewhere, and the tables at the end."""
+"""Progress of a run: live bars in a terminal or notebook, one line per round elsewhere, and the tables at the end."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedsvd.config.task import ACCURACY, Metric
+from fedsvd.report.console import output_console, shows_bars
 from fedsvd.report.figures import log_failure
 from fedsvd.report.literal import literal
+from fedsvd.report.site_states import site_line
 from fedsvd.report.tables import clients_table, phases_table, rounded_up, rounds_table
+from fedsvd.runs.sites import EXCLUDED, Site
 
 
 class Reporter:
@@ -27,6 +30,7 @@ class Reporter:
         assumptions: Assumptions of the guarantee beyond the mechanism; printed at the end.
         metric: The metric that is shown beside the loss.
         console: Where to print; defaults to standard output.
+        shows_sites: Whether a line is printed for each change of a client's state, as on real nodes.
     """
 
     def __init__(
@@ -38,6 +42,8 @@ class Reporter:
         assumptions: Sequence[str] = (),
         metric: Metric = ACCURACY,
         console: Console | None = None,
+        *,
+        shows_sites: bool = False,
     ) -> None:
         self.folder = folder
         self.num_rounds = num_rounds
@@ -45,7 +51,8 @@ class Reporter:
         self.unit = unit
         self.assumptions = assumptions
         self.metric = metric
-        self.console = console or Console()
+        self.console = console or output_console()
+        self.shows_sites = shows_sites
         self._progress = Progress(
             TextColumn("{task.description:8}"),
             BarColumn(),
@@ -55,7 +62,7 @@ class Reporter:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not shows_bars(self.console),
         )
         self._last_evaluation = ""
         self._rounds = self._progress.add_task("rounds", total=num_rounds, summary="")
@@ -89,12 +96,20 @@ class Reporter:
         summary = "  ".join(part for part in (self._last_evaluation, _format_spent(row)) if part)
         self._progress.update(self._rounds, completed=row["server_round"], summary=summary)
         self._progress.reset(self._clients)
-        if not self.console.is_terminal:
+        if not shows_bars(self.console):
             self.console.print(
                 f"round {row['server_round']}/{self.num_rounds}  {_format_round(row, self.metric)}", soft_wrap=True
             )
-        for client, reason in row["clients_refused"].items():
+        # Where clients' states are shown, this was said when it happened.
+        for client, reason in ({} if self.shows_sites else row["clients_refused"]).items():
             self.console.print(literal(f"  excluded client {client}: {reason}", "yellow"), soft_wrap=True)
+
+    @log_failure
+    def sites_changed(self, clients: Sequence[int], site: Site) -> None:
+        """Handle a change of clients' states."""
+        if self.shows_sites:
+            style = "yellow" if site.state == EXCLUDED else ""
+            self.console.print(literal(site_line(clients, site), style), soft_wrap=True)
 
     def note(self, message: str) -> None:
         """Print a line about the run."""

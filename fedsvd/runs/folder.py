@@ -61,6 +61,16 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def sites(self) -> Path:
+        """What each client is doing, or has done last; see `fedsvd.runs.sites`."""
+        return self.root / "sites.json"
+
+    @property
+    def report(self) -> Path:
+        """The report of the rounds so far, a page for a browser."""
+        return self.root / "report.html"
+
+    @property
     def privacy(self) -> Path:
         """The privacy budget that each client has spent."""
         return self.root / "privacy.json"
@@ -148,6 +158,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file atomically, but not durably: after a power failure, it may be empty."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def fsync_path(path: Path) -> None:

@@ -61,15 +61,19 @@ def use_directory(folder: Path, key: str) -> Path:
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def owned(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
     """Reserve an existing run directory for this process; the reservation ends with the process, even if it is killed.
+
+    Args:
+        folder: The run directory.
+        wait_s: Seconds to wait for another process to end.
 
     Raises:
         InUseError: Another process uses the directory.
         RunError: The directory cannot be written.
     """
     try:
-        lock = FileLock(folder / _LOCK).acquire(timeout=0)
+        lock = FileLock(folder / _LOCK).acquire(timeout=wait_s)
     except Timeout as error:
         raise InUseError(
             f"{folder} is in use: another process is running this run. Wait until it has ended, or stop it."

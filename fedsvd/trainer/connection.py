@@ -22,7 +22,7 @@ from fedsvd.trainer import protocol, sockets
 from fedsvd.trainer.fingerprint import fingerprint
 from fedsvd.trainer.protocol import VERSION, Acceptance, Channel, Kind, Request
 from fedsvd.trainer.records import log_record
-from fedsvd.trainer.settings import TrainerSettings
+from fedsvd.trainer.settings import TrainerSettings, shares_errors
 from fedsvd.trainer.watcher import ProcessIdentity, pid_namespace
 
 logger = logging.getLogger(__name__)
@@ -48,15 +48,15 @@ def answer(message: Message, context: Context, settings: TrainerSettings, bundle
         handler: ``module:function`` of the app that answers a message.
 
     Raises:
-        TrainerError: If there is no trainer, or it ends or exceeds the message's deadline. It quotes nothing that the
-            trainer has written if the node has its own data.
+        TrainerError: If there is no trainer, or it ends or exceeds the message's deadline. If the node has its own data
+            and does not share errors, it quotes nothing that the trainer has written.
         FedSVDError: As the handler raises it.
         RuntimeError: If the handler raises any other exception.
     """
     deadline = message.metadata.created_at + message.metadata.ttl
     path = settings.socket or sockets.node_socket(context.node_id)
     log = None if settings.socket else path.with_suffix(".log")
-    place = _Place(path, log, time.monotonic() + deadline - time.time(), "data-path" not in context.node_config)
+    place = _Place(path, log, time.monotonic() + deadline - time.time(), shares_errors(context.node_config))
     level = logging.getLogger().getEffectiveLevel()
     bound = fingerprint(bundle, context)
     task = flower_private.current_task_id()

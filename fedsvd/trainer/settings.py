@@ -50,3 +50,8 @@ def read_settings(node_config: Mapping[str, object]) -> TrainerSettings:
             "trainer-idle-s=600."
         )
     return TrainerSettings(socket=Path(trainer) if trainer else None, idle_s=float(seconds))
+
+
+def shares_errors(node_config: Mapping[str, object]) -> bool:
+    """Return whether the server may read errors that may quote a node's data; any other node has none of its own."""
+    return "data-path" not in node_config or node_config.get("share-errors") is True

@@ -96,9 +96,11 @@ class ClientReport:
     loss: float | None = None
 
 
-def partition_reply(partition_id: int) -> RecordDict:
-    """Build the content of a client's reply to the partition query."""
-    return RecordDict({METRICS: MetricRecord({"partition-id": partition_id})})
+def partition_reply(partition_id: int, reason: str = "") -> RecordDict:
+    """Build the content of a client's reply to the partition query, with the reason if it cannot take part."""
+    content = declined_reply(reason) if reason else RecordDict()
+    content[METRICS] = MetricRecord({"partition-id": partition_id})
+    return content
 
 
 def train_request(task: TrainTask, factors: ArrayRecord) -> RecordDict:

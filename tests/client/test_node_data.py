@@ -60,6 +60,13 @@ def query_partition(node_config: dict[str, Any], *overrides: str) -> Message:
     return reply
 
 
+def declined(reply: Message) -> str:
+    """Return why a node cannot take part."""
+    reason = train_messages.declined_reason(reply.content)
+    assert reason is not None
+    return reason
+
+
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_all_file_formats_give_the_same_rows(suffix: str, tmp_path: Path) -> None:
     dataset = load_node_file(str(write(tmp_path / f"site.{suffix}")), COLUMNS, ["ill", "well"])
@@ -168,16 +175,17 @@ def test_node_rejects_invalid_data_before_the_run_and_logs_details_locally(
 ) -> None:
     site = write(tmp_path / "site.csv", [{"text": SECRET, "label": "deceased"}, *ROWS])
     with caplog.at_level(logging.INFO):
-        reply = query_partition({"data-path": str(site)})
-    assert reply.has_error()
-    assert "this node's own data cannot be used: see the node's log for the reason" in reply.error.reason
+        reason = declined(query_partition({"data-path": str(site)}))
+    assert "this node's own data cannot be used: see the node's log for the reason" in reason
     for private in (SECRET, "deceased", str(site)):
-        assert private not in reply.error.reason
+        assert private not in reason
     assert "does not know: deceased" in caplog.text
+    # The owner may let the server have the words.
+    assert "does not know: deceased" in declined(query_partition({"data-path": str(site), "share-errors": True}))
 
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        assert not query_partition({"data-path": str(write(site))}).has_error()
+        assert train_messages.declined_reason(query_partition({"data-path": str(write(site))}).content) is None
     assert "own data: label counts: ill = 12, well = 12" in caplog.text
 
 
@@ -188,10 +196,14 @@ def test_unexpected_error_does_not_disclose_the_data(
         raise ValueError(f"cannot tokenize {SECRET}")
 
     monkeypatch.setattr("client.handlers.check_node_data", fail)
-    reply = query_partition({"data-path": str(write(tmp_path / "site.csv"))})
-    assert "ValueError on this node: see the node's log for the details" in reply.error.reason
-    assert SECRET not in reply.error.reason
+    node = {"data-path": str(write(tmp_path / "site.csv"))}
+    reason = declined(query_partition(node))
+    assert "ValueError on this node: see the node's log for the details" in reason
+    assert SECRET not in reason
     assert SECRET in caplog.text
+    assert f"ValueError on this node: cannot tokenize {SECRET}" in declined(
+        query_partition({**node, "share-errors": True})
+    )
 
 
 def test_simulated_clients_cannot_have_their_own_data() -> None:
@@ -212,7 +224,7 @@ def test_control_characters_of_the_data_are_escapes_in_the_nodes_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     site = write(tmp_path / "site.jsonl", [{"text": "a", "label": "ill\x1b[31m"}, *ROWS])
-    assert query_partition({"data-path": str(site)}).has_error()
+    assert "cannot be used" in declined(query_partition({"data-path": str(site)}))
     [message] = [record.getMessage() for record in caplog.records if "own data" in record.getMessage()]
     assert r"ill\x1b[31m" in message
     assert "\x1b" not in message

@@ -12,6 +12,8 @@ from fedsvd.config.compose import compose
 from fedsvd.errors import RunError
 from fedsvd.flower_private import ErrorCode
 from fedsvd.launch.in_process import InProcessGrid
+from fedsvd.report.site_states import site_line
+from fedsvd.runs.sites import SiteBoard, read_sites, sites_document
 from fedsvd.wire import train_messages
 from server.clients import Clients
 from server.polling_grid import PollingGrid
@@ -151,7 +153,7 @@ class PartitionGrid(ScriptedGrid):
         for message in messages:
             self.pushed.append(message)
             partition = self.partitions[message.metadata.dst_node_id]
-            if isinstance(partition, Error):
+            if isinstance(partition, Error | RecordDict):
                 replies.append(Message(partition, reply_to=message))  # type: ignore[arg-type]
                 continue
             content = {} if partition is None else {train_messages.METRICS: MetricRecord({"partition-id": partition})}  # type: ignore[dict-item]
@@ -212,3 +214,26 @@ def test_node_without_a_valid_partition_is_ignored(partition_id: object) -> None
 
     with pytest.raises(RunError, match="start the clients"):
         Clients(federation).refresh(PartitionGrid({12: partition_id}))
+
+
+def test_board_of_clients_shows_who_is_connected_training_and_excluded() -> None:
+    federation = compose(["experiment=smoke", "federation.num_clients=3"]).federation
+    changes: list[str] = []
+    board = SiteBoard(3, lambda clients, site: changes.append(site_line(clients, site)), iter(range(99)).__next__)
+    clients = Clients(federation, board)
+    clients.refresh(PartitionGrid({11: 0, 12: 1, 13: train_messages.partition_reply(2, "DataError: no such file")}))
+    assert clients.request([11, 12], 4) == (0, 1)
+    board.replied(1, 0.5)
+    board.excluded(0, "no reply within 2 s")
+    # Neither a second reply nor a number that no client has changes anything.
+    board.excluded(1, "a second reply")
+    board.excluded(-1, "unknown")
+    assert changes == [
+        "client 2 excluded: DataError: no such file",
+        "client 0 connected",
+        "client 1 connected",
+        "round 4: waiting for clients 0, 1",
+        "round 4: client 1 replied after 1.0 s (0.5 s of training)",
+        "round 4: client 0 excluded after 2.0 s: no reply within 2 s",
+    ]
+    assert read_sites(sites_document(board.sites)) == board.sites

@@ -15,12 +15,15 @@ from rich.console import Console
 from fedsvd.cli import main
 from fedsvd.config import FederationConfig
 from fedsvd.config.compose import compose
+from fedsvd.config.quoting import path_override
 from fedsvd.errors import ConfigError, Interruption, RunError
-from fedsvd.launch import remote
+from fedsvd.launch import following, remote
 from fedsvd.launch.app_bundle import stage_app
 from fedsvd.launch.flower_cli import Connection, connect
 from fedsvd.launch.remote import RemoteRun
-from fedsvd.runs.folder import RunFolder
+from fedsvd.runs import events
+from fedsvd.runs.folder import RunFolder, read_json, read_rows
+from fedsvd.runs.sites import REPLIED, TRAINING, Site, read_sites
 
 ROOT = Path(__file__).resolve().parents[3]
 RUN = RemoteRun(7, "/app/runs/here-7")
@@ -66,38 +69,88 @@ def test_a_fetch_command_without_both_placeholders_is_rejected(fetch: str) -> No
         federation(fetch=fetch)
 
 
-class UnstableConnection:
-    """A connection whose log breaks twice and restarts, as with ``flwr log``, and whose status fails once."""
+class Scripted:
+    """A connection that plays a script: what each call of ``flwr log`` prints, and the status after it.
 
-    def __init__(self) -> None:
-        self.lines = [
-            "INFO : Flower's own",
-            "\x1b[92mINFO \x1b[0m:      its own",
-            "round 1/2",
-            "WARNING: lost",
-            "round 2/2",
-        ]
-        self.lines_per_call = iter((2, 3, 5))
-        self.statuses: Iterator[tuple[str, str] | None] = iter([("running", ""), None, ("finished:completed", "")])
+    A status of None: the SuperLink does not answer.
+    """
+
+    def __init__(self, *script: tuple[list[str], tuple[str, str] | None]) -> None:
+        self.script = iter(script)
+        self.submitted: list[str] = []
 
     def log(self, run_id: int) -> Iterator[str]:
-        assert run_id == RUN.run_id
-        yield from self.lines[: next(self.lines_per_call)]
+        lines, self.next_status = next(self.script)
+        yield from lines
 
     def status(self, run_id: int) -> tuple[str, str]:
-        status = next(self.statuses)
-        if status is None:
+        if self.next_status is None:
             raise RunError("away")
-        return status
+        return self.next_status
+
+    def submit(self, overrides: str, config_dirs: list[Path]) -> int:
+        self.submitted.append(overrides)
+        return 6 + len(self.submitted)
 
 
-def test_each_line_is_printed_once_despite_reconnects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_POLL_INTERVAL_S", 0)
-    screen, folder = io.StringIO(), RunFolder(tmp_path)
-    ended = remote._follow(UnstableConnection(), RUN, folder, Console(file=screen))  # type: ignore[arg-type]
-    assert ended == ("finished:completed", "")
-    assert screen.getvalue().splitlines() == ["round 1/2", "WARNING: lost", "round 2/2"]
-    assert len(folder.remote_log.read_text().splitlines()) == 5
+RUNNING, COMPLETED = ("running", ""), ("finished:completed", "")
+LOST = ("finished:failed", "No heartbeat received from the task")
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch) -> Console:
+    monkeypatch.setattr(following, "_POLL_INTERVAL_S", 0)
+    return Console(file=io.StringIO(), width=1000)
+
+
+def printed(console: Console) -> list[str]:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_each_line_is_printed_once_despite_reconnects(tmp_path: Path, console: Console) -> None:
+    lines = ["INFO : Flower's own", "\x1b[92mINFO \x1b[0m:      its own", "round 1/2", "WARNING: lost", "round 2/2"]
+    connection = Scripted((lines[:2], RUNNING), (lines[:3], None), (lines[:1], None), ([], None), (lines, COMPLETED))
+    ended = following.follow(connection, 7, RunFolder(tmp_path), console)  # type: ignore[arg-type]
+    assert ended.is_complete
+    assert len(ended.log) == 5
+    first, away, back, *rest = printed(console)
+    assert [first, *rest] == ["round 1/2", "WARNING: lost", "round 2/2"]
+    assert away.startswith("the SuperLink does not answer")
+    assert back.startswith("the SuperLink answers again, after")
+
+
+def test_what_a_run_says_of_its_clients_and_rounds_is_in_its_directory_here(tmp_path: Path, console: Console) -> None:
+    training, replied = Site(TRAINING, 5.0, 1), Site(REPLIED, 9.0, 1, 4.0, 3.5)
+    rows = [{"server_round": number, "sites": {"q": {}}} for number in (0, 1, 1)]
+    lines = [events.started_event("seed: 0\n"), events.sites_event({0: training, 1: training})]
+    lines += [*map(events.row_event, rows), events.sites_event({1: replied}), f"{events.MARK}no JSON", "round 1/2"]
+    folder = RunFolder(tmp_path)
+    following.follow(Scripted((lines, COMPLETED)), 7, folder, console)  # type: ignore[arg-type]
+    assert printed(console) == [f"{events.MARK}no JSON", "round 1/2"]
+    assert folder.config.read_text() == "seed: 0\n"
+    assert read_sites(read_json(folder.sites)) == {0: training, 1: replied}
+    # A resumed run repeats rounds.
+    assert read_rows(folder.metrics) == [{"server_round": number, "sites": {}} for number in (0, 1)]
+
+
+def test_a_run_that_the_superlink_has_lost_is_resumed_until_it_makes_no_progress(
+    tmp_path: Path, console: Console
+) -> None:
+    def lost_after(number: int) -> tuple[list[str], tuple[str, str]]:
+        return ["once more", events.row_event({"server_round": number})], LOST
+
+    script = [lost_after(2), lost_after(3), lost_after(3), lost_after(3), (["the end"], COMPLETED)]
+    for last, completes in ((5, True), (4, False)):
+        connection, folder = Scripted(*script[:last], lost_after(3)), RunFolder(tmp_path / str(last))
+        folder.root.mkdir()
+        run, ended = remote._follow_to_end(connection, federation(), ["seed=1"], folder, RUN, console)  # type: ignore[arg-type]
+        assert ended.is_complete is completes
+        resumed = [shlex.join(["seed=1", *(path_override(key, RUN.folder) for key in ("resume", "run_dir"))])]
+        assert connection.submitted == resumed * 4
+        assert run == RemoteRun(10, RUN.folder)
+        assert folder.remote_log.read_text().splitlines()[:2] == ["once more"] * 2
+    assert sum("charged again" in line for line in printed(console)) == 8
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""What each client of a run is doing: ``sites.json`` of the run directory, for people who follow the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# States of a client, in the order in which a round passes through them.
+MISSING, CONNECTED, TRAINING, REPLIED, EXCLUDED = "not connected", "connected", "training", "replied", "excluded"
+
+
+@dataclass(frozen=True)
+class Site:
+    """What one client is doing, or has done last.
+
+    Attributes:
+        state: One of the states of this module.
+        since: Unix time of the change to this state.
+        server_round: The round of the request that it works on, or has answered; 0 before the first.
+        seconds: Seconds from the request to the reply; None before it.
+        train_seconds: Those of them that the client reports for its round; None if it reports none.
+        reason: Why it is excluded, in the client's or the server's words.
+    """
+
+    state: str
+    since: float
+    server_round: int = 0
+    seconds: float | None = None
+    train_seconds: float | None = None
+    reason: str = ""
+
+
+class SiteBoard:
+    """The clients' states, on the server.
+
+    Args:
+        num_clients: Number of clients of the run; all start as not connected.
+        listen: Called after each change with the clients that have changed, and their new state.
+        clock: Returns the Unix time.
+    """
+
+    def __init__(
+        self,
+        num_clients: int,
+        listen: Callable[[Sequence[int], Site], None] = lambda clients, site: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._listen = listen
+        self._clock = clock
+        self.sites = {client: Site(MISSING, clock()) for client in range(num_clients)}
+
+    def connected(self, client: int) -> None:
+        """Record that a client is connected and ready."""
+        self._set([client], Site(CONNECTED, self._clock()))
+
+    def requested(self, clients: Sequence[int], server_round: int) -> None:
+        """Record that clients were asked to train in a round."""
+        self._set(clients, Site(TRAINING, self._clock(), server_round))
+
+    def replied(self, client: int, train_seconds: float) -> None:
+        """Record a valid reply."""
+        self._ended(client, REPLIED, train_seconds)
+
+    def excluded(self, client: int, reason: str) -> None:
+        """Record that a client cannot take part, has declined or failed, or that its reply is invalid or missing."""
+        self._ended(client, EXCLUDED, None, reason)
+
+    def _ended(self, client: int, state: str, train_seconds: float | None, reason: str = "") -> None:
+        # Nodes may name any number, and a second reply changes nothing.
+        before = self.sites.get(client)
+        if before is None or before.state in (REPLIED, EXCLUDED):
+            return
+        now = self._clock()
+        seconds = now - before.since if before.state == TRAINING else None
+        self._set([client], Site(state, now, before.server_round, seconds, train_seconds, reason))
+
+    def _set(self, clients: Sequence[int], site: Site) -> None:
+        self.sites |= dict.fromkeys(clients, site)
+        self._listen(clients, site)
+
+
+def sites_document(sites: Mapping[int, Site]) -> dict[str, Any]:
+    """Return the content of ``sites.json``."""
+    return {"sites": {str(client): asdict(site) for client, site in sorted(sites.items())}}
+
+
+def read_sites(document: Mapping[str, Any]) -> dict[int, Site]:
+    """Read the content of ``sites.json``; empty for a run that has written none."""
+    return {int(client): Site(**values) for client, values in document.get("sites", {}).items()}

@@ -1,0 +1,76 @@
+"""What people who follow a run see of it while it is in progress: the clients' states, and each round as it ends."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from fedsvd.config import Config
+from fedsvd.config.compose import to_yaml
+from fedsvd.report.progress import Reporter
+from fedsvd.runs import events
+from fedsvd.runs.folder import RunFolder
+from fedsvd.runs.sites import Site, SiteBoard
+
+# Of many clients, not every change is written.
+_MANY_CLIENTS, _PAUSE_S = 100, 1.0
+
+
+class LiveStatus:
+    """Write ``sites.json``; on real nodes, also print changes and rounds, for people and as `fedsvd.runs.events`.
+
+    With client-level privacy nothing is said of single clients: its guarantee assumes that nobody learns which clients
+    a round has sampled.
+
+    Attributes:
+        board: To be told what each client is doing.
+
+    Args:
+        config: The run's configuration.
+        folder: The run directory.
+        reporter: Prints changes on real nodes.
+        history: Rows of the rounds before, if the run is resumed.
+    """
+
+    def __init__(
+        self, config: Config, folder: RunFolder, reporter: Reporter, history: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        self._folder = folder
+        self._reporter = reporter
+        self._is_remote = config.federation.name == "remote"
+        self._hides_sites = config.privacy.name == "client_level"
+        self._written = 0.0
+        self.board = SiteBoard(config.federation.num_clients, self._changed)
+        if self._is_remote:
+            _print(events.started_event(to_yaml(config)), *map(events.row_event, history))
+
+    def _changed(self, clients: Sequence[int], site: Site) -> None:
+        if self._hides_sites:
+            return
+        sites = self.board.sites
+        if len(sites) <= _MANY_CLIENTS or time.monotonic() > self._written + _PAUSE_S:
+            self._write()
+        if self._is_remote:
+            self._reporter.sites_changed(clients, site)
+            _print(events.sites_event({client: sites[client] for client in clients}))
+
+    def round_done(self, row: Mapping[str, Any]) -> None:
+        """Handle the end of a round that has been evaluated and written."""
+        if not self._hides_sites:
+            self._write()
+        if self._is_remote:
+            _print(events.row_event(row))
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        # The run does not depend on this file; a full disk is reported when the round is written.
+        with suppress(OSError):
+            events.write_sites(self._folder, self.board.sites)
+
+
+def _print(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
