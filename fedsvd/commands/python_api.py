@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, as `train` and `load_run` return it.
+    """A finished run, as `train` and `load_run` return it; a notebook shows its report.
 
     Attributes:
         folder: The run directory.
@@ -45,11 +45,15 @@ class Run:
         ['classifier', 'lora_A', 'lora_B']
         >>> list(run.predict(["a fine film"])[0])
         ['text', 'label', 'probability', 'probabilities']
+        >>> run.privacy_statement().splitlines()[0]
+        '## Privacy statement'
+        >>> sorted(path.name for path in run.export("exported").iterdir() if path.suffix == ".safetensors")
+        ['adapter_model.safetensors']
     """
 
     folder: Path
-    metrics: Sequence[Mapping[str, Any]]
-    privacy: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]] = field(repr=False)
+    privacy: Mapping[str, Any] = field(repr=False)
 
     @cached_property
     def adapter(self) -> dict[str, Tensor]:
@@ -81,6 +85,50 @@ class Run:
 
         return list(predict(self._model, texts, pairs))
 
+    def privacy_statement(self) -> str:
+        """Return the privacy statement of the report in Markdown: guarantee, assumptions, and what left each client.
+
+        Raises:
+            ConfigError: The configuration in the run directory cannot be read.
+            RunError: The run directory is damaged.
+        """
+        from fedsvd.report.privacy_statement import statement_markdown
+
+        return statement_markdown(self.folder)
+
+    def export(self, to: str | Path, *, merge: bool = False) -> Path:
+        """Write the model with its tokenizer and model card for use without fedsvd, as ``fedsvd export`` does.
+
+        Args:
+            to: The directory to write; it must be empty or not exist.
+            merge: Write the full model, with the adapter merged into its weights, instead of the adapter.
+
+        Returns:
+            The directory.
+
+        Raises:
+            ConfigError: The directory is not empty.
+            ModelError: The base model cannot be loaded.
+            RunError: The run directory is damaged.
+        """
+        from fedsvd.trained.export import export_model
+        from fedsvd.trained.run import read_run
+
+        with storage_errors(Path(to)):
+            export_model(read_run(self.folder), Path(to), merge=merge)
+        return Path(to)
+
+    def _repr_html_(self) -> str:
+        """Render the report in a notebook; the parts that follow the accuracy are folded."""
+        from fedsvd.report.document import to_notebook_html
+        from fedsvd.report.loaded_runs import read_run
+        from fedsvd.report.run_sections import run_sections
+
+        sections = run_sections(read_run(self.folder, self.folder))
+        # What was found comes before what was set.
+        sections.append(sections.pop(1))
+        return to_notebook_html(sections, num_open=2)
+
     @cached_property
     def _model(self) -> TrainedModel:
         from fedsvd.trained.run import load_trained_model, read_run
@@ -95,7 +143,8 @@ def train(*overrides: str, run_dir: str | Path | None = None, progress: bool = F
         overrides: What follows ``fedsvd train`` on the command line, one argument each, such as ``"method=ffa_lora"``
             or ``"resume=runs/first"``. Sweeps (``-m``) are for the command line only.
         run_dir: The run directory; by default it is named after the time, below ``runs/`` in the working directory.
-        progress: Print what the command prints. By default it goes to ``output.log`` in the run directory.
+        progress: Show what the command prints, in a notebook with live bars if ipywidgets is installed (the extra
+            ``notebook``). By default it goes to ``output.log`` in the run directory.
 
     Returns:
         The finished run.

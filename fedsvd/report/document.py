@@ -89,13 +89,12 @@ def figure_block(figure: Figure, caption: str, alt_text: str) -> FigureBlock:
 
 def to_html(title: str, sections: Sequence[Section]) -> str:
     """Render one self-contained page that loads no other file and nothing from the network."""
-    template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
-    # Names and failure reasons come from clients and command lines, so everything is escaped.
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=one_line
-    )
-    page = environment.from_string(template)
-    return page.render(title=title, sections=sections, kind_of=lambda block: type(block).__name__)
+    return _render("page.html.j2", title=title, sections=sections)
+
+
+def to_notebook_html(sections: Sequence[Section], num_open: int) -> str:
+    """Render sections for the output of a notebook's cell; all but the first ``num_open`` are folded."""
+    return _render("notebook.html.j2", sections=sections, num_open=num_open)
 
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
@@ -131,3 +130,16 @@ def write_report(title: str, sections: Sequence[Section], folder: Path) -> tuple
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(map(markdown_text, cells)) + " |"
+
+
+def _render(template: str, **values: object) -> str:
+    # Names and failure reasons come from clients and command lines, so everything is escaped.
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=one_line,
+    )
+    return environment.get_template(template).render(**values, kind_of=lambda block: type(block).__name__)
