@@ -32,6 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ".", cwd=ROOT)
     [found] = folder.glob("*.whl")
+    call(sys.executable, "-m", "twine", "check", "--strict", found, cwd=ROOT)
     return found
 
 
