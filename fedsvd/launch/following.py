@@ -19,7 +19,7 @@ from fedsvd.runs.events import apply_event, read_event
 from fedsvd.runs.folder import RunFolder, read_json
 from fedsvd.runs.sites import read_sites
 
-_POLL_INTERVAL_S, _STATUS_TIMEOUT_S = 2.0, 1800.0
+_POLL_INTERVAL_S, _AWAY_INTERVAL_S, _STATUS_TIMEOUT_S = 2.0, 5.0, 1800.0
 # Flower writes its own log to the same stream, each line twice. Hide it, except one copy of warnings and errors.
 _FLOWER_LOG_LINE = re.compile(
     r"(INFO|DEBUG) *:|\d\d/\d\d/\d{4} \d\d:\d\d:\d\d:[A-Z]+:|Using SuperLink: |Successfully installed "
@@ -68,12 +68,12 @@ def follow(connection: Connection, run_id: int, folder: RunFolder, console: Cons
     is_terminal = console.is_terminal
     with Live(get_renderable=output.status, console=console, transient=True) if is_terminal else nullcontext():
         while True:
-            for line in connection.log(run_id):
+            output.restart()
+            # Each call of Flower's command costs a second of CPU time: an absent SuperLink is asked for the status only.
+            for line in () if away.lasts else connection.log(run_id):
                 # Before it connects, Flower's command prints a line of its own.
                 if output.is_new():
-                    away.over()
                     output.add(strip_colors(line))
-            output.restart()
             try:
                 status, details = connection.status(run_id)
                 away.over()
@@ -82,7 +82,7 @@ def follow(connection: Connection, run_id: int, folder: RunFolder, console: Cons
                 status, details = "unknown", ""
             if status.startswith("finished"):
                 return Ended(status, details, output.rounds, output.log)
-            time.sleep(_POLL_INTERVAL_S)
+            time.sleep(_AWAY_INTERVAL_S if away.lasts else _POLL_INTERVAL_S)
 
 
 class _Output:
@@ -128,6 +128,11 @@ class _Away:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._since: float | None = None
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it has begun, and is not over."""
+        return self._since is not None
 
     def began(self, error: RunError) -> None:
         """Handle a failure to reach the SuperLink; raise it if there has been none but failures for too long."""

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -70,23 +71,24 @@ def test_a_fetch_command_without_both_placeholders_is_rejected(fetch: str) -> No
 
 
 class Scripted:
-    """A connection that plays a script: what each call of ``flwr log`` prints, and the status after it.
+    """A connection that plays a script: what each call of ``flwr log`` prints, and the statuses after it.
 
     A status of None: the SuperLink does not answer.
     """
 
-    def __init__(self, *script: tuple[list[str], tuple[str, str] | None]) -> None:
+    def __init__(self, *script: Any) -> None:
         self.script = iter(script)
         self.submitted: list[str] = []
 
     def log(self, run_id: int) -> Iterator[str]:
-        lines, self.next_status = next(self.script)
+        lines, *self.statuses = next(self.script)
         yield from lines
 
     def status(self, run_id: int) -> tuple[str, str]:
-        if self.next_status is None:
+        status = self.statuses.pop(0)
+        if status is None:
             raise RunError("away")
-        return self.next_status
+        return status
 
     def submit(self, overrides: str, config_dirs: list[Path]) -> int:
         self.submitted.append(overrides)
@@ -100,6 +102,7 @@ LOST = ("finished:failed", "No heartbeat received from the task")
 @pytest.fixture
 def console(monkeypatch: pytest.MonkeyPatch) -> Console:
     monkeypatch.setattr(following, "_POLL_INTERVAL_S", 0)
+    monkeypatch.setattr(following, "_AWAY_INTERVAL_S", 0)
     return Console(file=io.StringIO(), width=1000)
 
 
@@ -110,7 +113,7 @@ def printed(console: Console) -> list[str]:
 
 def test_each_line_is_printed_once_despite_reconnects(tmp_path: Path, console: Console) -> None:
     lines = ["INFO : Flower's own", "\x1b[92mINFO \x1b[0m:      its own", "round 1/2", "WARNING: lost", "round 2/2"]
-    connection = Scripted((lines[:2], RUNNING), (lines[:3], None), (lines[:1], None), ([], None), (lines, COMPLETED))
+    connection = Scripted((lines[:2], RUNNING), (lines[:3], None, None, RUNNING), (lines, COMPLETED))
     ended = following.follow(connection, 7, RunFolder(tmp_path), console)  # type: ignore[arg-type]
     assert ended.is_complete
     assert len(ended.log) == 5
