@@ -69,7 +69,7 @@ def follow(connection: Connection, run_id: int, folder: RunFolder, console: Cons
     with Live(get_renderable=output.status, console=console, transient=True) if is_terminal else nullcontext():
         while True:
             output.restart()
-            # Each call of Flower's command costs a second of CPU time: an absent SuperLink is asked for the status only.
+            # Flower's command costs a second of CPU time; an absent SuperLink is only asked for the status.
             for line in () if away.lasts else connection.log(run_id):
                 # Before it connects, Flower's command prints a line of its own.
                 if output.is_new():
