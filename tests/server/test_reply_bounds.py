@@ -8,6 +8,8 @@ import torch
 from fedsvd.config.compose import compose
 from fedsvd.errors import PayloadError
 from fedsvd.lora.adapter import Adapter
+from fedsvd.privacy.accounting import calibrate
+from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR
 from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
 from fedsvd.privacy.randomness import TorchRandomness
 from fedsvd.training.loop import make_optimizer
@@ -80,3 +82,51 @@ def test_max_noise_multiplier() -> None:
     largest = max_noise_multiplier(config)
     assert 0.5 < largest < 100
     assert max_noise_multiplier(compose([*OVERRIDES])) == pytest.approx(SIGMA, rel=1e-5)
+    # Of the clients' accountants, RDP gives the largest noise multiplier, and so does the largest sample rate.
+    target = config.privacy.target_epsilon, config.privacy.target_delta
+    steps = config.train.num_rounds * config.train.local_steps
+    assert max_noise_multiplier(compose(["experiment=smoke", "privacy.accountant=prv"])) == largest
+    assert largest == calibrate(*target, 1.0, steps, "rdp")
+    assert calibrate(*target, 0.3, steps, "rdp") == max_noise_multiplier(
+        compose(["experiment=smoke", "train.sample_rate=0.3"])
+    )
+
+
+ROOT_OF_SIZE, START = 5.0, 7.0
+
+
+def bound_by_hand(examples: float, batch: float, rate: float = 0.3) -> float:
+    """η C (N + σ √T (√size + 8)) / L / (1 − μ), then the weight decay of T steps, with the margins for rounding."""
+    noise = SIGMA * GRADIENT_NOISE_FACTOR * math.sqrt(STEPS) * (ROOT_OF_SIZE + 8)
+    update = rate * CLIP * (examples + noise) / batch / (1 - 0.5)
+    decay = rate * 0.25 * STEPS / (1 - 0.5)
+    return (update + decay * (START + update)) * 1.001 + 1e-6 * START * STEPS
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes", "expected"),
+    [
+        # 3 batches of 100 examples, by Bernstein's bound at most 300 + 8 √300 + 64.
+        ([], {}, bound_by_hand(300 + 8 * math.sqrt(300) + 64, 100)),
+        # Without a count, batches of one example on average, although 100 are expected.
+        ([], {"num_examples": None}, bound_by_hand(300 + 8 * math.sqrt(300) + 64, 1)),
+        ([], {"sample_rate": None}, bound_by_hand(300 + 8 * math.sqrt(300) + 64, 1)),
+        ([], {"noise_multiplier": None}, bound_by_hand(300 + 8 * math.sqrt(300) + 64, 100)),
+        # Without a count, one example, which is in each of the 3 batches.
+        (["train.sample_rate=0.2"], {"num_examples": None}, bound_by_hand(3, 0.2)),
+    ],
+)
+def test_bound_by_hand(overrides: list[str], changes: dict[str, float], expected: float) -> None:
+    base = [item for item in OVERRIDES if not overrides or not item.startswith("train.batch_size")]
+    config = compose([*base, "train.momentum=0.5", "train.weight_decay=0.25", *overrides])
+    size = int(ROOT_OF_SIZE**2)
+    assert max_update_norm(report(**changes), config, 1, size, START) == pytest.approx(expected, rel=1e-5)
+
+
+def test_bound_has_the_largest_learning_rate_of_the_trained_parts() -> None:
+    config = compose([*OVERRIDES, "train.head=private", "train.head_learning_rate=0.6"])
+
+    def bound(*parts: str) -> float:
+        return max_update_norm(report(), config, 1, 25, 0.0, frozenset(parts))  # type: ignore[arg-type]
+
+    assert bound("B", "head") == bound("head") == pytest.approx(2 * bound("B"))

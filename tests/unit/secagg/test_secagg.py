@@ -4,12 +4,13 @@ import contextlib
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from fedsvd.errors import PayloadError
-from fedsvd.secagg import keys, vectors
+from fedsvd.secagg import keys, messages, vectors
 
 
 @given(
@@ -38,6 +39,18 @@ def test_largest_values_of_all_clients_do_not_overflow() -> None:
     encoded = [vectors.encode(np.array([-largest, largest]), 1, 8) for _ in range(8)]
     mean, _ = vectors.decode(vectors.add(np.zeros(3, dtype=np.uint64), encoded))
     np.testing.assert_allclose(mean, [-largest, largest], rtol=1e-12)
+
+
+def test_limit_of_a_value_is_shared_by_the_clients() -> None:
+    limit = 2.0 ** (62 - vectors.FRACTION_BITS) / 8
+    with pytest.raises(PayloadError, match="8 clients supports finite values up to"):
+        vectors.encode(np.array([limit * 1.01]), 1, 8)
+
+
+def test_largest_total_weight_is_valid_and_a_larger_one_is_not() -> None:
+    assert vectors.decode(np.array([0, 2**62], dtype=np.uint64))[1] == 2.0 ** (62 - vectors.FRACTION_BITS)
+    with pytest.raises(PayloadError, match="did not cancel"):
+        vectors.decode(np.array([0, 2**62 + 2**61], dtype=np.uint64))
 
 
 def test_masks_that_did_not_cancel_are_detected() -> None:
@@ -91,3 +104,28 @@ def test_swapped_or_changed_shares_are_rejected() -> None:
 
 def test_threshold_is_at_least_the_minimum_of_survivors() -> None:
     assert keys.reconstruction_threshold(10, 8) == 8
+
+
+def test_messages_of_other_rounds_or_with_invalid_fields_are_detected() -> None:
+    request = messages.request("unmask", "session", nodes=[1, 2], shares=[b"a"])
+    assert messages.is_request(request)
+    assert not messages.is_request(RecordDict())
+    with pytest.raises(PayloadError, match="lists of the same length"):
+        messages.read_node_map(request, "nodes", "shares")
+
+
+def test_masked_vector_of_another_type_or_size_is_detected() -> None:
+    content = messages.masked_reply(np.arange(3, dtype=np.uint64), RecordDict())
+    assert messages.masked_vector(content, 3).tolist() == [0, 1, 2]
+    assert messages.masked_bytes(content) == len(content.array_records[messages.MASKED]["vector"].data) > 24
+    assert messages.masked_bytes(RecordDict()) == 0
+    damaged = Array("uint64", (3,), "numpy.ndarray", b"nothing")
+    for record, message in (
+        (ArrayRecord({"vector": Array(np.zeros(3))}), "no masked vector of 3 uint64"),
+        (ArrayRecord({"vector": Array(np.zeros(4, dtype=np.uint64))}), "no masked vector of 3 uint64"),
+        (ArrayRecord(), "no masked vector"),
+        (None, "no masked vector"),
+        (ArrayRecord({"vector": damaged}), "part vector cannot be decoded"),
+    ):
+        with pytest.raises(PayloadError, match=message):
+            messages.masked_vector(RecordDict({messages.MASKED: record} if record is not None else {}), 3)
