@@ -1,0 +1,71 @@
+"""Single functions of the checks of replies, with numbers by hand."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message, RecordDict
+
+from fedsvd.config.compose import compose
+from fedsvd.errors import DivergedError
+from fedsvd.flower_private import set_task_identity
+from fedsvd.lora.adapter import Adapter
+from fedsvd.methods.aggregate import Reply
+from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR
+from fedsvd.secagg import messages
+from fedsvd.wire import train_messages
+from fedsvd.wire.train_messages import ClientReport
+from server.replies import RoundRecord, check_divergence, read_masked_reply, report_noise_std
+from server.robust_mean import median
+
+SIGMA, CLIP, RATE, STEPS = 0.5, 2.0, 0.25, 4
+OVERRIDES = [
+    "experiment=smoke", "privacy.accountant=rdp", f"privacy.max_grad_norm={CLIP}", f"train.local_steps={STEPS}",
+    f"train.learning_rate={RATE}",
+]  # fmt: skip
+
+
+def report(**changes: float | None) -> ClientReport:
+    values = {"num_examples": 400, "noise_multiplier": SIGMA, "sample_rate": 0.125, **changes}
+    return ClientReport(3, seconds=0.1, **values)  # type: ignore[arg-type]
+
+
+def noise_std(changes: dict[str, float | None], overrides: Sequence[str] = ()) -> float:
+    return report_noise_std(report(**changes), compose([*OVERRIDES, *overrides]), 1)
+
+
+def test_noise_of_a_reply_by_hand() -> None:
+    # η σ C √T / (q n) = 0.25 · 0.5 · 2 · 2 / 50.
+    assert noise_std({}) == pytest.approx(0.01, rel=1e-12)
+    assert noise_std({"clipped_share": 0.5}) == pytest.approx(0.01 * GRADIENT_NOISE_FACTOR, rel=1e-12)
+    for missing in ("noise_multiplier", "sample_rate", "num_examples"):
+        assert noise_std({missing: None}) == 0
+    for overrides in (["privacy=none"], ["train.momentum=0.5"], ["train=adamw"]):
+        assert noise_std({}, overrides) == 0
+
+
+def test_masked_reply_has_the_client_and_the_size_of_the_vector() -> None:
+    set_task_identity(1, 7, 1)
+    content = train_messages.train_reply(report(), ArrayRecord())
+    masked = messages.masked_reply(np.arange(5, dtype=np.uint64), content)
+    request = Message(RecordDict(), 2, "train")
+    assert read_masked_reply(Message(masked, reply_to=request), 3) == (Reply(3, 1, {}), report(), 5 * 8 + 128)
+
+
+@pytest.mark.parametrize(("sampled", "diverged"), [(1, 1), (3, 3)])
+def test_round_without_any_usable_update_ends_the_run(sampled: int, diverged: int) -> None:
+    config = compose(OVERRIDES)
+    check_divergence(RoundRecord(1, sampled, diverged=diverged - 1), config)
+    check_divergence(RoundRecord(1, 0), config)
+    with pytest.raises(DivergedError, match=f"all {sampled} updates of round 1 .* train.learning_rate"):
+        check_divergence(RoundRecord(1, sampled, diverged=diverged), config)
+
+
+def test_median_of_one_reply_is_that_reply() -> None:
+    adapter = Adapter(A={"s": torch.eye(1, 3)}, B={"s": torch.zeros(2, 1)}, head={}, scale={"s": 1.0})
+    values = torch.tensor([[math.pi], [-1.0]])
+    result = median(adapter, [Reply(5, 7, {"B": {"s": values}})])
+    assert result.num_examples == 7
+    assert torch.equal(result.parts["B"]["s"].float(), values)
