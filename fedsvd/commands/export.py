@@ -29,8 +29,8 @@ def run(arguments: Sequence[str]) -> None:
     from fedsvd.report.privacy_statement import guarantee_line
     from fedsvd.runs.storage import storage_errors
     from fedsvd.trained.export import export_model
-    from fedsvd.trained.model_card import base_note
     from fedsvd.trained.run import read_run
+    from fedsvd.trained.usage import base_note
 
     finished = read_run(Path(options.folder), best=options.best)
     with storage_errors(Path(options.to)):

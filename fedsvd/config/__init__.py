@@ -14,10 +14,11 @@ from pydantic.dataclasses import dataclass
 
 from fedsvd.config.aggregation import AggregationConfig, check_aggregation
 from fedsvd.config.class_weights import check_class_weights
+from fedsvd.config.data import DataConfig
 from fedsvd.config.federation import FederationConfig
 from fedsvd.config.group import ConfigGroup
 from fedsvd.config.head import check_head
-from fedsvd.config.model import DataConfig, ModelConfig
+from fedsvd.config.model import ModelConfig
 from fedsvd.config.partition import PartitionConfig
 from fedsvd.config.privacy import PrivacyConfig
 from fedsvd.config.secure_aggregation import check_secure

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from fedsvd.config import Config
-from fedsvd.config.model import DataConfig
+from fedsvd.config.data import DataConfig
 from fedsvd.errors import ConfigError
 
 _COLUMNS = ("text_column", "text_pair_column", "label_column", "response_column", "messages_column", "label_separator",

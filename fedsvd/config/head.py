@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedsvd.config.model import DataConfig, ModelConfig
+from fedsvd.config.data import DataConfig
+from fedsvd.config.model import ModelConfig
 from fedsvd.config.privacy import PrivacyConfig
 from fedsvd.config.train import TrainConfig
 from fedsvd.errors import ConfigError

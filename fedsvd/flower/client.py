@@ -8,7 +8,7 @@ from torch import nn
 
 from fedsvd.errors import ModelError
 from fedsvd.flower.arrays import SentArrays
-from fedsvd.lora.peft_model import frozen_weights, merge_base
+from fedsvd.lora.frozen_weights import merge_base, quantized_sites
 from fedsvd.lora.site import PEFT_NAME, PEFT_PREFIX
 
 
@@ -93,9 +93,8 @@ def load_arrays(model: peft.PeftModel, arrays: ArrayRecord) -> None:
 
 
 def _check_not_quantized(model: nn.Module) -> None:
-    for name, weight in frozen_weights(model).items():
-        if not weight.is_floating_point():
-            raise ModelError(
-                f"{name} has a quantized weight ({weight.dtype}), to which FedEx-LoRA cannot add its residual: load "
-                "the model without quantization, or use FedSVD, FFALoRA, FlexLoRA or RoLoRA."
-            )
+    for name in quantized_sites(model):
+        raise ModelError(
+            f"{name} has a quantized weight, to which FedEx-LoRA cannot add its residual: load the model without "
+            "quantization, or use FedSVD, FFALoRA, FlexLoRA or RoLoRA."
+        )

@@ -18,6 +18,7 @@ B_INITIALIZATIONS = ("kaiming", "orthonormal", "weight_svd", "zeros")
 # Initializations that are identical on every machine for a given seed. Factors computed from weights can differ between
 # machines in the last digits, or in the order of near-equal singular values, so the server sends them.
 SEEDED_INITIALIZATIONS = ("kaiming", "orthonormal", "zeros")
+_WEIGHT_INITIALIZATIONS = frozenset({"weight_svd", "dct"})
 
 
 def initialize_factors(
@@ -50,7 +51,7 @@ def initialize_factors(
     A, B = {}, {}
     for index, name in enumerate(shapes.A):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        weight = (weights or {}).get(name)
+        weight = weights.get(name) if weights and _WEIGHT_INITIALIZATIONS & {init_a, init_b} else None
         if init_a == "public_pca" and public_rows is not None:
             A[name] = public_rows[name].to(shapes.A[name])
         else:

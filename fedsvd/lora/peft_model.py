@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import peft
 import torch
-from peft.tuners.lora import Linear
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -18,16 +16,15 @@ from transformers import PreTrainedModel
 
 from fedsvd.errors import ModelError
 from fedsvd.lora.adapter import Adapter, Part, as_plain_lora
+from fedsvd.lora.frozen_weights import frozen_weights as frozen_weights
+from fedsvd.lora.frozen_weights import merge_base
 from fedsvd.lora.pretrained import quiet_peft
-from fedsvd.lora.site import PEFT_NAME, PEFT_PREFIX, CoreAndB, LoraSite, base_weight, describe_site
+from fedsvd.lora.site import PEFT_NAME, PEFT_PREFIX, CoreAndB, LoraSite, adapted_layers, describe_site
 from fedsvd.lora.target_modules import check_linear, head_layers, layer_numbers, linear_names, target_names
 from fedsvd.lora.tied import untie_output_layer
 
 _TASKS = {"causal_lm": peft.TaskType.CAUSAL_LM, "token_classification": peft.TaskType.TOKEN_CLS}
 _MODEL_PARTS: tuple[Part, ...] = ("A", "B", "core", "head")
-
-# The original weights of layers into which a base has been merged.
-_ORIGINAL_WEIGHTS: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
 
 
 def attach(
@@ -84,7 +81,7 @@ def attach(
         ) from error
     _cast_head_to_float32(adapted)
     if core:
-        for _, layer in _lora_layers(adapted):
+        for _, layer in adapted_layers(adapted):
             layer.lora_B[PEFT_NAME] = CoreAndB(layer.get_parameter(f"lora_B.{PEFT_NAME}.weight"))
     sites = _named_parts(adapted)
     for name, A in sites["A"].items():
@@ -100,7 +97,7 @@ def attach(
 def read(model: peft.PeftModel) -> Adapter:
     """Return copies of a model's factors and head (detached, on the model's device); a merged base is not returned."""
     parts = {part: {k: p.detach().clone() for k, p in named.items()} for part, named in _named_parts(model).items()}
-    scale = {name: float(layer.scaling[PEFT_NAME]) for name, layer in _lora_layers(model)}
+    scale = {name: float(layer.scaling[PEFT_NAME]) for name, layer in adapted_layers(model)}
     return Adapter(parts["A"], parts["B"], parts["head"], scale, parts["core"])
 
 
@@ -130,26 +127,9 @@ def write(model: peft.PeftModel, adapter: Adapter) -> None:
     merge_base(model, adapter.base_left, adapter.base_right)
 
 
-@torch.no_grad()
-def merge_base(model: nn.Module, left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
-    """Set each site's frozen weight to the original plus the scaled product of two factors, or to the original."""
-    for name, layer in _lora_layers(model):
-        _merge_base(layer, left.get(name), right.get(name))
-
-
 def lora_sites(model: nn.Module) -> dict[str, LoraSite]:
     """Return the adapted layers by site name."""
-    return {name: describe_site(layer) for name, layer in _lora_layers(model)}
-
-
-def frozen_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return each site's original weight, shape (d_out, d_in), without a merged base; the tensors are not copies."""
-    return {name: _ORIGINAL_WEIGHTS.get(layer, base_weight(layer)) for name, layer in _lora_layers(model)}
-
-
-def has_merged_base(model: nn.Module) -> bool:
-    """Return whether `write` has merged a base into the frozen weights of a site."""
-    return any(layer in _ORIGINAL_WEIGHTS for _, layer in _lora_layers(model))
+    return {name: describe_site(layer) for name, layer in adapted_layers(model)}
 
 
 def set_trainable(model: peft.PeftModel, parts: Collection[Part]) -> list[nn.Parameter]:
@@ -190,17 +170,6 @@ def save_pretrained(model: peft.PeftModel, adapter: Adapter, folder: Path) -> No
     config.save_pretrained(str(folder))
 
 
-def _merge_base(layer: Linear, left: Tensor | None, right: Tensor | None) -> None:
-    """Set a layer's frozen weight to the original plus the scaled product, or restore it if there is no product."""
-    weight = base_weight(layer)
-    if left is None or right is None:
-        if layer in _ORIGINAL_WEIGHTS:
-            weight.copy_(_ORIGINAL_WEIGHTS.pop(layer))
-        return
-    original = _ORIGINAL_WEIGHTS.setdefault(layer, weight.clone())
-    weight.copy_(torch.addmm(original, left.to(original), right.to(original), alpha=layer.scaling[PEFT_NAME]))
-
-
 def _cast_head_to_float32(model: nn.Module) -> None:
     """Convert the head to float32 if the frozen model has another dtype; PEFT does the same for the factors."""
 
@@ -214,12 +183,6 @@ def _cast_head_to_float32(model: nn.Module) -> None:
                 head.float().register_forward_pre_hook(to_float32)
 
 
-def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Linear]]:
-    for name, module in model.named_modules():
-        if isinstance(module, Linear) and PEFT_NAME in module.lora_A:
-            yield name.removeprefix(PEFT_PREFIX), module
-
-
 def _head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
@@ -228,7 +191,7 @@ def _head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _named_parts(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
-    layers = list(_lora_layers(model))
+    layers = list(adapted_layers(model))
     return {
         "A": {name: layer.get_parameter(f"lora_A.{PEFT_NAME}.weight") for name, layer in layers},
         "B": {name: layer.get_parameter(f"lora_B.{PEFT_NAME}.weight") for name, layer in layers},

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from peft.tuners.lora import Linear
+from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
+
+from fedsvd.lora.quantized import dequantized_weight, is_quantized
 
 # PEFT's default adapter name.
 PEFT_NAME = "default"
@@ -28,7 +32,7 @@ class LoraSite:
         core: C, shape (r, r); None if the site has no core.
     """
 
-    layer: Linear
+    layer: Any
     A: nn.Parameter
     B: nn.Parameter
     scale: float
@@ -55,7 +59,17 @@ class CoreAndB(nn.Linear):
         return functional.linear(self.core(x), self.weight)
 
 
-def describe_site(layer: Linear) -> LoraSite:
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield PEFT's layers around linear layers, which may be quantized, by site name."""
+    for name, module in model.named_modules():
+        is_linear = isinstance(module, Linear) or (
+            isinstance(module, LoraLayer) and is_quantized(module.get_base_layer())
+        )
+        if is_linear and PEFT_NAME in module.lora_A:
+            yield name.removeprefix(PEFT_PREFIX), module
+
+
+def describe_site(layer: Any) -> LoraSite:
     """Return the `LoraSite` of a PEFT layer."""
     B = layer.lora_B[PEFT_NAME]
     return LoraSite(
@@ -68,17 +82,19 @@ def describe_site(layer: Linear) -> LoraSite:
     )
 
 
-def base_weight(layer: Linear) -> Tensor:
-    """Return the frozen weight of a PEFT layer, shape (d_out, d_in), without copying it."""
+def base_weight(layer: Any) -> Tensor:
+    """Return the frozen weight of a PEFT layer, shape (d_out, d_in), without copying it unless it is quantized."""
     base = layer.get_base_layer()
-    weight = base.get_parameter("weight")
+    if is_quantized(base):
+        return dequantized_weight(base)
+    weight: Tensor = base.get_parameter("weight")
     # transformers' Conv1D stores its weight as (d_in, d_out).
     return weight.mT if isinstance(base, Conv1D) else weight
 
 
-def _not_plain_reason(layer: Linear) -> str | None:
+def _not_plain_reason(layer: Any) -> str | None:
     base = layer.get_base_layer()
-    if type(base) not in (nn.Linear, Conv1D):
+    if type(base) not in (nn.Linear, Conv1D) and not is_quantized(base):
         return f"is a {type(base).__name__}"
     if not isinstance(layer.lora_dropout[PEFT_NAME], nn.Identity):
         return "has dropout before A"

@@ -101,8 +101,8 @@ def check_method(method: Method, config: Config) -> None:
         ConfigError: One of these combinations is configured: secure aggregation, client-level privacy, a server
             optimizer or robust aggregation with a method that needs each client's factors; client ranks with a method
             that requires equal ranks; client-level privacy with a method that has personal factors; shrinkage with
-            settings under which the noise in the mean is unknown; several local steps, weight decay or a server
-            optimizer with a method that averages tangent vectors.
+            settings under which the noise in the mean is unknown; quantized weights with a method that changes them;
+            several local steps, weight decay or a server optimizer with a method that averages tangent vectors.
     """
     name, federation = config.method["name"], config.federation
     mean_only = {
@@ -123,6 +123,8 @@ def check_method(method: Method, config: Config) -> None:
             f"federation.client_ranks = {list(federation.client_ranks)} is unsupported with method.name = {name} and "
             f"its options: its factors can be averaged for equal ranks only. Methods that support it: {supported}."
         )
+    if method.traits.merges:
+        _check_unquantized(config)
     if method.traits.personal and config.privacy.name == "client_level":
         raise ConfigError(
             f"privacy.name = client_level is unsupported with method.name = {name}: a client's personal factors "
@@ -132,6 +134,15 @@ def check_method(method: Method, config: Config) -> None:
         check_known_noise(config)
     if method.traits.tangent:
         check_single_step(config)
+
+
+def _check_unquantized(config: Config) -> None:
+    if config.model.quantization != "none":
+        raise ConfigError(
+            f"model.quantization = {config.model.quantization} is unsupported with method.name = "
+            f"{config.method['name']}, which adds updates to the frozen weights in each round: quantized weights "
+            "would round them away. Set model.quantization=none, or choose another method."
+        )
 
 
 def check_single_step(config: Config) -> None:

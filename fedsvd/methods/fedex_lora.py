@@ -24,7 +24,7 @@ class FedExLoRA:
 
     init_a: str = "kaiming"
     init_b: str = "zeros"
-    traits: ClassVar[Traits] = Traits(linear=False)
+    traits: ClassVar[Traits] = Traits(linear=False, merges=True)
 
     def __post_init__(self) -> None:
         check_initialization(self.init_a, self.init_b)

@@ -33,7 +33,7 @@ class FLoRA:
     init_a: str = "kaiming"
     init_b: str = "zeros"
     seed: int = 0
-    traits: ClassVar[Traits] = Traits(linear=False, heterogeneous=True)
+    traits: ClassVar[Traits] = Traits(linear=False, heterogeneous=True, merges=True)
 
     def __post_init__(self) -> None:
         check_initialization(self.init_a, self.init_b)

@@ -25,6 +25,7 @@ class Traits:
         core: Whether there is an r × r matrix between B and A.
         tangent: Whether clients send the coordinates of a tangent vector at the factors that they received, from a
             single step (see `fedsvd.lora.tangent`).
+        merges: Whether the server step moves updates into the frozen weights, which can then not be quantized.
         personal: Factors that stay with each client. If there are any, there is no single global model.
     """
 
@@ -32,6 +33,7 @@ class Traits:
     heterogeneous: bool = False
     core: bool = False
     tangent: bool = False
+    merges: bool = False
     personal: frozenset[Factor] = frozenset()
 
 

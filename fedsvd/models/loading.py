@@ -25,13 +25,14 @@ from fedsvd.errors import ModelError
 from fedsvd.models.checkpoint_head import has_head, head_modules, renew_head, reorder_classes, whole_heads
 from fedsvd.models.embedded import quiet_transformers, resolve_source
 from fedsvd.models.load_errors import convert_errors
+from fedsvd.models.load_options import LoadOptions, finish_loading, load_options, loader_arguments
 from fedsvd.models.positions import check_max_length
 
 _CLASSIFIERS: Mapping[str, Any] = {
     "SequenceClassification": AutoModelForSequenceClassification,
     "TokenClassification": AutoModelForTokenClassification,
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DEFAULTS = LoadOptions()
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class LoadedModel:
     """A base model.
 
     Attributes:
-        model: The model, on the CPU, in eval mode, with dropout disabled.
+        model: The model, on the CPU or, if it is quantized, on its device, in eval mode, with dropout disabled.
         new_parameters: Names of parameters that the checkpoint lacks (a classifier head); initialized from the seed.
         path: The directory or hub id that the model was loaded from.
     """
@@ -72,8 +73,7 @@ def load_classifier(
     *,
     num_labels: int,
     seed: int,
-    attn_implementation: str = "auto",
-    dtype: str = "float32",
+    options: LoadOptions = _DEFAULTS,
     new_head: bool = False,
     kind: str = "SequenceClassification",
 ) -> LoadedModel:
@@ -85,8 +85,7 @@ def load_classifier(
         source: See `fedsvd.models.embedded.resolve_source`.
         num_labels: Number of classes.
         seed: Seed of the parameters that the checkpoint lacks.
-        attn_implementation: ``sdpa`` or ``eager``, as in transformers; ``auto``: ``sdpa`` where it exists.
-        dtype: Dtype of the parameters: ``float32`` or ``bfloat16``.
+        options: Data type, quantization and attention implementation.
         new_head: Initialize the head from the seed even if the checkpoint has one.
         kind: The class of transformers, without the prefix ``AutoModelFor``: ``SequenceClassification`` or
             ``TokenClassification``.
@@ -96,7 +95,6 @@ def load_classifier(
             labels.
         AssetError: The package of an embedded model is unavailable.
     """
-    options = {"dtype": DTYPES[dtype], **attention_options(attn_implementation)}
     loaded = _load(_CLASSIFIERS[kind], source, seed, options, new_head, num_labels=num_labels)
     if is_causal(loaded.model.config):
         # Causal classifiers find the last token by this id, so it must match the tokenizer's padding token.
@@ -109,14 +107,13 @@ def load_classifier(
     return loaded
 
 
-def load_causal_lm(source: str, *, attn_implementation: str = "auto", dtype: str = "float32") -> LoadedModel:
+def load_causal_lm(source: str, options: LoadOptions = _DEFAULTS) -> LoadedModel:
     """Load a causal language model; see `load_classifier`.
 
     Raises:
         ModelError: The model cannot be loaded, or its checkpoint lacks parameters of a causal language model.
         AssetError: The package of an embedded model is unavailable.
     """
-    options = {"dtype": DTYPES[dtype], **attention_options(attn_implementation)}
     loaded = _load(AutoModelForCausalLM, source, 0, options)
     if loaded.new_parameters:
         raise ModelError(
@@ -128,7 +125,7 @@ def load_causal_lm(source: str, *, attn_implementation: str = "auto", dtype: str
 
 
 def load_base(
-    config: ModelConfig, num_labels: int, seed: int, head_rows: Sequence[int] | None = None
+    config: ModelConfig, num_labels: int, seed: int, head_rows: Sequence[int] | None = None, device: str = "cpu"
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the base model of the ``model`` configuration group, for training.
 
@@ -137,6 +134,7 @@ def load_base(
         num_labels: Number of classes; unused for causal language models.
         seed: Seed of a classifier head.
         head_rows: For each class, its number in the checkpoint's head, which is kept; None for a new head.
+        device: The device on which weights are quantized.
 
     Returns:
         The model, and the names of the modules of a classifier head.
@@ -146,22 +144,24 @@ def load_base(
             positions than ``model.max_length``.
         AssetError: The package of an embedded model is unavailable.
     """
-    options = {"attn_implementation": config.attn_implementation, "dtype": config.dtype}
+    options = load_options(config, device)
     kind = TASKS[config.task].auto_class
     if config.task == "causal_lm":
-        model, head = load_causal_lm(config.source, **options).model, []
+        model, head = load_causal_lm(config.source, options).model, []
     elif head_rows is None:
-        loaded = load_classifier(config.source, num_labels=num_labels, seed=seed, new_head=True, kind=kind, **options)
+        loaded = load_classifier(
+            config.source, num_labels=num_labels, seed=seed, options=options, new_head=True, kind=kind
+        )
         model, head = loaded.model, sorted({name.rsplit(".", 1)[0] for name in loaded.new_parameters})
     else:
-        model = _with_kept_head(config.source, head_rows, {**options, "kind": kind})
+        model = _with_kept_head(config.source, head_rows, options, kind)
         head = head_modules(model)
     check_max_length(model, config)
     return model, whole_heads(model, head)
 
 
-def _with_kept_head(source: str, rows: Sequence[int], options: Mapping[str, Any]) -> PreTrainedModel:
-    loaded = load_classifier(source, num_labels=len(rows), seed=0, **options)
+def _with_kept_head(source: str, rows: Sequence[int], options: LoadOptions, kind: str) -> PreTrainedModel:
+    loaded = load_classifier(source, num_labels=len(rows), seed=0, options=options, kind=kind)
     if loaded.new_parameters:
         raise ModelError(
             f"model.source = {source!r} lacks parameters of its classification head: "
@@ -169,11 +169,6 @@ def _with_kept_head(source: str, rows: Sequence[int], options: Mapping[str, Any]
         )
     reorder_classes(loaded.model, rows)
     return loaded.model
-
-
-def attention_options(attn_implementation: str) -> dict[str, str]:
-    """Return the argument of ``from_pretrained``; ``auto`` is transformers' default: ``sdpa`` where it exists."""
-    return {} if attn_implementation == "auto" else {"attn_implementation": attn_implementation}
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
@@ -187,7 +182,7 @@ def _load(
     auto_class: Any,
     source: str,
     seed: int,
-    model_options: dict[str, Any],
+    options: LoadOptions,
     new_head: bool = False,
     **config_options: Any,
 ) -> LoadedModel:
@@ -198,13 +193,26 @@ def _load(
         config = AutoConfig.from_pretrained(folder, **config_options)
         adjust_config(config, source)
         renews_head = new_head and has_head(config)
+        arguments = loader_arguments(options, config, source)
+        if "quantization_config" in arguments:
+            arguments["quantization_config"].llm_int8_skip_modules = _unquantized(auto_class, config)
         model, info = auto_class.from_pretrained(
-            folder, config=config, output_loading_info=True, ignore_mismatched_sizes=renews_head, **model_options
+            folder, config=config, output_loading_info=True, ignore_mismatched_sizes=renews_head, **arguments
         )
+        finish_loading(model, options, source)
         if not renews_head:
             return LoadedModel(model, tuple(sorted(info["missing_keys"])), folder)
         torch.default_generator.manual_seed(seed)
         return LoadedModel(model, _renewed(model, info, source), folder)
+
+
+def _unquantized(auto_class: Any, architecture: PreTrainedConfig) -> list[str]:
+    """Return the modules to keep in full precision: the output layer of a language model, or a classifier's head."""
+    with torch.device("meta"):
+        model: PreTrainedModel = auto_class.from_config(architecture)
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    # Named separately: where it shares its weight with the token embeddings, it has no parameter of its own.
+    return [*whole_heads(model, head_modules(model)), *(n for n, layer in model.named_modules() if layer is output)]
 
 
 def _renewed(model: PreTrainedModel, info: Mapping[str, Any], source: str) -> tuple[str, ...]:

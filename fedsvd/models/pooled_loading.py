@@ -17,7 +17,8 @@ from fedsvd.config import ModelConfig
 from fedsvd.errors import ModelError
 from fedsvd.models.embedded import quiet_transformers, resolve_source
 from fedsvd.models.load_errors import convert_errors
-from fedsvd.models.loading import DTYPES, adjust_config, attention_options, load_tokenizer
+from fedsvd.models.load_options import copy_marks, finish_loading, load_options, loader_arguments
+from fedsvd.models.loading import adjust_config, load_tokenizer
 from fedsvd.models.pooled import PooledClassifier
 from fedsvd.models.pooling import PoolingChoice
 from fedsvd.models.positions import check_max_length
@@ -57,25 +58,26 @@ def load_pooled(
         num_labels: Number of classes.
         seed: Seed of the head.
         standardization: The standardization, or the public text to compute it from; None for none.
-        device: Where to compute statistics that are not cached yet.
+        device: Where to quantize weights, and to compute statistics that are not cached yet.
 
     Returns:
-        The model on the CPU, in eval mode, without dropout.
+        The model on the CPU (quantized weights: on the device), in eval mode, without dropout.
 
     Raises:
         ModelError: The model cannot be loaded, its checkpoint lacks parameters of the backbone, or it has fewer
             positions than ``model.max_length``.
         AssetError: The package of an embedded model is unavailable.
     """
-    backbone = _load_backbone(config, choice.layer)
+    backbone = _load_backbone(config, choice.layer, device)
     if isinstance(standardization, PublicText):
         standardization = _cached_standardization(backbone, config, choice, standardization, device)
     model = PooledClassifier(backbone, choice.pooling, num_labels, seed, standardization)
+    copy_marks(backbone, model)
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
 
-def _load_backbone(config: ModelConfig, layer: int | None) -> PreTrainedModel:
+def _load_backbone(config: ModelConfig, layer: int | None, device: str) -> PreTrainedModel:
     folder = resolve_source(config.source)
     with quiet_transformers(), convert_errors(config.source), torch.random.fork_rng(devices=[]):
         architecture = AutoConfig.from_pretrained(folder)
@@ -89,9 +91,9 @@ def _load_backbone(config: ModelConfig, layer: int | None) -> PreTrainedModel:
             folder,
             config=architecture,
             output_loading_info=True,
-            dtype=DTYPES[config.dtype],
-            **attention_options(config.attn_implementation),
+            **loader_arguments(load_options(config, device), architecture, config.source),
         )
+        finish_loading(model, load_options(config, device), config.source)
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise ModelError(
@@ -112,14 +114,15 @@ def _cached_standardization(
     digest = hashlib.sha256(json.dumps(settings).encode())
     for name, parameter in sorted(backbone.state_dict().items()):
         digest.update(name.encode())
-        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
 
     def build(folder: Path) -> None:
         tokenizer = load_tokenizer(config.source)
         # from_pretrained returned the backbone in eval mode.
         model = PooledClassifier(backbone, choice.pooling, 1, 0).to(device)  # type: ignore[arg-type]
         pooled = _pool_texts(model, public.texts, tokenizer, config.max_length)
-        backbone.to("cpu")  # type: ignore[arg-type]
+        if config.quantization == "none":
+            backbone.to("cpu")  # type: ignore[arg-type]
         half_whitening(pooled, public.corpus).save(folder / "standardization.safetensors")
 
     folder = build_once(cache_folder() / f"standardization-{digest.hexdigest()[:32]}", build)

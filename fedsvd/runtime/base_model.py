@@ -33,11 +33,11 @@ def load_base(
         config: The ``model`` configuration group.
         num_labels: Number of classes; unused for causal language models.
         seed: Seed of a classifier head.
-        device: Where to compute the statistics of public text, if they are not cached yet.
+        device: Where to quantize weights, and to compute the statistics of public text if they are not cached yet.
         head_rows: See `fedsvd.models.head_choice.HeadChoice`.
 
     Returns:
-        The model on the CPU, and the names of the modules of a classifier head.
+        The model on the CPU (quantized weights: on the device), and the names of the modules of a classifier head.
 
     Raises:
         ModelError: The model cannot be loaded, does not support the pooling, or has fewer positions than
@@ -47,7 +47,7 @@ def load_base(
     """
     choice = pooling_choice(config, head_rows is not None)
     if choice is None or choice.is_stock:
-        return loading.load_base(config, num_labels, seed, head_rows)
+        return loading.load_base(config, num_labels, seed, head_rows, device)
     public = load_public_corpus(config.public_text) if config.standardize == "public" else None
     return load_pooled(config, choice, num_labels, seed, public, device), ["classifier"]
 

@@ -25,8 +25,8 @@ from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 # Padded batches of token ids kept in memory, at most about 100 KiB each.
 _CACHED_BATCHES = 256
 # Settings that determine the frozen lower layers, their inputs and the layers that read their output: source, adapted
-# layers and modules, attention implementation, dtype, task, chat template, pooled layer.
-_PrefixKey = tuple[str, str, str | tuple[str, ...], str, str, str, bool, int | str]
+# layers and modules, attention implementation, dtype, quantization, task, chat template, pooled layer.
+_PrefixKey = tuple[str, str, str | tuple[str, ...], str, str, str, str, bool, int | str]
 
 
 def per_example_losses(client_data: ClientData, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
@@ -115,7 +115,7 @@ def clear_caches(keep_states: bool = False) -> None:
 
 def _prefix_key(model: ModelConfig) -> _PrefixKey:
     adapted = (model.source, model.lora_layers, model.target_modules, model.attn_implementation)
-    return (*adapted, model.dtype, model.task, model.chat_template, model.pooling_layer)
+    return (*adapted, model.dtype, model.quantization, model.task, model.chat_template, model.pooling_layer)
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ from fedsvd.config.task import TASKS
 from fedsvd.errors import ConfigError, ModelError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter, Part
+from fedsvd.lora.frozen_weights import frozen_weights
 from fedsvd.lora.initialization import initialize_factors
 from fedsvd.methods import Method, build_run_method
 from fedsvd.models import loading
@@ -184,7 +185,7 @@ def _load_model(
 
 @lru_cache(maxsize=4)
 def _initial_adapter(model: peft.PeftModel, config: ModelConfig, seed: int, init_a: str, init_b: str) -> Adapter:
-    loaded, weights = _loaded_adapter(model, config, seed), peft_model.frozen_weights(model)
+    loaded, weights = _loaded_adapter(model, config, seed), frozen_weights(model)
     rows = None
     if init_a == "public_pca":
         # Restores frozen weights into which an earlier run of this process has merged updates.

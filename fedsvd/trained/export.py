@@ -16,11 +16,13 @@ from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.models import loading
 from fedsvd.models.checkpoint_head import has_head, head_classes
 from fedsvd.models.embedded import quiet_transformers, resolve_source
+from fedsvd.models.load_options import DTYPES
 from fedsvd.runs.best_round import BEST_ROUND_FILE
 from fedsvd.trained.label_range import rescale_head, rescale_state
-from fedsvd.trained.model_card import BASE_FOLDER, CONFIG_FOLDER, Layout, model_card
+from fedsvd.trained.model_card import model_card
 from fedsvd.trained.pooled_export import export_pooled, prepare_config, refer_to_base, set_classes
 from fedsvd.trained.run import TrainedRun, load_base
+from fedsvd.trained.usage import BASE_FOLDER, CONFIG_FOLDER, Layout
 
 
 def export_model(run: TrainedRun, to: Path, *, merge: bool) -> Layout:
@@ -88,7 +90,7 @@ def _write_classes(run: TrainedRun, folder: Path, target: Path) -> Layout:
             set_classes(config, run.classes, run.config.model.task)
             config.save_pretrained(folder / CONFIG_FOLDER)
             return "adapter"
-        base = load_base(run)
+        base = load_base(run, run.config.model.dtype)
         prepare_config(base.config, run)
         base.save_pretrained(folder / BASE_FOLDER)
     refer_to_base(folder, target)
@@ -96,11 +98,11 @@ def _write_classes(run: TrainedRun, folder: Path, target: Path) -> Layout:
 
 
 def _merged(run: TrainedRun) -> PreTrainedModel:
-    # Merge in float32, so that the weights are rounded only once.
+    # Merge in float32, so that the weights are rounded only once; into the weights that a quantized base computes with.
     adapted = load_pretrained(load_base(run, "float32"), run.adapter)
     model: Any = adapted.merge_and_unload()
     rescale_head(model, run.config.data.label_range)
-    model.to(loading.DTYPES[run.config.model.dtype])
+    model.to(DTYPES[run.config.model.dtype])
     prepare_config(model.config, run)
     merged: PreTrainedModel = model
     return merged

@@ -5,27 +5,21 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fedsvd import __version__
 from fedsvd.config.compose import as_dict
 from fedsvd.config.task import TASKS
 from fedsvd.report.labels import method_label, trains_factors
-from fedsvd.report.literal import code_span, markdown_text
+from fedsvd.report.literal import markdown_text
 from fedsvd.report.loaded_runs import flatten
 from fedsvd.report.loaded_runs import read_run as report_run
 from fedsvd.report.privacy_statement import statement_markdown
 from fedsvd.runs.folder import read_json, read_rows
 from fedsvd.trained.outputs import OUTPUTS
 from fedsvd.trained.run import TrainedRun
+from fedsvd.trained.usage import Layout, base_name, is_local, usage
 
-# What an export holds: a full model for transformers, one for sentence-transformers, an adapter of a base model that is
-# available elsewhere, or an adapter with its base model in the subdirectory "base".
-Layout = Literal["merged", "sentence", "adapter", "adapter_and_base"]
-# The subdirectory of an adapter's directory with the configuration of its base model, which names the classes.
-CONFIG_FOLDER = "config"
-# The subdirectory with an adapter's base model.
-BASE_FOLDER = "base"
 _LIBRARIES = {"merged": "transformers", "sentence": "sentence-transformers"}
 _HEAD_KINDS = {
     "merged": "A full model: the frozen base model with a classification head.",
@@ -44,24 +38,9 @@ _KINDS = {
 }
 
 
-_SENTENCE_USAGE = """## Usage
-
-```python
-from sentence_transformers import SentenceTransformer
-
-classes = {classes!r}
-model = SentenceTransformer("FOLDER")
-logits = model.encode(["A text."], convert_to_tensor=True)
-{result}
-```
-
-Replace `FOLDER` with the path of this directory.
-"""
-
-
 def model_card(run: TrainedRun, layout: Layout) -> str:
     """Return the model card as Markdown, with the YAML header that model hubs read."""
-    sections = [_header(run, layout), _description(run, layout), _usage(run, layout), _results(run), _training(run)]
+    sections = [_header(run, layout), _description(run, layout), usage(run, layout), _results(run), _training(run)]
     return "\n".join([*sections, statement_markdown(run.folder.root)])
 
 
@@ -72,7 +51,7 @@ def _header(run: TrainedRun, layout: Layout) -> str:
     tags += ["differential-privacy"] if is_proven else []
     lines = ["---", f"library_name: {_LIBRARIES.get(layout, 'peft')}"]
     lines += [f"pipeline_tag: {TASKS[run.config.model.task].pipeline}"]
-    lines += [] if _is_local(source) else [f"base_model: {_yaml_string(source)}"]
+    lines += [] if is_local(source) else [f"base_model: {_yaml_string(source)}"]
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---", ""])
 
 
@@ -87,7 +66,7 @@ def _description(run: TrainedRun, layout: Layout) -> str:
         task = "It continues texts." if run.config.data.row_format == "plain_text" else "It answers prompts."
     else:
         task = OUTPUTS[config.model.task].description(run.classes)
-    name, label = markdown_text(_base_name(config.model.source)), _label(run)
+    name, label = markdown_text(base_name(config.model.source)), _label(run)
     title = (
         f"{name}, fine-tuned with {label}" if _trains_factors(run) else f"{name} with a classification head ({label})"
     )
@@ -108,64 +87,6 @@ def _pooling(run: TrainedRun) -> str:
     corpus = pooling["public_text"]
     fingerprint = f" The SHA-256 of the public texts is `{corpus['sha256']}`." if corpus else ""
     return f"\nThe classifier reads: {pooling['summary']}.{fingerprint}\n"
-
-
-def _usage(run: TrainedRun, layout: Layout) -> str:
-    auto = TASKS[run.config.model.task].auto_class
-    if layout == "sentence":
-        return _SENTENCE_USAGE.format(classes=list(run.classes), result=OUTPUTS[run.config.model.task].usage)
-    if layout == "merged":
-        code = f"from transformers import AutoModelFor{auto}, AutoTokenizer\n\n"
-        code += f'model = AutoModelFor{auto}.from_pretrained("FOLDER")\n'
-    elif layout == "adapter_and_base":
-        code = f"from peft import PeftModel\nfrom transformers import AutoModelFor{auto}, AutoTokenizer\n\n"
-        code += f'base = AutoModelFor{auto}.from_pretrained("FOLDER/base")\n'
-        code += 'model = PeftModel.from_pretrained(base, "FOLDER")\n'
-    elif run.generates_text:
-        code = f"from peft import AutoPeftModelFor{auto}\nfrom transformers import AutoTokenizer\n\n"
-        code += f'model = AutoPeftModelFor{auto}.from_pretrained("FOLDER")\n'
-    else:
-        code = f"from transformers import AutoConfig, AutoModelFor{auto}, AutoTokenizer\n\n"
-        code += f'config = AutoConfig.from_pretrained("FOLDER/{CONFIG_FOLDER}")  # names the classes\n'
-        code += f'model = AutoModelFor{auto}.from_pretrained("FOLDER", config=config)  # with PEFT installed\n'
-    note = base_note(run, layout)
-    prompt = f"\nThe model was trained on {_inputs(run)}.\n" if run.generates_text else ""
-    code += 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
-    return f"## Usage\n\n```python\n{code}```\n\nReplace `FOLDER` with the path of this directory.\n{prompt}" + (
-        f"\n{note}\n" if note else ""
-    )
-
-
-def _inputs(run: TrainedRun) -> str:
-    """Describe what a language model was trained on."""
-    form = f"prompts of the form {code_span(repr(run.config.data.prompt_template))}"
-    chat = "the chat template of its tokenizer"
-    return {
-        "answers": f"{form} in {chat}" if run.config.model.chat_template else form,
-        "messages": f"conversations in {chat}, on the assistant's turns alone",
-        "plain_text": "every token of plain texts",
-    }[run.config.data.row_format]
-
-
-def base_note(run: TrainedRun, layout: Layout) -> str:
-    """Return what to set where an adapter's base model is not found; empty if others can load it by its hub id."""
-    source = run.config.model.source
-    if layout != "adapter" or not _is_local(source):
-        return ""
-    return (
-        f"The base model {_base_name(source)} is in a directory of the machine on which the adapter was trained. To "
-        "use the adapter on another machine, copy that directory there and set `base_model_name_or_path` in "
-        "`adapter_config.json` to its path, or export the full model with `--merge`."
-    )
-
-
-def _is_local(source: str) -> bool:
-    return source.startswith("embedded:") or Path(source).is_absolute() or Path(source).is_dir()
-
-
-def _base_name(source: str) -> str:
-    """Return the name of a base model without the directories of this machine."""
-    return Path(source).name if _is_local(source) and ":" not in source else source.removeprefix("embedded:")
 
 
 def _data_name(run: TrainedRun) -> str:
@@ -197,7 +118,8 @@ def _training(run: TrainedRun) -> str:
     config = run.config
     rows: list[tuple[str, Any]] = [
         ("method", _label(run)),
-        ("base model", _base_name(config.model.source)),
+        ("base model", base_name(config.model.source)),
+        *([("quantization", config.model.quantization)] if config.model.quantization != "none" else []),
         *(_rank(run) if _trains_factors(run) else []),
         ("rounds, local steps", f"{config.train.rounds}, {config.train.local_steps}"),
         *_class_weights(run),

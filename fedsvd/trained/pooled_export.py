@@ -19,10 +19,10 @@ from fedsvd.models.embedded import quiet_transformers, resolve_source
 from fedsvd.models.loading import is_dropout
 from fedsvd.models.pooled import PooledClassifier
 from fedsvd.trained.label_range import rescale_head, rescale_state
-from fedsvd.trained.model_card import BASE_FOLDER, Layout
 from fedsvd.trained.run import TrainedRun, load_base
 from fedsvd.trained.sentence_export import save_sentence_transformer
 from fedsvd.trained.stock_export import adapter_state, to_stock
+from fedsvd.trained.usage import BASE_FOLDER, Layout
 
 ADAPTER_CONFIG = "adapter_config.json"
 

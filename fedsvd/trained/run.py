@@ -12,7 +12,7 @@ import peft
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedsvd.config import Config
+from fedsvd.config import Config, ModelConfig
 from fedsvd.config.compose import read_config
 from fedsvd.config.quoting import resume_command
 from fedsvd.config.task import TASKS
@@ -21,6 +21,7 @@ from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.lora.tied import untie_output_layer
 from fedsvd.methods import build_run_method
 from fedsvd.models import loading
+from fedsvd.models.load_options import DTYPES, load_options
 from fedsvd.models.pooled_loading import load_pooled
 from fedsvd.models.pooling import PoolingChoice
 from fedsvd.models.standardization import Standardization
@@ -30,6 +31,7 @@ from fedsvd.runs.intact import check_documents
 from fedsvd.runtime.base_model import recorded_choice
 from fedsvd.runtime.model import resolve_device
 from fedsvd.trained.adapter_files import check_adapter
+from fedsvd.trained.dequantized import dequantize
 from fedsvd.training.objectives import Labels
 
 
@@ -124,30 +126,43 @@ def read_run(folder: Path, *, best: bool = False) -> TrainedRun:
     return TrainedRun(paths, config, tuple(classes), adapter, chosen)
 
 
-def load_base(run: TrainedRun, dtype: Literal["float32", "bfloat16"] | None = None) -> PreTrainedModel:
+def load_base(
+    run: TrainedRun, dtype: Literal["float32", "bfloat16"] | None = None, device: str = "cpu"
+) -> PreTrainedModel:
     """Load the base model of a run, without its adapter; a head, if any, is new.
 
     Args:
         run: The run.
-        dtype: Data type of the weights. Default: that of the run.
+        dtype: Data type of the weights, none of which is quantized then: they are those that the run computed with.
+            Default: as in the run.
+        device: The device on which weights are quantized.
 
     Raises:
         ModelError: The model cannot be loaded.
     """
-    # The implementation is no part of the model: another machine may not have that of the run.
-    options = {"attn_implementation": "auto", "dtype": dtype or run.config.model.dtype}
+    quantization = run.config.model.quantization
+    loaded_as = run.config.model.dtype if quantization != "none" or dtype is None else dtype
+    # The attention implementation is no part of the model: another machine may not have that of the run.
+    config = replace(run.config.model, attn_implementation="auto", dtype=loaded_as)
+    model = _load_base(run, config, device)
+    return model if quantization == "none" or dtype is None else dequantize(model, DTYPES[dtype])
+
+
+def _load_base(run: TrainedRun, config: ModelConfig, device: str) -> PreTrainedModel:
+    options = load_options(config, device)
     if run.generates_text:
-        model = loading.load_causal_lm(run.config.model.source, **options).model
-        untie_output_layer(model, run.config.model.target_modules)
+        model = loading.load_causal_lm(config.source, options).model
+        untie_output_layer(model, config.target_modules)
         return model
     seed, num_labels = run.config.seed, len(run.classes)
     if run.pooling is not None and not run.pooling.is_stock:
-        config = replace(run.config.model, attn_implementation="auto", dtype=dtype or run.config.model.dtype)
-        return load_pooled(config, run.pooling, num_labels, seed, _standardization(run))
+        return load_pooled(config, run.pooling, num_labels, seed, _standardization(run), device)
     # The adapter holds the run's head, whatever head the checkpoint has.
-    source = run.config.model.source
-    kind = TASKS[run.config.model.task].auto_class
-    return loading.load_classifier(source, num_labels=num_labels, seed=seed, new_head=True, kind=kind, **options).model
+    kind = TASKS[config.task].auto_class
+    loaded = loading.load_classifier(
+        config.source, num_labels=num_labels, seed=seed, options=options, new_head=True, kind=kind
+    )
+    return loaded.model
 
 
 def _standardization(run: TrainedRun) -> Standardization | None:
@@ -172,7 +187,7 @@ def load_trained_model(run: TrainedRun, device: str | None = None) -> TrainedMod
         RunError: The adapter does not fit the model.
     """
     target = resolve_device(device or run.config.device)
-    base = load_base(run)
+    base = load_base(run, device=str(target))
     try:
         model = load_pretrained(base, run.adapter)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:

@@ -15,7 +15,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from fedsvd.lora.peft_model import has_merged_base, lora_sites
+from fedsvd.lora.frozen_weights import has_merged_base
+from fedsvd.lora.peft_model import lora_sites
 from fedsvd.lora.site import LoraSite
 from fedsvd.models.pooled import PooledClassifier
 from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, example_keys

@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fedsvd.lora.peft_model import frozen_weights, lora_sites
+from fedsvd.lora.frozen_weights import frozen_weights
+from fedsvd.lora.peft_model import lora_sites
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class FrozenLinear:
 def loaded_weights(layer: nn.Module, linears: Sequence[nn.Linear]) -> list[Tensor]:
     """Return the frozen weights of linear layers inside an adapted layer as loaded, without merged factors."""
     weights = frozen_weights(layer)
-    adapted = {site.layer.get_base_layer(): weights[name] for name, site in lora_sites(layer).items()}
-    return [adapted.get(module, module.weight).detach() for module in linears]
+    names = {site.layer.get_base_layer(): name for name, site in lora_sites(layer).items()}
+    return [(weights[names[module]] if module in names else module.weight).detach() for module in linears]
 
 
 @contextmanager

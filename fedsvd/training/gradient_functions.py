@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from fedsvd.lora.site import base_weight
 
 
 class Site(torch.autograd.Function):
@@ -17,23 +19,22 @@ class Site(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        base: nn.Module,
+        layer: Any,
         A: Tensor,
         B: Tensor,
         core: Tensor | None,
         scale: float,
-        weight: Tensor,
     ) -> Tensor:
         """Compute the output, and keep what the backward pass needs."""
         u = functional.linear(x.to(A.dtype), A)
         v = u if core is None else functional.linear(u, core)
-        result = _add_product(base(x), v, B.mT, scale)
+        result = _add_product(layer.get_base_layer()(x), v, B.mT, scale)
         ctx.save_for_backward(
             v if B.requires_grad else None,
             x if A.requires_grad else None,
             u if core is not None and core.requires_grad else None,
         )
-        ctx.weight, ctx.A, ctx.B, ctx.core, ctx.scale = weight, A, B, core, scale
+        ctx.layer, ctx.A, ctx.B, ctx.core, ctx.scale = layer, A, B, core, scale
         return result
 
     @staticmethod
@@ -46,7 +47,7 @@ class Site(torch.autograd.Function):
         if v is not None:
             _accumulate_sample(B, torch.bmm(_flatten_positions(g_factors).mT, _flatten_positions(v)).mul_(scale))
         if not (ctx.needs_input_grad[0] or x is not None or u is not None):
-            return (None,) * 7
+            return (None,) * 6
         h = torch.matmul(g_factors, B)
         if u is not None:
             _accumulate_sample(core, torch.bmm(_flatten_positions(h).mT, _flatten_positions(u)).mul_(scale))
@@ -55,8 +56,9 @@ class Site(torch.autograd.Function):
         if x is not None:
             _accumulate_sample(A, torch.bmm(_flatten_positions(h).mT, _flatten_positions(x.to(A.dtype))).mul_(scale))
         if not ctx.needs_input_grad[0]:
-            return (None,) * 7
-        return (_add_product(torch.matmul(g, ctx.weight), h, A, scale), None, None, None, None, None, None)
+            return (None,) * 6
+        weight = base_weight(ctx.layer)
+        return (_add_product(torch.matmul(g, weight.to(g.dtype)), h, A, scale), None, None, None, None, None)
 
 
 class TrainedLinear(torch.autograd.Function):

@@ -10,7 +10,8 @@ and s its scale,
 
 Only u is saved for the backward pass (and x, if A is trained). With a core C between the factors, ``u Cᵀ`` replaces u,
 ``g B C`` replaces ``g B``, and ``∂C = s · (g B)ᵀ u``. Weights are never merged, so nothing has to be undone. If the
-frozen layer is bfloat16 and the factors are float32, all products with factors are computed in float32. The gradients
+frozen layer is bfloat16 and the factors are float32, all products with factors are computed in float32. A quantized
+layer computes its own forward pass, and its weight is dequantized for ``g W`` alone, as in bitsandbytes. The gradients
 are stored in ``parameter.grad_sample``, where Opacus' optimizer expects them (its ``grad_sample_mode="no_op"``).
 """
 
@@ -28,7 +29,7 @@ from torch.nn import functional
 
 from fedsvd.errors import PrivacyError
 from fedsvd.lora.peft_model import lora_sites
-from fedsvd.lora.site import LoraSite, base_weight
+from fedsvd.lora.site import LoraSite
 from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks
 from fedsvd.training.gradient_functions import Site, TrainedLinear, TrainedScale
 
@@ -116,7 +117,7 @@ def fused_gradients(model: nn.Module) -> Iterator[nn.Module]:
     patched: list[nn.Module] = []
     try:
         for site in lora_sites(model).values():
-            site.layer.forward = partial(_site_forward, site)  # type: ignore[method-assign]
+            site.layer.forward = partial(_site_forward, site)
             patched.append(site.layer)
         for layer in _trained_head_layers(model):
             forward: Any = _linear_forward if isinstance(layer, nn.Linear) else _norm_forward
@@ -140,7 +141,7 @@ def _trained_head_layers(model: nn.Module) -> Iterator[nn.Module]:
 
 def _site_forward(site: LoraSite, x: Tensor) -> Tensor:
     result: Tensor = Site.apply(  # type: ignore[no-untyped-call]
-        x, site.layer.get_base_layer(), site.A, site.B, site.core, site.scale, base_weight(site.layer)
+        x, site.layer, site.A, site.B, site.core, site.scale
     )
     return result
 

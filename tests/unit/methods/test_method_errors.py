@@ -83,3 +83,10 @@ def test_tangent_takes_one_plain_step(override: str) -> None:
     config = compose(["experiment=smoke", "method=tangent", "train.local_steps=1", override])
     with pytest.raises(ConfigError, match=f"{override.split('=')[0]} = .* one step in the tangent space"):
         check_method(build_method(config.method), config)
+
+
+@pytest.mark.parametrize("name", ["fedex_lora", "flora"])
+def test_methods_that_change_frozen_weights_reject_quantized_ones(name: str) -> None:
+    config = compose(["experiment=smoke", f"method={name}", "model.quantization=nf4"])
+    with pytest.raises(ConfigError, match=f"quantization = nf4 is unsupported with method.name = {name}"):
+        check_method(build_method(config.method), config)

@@ -1,0 +1,141 @@
+"""How the weights of a base model are loaded: their data type or quantization, their device, and the attention."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+
+from fedsvd.config import ModelConfig
+from fedsvd.errors import ModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# bitsandbytes' block of 4-bit numbers with a common scale.
+_BLOCK = 64
+# transformers' marks on a model for PEFT.
+_MARKS = ("is_loaded_in_4bit", "is_loaded_in_8bit")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load a base model; for the values see `fedsvd.config.ModelConfig`.
+
+    Attributes:
+        attn_implementation: ``sdpa`` or ``eager``, as in transformers; ``auto``: ``sdpa`` where it exists.
+        dtype: Data type of the weights, and of the products with quantized ones.
+        quantization: How the frozen linear layers are quantized: ``none``, ``nf4`` or ``int8``.
+        device: The device on which weights are quantized; other models are loaded on the CPU.
+    """
+
+    attn_implementation: str = "auto"
+    dtype: str = "float32"
+    quantization: str = "none"
+    device: str = "cpu"
+
+
+def load_options(config: ModelConfig, device: str = "cpu") -> LoadOptions:
+    """Return the options of the ``model`` configuration group."""
+    return LoadOptions(config.attn_implementation, config.dtype, config.quantization, device)
+
+
+def loader_arguments(options: LoadOptions, architecture: PreTrainedConfig, source: str) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained``.
+
+    Args:
+        options: How to load the model.
+        architecture: The checkpoint's configuration.
+        source: ``model.source``, for messages.
+
+    Raises:
+        ModelError: bitsandbytes is not installed, or the checkpoint is quantized in another way than the options say.
+    """
+    arguments: dict[str, Any] = {"dtype": DTYPES[options.dtype]}
+    if options.attn_implementation != "auto":
+        arguments["attn_implementation"] = options.attn_implementation
+    is_prequantized = _check_checkpoint(getattr(architecture, "quantization_config", None), options, source)
+    if options.quantization == "none":
+        return arguments
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"model.quantization = {options.quantization} needs bitsandbytes, which is not installed. Install it with: "
+            "pip install 'fedsvd[quantization]', or set model.quantization=none."
+        )
+    # It warns that a package with faster kernels is missing, and in each step that int8 rounds to float16 first.
+    for name in ("backends.cpu.ops", "autograd._functions"):
+        logging.getLogger(f"bitsandbytes.{name}").setLevel(logging.ERROR)
+    if not is_prequantized:
+        arguments["quantization_config"] = _quantization(options)
+    return {**arguments, "device_map": {"": options.device}}
+
+
+def finish_loading(model: PreTrainedModel, options: LoadOptions, source: str) -> None:
+    """Make quantized layers compute the same in training and in evaluation, example by example.
+
+    Raises:
+        ModelError: bitsandbytes would compute wrong products.
+    """
+    # PEFT would distribute a model with a map that names the CPU.
+    vars(model).pop("hf_device_map", None)
+    for name, layer in model.named_modules() if options.quantization != "none" else ():
+        if type(layer).__name__ == "Linear4bit" and isinstance(layer, nn.Linear):
+            if options.device == "cpu" and layer.in_features % _BLOCK:
+                raise ModelError(
+                    f"model.quantization = nf4 is not possible on the CPU with model.source = {source!r}: {name} has "
+                    f"{layer.in_features} inputs, and bitsandbytes is correct for multiples of {_BLOCK} only there. "
+                    "Set model.quantization=int8 or none, or use a GPU."
+                )
+            # In evaluation on processors with bfloat16 instructions, it would replace the weights by rounded ones, for
+            # which there is no backward pass.
+            vars(layer)["support_avx512bf16_for_cpu"] = False
+        if type(layer).__name__ == "Linear8bitLt":
+            # Above a threshold, activations of one example would decide how those of others are rounded.
+            vars(layer)["state"].threshold = 0.0
+            if options.device == "cpu":
+                # Its forward pass in evaluation rounds activations on a CPU; that in training does not.
+                layer.register_forward_pre_hook(_stay_in_training_mode)
+
+
+def copy_marks(source: nn.Module, target: nn.Module) -> None:
+    """Copy transformers' marks of a quantized model to a model around it, in place."""
+    for mark in _MARKS:
+        if getattr(source, mark, False):
+            setattr(target, mark, True)
+
+
+def _stay_in_training_mode(layer: nn.Module, args: Any) -> None:
+    layer.training = True
+
+
+def _quantization(options: LoadOptions) -> BitsAndBytesConfig:
+    if options.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[options.dtype],
+    )
+
+
+def _check_checkpoint(found: Any, options: LoadOptions, source: str) -> bool:
+    """Return whether the checkpoint is quantized as the options say; it may also not be quantized at all."""
+    if found is None:
+        return False
+    values = found if isinstance(found, dict) else found.to_dict()
+    kind = str(values.get("quant_method"))
+    if "bitsandbytes" in kind or "bnb" in kind:
+        four = "nf4" if values.get("bnb_4bit_quant_type") == "nf4" else "fp4"
+        kind = four if values.get("load_in_4bit") else "int8"
+    if kind in ("nf4", "int8") and options.quantization == kind:
+        return True
+    remedy = f"set model.quantization={kind}" if kind in ("nf4", "int8") else "choose the unquantized checkpoint, and"
+    remedy += "" if kind in ("nf4", "int8") else " set model.quantization=nf4 or int8 to quantize it"
+    raise ModelError(
+        f"model.source = {source!r} is a checkpoint that was quantized with {kind}, and model.quantization = "
+        f"{options.quantization}. Only checkpoints in nf4 and int8 of bitsandbytes can be adapted; {remedy}."
+    )

@@ -1,0 +1,107 @@
+"""How an exported model is loaded without fedsvd: a section of its model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from fedsvd.config.task import TASKS
+from fedsvd.report.literal import code_span
+from fedsvd.trained.outputs import OUTPUTS
+from fedsvd.trained.run import TrainedRun
+
+# What an export holds: a full model for transformers, one for sentence-transformers, an adapter of a base model that is
+# available elsewhere, or an adapter with its base model in the subdirectory "base".
+Layout = Literal["merged", "sentence", "adapter", "adapter_and_base"]
+# The subdirectory of an adapter's directory with the configuration of its base model, which names the classes.
+CONFIG_FOLDER = "config"
+# The subdirectory with an adapter's base model.
+BASE_FOLDER = "base"
+# How the base model of an adapter is quantized as in the run, by ``model.quantization``.
+_QUANTIZATION = {
+    "nf4": """quantization = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype="{dtype}",
+)
+""",
+    "int8": "quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)\n",
+}
+_SENTENCE_USAGE = """## Usage
+
+```python
+from sentence_transformers import SentenceTransformer
+
+classes = {classes!r}
+model = SentenceTransformer("FOLDER")
+logits = model.encode(["A text."], convert_to_tensor=True)
+{result}
+```
+
+Replace `FOLDER` with the path of this directory.
+"""
+
+
+def usage(run: TrainedRun, layout: Layout) -> str:
+    """Return the section on how to load an export."""
+    auto = TASKS[run.config.model.task].auto_class
+    setup = _QUANTIZATION.get(run.config.model.quantization, "").format(dtype=run.config.model.dtype)
+    argument, extra = (", quantization_config=quantization", ", BitsAndBytesConfig") if setup else ("", "")
+    if layout == "sentence":
+        return _SENTENCE_USAGE.format(classes=list(run.classes), result=OUTPUTS[run.config.model.task].usage)
+    if layout == "merged":
+        code = f"from transformers import AutoModelFor{auto}, AutoTokenizer\n\n"
+        code += f'model = AutoModelFor{auto}.from_pretrained("FOLDER")\n'
+    elif layout == "adapter_and_base":
+        code = f"from peft import PeftModel\nfrom transformers import AutoModelFor{auto}, AutoTokenizer\n\n"
+        code += f'base = AutoModelFor{auto}.from_pretrained("FOLDER/base")\n'
+        code += 'model = PeftModel.from_pretrained(base, "FOLDER")\n'
+    elif run.generates_text:
+        code = f"from peft import AutoPeftModelFor{auto}\nfrom transformers import AutoTokenizer{extra}\n\n{setup}"
+        code += f'model = AutoPeftModelFor{auto}.from_pretrained("FOLDER"{argument})\n'
+    else:
+        code = f"from transformers import AutoConfig, AutoModelFor{auto}, AutoTokenizer{extra}\n\n{setup}"
+        code += f'config = AutoConfig.from_pretrained("FOLDER/{CONFIG_FOLDER}")  # names the classes\n'
+        code += (
+            f'model = AutoModelFor{auto}.from_pretrained("FOLDER", config=config{argument})  # with PEFT installed\n'
+        )
+    note = base_note(run, layout)
+    prompt = f"\nThe model was trained on {_inputs(run)}.\n" if run.generates_text else ""
+    code += 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
+    return f"## Usage\n\n```python\n{code}```\n\nReplace `FOLDER` with the path of this directory.\n{prompt}" + (
+        f"\n{note}\n" if note else ""
+    )
+
+
+def _inputs(run: TrainedRun) -> str:
+    """Describe what a language model was trained on."""
+    form = f"prompts of the form {code_span(repr(run.config.data.prompt_template))}"
+    chat = "the chat template of its tokenizer"
+    return {
+        "answers": f"{form} in {chat}" if run.config.model.chat_template else form,
+        "messages": f"conversations in {chat}, on the assistant's turns alone",
+        "plain_text": "every token of plain texts",
+    }[run.config.data.row_format]
+
+
+def base_note(run: TrainedRun, layout: Layout) -> str:
+    """Return what to set where an adapter's base model is not found; empty if others can load it by its hub id."""
+    source = run.config.model.source
+    if layout != "adapter" or not is_local(source):
+        return ""
+    return (
+        f"The base model {base_name(source)} is in a directory of the machine on which the adapter was trained. To "
+        "use the adapter on another machine, copy that directory there and set `base_model_name_or_path` in "
+        "`adapter_config.json` to its path, or export the full model with `--merge`."
+    )
+
+
+def is_local(source: str) -> bool:
+    """Return whether a base model is embedded, or in a directory of this machine."""
+    return source.startswith("embedded:") or Path(source).is_absolute() or Path(source).is_dir()
+
+
+def base_name(source: str) -> str:
+    """Return the name of a base model without the directories of this machine."""
+    return Path(source).name if is_local(source) and ":" not in source else source.removeprefix("embedded:")
