@@ -84,7 +84,7 @@ def installed(environment: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("versions", nargs="*", choices=VERSIONS)
+    parser.add_argument("--only", action="append", choices=VERSIONS, help="default: all three")
     parser.add_argument("--python", default="3.11")
     parser.add_argument("--smoke", action="store_true", help="without the unit tests")
     options = parser.parse_args()
@@ -92,7 +92,7 @@ def main() -> None:
         folder = Path(name)
         wheel = build(folder / "dist")
         check_app(folder / "app")
-        for versions in options.versions or VERSIONS:
+        for versions in options.only or VERSIONS:
             (folder / versions).mkdir()
             check_versions(versions, options.python, wheel, folder / versions, smoke=options.smoke)
 
