@@ -44,7 +44,7 @@ def test_the_wheel_holds_the_package_both_apps_and_the_configuration(wheel: Path
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = {PurePosixPath(name).name for name in archive.namelist() if ".dist-info/" in name}
-    assert names == tracked("fedsvd/*.py", "fedsvd/*.j2", "fedsvd/py.typed") | apps
+    assert names == tracked("fedsvd/*.py", "fedsvd/py.typed") | apps
     assert metadata == {"METADATA", "WHEEL", "RECORD", "entry_points.txt"}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedsvd.config.compose import app_root
 
-_EXCLUDED = shutil.ignore_patterns("__pycache__", "_app", "*.j2", "py.typed")
+_EXCLUDED = shutil.ignore_patterns("__pycache__", "_app", "py.typed")
 
 
 def stage_app(folder: Path, config_dirs: Sequence[Path] = ()) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from matplotlib.figure import Figure
 
 from fedsvd.report.figures import save_figure
-from fedsvd.report.literal import markdown_text, one_line
+from fedsvd.report.literal import markdown_text
+from fedsvd.report.templates import environment
 from fedsvd.runs.folder import write_text
 
 
@@ -89,12 +89,12 @@ def figure_block(figure: Figure, caption: str, alt_text: str) -> FigureBlock:
 
 def to_html(title: str, sections: Sequence[Section]) -> str:
     """Render one self-contained page that loads no other file and nothing from the network."""
-    return _render("page.html.j2", title=title, sections=sections)
+    return _render("page.html", title=title, sections=sections)
 
 
 def to_notebook_html(sections: Sequence[Section], num_open: int) -> str:
     """Render sections for the output of a notebook's cell; all but the first ``num_open`` are folded."""
-    return _render("notebook.html.j2", sections=sections, num_open=num_open)
+    return _render("notebook.html", sections=sections, num_open=num_open)
 
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
@@ -133,13 +133,9 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _render(template: str, **values: object) -> str:
-    # Names and failure reasons come from clients and command lines, so everything is escaped.
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=one_line,
-    )
-    return environment.get_template(template).render(**values, kind_of=lambda block: type(block).__name__)
+    return environment().get_template(template).render(**values, kind_of=kind_of)
+
+
+def kind_of(block: Block) -> str:
+    """Return the name of a block's type, by which templates render it."""
+    return type(block).__name__

@@ -27,11 +27,11 @@ def run_sections(run: Run) -> list[Section]:
     return [
         summary(run),
         run_configuration(run),
-        _accuracy(run),
+        accuracy(run),
         *generation_samples(run),
         *privacy_spent(run),
         *label_distribution(run),
-        _costs(run),
+        costs(run),
         *factor_spectrum(run),
         statement_section(run),
     ]
@@ -99,7 +99,8 @@ def provenance(run: Run) -> TableBlock:
     return TableBlock(["property", "value"], [row for row in rows if row[1]], "Provenance")
 
 
-def _accuracy(run: Run) -> Section:
+def accuracy(run: Run) -> Section:
+    """Show the held-out metric over rounds, and a table of the rounds."""
     evaluated, metric = run.evaluated_rows, run.metric
     blocks: list[Block] = []
     if evaluated:
@@ -185,16 +186,13 @@ def label_distribution(run: Run) -> list[Section]:
     return [Section("Label distribution", blocks)]
 
 
-def _costs(run: Run) -> Section:
+def costs(run: Run) -> Section:
+    """Show the traffic and the time of each round, and their totals."""
     seconds = [[phase, f"{sum(row[key] for row in run.rows):.2f}"] for key, phase in PHASES.items()]
     rounds = max(1, run.rows[-1]["server_round"])
-    traffic = [
-        [direction, f"{total:,}", f"{total / rounds:,.0f}"]
-        for direction, total in (
-            ("downlink (server to clients)", sum(row["bytes_down"] for row in run.rows)),
-            ("uplink (clients to server)", sum(row["bytes_up"] for row in run.rows)),
-        )
-    ]
+    directions = {"bytes_down": "downlink (server to clients)", "bytes_up": "uplink (clients to server)"}
+    totals = {direction: sum(row[key] for row in run.rows) for key, direction in directions.items()}
+    traffic = [[direction, f"{total:,}", f"{total / rounds:,.0f}"] for direction, total in totals.items()]
     figure = figure_block(
         traffic_and_time_figure(run.rows), "Traffic and time of each round.", "See the tables below for the totals."
     )
