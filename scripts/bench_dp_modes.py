@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, RobertaCo
 from fedsvd.config.compose import compose
 from fedsvd.lora import peft_model
 from fedsvd.lora.initialization import initialize_factors
+from fedsvd.models.load_options import LoadOptions
 from fedsvd.models.loading import load_classifier
 from fedsvd.privacy.dp_sgd import DPSGD, GradSampleMode, opacus_hooks, train_dp_sgd
 from fedsvd.privacy.randomness import SecureRandomness
@@ -92,7 +93,7 @@ def build(key: str, attention: str) -> Bench:
 
 def real_text(shape: Shape, attention: str) -> tuple[PreTrainedModel, dict[str, Tensor], Tensor]:
     batch = next(batch for batch in load_test_batches(compose("")) if batch["input_ids"].shape[1] >= 28)
-    model = load_classifier("embedded:minilm", num_labels=2, seed=0, attn_implementation=attention).model
+    model = load_classifier("embedded:minilm", num_labels=2, seed=0, options=LoadOptions(attention)).model
     inputs = {name: tensor[: shape.batch] for name, tensor in batch.items()}
     return model, inputs, inputs.pop("labels")
 

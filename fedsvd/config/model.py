@@ -42,9 +42,11 @@ class ModelConfig(ConfigGroup):
         max_length: Maximum length of a text in tokens; longer texts are truncated. At most the number of positions of
             a model with position embeddings.
         attn_implementation: Attention implementation of transformers: ``sdpa`` (fused), ``eager`` (can be faster for
-            short texts), or ``auto``: ``sdpa`` where the architecture has it, else ``eager``.
+            short texts), ``flash_attention_2`` (bfloat16 on CUDA, with the package flash-attn), or ``auto``: ``sdpa``
+            where the architecture has it, else ``eager``.
         dtype: Data type of the frozen model: ``float32``, or ``bfloat16``, which needs half the memory; the trained
             parameters are always float32.
+        rslora: Scale it by ``lora_alpha / √rank`` instead, so that updates do not shrink with the rank (rsLoRA).
         quantization: ``none``; ``nf4`` (4 bits) or ``int8``: quantize the frozen linear layers with bitsandbytes, an
             optional package. ``dtype`` is then the data type of activations and of the other weights.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
@@ -60,6 +62,7 @@ class ModelConfig(ConfigGroup):
             with the key ``text``), the same on every machine. It must be public: privacy does not cover it.
     """
 
+        device_map: ``none``, or ``auto``: distribute the layers of the model over all GPUs of the machine.
     group: ClassVar[str] = "model"
 
     name: Text
@@ -73,7 +76,7 @@ class ModelConfig(ConfigGroup):
     lora_layers: LoraLayers = "all"
     lora_dropout: FractionOrZero = 0.0
     max_length: Count = 64
-    attn_implementation: Literal["auto", "sdpa", "eager"] = "sdpa"
+    attn_implementation: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "sdpa"
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantization: Literal["none", "nf4", "int8"] = "none"
     gradient_checkpointing: bool = False
@@ -81,6 +84,7 @@ class ModelConfig(ConfigGroup):
     # These defaults, unlike those of the YAML files, are what runs did before the keys existed.
     pooling: Literal["auto", "first", "mean", "last", "stock"] = "stock"
     pooling_layer: PoolingLayer = "last"
+    rslora: bool = False
     standardize: Literal["none", "public"] = "none"
     public_text: Text = "embedded:bbc_news"
 
@@ -91,6 +95,7 @@ class ModelConfig(ConfigGroup):
             )
         _check_pooling(self)
 
+    device_map: Literal["none", "auto"] = "none"
 
 def _check_pooling(model: ModelConfig) -> None:
     """Reject settings of pooled features where there are none."""
@@ -101,6 +106,11 @@ def _check_pooling(model: ModelConfig) -> None:
     if reads_tokens and model.pooling not in ("auto", "stock"):
         raise ConfigError(
             f"model.pooling = {model.pooling} is not possible with model.task = {model.task}, which reads every token: "
+        if self.attn_implementation == "flash_attention_2" and self.dtype == "float32":
+            raise ConfigError(
+                "model.attn_implementation = flash_attention_2 is not possible with model.dtype = float32: its kernels "
+                "take bfloat16. Set model.dtype=bfloat16, or model.attn_implementation=auto."
+            )
             "set it to auto, or use model.task=sequence_classification."
         )
     for key, default in defaults.items():

@@ -39,6 +39,7 @@ MAY_CHANGE: Mapping[str, str] = {
     "train.grad_sample_mode": "speed and memory",
     "model.attn_implementation": "speed and memory",
     "model.gradient_checkpointing": "speed and memory",
+    "model.device_map": "speed and memory",
     "data.path": "the file may have moved: its content is compared",
     "data.test_path": "the file may have moved: its content is compared",
     "federation.name": "local and simulation only, which have the same clients and ledgers",

@@ -29,7 +29,7 @@ class Adapter:
         A: Down-projections by site name, shape (r, d_in).
         B: Up-projections by site name, shape (d_out, r).
         head: Tensors by parameter name of the parameters that are not in the base checkpoint (classifier head).
-        scale: ``lora_alpha / rank`` by site name.
+        scale: What the update is multiplied by, ``lora_alpha / rank`` or, with rsLoRA, ``lora_alpha / √rank``, by site.
         core: Matrices between B and A by site name, shape (r, r); empty if the method has none.
         base_left: Left factors of the merged updates by site name, shape (d_out, R); empty if nothing was merged.
         base_right: Right factors of the merged updates by site name, shape (R, d_in). R is the same for all sites.

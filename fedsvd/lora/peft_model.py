@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def attach(
     *,
     rank: int,
     lora_alpha: float,
+    rslora: bool = False,
     target_modules: str | Sequence[str],
     task: str = "sequence_classification",
     lora_layers: str = "all",
@@ -45,6 +47,7 @@ def attach(
         model: The base model; modified in place, as by PEFT.
         rank: Rank r of every site.
         lora_alpha: Numerator of the scale: a site's update is ``lora_alpha / rank · B A``.
+        rslora: Divide by ``√rank`` instead (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732).
         target_modules: Names (or name suffixes) of the linear layers to adapt, ``auto`` or ``all-linear``; see
             `fedsvd.lora.target_modules.target_names`.
         task: ``model.task``.
@@ -64,6 +67,7 @@ def attach(
         task_type=_TASKS.get(task, peft.TaskType.SEQ_CLS),
         r=rank,
         lora_alpha=lora_alpha,  # type: ignore[arg-type]  # PEFT says int and divides it by r
+        use_rslora=rslora,
         target_modules=names,
         exclude_modules=head or None,
         layers_to_transform=layer_numbers(model, lora_layers),
@@ -95,8 +99,13 @@ def attach(
 
 
 def read(model: peft.PeftModel) -> Adapter:
-    """Return copies of a model's factors and head (detached, on the model's device); a merged base is not returned."""
-    parts = {part: {k: p.detach().clone() for k, p in named.items()} for part, named in _named_parts(model).items()}
+    """Return copies of a model's factors and head, detached and on its (first) device, without a merged base."""
+    named_parts = _named_parts(model)
+    device = next(iter(named_parts["A"].values())).device
+    parts = {
+        part: {key: parameter.detach().clone().to(device) for key, parameter in named.items()}
+        for part, named in named_parts.items()
+    }
     scale = {name: float(layer.scaling[PEFT_NAME]) for name, layer in adapted_layers(model)}
     return Adapter(parts["A"], parts["B"], parts["head"], scale, parts["core"])
 
@@ -153,7 +162,11 @@ def save_pretrained(model: peft.PeftModel, adapter: Adapter, folder: Path) -> No
     rank = next(iter(plain.A.values())).shape[0]
     config: Any = copy.deepcopy(model.peft_config[PEFT_NAME])
     config.inference_mode = True
-    config.lora_alpha = config.lora_alpha / config.r * rank
+    # Keeps the scale.
+    if config.use_rslora:
+        config.lora_alpha *= math.sqrt(rank / config.r)
+    else:
+        config.lora_alpha = config.lora_alpha / config.r * rank
     config.r = rank
     # Without embeddings, which PEFT would add for an adapted output layer.
     tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)

@@ -101,8 +101,9 @@ def check_method(method: Method, config: Config) -> None:
         ConfigError: One of these combinations is configured: secure aggregation, client-level privacy, a server
             optimizer or robust aggregation with a method that needs each client's factors; client ranks with a method
             that requires equal ranks; client-level privacy with a method that has personal factors; shrinkage with
-            settings under which the noise in the mean is unknown; quantized weights with a method that changes them;
-            several local steps, weight decay or a server optimizer with a method that averages tangent vectors.
+            settings under which the noise in the mean is unknown; quantized weights with a method that changes them; a
+            distributed model with maps of gradients; several local steps, weight decay or a server optimizer with a
+            method that averages tangent vectors.
     """
     name, federation = config.method["name"], config.federation
     mean_only = {
@@ -130,6 +131,7 @@ def check_method(method: Method, config: Config) -> None:
             f"privacy.name = client_level is unsupported with method.name = {name}: a client's personal factors "
             "influence what it reports, and no noise protects them. Set privacy=dp_sgd."
         )
+    _check_distributed(method, config)
     if config.method.get("shrinkage", "none") != "none":
         check_known_noise(config)
     if method.traits.tangent:
@@ -142,6 +144,15 @@ def _check_unquantized(config: Config) -> None:
             f"model.quantization = {config.model.quantization} is unsupported with method.name = "
             f"{config.method['name']}, which adds updates to the frozen weights in each round: quantized weights "
             "would round them away. Set model.quantization=none, or choose another method."
+        )
+
+
+def _check_distributed(method: Method, config: Config) -> None:
+    if config.model.device_map == "auto" and (method.traits.tangent or config.privacy.project_public_mean):
+        raise ConfigError(
+            f"model.device_map = auto is unsupported with method.name = {config.method['name']} and "
+            f"privacy.project_public_mean = {config.privacy.project_public_mean}: one combines the gradients of "
+            "layers on different devices. Set model.device_map=none."
         )
 
 

@@ -9,6 +9,12 @@ from safetensors import SafetensorError
 
 from fedsvd.errors import ModelError
 
+# What transformers says of an architecture without an attention implementation.
+_UNSUPPORTED = {
+    "sdpa": "does not support an attention implementation",
+    "flash_attention_2": "does not support Flash Attention",
+}
+
 
 @contextmanager
 def convert_errors(source: str) -> Iterator[None]:
@@ -16,12 +22,13 @@ def convert_errors(source: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
-        if "does not support an attention implementation" in str(error):
-            name = str(error).partition(" ")[0]
-            raise ModelError(
-                f"model.attn_implementation = sdpa is not possible with model.source = {source!r}: {name} has no fused "
-                "attention in transformers. Set it to auto or eager."
-            ) from error
+        for kind, message in _UNSUPPORTED.items():
+            if message in str(error):
+                name = str(error).partition(" ")[0]
+                raise ModelError(
+                    f"model.attn_implementation = {kind} is not possible with model.source = {source!r}: {name} has no "
+                    "such attention in transformers. Set it to auto or eager."
+                ) from error
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(
             f"model.source = {source!r} cannot be loaded ({reason}). Set it to embedded:minilm, embedded:tiny, a "

@@ -26,21 +26,24 @@ class LoadOptions:
     """How to load a base model; for the values see `fedsvd.config.ModelConfig`.
 
     Attributes:
-        attn_implementation: ``sdpa`` or ``eager``, as in transformers; ``auto``: ``sdpa`` where it exists.
+        attn_implementation: ``sdpa``, ``flash_attention_2`` or ``eager``, as in transformers; ``auto``: ``sdpa``
+            where it exists, else ``eager``.
         dtype: Data type of the weights, and of the products with quantized ones.
         quantization: How the frozen linear layers are quantized: ``none``, ``nf4`` or ``int8``.
         device: The device on which weights are quantized; other models are loaded on the CPU.
+        device_map: ``auto``: distribute the layers over all GPUs; ``none``: one device.
     """
 
     attn_implementation: str = "auto"
     dtype: str = "float32"
     quantization: str = "none"
     device: str = "cpu"
+    device_map: str = "none"
 
 
 def load_options(config: ModelConfig, device: str = "cpu") -> LoadOptions:
     """Return the options of the ``model`` configuration group."""
-    return LoadOptions(config.attn_implementation, config.dtype, config.quantization, device)
+    return LoadOptions(config.attn_implementation, config.dtype, config.quantization, device, config.device_map)
 
 
 def loader_arguments(options: LoadOptions, architecture: PreTrainedConfig, source: str) -> dict[str, Any]:
@@ -55,9 +58,14 @@ def loader_arguments(options: LoadOptions, architecture: PreTrainedConfig, sourc
         ModelError: bitsandbytes is not installed, or the checkpoint is quantized in another way than the options say.
     """
     arguments: dict[str, Any] = {"dtype": DTYPES[options.dtype]}
+    if options.attn_implementation == "flash_attention_2":
+        _check_flash_attention(options)
     if options.attn_implementation != "auto":
         arguments["attn_implementation"] = options.attn_implementation
     is_prequantized = _check_checkpoint(getattr(architecture, "quantization_config", None), options, source)
+    if options.device_map == "auto":
+        _check_gpus(options)
+        arguments["device_map"] = "auto"
     if options.quantization == "none":
         return arguments
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -70,7 +78,7 @@ def loader_arguments(options: LoadOptions, architecture: PreTrainedConfig, sourc
         logging.getLogger(f"bitsandbytes.{name}").setLevel(logging.ERROR)
     if not is_prequantized:
         arguments["quantization_config"] = _quantization(options)
-    return {**arguments, "device_map": {"": options.device}}
+    return {"device_map": {"": options.device}, **arguments}
 
 
 def finish_loading(model: PreTrainedModel, options: LoadOptions, source: str) -> None:
@@ -79,8 +87,9 @@ def finish_loading(model: PreTrainedModel, options: LoadOptions, source: str) ->
     Raises:
         ModelError: bitsandbytes would compute wrong products.
     """
-    # PEFT would distribute a model with a map that names the CPU.
-    vars(model).pop("hf_device_map", None)
+    if options.device_map == "none":
+        # PEFT would distribute a model with a map that names the CPU.
+        vars(model).pop("hf_device_map", None)
     for name, layer in model.named_modules() if options.quantization != "none" else ():
         if type(layer).__name__ == "Linear4bit" and isinstance(layer, nn.Linear):
             if options.device == "cpu" and layer.in_features % _BLOCK:
@@ -105,6 +114,28 @@ def copy_marks(source: nn.Module, target: nn.Module) -> None:
     for mark in _MARKS:
         if getattr(source, mark, False):
             setattr(target, mark, True)
+
+
+def _check_flash_attention(options: LoadOptions) -> None:
+    reason = None
+    if not options.device.startswith("cuda"):
+        reason = f"its kernels need a CUDA device, and the device is {options.device}"
+    elif importlib.util.find_spec("flash_attn") is None:
+        reason = "the package flash-attn is not installed (pip install flash-attn)"
+    if reason:
+        raise ModelError(
+            f"model.attn_implementation = flash_attention_2 is not possible: {reason}. Set "
+            "model.attn_implementation=auto."
+        )
+
+
+def _check_gpus(options: LoadOptions) -> None:
+    found = torch.cuda.device_count()
+    if found < 2 or options.device != "cuda":
+        raise ModelError(
+            f"model.device_map = auto needs several GPUs and device=auto or cuda: torch finds {found} on this machine, "
+            f"and the device is {options.device}. Set model.device_map=none."
+        )
 
 
 def _stay_in_training_mode(layer: nn.Module, args: Any) -> None:

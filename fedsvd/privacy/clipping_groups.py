@@ -40,7 +40,7 @@ class ClippingGroup:
         norms = joint_norms(samples)
         factors = (self.max_norm / norms.clamp(min=self.max_norm)).nan_to_num(0.0)
         for sample in samples:
-            sample.mul_(factors.view(-1, *[1] * (sample.dim() - 1)))
+            sample.mul_(factors.to(sample.device).view(-1, *[1] * (sample.dim() - 1)))
         return norms > self.max_norm
 
 
@@ -71,6 +71,7 @@ def split_by_share(
 
 def joint_norms(samples: Sequence[Tensor]) -> Tensor:
     """Return the L2 norm of each example's gradients, given as tensors of shape (batch, *parameter); shape (batch,)."""
-    norms = torch.stack([torch.linalg.vector_norm(sample.flatten(1), dim=1) for sample in samples])
+    # Layers can be on different devices.
+    norms = torch.stack([torch.linalg.vector_norm(s.flatten(1), dim=1).to(samples[0].device) for s in samples])
     joint: Tensor = torch.linalg.vector_norm(norms, dim=0)
     return joint

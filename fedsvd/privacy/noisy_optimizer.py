@@ -66,7 +66,7 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
         non_finite = ~torch.isfinite(norms)
         if non_finite.any():
             for sample in samples:
-                sample[non_finite] = 0.0
+                sample[non_finite.to(sample.device)] = 0.0
             logger.warning("%d examples had gradients that are not finite; they count as zero.", int(non_finite.sum()))
         clipped = self.clip_groups() if self.groups else norms > self.max_grad_norm
         if self._meter:

@@ -68,7 +68,8 @@ _collate_cached = lru_cache(maxsize=_CACHED_BATCHES)(_collate)
 
 def load_prefix_cache(config: Config) -> StateCache:
     """Return the model's cache of frozen layers; all models with the same frozen lower layers share its states."""
-    mebibytes = config.train.prefix_cache_mib
+    # The hooks that move states between devices are part of the layers that a cache would bypass.
+    mebibytes = 0 if config.model.device_map == "auto" else config.train.prefix_cache_mib
     states, features = _load_store(_prefix_key(config.model), mebibytes), _load_features(config.model, mebibytes)
     train = config.train
     factors_follow = train.head_rounds > 0 and not train.is_head_only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -55,12 +56,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 def client_config(config: Config, partition_id: int) -> Config:
-    """Return the configuration of one client, with its own rank and the same ``lora_alpha / rank``."""
+    """Return the configuration of one client, with its own rank and the same scale of B A."""
     ranks = config.federation.client_ranks
     if ranks is None or ranks[partition_id] == config.model.rank:
         return config
-    rank = ranks[partition_id]
-    model = replace(config.model, rank=rank, lora_alpha=config.model.lora_alpha * rank / config.model.rank)
+    rank, full = ranks[partition_id], config.model
+    alpha = full.lora_alpha * math.sqrt(rank / full.rank) if full.rslora else full.lora_alpha * rank / full.rank
+    model = replace(full, rank=rank, lora_alpha=alpha)
     return replace(config, model=model, federation=replace(config.federation, client_ranks=None))
 
 
@@ -168,6 +170,7 @@ def _load_model(
         loaded,
         rank=config.rank,
         lora_alpha=config.lora_alpha,
+        rslora=config.rslora,
         target_modules=config.target_modules,
         task=config.task,
         lora_layers=config.lora_layers,
@@ -180,7 +183,7 @@ def _load_model(
     choice = base_model.pooling_choice(config, head_rows is not None)
     if choice is not None and choice.pooling == "first":
         use_first_token_only(adapted)
-    return adapted.to(device)
+    return adapted if config.device_map == "auto" else adapted.to(device)
 
 
 @lru_cache(maxsize=4)

@@ -143,7 +143,7 @@ def load_base(
     quantization = run.config.model.quantization
     loaded_as = run.config.model.dtype if quantization != "none" or dtype is None else dtype
     # The attention implementation is no part of the model: another machine may not have that of the run.
-    config = replace(run.config.model, attn_implementation="auto", dtype=loaded_as)
+    config = replace(run.config.model, attn_implementation="auto", device_map="none", dtype=loaded_as)
     model = _load_base(run, config, device)
     return model if quantization == "none" or dtype is None else dequantize(model, DTYPES[dtype])
 

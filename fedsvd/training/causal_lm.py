@@ -82,7 +82,7 @@ def _output_layer_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
 
     def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         states = args[0]
-        index = positions.unsqueeze(-1).expand(-1, -1, states.shape[-1])
+        index = positions.to(states.device).unsqueeze(-1).expand(-1, -1, states.shape[-1])
         return (torch.gather(states, 1, index), *args[1:])
 
     with output.register_forward_pre_hook(gather, prepend=True):

@@ -35,6 +35,7 @@ ALLOWED = {
     "train.grad_sample_mode": "train.grad_sample_mode=hooks",
     "model.attn_implementation": "model.attn_implementation=eager",
     "model.gradient_checkpointing": "model.gradient_checkpointing=true",
+    "model.device_map": "model.device_map=auto",
     "data.path": "data.path=moved.csv",
     "data.test_path": "data.test_path=moved.csv",
     "federation.name": "federation=simulation",

@@ -13,7 +13,7 @@ from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.lora.initialization import initialize_factors
 
 
-def make_model(rank: int = 4, lora_layers: str = "all", core: bool = False) -> peft.PeftModel:
+def make_model(rank: int = 4, lora_layers: str = "all", core: bool = False, rslora: bool = False) -> peft.PeftModel:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, num_labels=3
@@ -26,6 +26,7 @@ def make_model(rank: int = 4, lora_layers: str = "all", core: bool = False) -> p
         lora_layers=lora_layers,
         head_modules=["classifier"],
         core=core,
+        rslora=rslora,
     )
 
 
@@ -168,9 +169,12 @@ def test_writing_a_base_is_idempotent_and_reversible() -> None:
     assert torch.equal(layer.base_layer.weight, weights[name])
 
 
-@pytest.mark.parametrize("core", [False, True])
-def test_core_and_base_are_saved_as_plain_lora_of_higher_rank(tmp_path: Path, core: bool) -> None:
-    model = make_model(core=core)
+@pytest.mark.parametrize(("core", "rslora", "scale"), [(False, False, 2.0), (True, False, 2.0), (False, True, 4.0)])
+def test_core_and_base_are_saved_as_plain_lora_of_higher_rank(
+    tmp_path: Path, core: bool, rslora: bool, scale: float
+) -> None:
+    model = make_model(core=core, rslora=rslora)
+    assert set(peft_model.read(model).scale.values()) == {scale}
     adapter = initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="kaiming", seed=3)
     adapter = random_base(adapter.with_parts({"core": {n: torch.randn(4, 4) for n in adapter.core}}), 3)
     tokens = torch.arange(12).reshape(2, 6)

@@ -90,3 +90,9 @@ def test_methods_that_change_frozen_weights_reject_quantized_ones(name: str) -> 
     config = compose(["experiment=smoke", f"method={name}", "model.quantization=nf4"])
     with pytest.raises(ConfigError, match=f"quantization = nf4 is unsupported with method.name = {name}"):
         check_method(build_method(config.method), config)
+
+
+def test_gradients_on_several_devices_cannot_be_combined() -> None:
+    config = compose(["experiment=smoke", "method=tangent", "train.local_steps=1", "model.device_map=auto"])
+    with pytest.raises(ConfigError, match=r"device_map = auto is unsupported with method.name = tangent"):
+        check_method(build_method(config.method), config)

@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from fedsvd.errors import ModelError
+from fedsvd.config import ModelConfig
+from fedsvd.errors import ConfigError, ModelError
 from fedsvd.models.embedded import resolve_source
 from fedsvd.models.load_options import LoadOptions
 from fedsvd.models.loading import load_causal_lm
@@ -27,3 +29,24 @@ def test_checkpoints_of_other_quantizations_are_refused(tmp_path: Path, method: 
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(ModelError, match=rf"quantized with {method}.*choose the unquantized checkpoint"):
         load_causal_lm(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (LoadOptions("flash_attention_2", "bfloat16"), "its kernels need a CUDA device, and the device is cpu"),
+        (LoadOptions("flash_attention_2", "bfloat16", device="cuda"), "the package flash-attn is not installed"),
+        (LoadOptions(device_map="auto", device="cuda"), "needs several GPUs .*: torch finds 1 on this machine"),
+        (LoadOptions(device_map="auto"), "and the device is cpu"),
+    ],
+)
+def test_what_the_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch, options: LoadOptions, reason: str) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ModelError, match=reason):
+        load_causal_lm("embedded:tiny-llama", options)
+
+
+def test_flash_attention_needs_bfloat16() -> None:
+    with pytest.raises(ConfigError, match=r"not possible with model.dtype = float32.*Set model.dtype=bfloat16"):
+        ModelConfig("own", "embedded:tiny", attn_implementation="flash_attention_2")

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from fedsvd.config import ModelConfig
 from fedsvd.errors import ModelError
+from fedsvd.models.load_options import LoadOptions
 from fedsvd.models.loading import load_base, load_causal_lm, load_classifier
 from fedsvd.models.pooled_loading import load_pooled
 from fedsvd.models.pooling import PoolingChoice
@@ -80,8 +81,8 @@ def test_auto_attention_takes_what_the_architecture_has(tmp_path: Path) -> None:
     assert load_causal_lm(gemma).model.config._attn_implementation == "eager"
     assert load_classifier("embedded:tiny", num_labels=2, seed=0).model.config._attn_implementation == "sdpa"
     loaders = (
-        lambda: load_classifier(mpnet, num_labels=2, seed=0, attn_implementation="sdpa"),
-        lambda: load_causal_lm(gemma, attn_implementation="sdpa"),
+        lambda: load_classifier(mpnet, num_labels=2, seed=0, options=LoadOptions("sdpa")),
+        lambda: load_causal_lm(gemma, LoadOptions("sdpa")),
         lambda: load_pooled(ModelConfig("own", mpnet), PoolingChoice("mean", None, False, ""), 2, 0),
     )
     for load in loaders:

@@ -3,6 +3,7 @@
 import logging
 from contextlib import nullcontext
 
+import accelerate
 import peft
 import pytest
 import torch
@@ -91,6 +92,25 @@ def test_per_example_gradients_equal_a_loop(kind: str, parts: set[Part], per_exa
         expected = torch.autograd.grad(losses(model, [position]).sum(), trained)
         for parameter, gradient in zip(trained, expected, strict=True):
             torch.testing.assert_close(gradients[names[parameter]][position], gradient, atol=1e-5, rtol=1e-5)
+
+
+def test_layers_that_accelerate_places_on_devices_have_the_same_gradients() -> None:
+    expected_model, _ = adapted("roberta", {"A", "B", "head"})
+    expected = per_example_gradients(expected_model, losses, range(4), fused_gradients)
+    torch.manual_seed(0)
+    base, targets, head = roberta()
+    layers = ["roberta.embeddings", "roberta.encoder.layer.0", "roberta.encoder.layer.1", "classifier"]
+    # As for a model on several GPUs, hooks before each of these layers move its input.
+    accelerate.dispatch_model(base, dict.fromkeys(layers, "cpu"), main_device="cpu", force_hooks=True)
+    model = peft_model.attach(base, rank=4, lora_alpha=16, target_modules=targets, head_modules=head)
+    peft_model.write(model, peft_model.read(expected_model))
+    peft_model.set_trainable(model, {"A", "B", "head"})
+
+    actual = per_example_gradients(model, losses, range(4), fused_gradients)
+
+    assert actual.keys() == expected.keys()
+    for name, gradient in actual.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "roberta"])
