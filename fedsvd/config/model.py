@@ -32,6 +32,7 @@ class ModelConfig(ConfigGroup):
             model on the Hugging Face Hub.
         rank: Rank r of every factor pair B (d_out, r), A (r, d_in).
         lora_alpha: The product B A is scaled by ``lora_alpha / rank``.
+        rslora: Scale it by ``lora_alpha / √rank`` instead, so that updates do not shrink with the rank (rsLoRA).
         task: ``sequence_classification``: one class per text; ``multi_label_classification``: any number of classes per
             text; ``token_classification``: a tag per word, of spans such as names; ``regression``: a number per text;
             or ``causal_lm``: generate answers; the loss covers the tokens of the answer, not those of the prompt.
@@ -46,9 +47,9 @@ class ModelConfig(ConfigGroup):
             where the architecture has it, else ``eager``.
         dtype: Data type of the frozen model: ``float32``, or ``bfloat16``, which needs half the memory; the trained
             parameters are always float32.
-        rslora: Scale it by ``lora_alpha / √rank`` instead, so that updates do not shrink with the rank (rsLoRA).
         quantization: ``none``; ``nf4`` (4 bits) or ``int8``: quantize the frozen linear layers with bitsandbytes, an
             optional package. ``dtype`` is then the data type of activations and of the other weights.
+        device_map: ``none``, or ``auto``: distribute the layers of the model over all GPUs of the machine.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         chat_template: Format prompts with the tokenizer's chat template (``causal_lm``).
         pooling: The tokens that a classifier reads: ``first``, ``mean`` or ``last``; ``auto``: what the checkpoint was
@@ -62,13 +63,13 @@ class ModelConfig(ConfigGroup):
             with the key ``text``), the same on every machine. It must be public: privacy does not cover it.
     """
 
-        device_map: ``none``, or ``auto``: distribute the layers of the model over all GPUs of the machine.
     group: ClassVar[str] = "model"
 
     name: Text
     source: Text
     rank: Count = 8
     lora_alpha: PositiveFloat = 16.0
+    rslora: bool = False
     task: Literal[
         "sequence_classification", "multi_label_classification", "token_classification", "regression", "causal_lm"
     ] = "sequence_classification"  # fmt: skip
@@ -79,23 +80,27 @@ class ModelConfig(ConfigGroup):
     attn_implementation: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "sdpa"
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantization: Literal["none", "nf4", "int8"] = "none"
+    device_map: Literal["none", "auto"] = "none"
     gradient_checkpointing: bool = False
     chat_template: bool = False
     # These defaults, unlike those of the YAML files, are what runs did before the keys existed.
     pooling: Literal["auto", "first", "mean", "last", "stock"] = "stock"
     pooling_layer: PoolingLayer = "last"
-    rslora: bool = False
     standardize: Literal["none", "public"] = "none"
     public_text: Text = "embedded:bbc_news"
 
     def __post_init__(self) -> None:
+        if self.attn_implementation == "flash_attention_2" and self.dtype == "float32":
+            raise ConfigError(
+                "model.attn_implementation = flash_attention_2 is not possible with model.dtype = float32: its kernels "
+                "take bfloat16. Set model.dtype=bfloat16, or model.attn_implementation=auto."
+            )
         if self.task == "causal_lm" and self.max_length < 8:
             raise ConfigError(
                 f"model.max_length = {self.max_length} leaves no room for a prompt and an answer: give 8 or more."
             )
         _check_pooling(self)
 
-    device_map: Literal["none", "auto"] = "none"
 
 def _check_pooling(model: ModelConfig) -> None:
     """Reject settings of pooled features where there are none."""
@@ -106,11 +111,6 @@ def _check_pooling(model: ModelConfig) -> None:
     if reads_tokens and model.pooling not in ("auto", "stock"):
         raise ConfigError(
             f"model.pooling = {model.pooling} is not possible with model.task = {model.task}, which reads every token: "
-        if self.attn_implementation == "flash_attention_2" and self.dtype == "float32":
-            raise ConfigError(
-                "model.attn_implementation = flash_attention_2 is not possible with model.dtype = float32: its kernels "
-                "take bfloat16. Set model.dtype=bfloat16, or model.attn_implementation=auto."
-            )
             "set it to auto, or use model.task=sequence_classification."
         )
     for key, default in defaults.items():
