@@ -7,7 +7,7 @@ from flwr.app import Context, Message, RecordDict
 from client.identity import client_identity, read_partition_id
 from client.node_data import check_node_data, hide_private_details, with_node_data
 from fedsvd.config.compose import from_run_config
-from fedsvd.errors import FedSVDError, StaleCacheError
+from fedsvd.errors import FedSVDError, LimitError, StaleCacheError
 from fedsvd.wire import train_messages
 
 
@@ -27,11 +27,15 @@ def report_partition(message: Message, context: Context) -> Message:
     """
     config, reason = from_run_config(context.run_config), ""
     try:
+        partition_id = read_partition_id(context.node_config)
+    except LimitError as error:
+        return Message(train_messages.declined_reply(f"{type(error).__name__}: {error}"), reply_to=message)
+    try:
         with hide_private_details(context):
             check_node_data(with_node_data(config, context.node_config))
     except FedSVDError as error:
         reason = f"{type(error).__name__}: {error}"
-    return Message(train_messages.partition_reply(read_partition_id(context), reason), reply_to=message)
+    return Message(train_messages.partition_reply(partition_id, reason), reply_to=message)
 
 
 def train(message: Message, context: Context) -> Message:

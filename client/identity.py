@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from flwr.app import Context
 
 from client.node_limits import NodeLimits, has_strict_ledger, read_limits
 from fedsvd.config import Config
+from fedsvd.errors import LimitError
 from fedsvd.runs.folder import RunFolder, ledger_path, run_root
 
 
@@ -34,18 +36,29 @@ class ClientIdentity:
     strict_ledger: bool = False
 
 
-def read_partition_id(context: Context) -> int:
-    """Return the number of this node's partition."""
-    return int(context.node_config["partition-id"])
+def read_partition_id(node_config: Mapping[str, object]) -> int:
+    """Return the number of this node's partition.
+
+    Raises:
+        LimitError: If the node configuration has none, or it is not an integer from 0.
+    """
+    value = node_config.get("partition-id")
+    if type(value) is not int or value < 0:
+        found = "has no partition-id" if value is None else f"has the invalid partition-id = {value!r}"
+        raise LimitError(
+            f"node configuration {found}: expected an integer from 0 to the number of clients minus 1, as in "
+            "partition-id=0."
+        )
+    return value
 
 
 def client_identity(context: Context, config: Config) -> ClientIdentity:
     """Read the node's identity and limits; ``ledger`` in the node configuration overrides the run's ledger path.
 
     Raises:
-        LimitError: If the node configuration has invalid limits or an invalid ledger policy.
+        LimitError: If the node configuration has an invalid partition, limit or ledger policy.
     """
-    partition_id = read_partition_id(context)
+    partition_id = read_partition_id(context.node_config)
     ledger = context.node_config.get("ledger")
     root = run_root(config.run_dir, context.run_id)
     default_ledger = ledger_path(config.privacy.ledger_dir, root, partition_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from client.identity import read_partition_id
 from client.node_data import with_node_data
 from client.node_limits import has_strict_ledger, read_limits
 from fedsvd.config import Config
@@ -28,19 +29,20 @@ def check_node(node_config: str, config: Config) -> list[str]:
         One line each on the node's identity, data and limits. They are for the node's owner only.
 
     Raises:
-        LimitError: If a limit, the ledger's policy or a setting of the trainer is invalid, or the run exceeds a limit.
+        LimitError: If the partition, a limit, the ledger's policy or a setting of the trainer is invalid, or the run
+            exceeds a limit.
         TrainerError: If the socket of the trainer cannot be used.
         LedgerError: If the ledger is damaged, or may not be charged for this data.
         DataError: If the node configuration cannot be parsed, or the data cannot be read or does not fit the run.
     """
     try:
         parsed = parse_node_config(node_config)
-        partition_id = int(parsed["partition-id"])
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise DataError(
-            f"node configuration {node_config!r} is invalid or has no partition-id ({error}): expected KEY=VALUE pairs "
-            "separated by spaces, with strings in double quotes, as in 'partition-id=0 data-path=\"/data/a.csv\"'."
+            f"node configuration {node_config!r} is invalid ({error}): expected KEY=VALUE pairs separated by spaces, "
+            "with strings in double quotes, as in 'partition-id=0 data-path=\"/data/a.csv\"'."
         ) from error
+    partition_id = read_partition_id(parsed)
     limits = read_limits(parsed)
     limits.check(config)
     strict = has_strict_ledger(parsed)

@@ -249,3 +249,15 @@ def test_max_epsilon_applies_at_the_nodes_max_delta() -> None:
     assert limits.budget(privacy) == Budget(2.0, 1e-5, 6.0, 1e-4, "prv")
     assert NodeLimits().budget(privacy) == Budget(2.0, 1e-5, 2.0, 1e-5, "prv")
     limits.check_noise(Spend(0.1, 0.1, 1))
+
+
+@pytest.mark.parametrize("node_config", [{}, {"partition-id": "x"}, {"partition-id": 0.7}, {"partition-id": -1}])
+def test_node_without_a_valid_partition_says_so(node_config: dict[str, Any]) -> None:
+    set_task_identity(1, 7, 2)
+    context = Context(7, 2, node_config, RecordDict(), {"overrides": " ".join(SMOKE)})
+    for kind in (train_messages.PARTITION_QUERY, MessageType.TRAIN):
+        content = app(Message(RecordDict(), 2, kind), context).content
+        reason = str(train_messages.declined_reason(content))
+        assert reason.startswith("LimitError: node configuration has ")
+        assert "expected an integer from 0 to the number of clients minus 1" in reason
+        assert not content.metric_records
