@@ -15,7 +15,19 @@ from fedsvd.commands.streams import discard, tolerant_streams
 from fedsvd.commands.usage import USAGE, command_help
 from fedsvd.errors import ConfigError, FedSVDError, Interruption
 
-_COMMANDS = ("train", "privacy", "audit", "compare", "doctor", "predict", "evaluate", "export", "report", "trainer")
+_COMMANDS = (
+    "train",
+    "privacy",
+    "audit",
+    "compare",
+    "doctor",
+    "predict",
+    "evaluate",
+    "export",
+    "report",
+    "watch",
+    "trainer",
+)
 
 # Set before flwr and ray are imported, so that no run sends telemetry or checks for updates.
 _NO_TELEMETRY = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}

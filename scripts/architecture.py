@@ -16,6 +16,7 @@ CAPTIONS = {
     "server": ("Flower ServerApp: strategy,", "reply checks, checkpoints"),
     "fedsvd.audit": ("empirical privacy", "audit"),
     "fedsvd.comparison": ("tuned comparisons", "of methods"),
+    "fedsvd.watch": ("a page of a run", "in progress"),
     "client": ("Flower ClientApp: one local round,", "node limits, ledger charges"),
     "fedsvd.launch": ("in-process, Ray and", "remote runs; sweeps"),
     "fedsvd.trained": ("predict, evaluate,", "export, model card"),
@@ -37,6 +38,7 @@ CAPTIONS = {
     "fedsvd.trainer": ("a process that keeps a real node's model and data", "from message to message"),
     "fedsvd.assets": ("models and texts from registry packages",),
     "fedsvd.flower_private": ("private names of Flower",),
+    "fedsvd.services": ("Flower's services,", "with a quieter log"),
     "fedsvd.errors": ("the exception hierarchy",),
 }
 APPS = ("server", "client")

@@ -16,6 +16,7 @@ training:
   train resume=RUN_DIR                 resume an interrupted run (with -m: a sweep)
   train --cfg job                      print the composed configuration
   train --config-dir DIR …             also use the YAML files in DIR (DIR/experiment/NAME.yaml)
+  watch RUN_DIR|CONNECTION             show a run that is in progress on a page in the browser
   compare [KEY=VALUE …]                compare methods over tasks, budgets and seeds
 
 privacy:
@@ -71,6 +72,12 @@ _COMMANDS = MappingProxyType(
             "fedsvd report RUN_OR_SWEEP_DIR… [--to DIR]",
             "Write report.html and report.md on all runs in the directories; --to sets where (default: the directory, "
             "or runs/report for several).",
+        ),
+        "watch": (
+            "fedsvd watch RUN_DIR|CONNECTION [port=PORT] [run=RUN_ID]",
+            "Show a run while it is in progress: rounds, accuracy, each client's state, ε, traffic and time, on a page "
+            "that only browsers on this machine can open. CONNECTION is a connection to a SuperLink in Flower's "
+            "config.toml; run is Flower's ID of the run, by default the newest.",
         ),
         "evaluate": (
             "fedsvd evaluate RUN_DIR [data=… data.KEY=VALUE …] [--best] [--all] [--json] [--device DEVICE]",

@@ -61,6 +61,15 @@ class Connection:
         [run] = self._call("ls", self.name, "--run-id", str(run_id))["runs"]
         return run["status"], run["status-details"]
 
+    def newest_run(self) -> int | None:
+        """Return the ID of the run that was submitted last; None if there is none.
+
+        Raises:
+            RunError: The SuperLink cannot be reached.
+        """
+        runs = self._call("ls", self.name)["runs"]
+        return int(max(runs, key=lambda run: str(run["pending-at"]))["run-id"]) if runs else None
+
     def log(self, run_id: int) -> Iterator[str]:
         """Yield the lines that a run prints, from the first one, until the run ends or the connection breaks."""
         command = self._command("log", str(run_id), self.name, "--stream")

@@ -1,11 +1,9 @@
 """Small sweeps: every launcher, a search, killing and resuming, and the report in a browser."""
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from browser import browse
 from forked import ForkedCommand
 from loopback import wait_until
 from PIL import Image
@@ -19,7 +17,6 @@ TINY = [
     "privacy.accountant=rdp",
 ]  # fmt: skip
 GRID = [*TINY, "method=fedsvd,ffa_lora", "privacy.target_epsilon=3,6", "tracking=tensorboard"]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.slow
 
 
@@ -105,34 +102,19 @@ def test_search_runs_its_trials_and_resumes(tmp_path: Path) -> None:
     assert "best_params" in (tmp_path / "optimization_results.yaml").read_text("utf-8")
 
 
-def browse(page: Path, *switches: str) -> None:
-    """Open a page in a headless browser with a new profile and without network access."""
-    if CHROMIUM is None:
-        reason = "there is no chromium on the PATH; on Debian: apt-get install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    quiet = ["disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-sync"]
-    completed = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-component-update", *(f"--{name}" for name in quiet),
-         f"--user-data-dir={page.parent / 'profile'}", "--hide-scrollbars", *switches, page.as_uri()],
-        capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
-    assert completed.returncode == 0, completed.stderr
-
-
 def test_sweep_report_opens_in_a_browser_and_prints(swept: Path, tmp_path: Path) -> None:
     assert main(["report", str(swept), "--to", str(tmp_path)]) == 0
     report = (tmp_path / "report.md").read_text("utf-8")
     assert "| fedsvd |" in report
     assert "4 runs were private" in report
 
-    browse(tmp_path / "report.html", "--window-size=1000,4000", f"--screenshot={tmp_path / 'page.png'}")
+    page, profile = (tmp_path / "report.html").as_uri(), tmp_path / "profile"
+    browse(page, profile, "--window-size=1000,4000", f"--screenshot={tmp_path / 'page.png'}")
 
     with Image.open(tmp_path / "page.png") as image:
         assert image.size == (1000, 4000)
         colors = {color for count, color in image.convert("RGB").getcolors(image.size[0] * image.size[1]) if count > 50}
     # The plots contain the lines of both methods.
     assert {tuple(bytes.fromhex(color.removeprefix("#"))) for color in (BLUE, VERMILION)} <= colors
-    browse(tmp_path / "report.html", f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    browse(page, profile, f"--print-to-pdf={tmp_path / 'page.pdf'}")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
