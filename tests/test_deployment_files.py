@@ -1,48 +1,17 @@
-"""Checks of Dockerfile, docker-compose.yml and scripts/certs that need no Docker engine."""
+"""Checks of docker-compose.yml and scripts/certs that need no Docker engine."""
 
 import re
-import shlex
 import stat
-import subprocess
 import sys
-import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
+from deployment_files import ROOT, compose, instructions, make_certs, services, values
 
 from client.node_limits import read_limits
 from fedsvd.flower_private import parse_node_config
-
-ROOT = Path(__file__).resolve().parents[1]
-DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")
-
-
-def instructions() -> list[tuple[str, str]]:
-    """Return the Dockerfile's instructions, with continued lines joined and comments removed."""
-    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
-    joined = "\n".join(lines).replace("\\\n", " ")
-    return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]  # type: ignore[misc]
-
-
-def values(name: str) -> list[str]:
-    return [value for key, value in instructions() if key == name]
-
-
-def compose() -> dict[str, Any]:
-    text = DEFAULT.sub(lambda match: match[2], (ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
-    loaded: dict[str, Any] = yaml.safe_load(text)
-    return loaded
-
-
-def services() -> dict[str, dict[str, Any]]:
-    result: dict[str, dict[str, Any]] = compose()["services"]
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -50,67 +19,6 @@ def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certs") / "certs"
     make_certs(folder, "--host", "fed.example.org", "--host", "192.0.2.7")
     return folder
-
-
-def make_certs(folder: Path, *arguments: str) -> None:
-    # Not with scripts/certs itself, which would write an .env file to the checkout.
-    command = [sys.executable, str(ROOT / "scripts" / "certs.py"), "--folder", str(folder), *arguments]
-    subprocess.run(command, check=True, cwd=folder.parent, capture_output=True)
-
-
-def test_dockerfile_instructions_are_valid() -> None:
-    known = {"FROM", "ARG", "RUN", "WORKDIR", "COPY", "USER", "ENV", "CMD"}
-    assert {name for name, _ in instructions()} <= known
-    for script in values("RUN"):
-        subprocess.run(["sh", "-n", "-c", script], check=True)
-
-
-def test_image_has_a_supported_python_version() -> None:
-    [base] = values("FROM")
-    name, _, tag = base.partition(":")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert name == "python"
-    assert Version(tag.removesuffix("-slim")) in SpecifierSet(project["requires-python"])
-
-
-def test_files_copied_by_the_dockerfile_are_tracked() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    for line in values("COPY"):
-        *sources, _ = shlex.split(line)
-        for source in sources:
-            assert any(path == source or path.startswith(f"{source}/") for path in tracked), source
-
-
-def test_image_installs_locked_versions_and_has_all_files_of_the_wheel() -> None:
-    lock = (ROOT / "requirements.lock").read_text().splitlines()
-    install = " ".join(values("RUN"))
-    assert len([line for line in lock if line.startswith("uv==")]) == 1
-    assert "--constraint requirements.lock" in install
-    assert "--requirement pyproject.toml" in install
-    # All files that pyproject.toml puts into the wheel must be copied before the wheel is built.
-    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    copied = {source for line in values("COPY") for source in shlex.split(line)[:-1]}
-    assert {*build["packages"], *build["force-include"]} <= copied
-
-
-@pytest.mark.parametrize("service", ["superlink", "superexec-clientapp-0-gpu"])
-def test_torch_builds_are_known_to_uv(service: str) -> None:
-    help_text = subprocess.run(
-        [Path(sys.executable).with_name("uv"), "pip", "install", "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    # Independent of the terminal width.
-    listed = (
-        " ".join(help_text.split()).partition("--torch-backend <")[2].partition("possible values:")[2].partition("]")[0]
-    )
-    backends = re.split(r"[,\s]+", listed)
-    assert services()[service]["build"]["args"]["TORCH_BACKEND"] in backends
-
-
-def test_build_arguments_of_dockerfile_and_compose_match() -> None:
-    declared = {value.split("=")[0] for value in values("ARG")}
-    built = [service for service in services().values() if service["image"].startswith("fedsvd:")]
-    assert all(set(service["build"]["args"]) == declared for service in built)
-    assert len(built) == len(services()) - 1
 
 
 def test_services_run_unprivileged() -> None:
@@ -216,8 +124,9 @@ def test_gateway_forwards_only_node_requests() -> None:
 
 
 def test_certs_creates_all_secrets_of_the_compose_file(certs: Path) -> None:
-    for secret in compose()["secrets"].values():
-        path = certs / Path(secret["file"]).name
+    files = {secret["file"] for secret in compose()["secrets"].values()}
+    for secret in files - {"/dev/null"}:
+        path = certs / Path(secret).name
         assert path.is_file(), path
         private = path.suffix in (".key", ".secret")
         assert stat.S_IMODE(path.stat().st_mode) == (0o600 if private else 0o644), path

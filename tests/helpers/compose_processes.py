@@ -59,7 +59,9 @@ class Compose:
             )
 
     def command(self, name: str) -> list[str]:
-        arguments = [str(argument) for argument in self.services[name]["command"]]
+        return self._arguments(name, self.services[name]["command"])
+
+    def _arguments(self, name: str, arguments: list[str]) -> list[str]:
         # Scripts are part of the image.
         return [str(ROOT / arg) if arg.startswith("scripts/") else self.translate(name, arg) for arg in arguments]
 
@@ -110,9 +112,9 @@ class Compose:
         return os.environ | {"PATH": path, "FEDSVD_CACHE": cache, "OMP_NUM_THREADS": "1"}
 
     def healthy(self, name: str) -> bool:
-        arguments = [self.translate(name, argument) for argument in self.services[name]["healthcheck"]["test"]]
-        assert arguments[0] == "CMD"
-        completed = subprocess.run(arguments[1:], env=self.environment, capture_output=True, check=False)
+        kind, *arguments = self._arguments(name, self.services[name]["healthcheck"]["test"])
+        assert kind == "CMD"
+        completed = subprocess.run(arguments, env=self.environment, capture_output=True, check=False)
         return completed.returncode == 0
 
     def _wait_for(self, name: str, condition: str) -> None:
@@ -149,7 +151,7 @@ def interpolate(text: str, environment: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         return environment.get(match["name"], match["default"])
 
-    return re.sub(r"\$\{(?P<name>\w+):-(?P<default>[^}]*)\}", value, text)
+    return re.sub(r"\$\{(?P<name>\w+):?-(?P<default>[^}]*)\}", value, text)
 
 
 @contextmanager
