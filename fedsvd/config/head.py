@@ -60,6 +60,11 @@ def _check_zero_shot(model: ModelConfig, data: DataConfig) -> None:
             f"train.head_init = zero_shot needs data.class_descriptions, which data={data.name} leaves empty: give a "
             "list of invented sentences for each class, or set train.head_init=random."
         )
+    if model.head != "linear":
+        raise ConfigError(
+            f"train.head_init = zero_shot is not possible with model.head = {model.head}: it initializes one linear "
+            "layer. Set train.head_init=random, or model.head=linear."
+        )
     if model.pooling == "stock":
         raise ConfigError(
             "train.head_init = zero_shot is not possible with model.pooling = stock, whose head is more than one layer "

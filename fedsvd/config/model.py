@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import AfterValidator, Field, PositiveFloat
 from pydantic.dataclasses import dataclass
 
+from fedsvd.config import plugins
 from fedsvd.config.group import ConfigGroup
 from fedsvd.config.task import TASKS
 from fedsvd.config.types import Count, FractionOrZero, Names, Text
@@ -19,6 +20,18 @@ LoraLayers = Annotated[
 PoolingLayer = Annotated[
     Literal["last"] | Annotated[int, Field(gt=0)],
     Field(description="last, or the number of a layer, counted from 1"),
+]
+
+
+def _check_added(name: str) -> str:
+    if name not in plugins.names(plugins.HEADS):
+        raise ValueError("unknown head")
+    return name
+
+
+HeadName = Annotated[
+    Literal["linear"] | Annotated[str, AfterValidator(_check_added)],
+    Field(description="linear, or a head of another package that is installed"),
 ]
 
 
@@ -58,6 +71,8 @@ class ModelConfig(ConfigGroup):
             are not computed.
         standardize: ``none``, or ``public``: center and half-whiten a classifier's features by statistics of public
             text.
+        head: What maps a classifier's features to logits: ``linear``, or a head that another package adds (see
+            CONTRIBUTING.md), for which ``pooling`` is ``first``, ``mean`` or ``last``.
         public_text: The text of ``standardize=public``, ``method.init_a=public_pca`` and
             ``privacy.project_public_mean=true``: ``embedded:bbc_news``, or a file with one text per line (or ``.jsonl``
             with the key ``text``), the same on every machine. It must be public: privacy does not cover it.
@@ -87,6 +102,7 @@ class ModelConfig(ConfigGroup):
     pooling: Literal["auto", "first", "mean", "last", "stock"] = "stock"
     pooling_layer: PoolingLayer = "last"
     standardize: Literal["none", "public"] = "none"
+    head: HeadName = "linear"
     public_text: Text = "embedded:bbc_news"
 
     def __post_init__(self) -> None:
@@ -100,6 +116,11 @@ class ModelConfig(ConfigGroup):
                 f"model.max_length = {self.max_length} leaves no room for a prompt and an answer: give 8 or more."
             )
         _check_pooling(self)
+        if self.head != "linear" and self.pooling not in ("first", "mean", "last"):
+            raise ConfigError(
+                f"model.head = {self.head} is not possible with model.pooling = {self.pooling}: it reads pooled "
+                "features. Set model.pooling to mean, first or last, or model.head to linear."
+            )
 
 
 def _check_pooling(model: ModelConfig) -> None:

@@ -1,12 +1,13 @@
-"""Methods and data sets of other packages, found through entry points.
+"""Methods, data sets and heads of other packages, found through entry points.
 
 A package declares each one in its ``pyproject.toml``, under its name in the configuration::
 
     [project.entry-points."fedsvd.methods"]
     halved = "lab.halved:Halved"
 
-and brings its YAML file in a directory ``conf`` of the top-level package, here ``lab/conf/method/halved.yaml``. Hydra
-finds these directories after those of fedsvd and of the user. A package is imported when one of its names is used.
+and brings its YAML file in a directory ``conf`` of the top-level package, here ``lab/conf/method/halved.yaml``; a head
+has none. Hydra finds these directories after those of fedsvd and of the user. A package is imported when one of its
+names is used.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Any
 
 from fedsvd.errors import ConfigError
 
-METHODS, DATA = "fedsvd.methods", "fedsvd.data"
-_GROUPS = (METHODS, DATA)
+METHODS, DATA, HEADS = "fedsvd.methods", "fedsvd.data", "fedsvd.heads"
+_GROUPS = (METHODS, DATA, HEADS)
 
 
 def names(group: str) -> list[str]:
@@ -33,7 +34,7 @@ def find(group: str, name: str, built_in: Mapping[str, Any]) -> Any:
     """Return what has a name: a part of fedsvd, or what another package adds; None if nothing has it.
 
     Args:
-        group: `METHODS` or `DATA`.
+        group: `METHODS`, `DATA` or `HEADS`.
         name: The name in the configuration.
         built_in: What fedsvd itself has, by name.
 

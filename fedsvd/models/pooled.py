@@ -1,4 +1,4 @@
-"""A sequence classifier that pools a layer's hidden states, standardizes them, and ends in one linear layer.
+"""A sequence classifier that pools a layer's hidden states, standardizes them, and ends in a head.
 
 With hidden states ``h`` of a text's tokens, shape (length, d), the features of a text are
 
@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from fedsvd.models.heads import build_head
 from fedsvd.models.standardization import FEATURE_NORM, Standardization
 
 Pooling = Literal["first", "mean", "last"]
@@ -36,6 +37,7 @@ class PooledClassifier(PreTrainedModel):
         num_labels: Number of classes.
         seed: Seed of the head's initial weight; its bias starts at zero.
         standardization: The features' standardization; None scales them only.
+        head: Name of a head of another package, or ``linear``.
     """
 
     mean: Tensor
@@ -53,6 +55,7 @@ class PooledClassifier(PreTrainedModel):
         num_labels: int,
         seed: int,
         standardization: Standardization | None = None,
+        head: str = "linear",
     ) -> None:
         super().__init__(backbone.config)
         # OPT projects its hidden states to the width of its token embeddings.
@@ -62,12 +65,13 @@ class PooledClassifier(PreTrainedModel):
         self.standardization = standardization
         self.register_buffer("mean", None if standardization is None else standardization.mean.float())
         self.register_buffer("matrix", None if standardization is None else standardization.matrix.float())
-        self.classifier = nn.Linear(width, num_labels)
-        generator = torch.Generator().manual_seed(seed)
-        std = float(getattr(backbone.config, "initializer_range", 0.02))
-        with torch.no_grad():
-            self.classifier.weight.copy_(torch.randn(num_labels, width, generator=generator) * std)
-            self.classifier.bias.zero_()
+        # A linear layer, or a module of another package.
+        self.classifier: Any
+        if head == "linear":
+            std = float(getattr(backbone.config, "initializer_range", 0.02))
+            self.classifier = _linear_head(width, num_labels, seed, std)
+        else:
+            self.classifier = build_head(head, width, num_labels, seed)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the backbone's token embeddings."""
@@ -116,6 +120,14 @@ class PooledClassifier(PreTrainedModel):
         for name in ("labels", "return_dict"):
             given.pop(name, None)
         return SequenceClassifierOutput(logits=self.classifier(self.features(**given)))
+
+
+@torch.no_grad()
+def _linear_head(width: int, num_labels: int, seed: int, std: float) -> nn.Linear:
+    layer = nn.Linear(width, num_labels)
+    layer.weight.copy_(torch.randn(num_labels, width, generator=torch.Generator().manual_seed(seed)) * std)
+    layer.bias.zero_()
+    return layer
 
 
 def pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:

@@ -64,14 +64,14 @@ def load_pooled(
         The model on the CPU (quantized weights: on the device), in eval mode, without dropout.
 
     Raises:
-        ModelError: The model cannot be loaded, its checkpoint lacks parameters of the backbone, or it has fewer
-            positions than ``model.max_length``.
+        ModelError: The model cannot be loaded, its checkpoint lacks parameters of the backbone, it has fewer positions
+            than ``model.max_length``, or ``model.head`` is not usable.
         AssetError: The package of an embedded model is unavailable.
     """
     backbone = _load_backbone(config, choice.layer, device)
     if isinstance(standardization, PublicText):
         standardization = _cached_standardization(backbone, config, choice, standardization, device)
-    model = PooledClassifier(backbone, choice.pooling, num_labels, seed, standardization)
+    model = PooledClassifier(backbone, choice.pooling, num_labels, seed, standardization, config.head)
     copy_marks(backbone, model)
     model.eval()  # type: ignore[no-untyped-call]
     return model

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
 
 from fedsvd.config.task import TASKS
-from fedsvd.errors import ConfigError
+from fedsvd.errors import ConfigError, ModelError
 from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.models import loading
 from fedsvd.models.checkpoint_head import has_head, head_classes
@@ -40,8 +40,14 @@ def export_model(run: TrainedRun, to: Path, *, merge: bool) -> Layout:
 
     Raises:
         ConfigError: The directory is not empty.
-        ModelError: The base model cannot be loaded, or its adapter is of no use without fedsvd.
+        ModelError: The base model cannot be loaded, its adapter is of no use without fedsvd, or its head is
+            of another package.
     """
+    if run.config.model.head != "linear":
+        raise ModelError(
+            f"a run with model.head = {run.config.model.head} cannot be exported: no class of transformers has this "
+            "head. Use fedsvd predict and fedsvd evaluate, where the package that adds it is installed."
+        )
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(
             f"--to {to} already exists and is not empty; nothing is overwritten. Choose another directory."

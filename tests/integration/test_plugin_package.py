@@ -1,4 +1,4 @@
-"""A package that adds a method and a data set, installed into a fresh environment."""
+"""A package that adds a method, a data set and a head, installed into a fresh environment."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from documented import ROOT
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +21,7 @@ def call(*command: str | Path, cwd: Path) -> str:
     return done.stdout + done.stderr
 
 
-def test_its_method_and_its_data_set_are_used(tmp_path: Path) -> None:
+def test_its_method_its_data_set_and_its_head_are_used(tmp_path: Path) -> None:
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     [packages] = (tmp_path / "venv" / "lib").glob("python*/site-packages")
@@ -34,7 +35,8 @@ def test_its_method_and_its_data_set_are_used(tmp_path: Path) -> None:
 
     command = (python, "-m", "fedsvd.cli", "train", "experiment=smoke", "method=halved", "method.factor=0.25")
     settings = ("data=letters", "train.num_rounds=1", "privacy=none", "plots=false", "run_dir=run")
-    call(*command, *settings, cwd=tmp_path)
+    head = ("model.head=wide", "model.pooling=mean", "train.head=private")
+    call(*command, *settings, *head, cwd=tmp_path)
 
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["server_round"] for row in rows] == [0, 1]
@@ -42,3 +44,7 @@ def test_its_method_and_its_data_set_are_used(tmp_path: Path) -> None:
     text = (tmp_path / "run" / "config.yaml").read_text()
     assert "name: halved\n  factor: 0.25" in text
     assert "name: letters" in text
+    assert "head: wide" in text
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    layers = {key.partition("classifier.")[2] for key in adapter if "classifier." in key}
+    assert layers == {"0.weight", "0.bias", "2.weight", "2.bias"}

@@ -1,1 +1,1 @@
-"""A method and a data set for fedsvd, as another package adds them."""
+"""A method, a data set and a head for fedsvd, as another package adds them."""
