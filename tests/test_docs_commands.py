@@ -29,6 +29,7 @@ ELSEWHERE = {
     "fedsvd compare": "tests/integration/test_compare.py",
     "experiment=paper/twin_dp": "tests/integration/test_paper.py",
     "fedsvd trainer": "a real node: tests/unit/trainer",
+    "fedsvd watch": "tests/unit/watch",
     "lerning_rate": "an error that is shown",
     "target_epsilon=-1": "an error that is shown",
 }

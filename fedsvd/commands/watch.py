@@ -31,15 +31,14 @@ def run(arguments: Sequence[str]) -> None:
         Interruption: The user has ended the command.
     """
     subject, port, run_id = _parse(arguments)
-    with watched(subject, run_id) as page, WatchServer(page, port) as server:
-        console = Console()
-        console.print(literal(f"watching {subject}: open {server.url} in a browser on this machine"), soft_wrap=True)
-        try:
+    try:
+        with watched(subject, run_id) as page, WatchServer(page, port) as server:
+            message = f"watching {subject}: open {server.url} in a browser on this machine"
+            Console().print(literal(message), soft_wrap=True)
             server.serve_forever()
-        except KeyboardInterrupt:
-            raise Interruption(
-                "the page has ended; the run has not.", f"watch it again with {command(['watch', *arguments])}"
-            ) from None
+    except KeyboardInterrupt:
+        again = f"watch it again with {command(['watch', *arguments])}"
+        raise Interruption("the page has ended; the run has not.", again) from None
 
 
 @contextmanager

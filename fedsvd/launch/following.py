@@ -66,7 +66,8 @@ def follow(connection: Connection, run_id: int, folder: RunFolder, console: Cons
     output = _Output(folder, console)
     away = _Away(console)
     is_terminal = console.is_terminal
-    with Live(get_renderable=output.status, console=console, transient=True) if is_terminal else nullcontext():
+    live = Live(get_renderable=output.status, console=console, transient=True, refresh_per_second=1)
+    with live if is_terminal else nullcontext():
         while True:
             output.restart()
             # Flower's command costs a second of CPU time; an absent SuperLink is only asked for the status.

@@ -50,8 +50,9 @@ class Feed(threading.Thread):
         except FedSVDError as error:
             self._problem = str(error)
             return
-        state = FINISHED if ended.is_complete else FAILED
-        write_json(self._folder.record, {"state": state, "reason": ended.details})
+        # Flower's details of a complete run are "N/A".
+        state, reason = (FINISHED, None) if ended.is_complete else (FAILED, ended.details)
+        write_json(self._folder.record, {"state": state, "reason": reason})
         if not self._folder.metrics.exists():
             self._problem = (
                 f"run {self._run_id} has ended and said nothing of its rounds: only runs that are started with fedsvd "

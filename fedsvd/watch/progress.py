@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from fedsvd.report.labels import method_label, planned_rounds
@@ -14,7 +15,7 @@ from fedsvd.runs.sites import CONNECTED, EXCLUDED, MISSING, REPLIED, TRAINING, S
 
 _STATES = (TRAINING, REPLIED, CONNECTED, EXCLUDED, MISSING)
 _MAX_SITES = 50
-# The time that is left is that of the last rounds.
+# The time that is left is estimated from the last rounds. The first of a run is often slow.
 _RECENT = 5
 
 
@@ -91,7 +92,7 @@ def _epsilon_tile(run: Run) -> Tile:
         return Tile("ε spent", "–", "no privacy guarantee")
     # The claim of a run in progress counts the round that is under way, too; the row and the clients do not yet.
     spent = (run.epsilon if run.state == "finished" else run.rows[-1]["epsilon"]) or 0.0
-    note = f"largest of the clients, of ε = {run.budget:g} at δ = {run.claim.delta:g}"
+    note = f"largest of the clients, of {run.budget:g} (δ = {run.claim.delta:g})"
     return Tile("ε spent", rounded_up(spent, 2), note, min(1.0, spent / run.budget))
 
 
@@ -104,7 +105,7 @@ def _time_tile(rows: Sequence[Mapping[str, Any]], rounds_left: int) -> Tile:
     seconds = [sum(row[key] for key in PHASES) for row in rows]
     recent = seconds[1:][-_RECENT:]
     parts = [f"last round {_duration(recent[-1])}"] if recent else []
-    parts += [f"about {_duration(rounds_left * sum(recent) / len(recent))} left"] if recent and rounds_left else []
+    parts += [f"about {_duration(rounds_left * median(recent))} left"] if recent and rounds_left else []
     return Tile("time", _duration(sum(seconds)), ", ".join(parts))
 
 

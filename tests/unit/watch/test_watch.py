@@ -79,7 +79,7 @@ def test_page_shows_rounds_metric_privacy_traffic_time_and_each_client(tmp_path:
     folder = write_run(tmp_path, rounds=2)
     live = " ".join(Page(folder, "run", clock=lambda: NOW).live().split())
     for shown in (
-        "2 of 4", "70.0%", "3.00", "of ε = 6", "7.5 KiB", "6.0 KiB to the clients, 1.5 KiB to the server",
+        "2 of 4", "70.0%", "3.00", "of 6 (δ = 1e-05)", "7.5 KiB", "6.0 KiB to the clients, 1.5 KiB to the server",
         "last round 10 s, about 20 s left", "1 training, 1 replied, 1 excluded", ">75<", ">12.2<", ">9.5<",
     ):  # fmt: skip
         assert shown in live, shown
