@@ -116,9 +116,8 @@ class Clients:
             if declined is None:
                 partitions[node] = partition
                 continue
-            logger.warning("node %d (client %s) cannot take part: %s", node, partition, declined)
-            if partition is not None:
-                self.board.excluded(partition, declined)
+            if partition is None or not self.board.excluded(partition, declined):
+                logger.warning("node %d (client %s) cannot take part: %s", node, partition, declined)
         return partitions
 
 

@@ -43,7 +43,8 @@ class LiveStatus:
         self._is_remote = config.federation.name == "remote"
         self._hides_sites = config.privacy.name == "client_level"
         self._written = 0.0
-        self.board = SiteBoard(config.federation.num_clients, self._changed)
+        prints = self._is_remote and not self._hides_sites
+        self.board = SiteBoard(config.federation.num_clients, self._changed, prints=prints)
         if self._is_remote:
             _print(events.started_event(to_yaml(config)), *map(events.row_event, history))
 

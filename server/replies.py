@@ -81,8 +81,8 @@ def valid_replies(
             reply, report, size = _read(message, partition_id, record.server_round, read)
         except PayloadError as error:
             record.diverged += isinstance(error, DivergedUpdateError)
-            _refuse(record, partition_id, node, str(error))
-            clients.board.excluded(partition_id, str(error))
+            is_printed = clients.board.excluded(partition_id, str(error))
+            _refuse(record, partition_id, node, str(error), log=not is_printed)
             continue
         accepted.add(partition_id)
         clients.board.replied(partition_id, report.seconds)
@@ -118,10 +118,12 @@ def _client_error(reason: str, message: str) -> PayloadError:
     return (DivergedUpdateError if DivergedError.__name__ in reason.split(":")[0] else PayloadError)(message)
 
 
-def _refuse(record: RoundRecord, partition_id: int, node: int, reason: str) -> None:
+def _refuse(record: RoundRecord, partition_id: int, node: int, reason: str, *, log: bool) -> None:
     record.dropped += 1
     # The first reason is kept. A node without a client is recorded under UNKNOWN_CLIENT, never under a client's number.
     record.refused.setdefault(partition_id, reason)
+    if not log:
+        return
     sender = f"client {partition_id}" if partition_id != UNKNOWN_CLIENT else f"node {node}"
     logger.warning("round %d: dropped the reply of %s: %s", record.server_round, sender, reason)
 

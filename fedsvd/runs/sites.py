@@ -39,6 +39,7 @@ class SiteBoard:
         num_clients: Number of clients of the run; all start as not connected.
         listen: Called after each change with the clients that have changed, and their new state.
         clock: Returns the Unix time.
+        prints: Whether ``listen`` prints changes, so that the log need not have them, too.
     """
 
     def __init__(
@@ -46,7 +47,10 @@ class SiteBoard:
         num_clients: int,
         listen: Callable[[Sequence[int], Site], None] = lambda clients, site: None,
         clock: Callable[[], float] = time.time,
+        *,
+        prints: bool = False,
     ) -> None:
+        self.prints = prints
         self._listen = listen
         self._clock = clock
         self.sites = {client: Site(MISSING, clock()) for client in range(num_clients)}
@@ -63,18 +67,23 @@ class SiteBoard:
         """Record a valid reply."""
         self._ended(client, REPLIED, train_seconds)
 
-    def excluded(self, client: int, reason: str) -> None:
-        """Record that a client cannot take part, has declined or failed, or that its reply is invalid or missing."""
-        self._ended(client, EXCLUDED, None, reason)
+    def excluded(self, client: int, reason: str) -> bool:
+        """Record that a client cannot take part, has declined or failed, or that its reply is invalid or missing.
 
-    def _ended(self, client: int, state: str, train_seconds: float | None, reason: str = "") -> None:
+        Returns:
+            Whether this was printed.
+        """
+        return self._ended(client, EXCLUDED, None, reason) and self.prints
+
+    def _ended(self, client: int, state: str, train_seconds: float | None, reason: str = "") -> bool:
         # Nodes may name any number, and a second reply changes nothing.
         before = self.sites.get(client)
         if before is None or before.state in (REPLIED, EXCLUDED):
-            return
+            return False
         now = self._clock()
         seconds = now - before.since if before.state == TRAINING else None
         self._set([client], Site(state, now, before.server_round, seconds, train_seconds, reason))
+        return True
 
     def _set(self, clients: Sequence[int], site: Site) -> None:
         self.sites |= dict.fromkeys(clients, site)
