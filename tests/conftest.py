@@ -7,9 +7,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent
 # By CPU time, those above twenty seconds. Files that are not listed follow in alphabetical order.
 LONGEST_FIRST = (
-    "integration/test_secure_aggregation.py",
     "integration/test_deployment.py",
-    "integration/test_trainer.py",
     "integration/test_sweep_run.py",
     "integration/test_federations.py",
     "integration/test_flower_app.py",
@@ -20,7 +18,7 @@ LONGEST_FIRST = (
     "integration/test_trained.py",
     # After the others that start federations: Flower fails a run whose SuperLink is away for too long, as it can be
     # while many processes start on the same cores.
-    "integration/test_kills.py",
+    "integration/test_real_nodes.py",
 )
 RANKS = {ROOT / name: rank for rank, name in enumerate(LONGEST_FIRST)}
 assert all(path.exists() for path in RANKS), "tests/conftest.py lists a test file that does not exist"

@@ -1,4 +1,4 @@
-"""Complete runs with secure aggregation: the same model as without it, in this process and on real nodes."""
+"""Complete runs with secure aggregation: the same model as without it. On real nodes: test_real_nodes.py."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from factors import weight_updates
-from loopback import Loopback
 
 from fedsvd.cli import main
 from fedsvd.runs.folder import read_rows
@@ -74,17 +73,3 @@ def test_round_is_skipped_with_reasons_if_all_clients_decline(tmp_path: Path) ->
     assert row["skipped"]
     assert row["clients_used"] == 0
     assert all("BudgetExceededError" in reason for reason in row["clients_refused"].values())
-
-
-@pytest.mark.slow
-def test_real_nodes_give_the_model_of_a_plain_run(tmp_path: Path) -> None:
-    secure = tmp_path / "secure"
-    node_configs = [
-        f'partition-id={number} num-partitions=3 ledger="{tmp_path}/ledger-{number}.sqlite"' for number in range(3)
-    ]
-    with Loopback(tmp_path / "flower", node_configs) as nodes:
-        nodes.train(secure, *OVERRIDES, SECURE)
-        nodes.wait((secure / "plots" / "accuracy.png").exists, 600, "the secure run")
-
-    assert read_rows(secure / "metrics.jsonl")[1]["clients_used"] == 3
-    assert_same_model(secure, train(tmp_path / "plain"))
