@@ -7,6 +7,7 @@ import torch
 from flwr.app import RecordDict
 from safetensors.torch import load_file
 
+import fedsvd
 from client.identity import ClientIdentity
 from client.local_round import run_local_round
 from client.personal_factors import save_personal_factors, with_personal_factors
@@ -41,8 +42,7 @@ def test_personal_factors_are_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_clients_evaluate_their_personal_models(tmp_path: Path) -> None:
-    overrides = [*OVERRIDES, "method=fedsa_lora", "train.eval_every=3", f"hydra.run.dir={tmp_path}"]
-    assert main(["train", *overrides]) == 0
+    fedsvd.train(*OVERRIDES, "method=fedsa_lora", "train.eval_every=3", run_dir=tmp_path)
 
     rows = read_rows(tmp_path / "metrics.jsonl")
     personal = [load_file(tmp_path / "clients" / str(k) / "personal.safetensors") for k in range(2)]
@@ -71,8 +71,8 @@ def test_server_cannot_request_personal_factors(tmp_path: Path) -> None:
 def test_clients_of_lower_rank_send_less_and_the_model_trains(method: str, tmp_path: Path) -> None:
     overrides = [*OVERRIDES, f"method={method}"]
     mixed, uniform = tmp_path / "mixed", tmp_path / "uniform"
-    assert main(["train", *overrides, "federation.client_ranks=[1,4]", f"hydra.run.dir={mixed}"]) == 0
-    assert main(["train", *overrides, f"hydra.run.dir={uniform}"]) == 0
+    fedsvd.train(*overrides, "federation.client_ranks=[1,4]", run_dir=mixed)
+    fedsvd.train(*overrides, run_dir=uniform)
 
     mixed_rows, uniform_rows = (read_rows(folder / "metrics.jsonl") for folder in (mixed, uniform))
     assert all(row["clients_used"] == 2 and not row["clients_refused"] for row in mixed_rows[1:])

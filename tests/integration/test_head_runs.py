@@ -9,6 +9,7 @@ import torch
 from factors import weight_updates
 from torch import Tensor
 
+import fedsvd
 from fedsvd.cli import main
 from fedsvd.config.compose import compose
 from fedsvd.models.pooled import PooledClassifier
@@ -23,12 +24,12 @@ pytestmark = pytest.mark.slow
 
 OVERRIDES = [
     "experiment=smoke", "train.head=private", "model.pooling=mean", "train.num_rounds=3", "train.local_steps=1",
-    "privacy.accountant=rdp",
+    "privacy.accountant=rdp", "plots=false",
 ]  # fmt: skip
 
 
 def train(folder: Path, *overrides: str) -> Path:
-    assert main(["train", *OVERRIDES, f"hydra.run.dir={folder}", *overrides]) == 0
+    fedsvd.train(*OVERRIDES, *overrides, run_dir=folder)
     return folder
 
 
@@ -173,7 +174,7 @@ def test_the_experiment_with_shared_noise(tmp_path: Path) -> None:
         "model.standardize=none", "data.max_train_examples=240", "data.max_test_examples=40", "train.num_rounds=3",
         "train.batch_size=60",
     ]  # fmt: skip
-    assert main(["train", *small, f"hydra.run.dir={tmp_path}"]) == 0
+    fedsvd.train(*small, run_dir=tmp_path)
 
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["clients_used"] for row in rows] == [0, 4, 4, 4]

@@ -11,6 +11,7 @@ from families import DECODERS, ENCODERS, save_checkpoint
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, pipeline
 
+import fedsvd
 from fedsvd import data
 from fedsvd.cli import main
 from fedsvd.lora import peft_model
@@ -50,7 +51,7 @@ def arguments(family: str, source: str) -> list[str]:
 def test_family_trains_privately_predicts_and_exports(family: str, tmp_path: Path) -> None:
     clear_model_cache()
     source, folder = save_checkpoint(family, tmp_path / "base"), tmp_path / "run"
-    assert main(["train", *arguments(family, source), f"hydra.run.dir={folder}"]) == 0
+    fedsvd.train(*arguments(family, source), run_dir=folder)
     [_, row] = read_rows(folder / "metrics.jsonl")
     assert row["epsilon"] > 0
     assert row["clients_used"] == 2
@@ -163,5 +164,5 @@ def test_what_an_architecture_does_not_allow_is_refused_before_anything_is_spent
     head = [*factors, "model.pooling=mean", "train.trains=head"]
     plain = [*factors, "model.pooling=mean", "privacy=none"]
     for name, overrides in {"head": head, "plain": plain}.items():
-        assert main(["train", *overrides, f"hydra.run.dir={tmp_path / name}"]) == 0
+        fedsvd.train(*overrides, run_dir=tmp_path / name)
         assert len(list(predict(load_trained_model(read_run(tmp_path / name)), TEXTS))) == 2

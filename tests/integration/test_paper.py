@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import fedsvd
 from fedsvd.cli import main
 from fedsvd.config.compose import compose
 from fedsvd.runs.folder import read_rows
@@ -50,7 +51,7 @@ def test_settings_are_those_of_the_paper(task: str, private: bool) -> None:
 
 @pytest.mark.slow
 def test_small_private_run(tmp_path: Path) -> None:
-    assert main(["train", "experiment=paper/twin_dp", f"hydra.run.dir={tmp_path}", "train.local_steps=3"]) == 0
+    fedsvd.train("experiment=paper/twin_dp", "train.local_steps=3", run_dir=tmp_path)
 
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["clients_used"] for row in rows] == [0, 3, 3]
@@ -62,7 +63,7 @@ def test_small_private_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_small_run_without_privacy(tmp_path: Path) -> None:
-    assert main(["train", "experiment=paper/twin_nondp", f"hydra.run.dir={tmp_path}", "train.local_steps=3"]) == 0
+    fedsvd.train("experiment=paper/twin_nondp", "train.local_steps=3", run_dir=tmp_path)
 
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [(row["clients_used"], row["epsilon"]) for row in rows] == [(0, None), (3, None), (3, None)]

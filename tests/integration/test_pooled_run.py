@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fedsvd
 from fedsvd.cli import main
 from fedsvd.runs.folder import read_json, read_rows
 from fedsvd.trained.prediction import class_logits, unlabeled_dataset
@@ -22,7 +23,7 @@ TEXTS = ["A fine film.", "Dull, dull, dull.", "See it [twice] if you can, and th
 def train(folder: Path, *overrides: str) -> Path:
     # FedEx-LoRA merges into frozen weights, which the exports must contain.
     arguments = ["method=fedex_lora", "train.head=private", "train.learning_rate=2", "plots=false"]
-    assert main(["train", "experiment=smoke", f"hydra.run.dir={folder}", *arguments, *overrides]) == 0
+    fedsvd.train("experiment=smoke", *arguments, *overrides, run_dir=folder)
     return folder
 
 

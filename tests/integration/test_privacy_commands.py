@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import fedsvd
 from fedsvd.cli import main
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Budget, Ledger
@@ -25,7 +26,7 @@ def ledgers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with ledgers that two runs have charged."""
     folder = tmp_path_factory.mktemp("ledgers")
     for name in ("first", "second"):
-        assert main(["train", *RUN, f"privacy.ledger_dir={folder}", f"hydra.run.dir={folder / name}"]) == 0
+        fedsvd.train(*RUN, f"privacy.ledger_dir={folder}", run_dir=folder / name)
     return folder
 
 
@@ -64,7 +65,7 @@ def test_second_run_is_added_and_ends_at_the_budget(ledgers: Path) -> None:
 
 
 def test_plan_of_a_resumed_run_counts_completed_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *RUN, f"hydra.run.dir={tmp_path}"]) == 0
+    fedsvd.train(*RUN, run_dir=tmp_path)
     capsys.readouterr()
     assert main(["privacy", "plan", f"resume={tmp_path}"]) == 0
 

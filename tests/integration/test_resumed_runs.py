@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from opacus.accountants import create_accountant
 
 import client.local_round
+import fedsvd
 import server.evaluation
 from fedsvd.cli import main
 from fedsvd.privacy.accounting import Spend
@@ -33,7 +34,7 @@ PRIVATE = ["privacy.accountant=rdp", "privacy.max_epsilon=40"]
 
 
 def train(folder: Path, *overrides: str) -> Path:
-    assert main(["train", *COMMON, f"hydra.run.dir='{folder}'", *overrides]) == 0
+    fedsvd.train(*COMMON, *overrides, run_dir=folder)
     return folder
 
 

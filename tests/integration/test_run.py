@@ -12,6 +12,7 @@ from forked import ForkedCommand
 from loopback import wait_until
 from safetensors.torch import load_file
 
+import fedsvd
 from fedsvd.cli import main
 from fedsvd.config.compose import compose
 from fedsvd.models.loading import load_classifier
@@ -22,7 +23,7 @@ from fedsvd.training.objectives import make_objective
 
 
 def train(folder: Path, *overrides: str, plots: bool = False) -> Path:
-    assert main(["train", "experiment=smoke", f"plots={plots}", f"hydra.run.dir={folder}", *overrides]) == 0
+    fedsvd.train("experiment=smoke", f"plots={plots}", *overrides, run_dir=folder)
     return folder
 
 

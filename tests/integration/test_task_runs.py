@@ -16,6 +16,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+import fedsvd
 from fedsvd.cli import main
 from fedsvd.config.task import TASKS as TASKS_TABLE
 from fedsvd.data.sentiment import load_sentiment_domains
@@ -48,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }  # fmt: skip
     shared = ("experiment=smoke", "partition=iid", "plots=false", "train.head=private", "data.max_train_examples=null")
     for task, overrides in data.items():
-        assert main(["train", *shared, f"model.task={task}", *overrides, f"hydra.run.dir={folder / task}"]) == 0
+        fedsvd.train(*shared, f"model.task={task}", *overrides, run_dir=folder / task)
     return {task: folder / task for task in data}
 
 

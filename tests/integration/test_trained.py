@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
+import fedsvd
 from fedsvd.cli import main
 from fedsvd.errors import RunError
 from fedsvd.runs.folder import read_rows
@@ -25,7 +26,7 @@ TEXTS = ["A fine film.", "Dull, dull, dull.", "See it [twice] if you can."]
 
 
 def train(folder: Path, *overrides: str) -> Path:
-    assert main(["train", "experiment=smoke", "plots=false", f"hydra.run.dir={folder}", *overrides]) == 0
+    fedsvd.train("experiment=smoke", "plots=false", *overrides, run_dir=folder)
     return folder
 
 

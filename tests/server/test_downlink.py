@@ -12,9 +12,9 @@ from flwr.app import ArrayRecord, RecordDict
 from safetensors.torch import load_file
 
 import client.evaluation
+import fedsvd
 import server.strategy
 from client.factor_cache import receive_factors
-from fedsvd.cli import main
 from fedsvd.config.compose import compose
 from fedsvd.errors import PayloadError, StaleCacheError
 from fedsvd.lora.adapter import Adapter, Part
@@ -59,7 +59,7 @@ def variants(*names: str) -> list[Any]:
 
 def train(folder: Path, variant: str) -> Run:
     """Return the weight updates of a whole run, and the bytes sent to clients by round."""
-    assert main(["train", *OVERRIDES, *VARIANTS[variant], f"hydra.run.dir={folder}"]) == 0
+    fedsvd.train(*OVERRIDES, *VARIANTS[variant], run_dir=folder)
     saved = load_file(folder / "adapter" / "adapter_model.safetensors")
     names = [key.removesuffix(".lora_A.weight") for key in saved if key.endswith(".lora_A.weight")]
     updates = {name: saved[f"{name}.lora_B.weight"] @ saved[f"{name}.lora_A.weight"] for name in names}
@@ -127,9 +127,8 @@ def test_client_that_lost_its_cache_is_sent_the_factors_within_the_round(
 @pytest.mark.parametrize("variant", variants("weight_svd", "pivot", "fedex", "rolora"))
 def test_resumed_run_gives_the_same_model(variant: str, uninterrupted: Callable[[str], Run], tmp_path: Path) -> None:
     expected, _ = uninterrupted(variant)
-    partial = ["train.num_rounds=3", f"hydra.run.dir={tmp_path}"]
-    assert main(["train", *OVERRIDES, *VARIANTS[variant], *partial]) == 0
-    assert main(["train", f"resume={tmp_path}", "train.num_rounds=5"]) == 0
+    fedsvd.train(*OVERRIDES, *VARIANTS[variant], "train.num_rounds=3", run_dir=tmp_path)
+    fedsvd.train(f"resume={tmp_path}", "train.num_rounds=5")
 
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     for name, update in expected.items():

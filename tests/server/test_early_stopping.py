@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import fedsvd
 from fedsvd.cli import main
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError, RunError
@@ -24,7 +25,7 @@ OVERRIDES = ["train.num_rounds=8", "train.early_stopping=2", "train.learning_rat
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    assert main(["train", "experiment=smoke", "plots=false", f"hydra.run.dir={folder}", *OVERRIDES]) == 0
+    fedsvd.train("experiment=smoke", "plots=false", *OVERRIDES, run_dir=folder)
     return folder
 
 
