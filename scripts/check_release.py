@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def build(folder: Path) -> Path:
 
 def check_app(folder: Path) -> None:
     """Check a copy of the tracked files as ``flwr app publish`` does before it sends them."""
-    from flwr.cli.app_cmd import publish
-
+    # The package has a function of this name.
+    publish = import_module("flwr.cli.app_cmd.publish")
     for name in subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((ROOT / name).read_bytes())
