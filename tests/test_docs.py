@@ -3,11 +3,15 @@
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from documented import ALL, FOREIGN, KEY_VALUE, PAGES, ROOT, blocks, commands
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from fedsvd.cli import _COMMANDS, main
 from fedsvd.commands.predict import _parse
@@ -143,3 +147,19 @@ def test_the_commands_of_the_architecture_page_run(
 
     assert len(followed) >= 3
     assert "A fine film." in capsys.readouterr().out
+
+
+def test_the_lowest_supported_versions_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ranges = {item.name: item.specifier for item in map(Requirement, project["dependencies"])}
+    ranges["Python"] = SpecifierSet(project["requires-python"])
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8").partition("## Supported versions")[2]
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+
+    assert {"flwr", "peft", "transformers", "opacus"} < {name for name, *_ in rows}
+    for name, lowest, newest in rows:
+        [bound] = [Version(item.version) for item in ranges[name] if item.operator == ">="]
+        assert Version(lowest) == bound, (
+            f"run scripts/check_release, and correct {name} in docs/library.md"
+        )
+        assert newest in ranges[name]
