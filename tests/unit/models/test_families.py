@@ -40,7 +40,7 @@ ENCODER = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_att
            "pad_token_id": 0}  # fmt: skip
 DISTILBERT = DistilBertConfig(vocab_size=60, dim=16, n_layers=2, n_heads=2, hidden_dim=24, dropout=0.0,
                               attention_dropout=0.0, seq_classif_dropout=0.0)  # fmt: skip
-GPT2 = GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+GPT2 = GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
                   pad_token_id=0, use_cache=False)  # fmt: skip
 LLAMA = LlamaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                     intermediate_size=24, pad_token_id=0, use_cache=False)  # fmt: skip

@@ -37,7 +37,7 @@ LENGTHS = [3, 7, 4, 7]
 
 
 def gpt2() -> tuple[PreTrainedModel, list[str], list[str]]:
-    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
                         pad_token_id=0)  # fmt: skip
     return GPT2ForSequenceClassification(config), ["c_attn"], ["score"]
 

@@ -32,8 +32,8 @@ WIDTH, LARGE = 16, 2**20
 
 def base(kind: str) -> tuple[PreTrainedModel, list[str], list[str]]:
     if kind == "gpt2":
-        config = GPT2Config(vocab_size=50, n_embd=WIDTH, n_layer=3, n_head=2, resid_pdrop=0, embd_pdrop=0,
-                            attn_pdrop=0, pad_token_id=0)  # fmt: skip
+        config = GPT2Config(vocab_size=50, n_embd=WIDTH, n_layer=3, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0,
+                            attn_pdrop=0.0, pad_token_id=0)  # fmt: skip
         return GPT2ForSequenceClassification(config), ["c_attn"], ["score"]
     if kind == "mpnet":
         return MPNetForSequenceClassification(MPNetConfig(**SIZES, pad_token_id=0)), ["q", "v"], ["classifier"]
