@@ -24,7 +24,7 @@ from fedsvd.privacy.noise_share import client_noise_multiplier
 from fedsvd.privacy.plan import example_sample_rate
 from fedsvd.privacy.randomness import poisson_batches
 from fedsvd.runtime.data import ClientData, load_client_data
-from fedsvd.runtime.losses import example_lengths, per_example_losses
+from fedsvd.runtime.losses import batch_limit, example_lengths, per_example_losses
 from fedsvd.runtime.model import check_model, client_config, load_model, prepare_training, trained_parts
 from fedsvd.runtime.round_maps import round_maps
 from fedsvd.training.loop import train_plain
@@ -158,7 +158,7 @@ def _train_without_noise(
         ),
         config.train.clip_grad_norm,
         round_maps(config, model, task.trains),
-        config.train.physical_batch_size,
+        batch_limit(config),
         example_lengths(data),
     )
     return ClientReport(identity.partition_id, num_examples, 0.0, train_loss=loss if loss == loss else None)

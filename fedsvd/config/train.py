@@ -32,7 +32,8 @@ class TrainConfig(ConfigGroup):
             examples.
         sample_rate: Sample rate of all clients, instead of one that follows from ``batch_size``; 1.0: every step takes
             all examples. ``batch_size`` then has no effect, except as the common divisor with ``privacy.noise_share``.
-        physical_batch_size: Largest number of examples in memory at once; larger batches are accumulated.
+        physical_batch_size: Largest number of examples in memory at once; larger batches are accumulated. ``auto``: the
+            largest number that fits on the GPU, found by trying; 128 on a CPU and with Opacus' hooks.
         eval_batch_size: Examples in a batch of the evaluation.
         eval_every: Number of rounds between evaluations; the last round is always evaluated.
         keep_best: Keep the adapter of the best evaluated round in ``adapter-best/``, beside the last one in
@@ -83,7 +84,7 @@ class TrainConfig(ConfigGroup):
     warmup_rounds: NonNegativeInt = 0
     momentum: FractionOrZero = 0.0
     weight_decay: NonNegativeFloat = 0.0
-    physical_batch_size: Count = 128
+    physical_batch_size: Count | Literal["auto"] = 128
     eval_batch_size: Count = 128
     eval_every: Count = 1
     keep_best: bool = False

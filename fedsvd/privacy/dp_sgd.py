@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from opacus import GradSampleModule
@@ -18,7 +19,7 @@ from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR, ClippingMe
 from fedsvd.privacy.gradient_maps import GradientMap
 from fedsvd.privacy.noisy_optimizer import NoisyOptimizer
 from fedsvd.privacy.opacus_private import delete_attributes
-from fedsvd.privacy.physical_batches import split_batch
+from fedsvd.privacy.physical_batches import BatchLimit, run_physical_batches
 from fedsvd.privacy.randomness import Randomness
 
 # Maps a model to a context in which backward passes set `parameter.grad_sample`, of shape (batch, *parameter).
@@ -36,7 +37,8 @@ class DPSGD:
         max_grad_norm: C, the bound on the L2 norm of each example's gradient over all trained parameters jointly.
         sample_rate: Probability that an example is in a batch.
         steps: Number of optimizer steps, each with noise.
-        physical_batch_size: Number of examples whose gradients are in memory at once. It does not affect the result.
+        physical_batch_size: Number of examples whose gradients are in memory at once, or a limit that is found by
+            trying. It does not affect the result.
         expected_batch_size: Divisor of the noised sum. Default: ``sample_rate · num_examples``.
         statistics: Whether to release clipping statistics too; `fedsvd.privacy.clipping_statistics` describes their
             cost.
@@ -48,7 +50,7 @@ class DPSGD:
     max_grad_norm: float
     sample_rate: float
     steps: int
-    physical_batch_size: int = 128
+    physical_batch_size: int | BatchLimit = 128
     expected_batch_size: float | None = None
     statistics: bool = False
     head_clipping_share: float | None = None
@@ -93,6 +95,8 @@ def train_dp_sgd(
     Raises:
         PrivacyError: Per-example gradients of a trained layer cannot be computed.
     """
+    size = mechanism.physical_batch_size
+    limit = size if isinstance(size, BatchLimit) else BatchLimit(size)
     divisor = mechanism.expected_batch_size or mechanism.sample_rate * num_examples
     meter = None
     if mechanism.statistics:
@@ -113,7 +117,7 @@ def train_dp_sgd(
         total = num_examples + (canaries.count if canaries else 0)
         examples = _DataAndCanaries(losses, num_examples, canaries)
         for batch in randomness.batches(total, mechanism.sample_rate, mechanism.steps):
-            _noisy_step(wrapped, private, examples, split_batch(batch, mechanism.physical_batch_size, lengths))
+            _noisy_step(wrapped, private, examples, batch, limit, lengths)
             if meter:
                 meter.release()
     return meter.statistics if meter else None
@@ -139,18 +143,30 @@ class _DataAndCanaries:
 
 
 def _noisy_step(
-    model: nn.Module, optimizer: NoisyOptimizer, examples: _DataAndCanaries, chunks: Sequence[list[int]]
+    model: nn.Module,
+    optimizer: NoisyOptimizer,
+    examples: _DataAndCanaries,
+    batch: Sequence[int],
+    limit: BatchLimit,
+    lengths: Sequence[int],
 ) -> None:
-    for chunk in chunks[:-1]:
-        optimizer.signal_skip_step(do_skip=True)
-        _backward(model, optimizer, examples, chunk)
-    optimizer.signal_skip_step(do_skip=False)
-    _backward(model, optimizer, examples, chunks[-1] if chunks else [])
+    def release() -> None:
+        for parameter in optimizer.params:
+            parameter.grad_sample = None
+
+    def accumulate(part: list[int], is_last: bool) -> None:
+        if examples.canaries:
+            _add_canaries(optimizer, examples.canaries, examples.num_examples, part)
+        optimizer.signal_skip_step(do_skip=not is_last)
+        optimizer.step()
+
+    run_physical_batches(batch, limit, lengths, partial(_backward, model, optimizer, examples), release, accumulate)
 
 
-def _backward(model: nn.Module, optimizer: NoisyOptimizer, examples: _DataAndCanaries, chunk: list[int]) -> None:
+def _backward(model: nn.Module, optimizer: NoisyOptimizer, examples: _DataAndCanaries, part: list[int]) -> None:
+    """Compute the gradients of the real examples of a physical batch; a failed call leaves nothing behind."""
     optimizer.zero_grad(set_to_none=True)
-    positions = [i for i in chunk if i < examples.num_examples]
+    positions = [i for i in part if i < examples.num_examples]
     if positions:
         examples.losses(model, positions).sum().backward()  # type: ignore[no-untyped-call]
         _check_per_example_gradients(optimizer.params, len(positions))
@@ -158,17 +174,17 @@ def _backward(model: nn.Module, optimizer: NoisyOptimizer, examples: _DataAndCan
     else:
         for parameter in optimizer.params:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
-    if examples.canaries and positions:
+
+
+def _add_canaries(optimizer: NoisyOptimizer, canaries: Canaries, num_examples: int, part: Sequence[int]) -> None:
+    indices = [i - num_examples for i in part if i >= num_examples]
+    if len(indices) < len(part):
         if optimizer.groups:
             optimizer.clip_groups()
-        examples.canaries.observe_data([p.grad_sample for p in optimizer.params], optimizer.max_grad_norm)
-    if examples.canaries and len(positions) < len(chunk):
-        indices = [i - examples.num_examples for i in chunk if i >= examples.num_examples]
-        for parameter, rows in zip(
-            optimizer.params, examples.canaries.gradients(indices, optimizer.params), strict=True
-        ):
+        canaries.observe_data([p.grad_sample for p in optimizer.params], optimizer.max_grad_norm)
+    if indices:
+        for parameter, rows in zip(optimizer.params, canaries.gradients(indices, optimizer.params), strict=True):
             parameter.grad_sample = torch.cat([parameter.grad_sample, rows])
-    optimizer.step()
 
 
 def _check_per_example_gradients(parameters: Sequence[nn.Parameter], num_examples: int) -> None:

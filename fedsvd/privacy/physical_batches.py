@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
 
 
 def split_batch(batch: Sequence[int], physical_batch_size: int, lengths: Sequence[int] = ()) -> list[list[int]]:
@@ -23,3 +26,78 @@ def split_batch(batch: Sequence[int], physical_batch_size: int, lengths: Sequenc
     if len(ordered) > physical_batch_size and lengths:
         ordered.sort(key=lambda position: lengths[position] if position < len(lengths) else 0)
     return [ordered[start : start + physical_batch_size] for start in range(0, len(ordered), physical_batch_size)]
+
+
+@dataclass
+class BatchLimit:
+    """The largest number of examples in memory at once; found by trying where it is not given.
+
+    The sum over a batch does not depend on how it is split, so neither do the model and the guarantee.
+
+    Attributes:
+        size: The limit; None: the largest that fits, within an eighth.
+        fits: The largest number that has fit since the last failure.
+        fails: The smallest number that did not fit.
+    """
+
+    size: int | None = None
+    fits: int = 0
+    fails: int | None = None
+
+    def next_size(self, count: int) -> int:
+        """Return how many of ``count`` examples to try at once."""
+        if self.size is not None or self.fails is None:
+            return min(count, self.size or count)
+        is_close = self.fits > 0 and self.fails - self.fits <= max(1, self.fails // 8)
+        return min(count, self.fits if is_close else max(1, (self.fits + self.fails) // 2))
+
+    def record_fit(self, count: int) -> None:
+        """Record that ``count`` examples fit."""
+        self.fits = max(self.fits, count)
+
+    def record_failure(self, count: int) -> None:
+        """Record that ``count`` examples did not fit: longer texts than those that fit before need more memory."""
+        self.fails = count
+        self.fits = self.fits if self.fits < count else 0
+
+
+def run_physical_batches(
+    batch: Sequence[int],
+    limit: BatchLimit,
+    lengths: Sequence[int],
+    compute: Callable[[list[int]], None],
+    release: Callable[[], None],
+    accumulate: Callable[[list[int], bool], None],
+) -> None:
+    """Process a batch in physical batches; one that does not fit is tried again in smaller ones.
+
+    Nothing of a failed try remains, and nothing is released: a step adds its noise once, after the last physical batch.
+
+    Args:
+        batch: Positions of examples.
+        limit: The limit.
+        lengths: See `split_batch`.
+        compute: Compute the gradients of a physical batch. May raise `torch.OutOfMemoryError`.
+        release: Remove what a failed ``compute`` left.
+        accumulate: Add the computed gradients of a physical batch, and whether it is the batch's last.
+    """
+    # An empty batch has one empty part.
+    pending = split_batch(batch, max(1, limit.next_size(len(batch))), lengths) or [[]]
+    while pending:
+        part = pending.pop(0)
+        failed = False
+        try:
+            compute(part)
+        except torch.OutOfMemoryError:
+            if limit.size is not None or len(part) == 1:
+                raise
+            failed = True
+        # Outside of the handler, whose exception refers to the tensors of the failed try.
+        if failed:
+            limit.record_failure(len(part))
+            release()
+            torch.cuda.empty_cache()
+            pending = [*split_batch(part, limit.next_size(len(part)), lengths), *pending]
+        else:
+            limit.record_fit(len(part))
+            accumulate(part, not pending)

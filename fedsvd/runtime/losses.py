@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from fedsvd import data
 from fedsvd.config import Config, ModelConfig
 from fedsvd.models.pooled import PooledClassifier
+from fedsvd.privacy.physical_batches import BatchLimit
 from fedsvd.privacy.plan import example_sample_rate
 from fedsvd.runtime.class_weights import class_weights
 from fedsvd.runtime.data import ClientData, class_names, clear_data_cache, load_tokenizer
@@ -24,6 +25,8 @@ from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 
 # Padded batches of token ids kept in memory, at most about 100 KiB each.
 _CACHED_BATCHES = 256
+# ``train.physical_batch_size=auto`` on a CPU.
+_CPU_BATCH = 128
 # Settings that determine the frozen lower layers, their inputs and the layers that read their output: source, adapted
 # layers and modules, attention implementation, dtype, quantization, task, chat template, pooled layer.
 _PrefixKey = tuple[str, str, str | tuple[str, ...], str, str, str, str, bool, int | str]
@@ -48,6 +51,21 @@ def per_example_losses(client_data: ClientData, config: Config) -> Callable[[nn.
 def run_objective(config: Config) -> Objective:
     """Return the objective of a run's task, on the classes of its data."""
     return make_objective(config.task, Labels(class_names(config), config.data.label_range, class_weights(config)))
+
+
+def batch_limit(config: Config) -> BatchLimit:
+    """Return the limit of the number of examples in memory; all rounds of a process share what one has found."""
+    size = config.train.physical_batch_size
+    if size == "auto":
+        is_cuda = resolve_device(config.device).type == "cuda"
+        # A CPU does not report that memory is exhausted: the system stops the process.
+        return _found_limit(config.model) if is_cuda else BatchLimit(_CPU_BATCH)
+    return BatchLimit(size)
+
+
+@lru_cache(maxsize=4)
+def _found_limit(model: ModelConfig) -> BatchLimit:
+    return BatchLimit()
 
 
 @lru_cache(maxsize=64)

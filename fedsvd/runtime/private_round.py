@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from fedsvd.config import Config
 from fedsvd.lora.adapter import Part
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.canaries import Canaries
 from fedsvd.privacy.clipping_statistics import ClippingStatistics
-from fedsvd.privacy.dp_sgd import DPSGD, LossFunction, train_dp_sgd
+from fedsvd.privacy.dp_sgd import DPSGD, LossFunction, opacus_hooks, train_dp_sgd
 from fedsvd.privacy.noise_share import client_noise_multiplier
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
+from fedsvd.runtime.losses import batch_limit
 from fedsvd.runtime.model import check_model, load_model, prepare_training
 from fedsvd.runtime.round_maps import round_maps
 from fedsvd.training.per_example_gradients import choose_grad_sample_mode
@@ -24,7 +26,7 @@ def round_mechanism(config: Config, spend: Spend) -> DPSGD:
         config.privacy.max_grad_norm,
         spend.sample_rate,
         spend.steps,
-        config.train.physical_batch_size,
+        batch_limit(config),
         # All clients use the same divisor, so that one example has the same effect on the secure sum at each of them.
         float(config.train.batch_size) if config.privacy.noise_share else None,
         # With shared noise, only the sum is protected: no statistic may be sent outside of it.
@@ -72,6 +74,10 @@ def train_privately(
     check_model(config)
     model = load_model(config)
     optimizer, head = prepare_training(model, parts, config.train, server_round)
+    mode = choose_grad_sample_mode(model, config.train.grad_sample_mode)
+    if mode is opacus_hooks and config.train.physical_batch_size == "auto":
+        # A failed try leaves states in Opacus' hooks.
+        mechanism = replace(mechanism, physical_batch_size=DPSGD.physical_batch_size)
     return train_dp_sgd(
         model,
         optimizer,
@@ -79,7 +85,7 @@ def train_privately(
         num_examples,
         mechanism,
         secret_randomness(config),
-        choose_grad_sample_mode(model, config.train.grad_sample_mode),
+        mode,
         canaries,
         head,
         round_maps(config, model, parts),

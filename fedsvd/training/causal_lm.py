@@ -2,22 +2,18 @@
 
 An example is one sequence of prompt, answer and end token. As in transformers, tokens that do not contribute to the
 loss have label -100. The output layer is applied only at positions that predict an answer token: with a vocabulary of
-50,000, the logits of whole prompts would take more memory than the model.
+50,000, the logits of whole prompts would take more memory than the model. `fedsvd.training.token_scores` computes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from fedsvd.data.instructions import IGNORED
+from fedsvd.training.token_scores import score_tokens
 
 
 @dataclass(frozen=True)
@@ -58,11 +54,7 @@ def score_answers(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -
     counts = in_answer.sum(1)
     # A stable sort puts the positions of the answer first and preserves their order.
     positions = in_answer.int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
-    with _output_layer_at(model, positions):
-        logits = model(**inputs).logits.float()
-    chosen = targets.gather(1, positions)
-    losses = functional.cross_entropy(logits.transpose(1, 2), chosen, ignore_index=IGNORED, reduction="none")
-    correct = logits.argmax(-1) == chosen
+    losses, correct = score_tokens(model, inputs, positions, targets.gather(1, positions))
     exact = (correct | ~_last_answer(in_answer).gather(1, positions)).all(1)
     return AnswerScores(losses, counts, correct, exact)
 
@@ -73,17 +65,3 @@ def _last_answer(in_answer: Tensor) -> Tensor:
     begins = in_answer & ~functional.pad(in_answer, (1, 0))[:, :-1]
     after = begins.flip(1).cumsum(1).flip(1)
     return in_answer & (after - begins.long() == 0)
-
-
-@contextmanager
-def _output_layer_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Apply the output layer only to the states at ``positions``, shape (batch, positions), inside the context."""
-    output = next(m for m in model.modules() if isinstance(m, PreTrainedModel)).get_output_embeddings()  # type: ignore[no-untyped-call]
-
-    def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        states = args[0]
-        index = positions.to(states.device).unsqueeze(-1).expand(-1, -1, states.shape[-1])
-        return (torch.gather(states, 1, index), *args[1:])
-
-    with output.register_forward_pre_hook(gather, prepend=True):
-        yield

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedsvd.config import TrainConfig
 from fedsvd.errors import DivergedError
 from fedsvd.privacy.gradient_maps import GradientMap, map_gradients, map_noised_gradients
-from fedsvd.privacy.physical_batches import split_batch
+from fedsvd.privacy.physical_batches import BatchLimit, run_physical_batches
 from fedsvd.training.schedule import learning_rate
 
 Batch = dict[str, Tensor]
@@ -59,7 +59,7 @@ def train_plain(
     batches: Iterable[list[int]],
     clip_grad_norm: float | None = None,
     maps: Sequence[GradientMap] = (),
-    physical_batch_size: int | None = None,
+    limit: BatchLimit | None = None,
     lengths: Sequence[int] = (),
 ) -> float:
     """Train without differential privacy: take one optimizer step per batch and skip empty batches.
@@ -71,7 +71,7 @@ def train_plain(
         batches: Example indices of each batch.
         clip_grad_norm: Clip the gradient of a batch, over all trained parameters, to this norm.
         maps: Maps of the gradient before and after it is clipped.
-        physical_batch_size: Largest number of examples in memory at once; None: all of a batch.
+        limit: Limit of the number of examples in memory at once; None: all of a batch.
         lengths: Number of tokens of each example, by which large batches are split (see `split_batch`).
 
     Returns:
@@ -81,18 +81,13 @@ def train_plain(
         DivergedError: A batch loss is not finite.
     """
     model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     means: list[float] = []
     for positions in batches:
         if not positions:
             continue
         optimizer.zero_grad(set_to_none=True)
-        means.append(0.0)
-        for part in split_batch(positions, physical_batch_size or len(positions), lengths):
-            # The mean over the batch, also if it is split.
-            loss = losses(model, part).mean() * (len(part) / len(positions))
-            loss.backward()  # type: ignore[no-untyped-call]
-            means[-1] += loss.item()
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        means.append(_mean_gradients(model, losses, trained, positions, limit or BatchLimit(len(positions)), lengths))
         if maps:
             map_gradients(maps, trained)
         if clip_grad_norm is not None:
@@ -106,6 +101,36 @@ def train_plain(
                 "examples that the model cannot process."
             )
     return sum(means) / len(means) if means else float("nan")
+
+
+def _mean_gradients(
+    model: nn.Module,
+    losses: Callable[[nn.Module, Sequence[int]], Tensor],
+    trained: Sequence[nn.Parameter],
+    positions: Sequence[int],
+    limit: BatchLimit,
+    lengths: Sequence[int],
+) -> float:
+    """Set the gradient of the mean loss of a batch, and return the loss."""
+    results: list[tuple[Tensor, tuple[Tensor, ...]]] = []
+    mean = 0.0
+
+    def compute(part: list[int]) -> None:
+        # The mean over the batch, also if it is split.
+        loss = losses(model, part).mean() * (len(part) / len(positions))
+        # Not added to the parameters' gradients yet: a backward pass that runs out of memory leaves a part of them.
+        results.append((loss.detach(), torch.autograd.grad(loss, trained, allow_unused=True)))
+
+    def accumulate(part: list[int], is_last: bool) -> None:
+        nonlocal mean
+        loss, gradients = results.pop()
+        mean += loss.item()
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+    run_physical_batches(positions, limit, lengths, compute, lambda: None, accumulate)
+    return mean
 
 
 def model_inputs(batch: Batch) -> Batch:

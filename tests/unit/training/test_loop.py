@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fedsvd.config import TrainConfig
+from fedsvd.privacy.physical_batches import BatchLimit
 from fedsvd.training.loop import make_optimizer, train_plain
 
 
@@ -51,6 +52,6 @@ def test_a_batch_in_physical_batches_takes_the_same_step() -> None:
     for size in (None, 2):
         model = Line()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        loss = train_plain(model, optimizer, squares, [batch], 1.0, (), size, lengths)
+        loss = train_plain(model, optimizer, squares, [batch], 1.0, (), size and BatchLimit(size), lengths)
         results.append((model.weight.item(), loss))
     assert results[0] == pytest.approx(results[1], rel=1e-6)

@@ -1,0 +1,58 @@
+"""The loss over a large vocabulary in chunks equals that of all logits at once."""
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from families import save_checkpoint
+from torch import Tensor
+
+from fedsvd.lora import peft_model
+from fedsvd.models.loading import load_causal_lm
+from fedsvd.privacy.dp_sgd import per_example_gradients
+from fedsvd.training import token_scores
+from fedsvd.training.causal_lm import score_answers
+from fedsvd.training.per_example_gradients import fused_gradients
+
+IDS = torch.arange(200, 224).view(3, 8)
+LABELS = IDS.masked_fill(torch.tensor([[1, 0, 0, 0, 0, 0, 0, 0], [1] * 5 + [0] * 3, [0] * 8]).bool(), -100)
+
+
+def adapted(source: str) -> peft.PeftModel:
+    torch.manual_seed(0)
+    base = load_causal_lm(source).model
+    model = peft_model.attach(base, rank=4, lora_alpha=16, target_modules="auto", task="causal_lm")
+    for B in peft_model.set_trainable(model, {"B"}):
+        torch.nn.init.normal_(B)
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_chunks_have_the_same_scores_and_gradients(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted("embedded:tiny-llama" if family == "llama" else save_checkpoint("gemma2", tmp_path))
+    inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    seen: list[int] = []
+    output = model.get_output_embeddings()
+    output.register_forward_hook(lambda module, args, logits: seen.append(logits.numel()))
+
+    def run() -> tuple[Tensor, dict[str, Tensor]]:
+        losses = score_answers(model, inputs, LABELS).losses
+        return losses.detach(), per_example_gradients(
+            model, lambda wrapped, _: score_answers(wrapped, inputs, LABELS).means, range(3), fused_gradients
+        )
+
+    plain, plain_gradients = run()
+    size = 2 * 3 * len(output.weight)
+    monkeypatch.setattr(token_scores, "MAX_LOGITS", size)
+    score_answers(model, inputs, LABELS)
+    seen.clear()
+    chunked, gradients = run()
+
+    torch.testing.assert_close(chunked, plain)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, plain_gradients[name], atol=1e-6, rtol=1e-4)
+    # Gemma 2 bounds its logits after the output layer, so they are computed at once.
+    assert max(seen) == (size if family == "llama" else 3 * 7 * len(output.weight))
