@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from deployment_files import ROOT, compose, instructions, make_certs, services, values
@@ -154,3 +155,17 @@ def test_certs_retains_existing_files_adds_nodes_and_renews_on_request(certs: Pa
     after = {path.name: path.read_bytes() for path in certs.iterdir()}
     assert after.keys() - before.keys() == {"node-3.key", "node-3.pub", "node-3.secret"}
     assert {name for name in before if after[name] != before[name]} == {"server.key", "server.crt"}
+
+
+def test_kubernetes_starts_what_compose_starts() -> None:
+    documents = {item["kind"]: item for item in yaml.safe_load_all((ROOT / "docs/kubernetes/site.yaml").read_text())}
+    pod = documents["Deployment"]["spec"]["template"]["spec"]
+    for container, service in zip(pod["containers"], ("supernode-0", "superexec-clientapp-0"), strict=True):
+        expected = services()[service]
+        options = {argument.split("=")[0] for argument in container["args"] if argument.startswith("--")}
+        assert options == {argument for argument in expected["command"] if argument.startswith("--")}
+        assert container["command"] == expected["command"][: len(container["command"])]
+        assert container["livenessProbe"]["exec"]["command"] == expected["healthcheck"]["test"][1:]
+        environment = {item["name"]: item["value"] for item in container["env"]}
+        assert environment == {key: value for key, value in expected["environment"].items() if value}
+    read_limits(parse_node_config(pod["containers"][0]["args"][-1]))
