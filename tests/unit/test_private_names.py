@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -26,10 +27,10 @@ PRIVATE_MODULES = ("fedsvd/flower_private.py", "fedsvd/privacy/opacus_private.py
 MOVED = "is no longer what it was in this version of the library: adapt {} and the versions in pyproject.toml."
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
-    for folder in ("fedsvd", "server", "client"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def sources() -> dict[str, ast.Module]:
+    files = [path for folder in ("fedsvd", "server", "client") for path in (ROOT / folder).rglob("*.py")]
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in files}
 
 
 def imported(tree: ast.Module) -> Iterator[tuple[str, list[str]]]:
@@ -42,7 +43,7 @@ def imported(tree: ast.Module) -> Iterator[tuple[str, list[str]]]:
 
 def test_no_other_module_imports_private_names() -> None:
     found = set()
-    for path, tree in sources():
+    for path, tree in sources().items():
         for module, names in imported(tree):
             if module.partition(".")[0] not in ("flwr", "opacus") or path in PRIVATE_MODULES:
                 continue
@@ -56,7 +57,7 @@ def test_no_other_module_names_private_attributes() -> None:
     names = {"_message_id", "_compute_rdp", "TaskIdentity", *opacus_private._ATTRIBUTES[2:]}
     found = {
         f"{path}: {word}"
-        for path, tree in sources()
+        for path, tree in sources().items()
         if path not in PRIVATE_MODULES
         for node in ast.walk(tree)
         for word in (getattr(node, "attr", None), getattr(node, "value", None) if isinstance(node, ast.Constant) else 0)
