@@ -19,6 +19,7 @@ from fedsvd.config.search_path import config_dirs, is_search_path
 from fedsvd.errors import ConfigError, Interruption, RunError
 from fedsvd.launch.flower_cli import Connection, connect
 from fedsvd.launch.following import Ended, follow
+from fedsvd.report.console import output_console
 from fedsvd.report.literal import literal
 from fedsvd.runs.folder import RunFolder, read_json, write_json, write_text
 from fedsvd.runs.record import FAILED
@@ -57,7 +58,7 @@ def run_remote(federation: FederationConfig, overrides: Sequence[str], folder: R
     Raises:
         RunError: The SuperLink cannot be reached, the run failed there, or its run directory cannot be fetched.
     """
-    console = Console()
+    console = output_console()
     with connect(federation) as connection:
         earlier = _submitted_run(folder)
         if earlier and _should_follow(connection.status(earlier.run_id)[0], folder):
