@@ -171,8 +171,8 @@ def _check_resources(federation: FederationConfig) -> None:
         needed = getattr(federation, key)
         if needed > count:
             raise RunError(
-                f"federation.{key} = {needed:g}: this machine has {count}, so no client can start. Set at most {count}, "
-                "or federation.ray_address for a cluster with more."
+                f"federation.{key} = {needed:g}: this machine has {count}, so no client can start. Set at most "
+                f"{count}, or federation.ray_address for a cluster with more."
             )
 
 
