@@ -35,13 +35,16 @@ def kill_real(process: str, kills: int, work: Path) -> dict[str, Any]:
     charged = dict(result["charged"])
     released = [name for name, reason in result["replies"] if reason is None]
     reasons = [reason for _, reason in result["replies"] if reason is not None]
-    lost = sum(reason.startswith("TrainerError") for reason in reasons)
     replays = sum("ReplayedMessageError" in reason for reason in reasons)
     faults = [f"{name} was released without a charge" for name in released if not charged.get(name)]
     faults += ["a message was charged twice"] * (len(charged) < len(result["charged"]))
     faults += ["a message was answered twice"] * (len(set(released)) < len(released))
     faults += [reason for reason in reasons if not ("ReplayedMessageError" in reason or "TrainerError" in reason)]
-    counts = {"charged": len(charged), "released": len(released), "replays_refused": replays, "replies_lost": lost}
+    counts = {
+        "charged": len(charged),
+        "charged_and_lost": len(charged.keys() - set(released)),
+        "replays_refused": replays,
+    }
     return {"tried": result["killed"], **counts, "faults": faults}
 
 
@@ -50,7 +53,8 @@ def kill_ledger_clients(kills: int, work: Path) -> dict[str, Any]:
     folder = work / "ledger-clients"
     folder.mkdir(parents=True)
     result = drive(LEDGER, str(folder), str(kills))
-    counts = {key: result[key] for key in ("charged", "released", "replays_refused", "migrated", "accounts")}
+    counts = {"charged": result["charged"], "charged_and_lost": result["charged"] - result["released"]}
+    counts["replays_refused"] = result["replays_refused"]
     return {"tried": result["trials"], **counts, "faults": result["violations"]}
 
 

@@ -12,9 +12,11 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from flwr.app import Context, Message, MessageType, RecordDict
@@ -39,6 +41,8 @@ from fedsvd.wire.train_messages import TrainTask
 OVERRIDES = ["experiment=smoke", f"train.num_rounds={sys.argv[2]}", "train.local_steps=3", "privacy.accountant=rdp"]
 ROOT = Path(__file__).resolve().parents[2]
 B: frozenset[Part] = frozenset({"B"})
+# Number of earlier messages that are sent again in each trial, besides the last one.
+REPLAYS = 5
 
 
 def answer_by_trainer(message: Message, context: Context) -> Message:
@@ -113,16 +117,18 @@ def main(folder: Path, trials: int, killed_process: str) -> None:
     initial_adapter(config, build_method(config.method))
     set_task_identity(1, 7, 2)
     listener = sockets.listen(folder / "socket") if killed_process == "trainer" else None
-    rng, killed, names = random.Random(), 0, []
+    rng, killed = random.Random(), 0
     ledger, replies = folder / "ledger", folder / "replies"
     for trial in range(trials):
-        # One new message first, then all earlier ones.
-        names.insert(0, f"message-{trial}")
-        # Wait for more replies than messages, so that at least one is to a replay.
-        events = [ledger.exists, _has_more_lines(replies, len(names) + 1)]
+        # One new message first, then the last one, which may not have been charged, and some of the earlier ones.
+        earlier = rng.sample(range(trial - 1), min(REPLAYS, trial - 1)) if trial > 1 else []
+        names = [f"message-{number}" for number in [trial, *range(max(trial - 1, 0), trial), *earlier]]
+        # After the charge of the new message, before its result; at any moment; or after more replies than messages, so
+        # that at least one is to a replay.
+        events = [_has_more_charges(ledger), ledger.exists, _has_more_lines(replies, len(names) + 1)]
         # A message takes longer by way of a trainer.
-        seconds = rng.random() * (0.8 if listener else 0.25)
-        killed += kill_after(start(folder, names, listener), seconds, events[trial % 2])
+        seconds = rng.random() * (0.05 if trial % 3 == 0 else 0.8 if listener else 0.25)
+        killed += kill_after(start(folder, names, listener), seconds, events[trial % 3])
     with Ledger.open(ledger, fingerprint(load_partition(config, 0))) as opened_ledger:
         charged = [[entry.message_id, entry.released_at is not None] for entry in opened_ledger.entries()]
     answers = [json.loads(line) for line in _lines(replies)]
@@ -132,6 +138,22 @@ def main(folder: Path, trials: int, killed_process: str) -> None:
 def _has_more_lines(path: Path, count: int) -> Callable[[], bool]:
     target = len(_lines(path)) + count
     return lambda: len(_lines(path)) >= target
+
+
+def _has_more_charges(ledger: Path) -> Callable[[], bool]:
+    before = _charges(ledger)
+    return lambda: _charges(ledger) > before
+
+
+def _charges(ledger: Path) -> int:
+    """Return the number of charges in a ledger, while a client may write to it."""
+    if not ledger.exists():
+        return 0
+    with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True, timeout=30)) as connection:
+        try:
+            return int(connection.execute("SELECT COUNT(*) FROM spend").fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0
 
 
 def _lines(path: Path) -> list[str]:
