@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +26,38 @@ def run(arguments: Sequence[str]) -> None:
     options = _parse(arguments)
     # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.report.privacy_statement import guarantee_line
-    from fedsvd.trained.outputs import summary
     from fedsvd.trained.prediction import predict
     from fedsvd.trained.run import load_trained_model, read_run
 
     finished = read_run(Path(options.folder), best=options.best)
     conversations = _read_conversations(options, finished.config)
     texts, pairs = (conversations, None) if conversations else _read_texts(options, finished.config)
-    rows = predict(load_trained_model(finished, options.device), texts, pairs, options.batch_size)
+    if options.stream and not finished.generates_text:
+        raise ConfigError("--stream prints answers while they are generated, and this run's model generates none.")
+    console = Console()
+
+    def show(piece: str) -> None:
+        console.print(literal(piece, "bold", keep="\n\t"), end="", soft_wrap=True)
+
+    model = load_trained_model(finished, options.device)
+    rows = predict(model, texts, pairs, options.batch_size, show if options.stream else None)
     # Not on standard output, which holds the predictions alone.
     guarantee = guarantee_line(Path(options.folder))
     for note in [*([f"adapter-best/: {finished.best}"] if finished.best else []), guarantee]:
         Console(stderr=True).print(literal(note), soft_wrap=True)
-    console = Console()
+    _print_rows(console, rows, options)
+
+
+def _print_rows(console: Console, rows: Iterable[dict[str, Any]], options: Any) -> None:
+    from fedsvd.trained.outputs import summary
+
     for row in rows:
         if options.json:
             print(to_json(row), flush=True)
         else:
             # An answer may have several lines.
-            line = literal(summary(row), "bold", keep="\n\t").append(literal(f"  ← {_shorten(_asked(row))}", "dim"))
+            shown = "" if options.stream else summary(row)
+            line = literal(shown, "bold", keep="\n\t").append(literal(f"  ← {_shorten(_asked(row))}", "dim"))
             console.print(line, soft_wrap=True)
 
 
@@ -55,6 +68,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     parser.add_argument("--text-pair", action="append", default=[])
     parser.add_argument("--file")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--stream", action="store_true")
     parser.add_argument("--device")
     parser.add_argument("--best", action="store_true")
     parser.add_argument("--separator")
@@ -62,6 +76,8 @@ def _parse(arguments: Sequence[str]) -> Any:
     options = parser.parse_args(list(arguments))
     if bool(options.text) == bool(options.file):
         parser.error("exactly one of --text and --file is required")
+    if options.stream and options.json:
+        parser.error("--stream and --json exclude each other: a JSON object has the whole answer")
     if options.text_pair and len(options.text_pair) != len(options.text):
         parser.error(
             f"got {len(options.text)} --text and {len(options.text_pair)} --text-pair; give one --text-pair per --text"

@@ -86,11 +86,12 @@ _COMMANDS = MappingProxyType(
             "prints one JSON object.",
         ),
         "predict": (
-            "fedsvd predict RUN_DIR (--text TEXT [--text-pair TEXT] … | --file FILE) [--best] [--json] "
-            "[--device DEVICE] [--batch-size N] [--separator S]",
+            "fedsvd predict RUN_DIR (--text TEXT [--text-pair TEXT] … | --file FILE) [--best] "
+            "[--json | --stream] [--device DEVICE] [--batch-size N] [--separator S]",
             "Predict the label of each text, or generate an answer to it. FILE is a .csv, .jsonl, .parquet or .arrow "
             "file with the run's text column, or a text file with one text per line; --best "
-            "takes the model of the best round; --json prints one JSON object per text.",
+            "takes the model of the best round; --json prints one JSON object per text; --stream prints answers while "
+            "they are generated.",
         ),
         "export": (
             "fedsvd export RUN_DIR --to DIR [--merge] [--best]",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ def predict(
     texts: Sequence[str] | Sequence[Sequence[Turn]] | Sequence[Sequence[str]],
     pairs: Sequence[str] | None = None,
     batch_size: int = 32,
+    on_text: Callable[[str], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield for each text the columns of `fedsvd.trained.outputs`, such as its class, or the generated answer.
 
@@ -33,12 +35,14 @@ def predict(
             is generated anew. For token classification, texts can be lists of words; others are split at white space.
         pairs: The second text of each pair, for a model trained on text pairs.
         batch_size: Number of texts per forward pass.
+        on_text: For a language model: called with each piece of an answer as soon as it is generated.
 
     Raises:
         DataError: The chat template cannot render a conversation, or a word is blank.
     """
     read: Callable[[TrainedModel, Dataset], Iterator[dict[str, Any]]]
-    read = _generate if loaded.run.generates_text else _read_outputs
+    read = partial(_generate, on_text=on_text) if loaded.run.generates_text else _read_outputs
+    batch_size = batch_size if on_text is None else 1
     if loaded.run.config.data.row_format == "messages":
         rows = unanswered_dataset(texts)
     elif loaded.run.config.model.task == "token_classification":
@@ -97,11 +101,14 @@ def _words(text: Any) -> list[str]:
     return words
 
 
-def _generate(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
+def _generate(
+    loaded: TrainedModel, rows: Dataset, on_text: Callable[[str], None] | None = None
+) -> Iterator[dict[str, Any]]:
     config, tokenizer = loaded.run.config, loaded.tokenizer
     limit = prompt_limit(loaded.model, config.model.max_length)
     prompts = [prompt.ids for prompt in data.build_prompts(rows, config.data, config.model, tokenizer, limit)]
-    answers = generate(loaded.model, tokenizer, prompts, stop_tokens=data.stop_tokens(config.data, tokenizer))
+    stops = data.stop_tokens(config.data, tokenizer)
+    answers = generate(loaded.model, tokenizer, prompts, stop_tokens=stops, on_text=on_text)
     for row, answer in zip(_texts(rows), answers, strict=True):
         yield {**row, "answer": answer}
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from fedsvd import data
 from fedsvd.config import DataConfig, ModelConfig
@@ -26,6 +26,7 @@ def generate(
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = 8,
     stop_tokens: Sequence[int] = (),
+    on_text: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Generate an answer to each prompt by greedy decoding.
 
@@ -36,6 +37,7 @@ def generate(
         max_new_tokens: Generation stops after this many tokens, at the end token, or at the model's last position.
         batch_size: Number of prompts per forward pass.
         stop_tokens: Tokens that end an answer besides the end token.
+        on_text: Called with each piece of an answer as soon as it is generated, one prompt at a time.
 
     Returns:
         The answers, without special tokens and surrounding whitespace.
@@ -46,8 +48,9 @@ def generate(
     ends = [data.end_token(tokenizer), *stop_tokens]
     positions = position_limit(model)
     answers: list[str] = []
-    for start in range(0, len(prompts), batch_size):
-        rows = [list(row) for row in prompts[start : start + batch_size]]
+    size = batch_size if on_text is None else 1
+    for start in range(0, len(prompts), size):
+        rows = [list(row) for row in prompts[start : start + size]]
         batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="left").to(device)
         room = max_new_tokens if positions is None else positions - batch["input_ids"].shape[1]
         generated: Any = model.generate(  # type: ignore[operator]
@@ -58,11 +61,28 @@ def generate(
             use_cache=True,
             eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
+            streamer=None if on_text is None else _Pieces(tokenizer, on_text),
         )
         new = generated[:, batch["input_ids"].shape[1] :]
         answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     model.train(was_training)
     return answers
+
+
+class _Pieces(TextStreamer):
+    """Passes on the text of an answer word by word, without leading whitespace."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._on_text = on_text
+        self._has_begun = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Receive the next piece."""
+        piece = text if self._has_begun else text.lstrip()
+        if piece:
+            self._has_begun = True
+            self._on_text(piece)
 
 
 def prompt_limit(model: nn.Module, max_length: int) -> int:

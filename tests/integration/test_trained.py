@@ -97,6 +97,8 @@ def test_predict_reads_files_and_prints_answers(
 
     assert outputs[0] == outputs[1]
     assert [row["text"] for row in outputs[0]] == TEXTS
+    assert main(["predict", str(answerer), "--text", TEXTS[0], "--stream"]) == 0
+    assert capsys.readouterr().out.split("  ← ")[0].split() == outputs[0][0]["answer"].split()
     assert all(isinstance(row["answer"], str) for row in outputs[0])
     assert main(["predict", str(answerer), "--text", TEXTS[2]]) == 0
     assert TEXTS[2] in capsys.readouterr().out

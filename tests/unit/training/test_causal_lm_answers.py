@@ -190,6 +190,10 @@ def test_batched_generation_matches_single_prompts(model: PreTrainedModel, token
     batched = generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=3)
 
     assert batched == [generate(model, tokenizer, [prompt], max_new_tokens=6)[0] for prompt in prompts]
+    pieces: list[str] = []
+    generate(model, tokenizer, prompts[:1], max_new_tokens=6, on_text=pieces.append)
+    assert len(pieces) > 1
+    assert "".join(pieces).strip() == batched[0]
 
 
 def test_chat_templates_wrap_prompts(tokenizer: PreTrainedTokenizerBase) -> None:
