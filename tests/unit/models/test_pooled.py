@@ -35,11 +35,12 @@ from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 BACKBONES = {
     "bert": lambda: BertModel(
         BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
-                   hidden_dropout_prob=0, attention_probs_dropout_prob=0),
+                   hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
         add_pooling_layer=False,
     ),
     "distilbert": lambda: DistilBertModel(
-        DistilBertConfig(vocab_size=60, dim=16, n_layers=2, n_heads=2, hidden_dim=24, dropout=0, attention_dropout=0)
+        DistilBertConfig(vocab_size=60, dim=16, n_layers=2, n_heads=2, hidden_dim=24, dropout=0.0,
+                         attention_dropout=0.0)
     ),
     "llama": lambda: LlamaModel(
         LlamaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -47,7 +48,7 @@ BACKBONES = {
     ),
     "mpnet": lambda: MPNetModel(
         MPNetConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-                    hidden_dropout_prob=0, attention_probs_dropout_prob=0),
+                    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
         add_pooling_layer=False,
     ),
 }  # fmt: skip

@@ -44,7 +44,7 @@ def gpt2() -> tuple[PreTrainedModel, list[str], list[str]]:
 
 def roberta() -> tuple[PreTrainedModel, list[str], list[str]]:
     config = RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0,
-                           intermediate_size=24, hidden_dropout_prob=0, attention_probs_dropout_prob=0)  # fmt: skip
+                           intermediate_size=24, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # fmt: skip
     return RobertaForSequenceClassification(config), ["query", "dense"], ["classifier"]
 
 
