@@ -40,6 +40,7 @@ SMALL = {
 }  # fmt: skip
 IN_SMALL = {
     "experiment=demo": "experiment=smoke", "model=smollm2": "model=tiny_llama", "seed=0,1,2,3,4": "seed=0",
+    "privacy.target_epsilon=1,3,6": "privacy.target_epsilon=3,6",
 }  # fmt: skip
 # The tiny model has two layers.
 POOLED = ["model.pooling_layer=1", "federation.num_clients=4"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsvd.cli import main
+import fedsvd
 from fedsvd.models.loading import load_causal_lm, load_tokenizer
 from fedsvd.runs.folder import read_rows
 from fedsvd.training.generation import generate
@@ -32,7 +32,7 @@ SMALL = [
 
 
 def test_training_lowers_the_perplexity(tmp_path: Path) -> None:
-    assert main(["train", "experiment=causal_lm", f"hydra.run.dir={tmp_path}", *SMALL, "privacy=none"]) == 0
+    fedsvd.train("experiment=causal_lm", *SMALL, "privacy=none", run_dir=tmp_path)
 
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert rows[-1]["perplexity"] < 0.7 * rows[0]["perplexity"]
@@ -40,7 +40,7 @@ def test_training_lowers_the_perplexity(tmp_path: Path) -> None:
 
 
 def test_private_training_stays_within_the_budget(tmp_path: Path) -> None:
-    assert main(["train", "experiment=causal_lm", f"hydra.run.dir={tmp_path}", *SMALL, "train.learning_rate=3"]) == 0
+    fedsvd.train("experiment=causal_lm", *SMALL, "train.learning_rate=3", run_dir=tmp_path)
 
     clients = json.loads((tmp_path / "privacy.json").read_text())["clients"]
     rows = read_rows(tmp_path / "metrics.jsonl")

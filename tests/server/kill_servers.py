@@ -29,7 +29,7 @@ from fedsvd.runtime.model import initial_adapter
 INTERRUPTED, ROUNDS = 3, 5
 COMMON = [
     "experiment=smoke", "plots=false", f"train.num_rounds={ROUNDS}", "train.momentum=0.5",
-    "train.server_optimizer=momentum",
+    "train.server_optimizer=momentum", "data.max_train_examples=60", "data.max_test_examples=20",
 ]  # fmt: skip
 NON_PRIVATE = [*COMMON, "privacy=none", "train.head=private"]
 # A fixed noise multiplier, which needs no calibration, and a budget for any number of repeated rounds.
