@@ -61,7 +61,10 @@ def write_site_data(folder: Path, number: int) -> None:
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
-    """Start what ``docker compose up`` starts, with keys from scripts/certs and the data of three sites."""
+    """Start what ``docker compose up`` starts, with keys from scripts/certs and the data of three sites.
+
+    The last site answers messages without a trainer.
+    """
     folder = tmp_path_factory.mktemp("compose")
     certs = folder / "certs"
     command = [sys.executable, str(ROOT / "scripts" / "certs.py"), "--folder", str(certs), "--nodes", "4"]
@@ -69,7 +72,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     environment = {"FEDSVD_CERTS": str(certs), "SERVER_DATA": str(folder / "server")}
     for number, name in FILES.items():
         write_site_data(folder / f"site-{number}", number)
-        more = ("", " max-steps=4", ' text-column="report" label-column="outcome"')[number]
+        more = ("", " max-steps=4", ' text-column="report" label-column="outcome" trainer="none"')[number]
         environment[f"NODE_{number}_DATA"] = str(folder / f"site-{number}")
         environment[f"NODE_{number}_CONFIG"] = (
             f'partition-id={number} ledger="/app/private/ledger.sqlite" data-path="/data/{name}"{more}'
