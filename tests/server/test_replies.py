@@ -17,7 +17,8 @@ from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR
 from fedsvd.secagg import messages
 from fedsvd.wire import train_messages
 from fedsvd.wire.train_messages import ClientReport
-from server.replies import RoundRecord, check_divergence, read_masked_reply, report_noise_std
+from server.clients import Clients
+from server.replies import RoundRecord, check_divergence, read_masked_reply, report_noise_std, valid_replies
 from server.robust_mean import median
 
 SIGMA, CLIP, RATE, STEPS = 0.5, 2.0, 0.25, 4
@@ -61,6 +62,24 @@ def test_round_without_any_usable_update_ends_the_run(sampled: int, diverged: in
     check_divergence(RoundRecord(1, 0), config)
     with pytest.raises(DivergedError, match=f"all {sampled} updates of round 1 .* train.learning_rate"):
         check_divergence(RoundRecord(1, sampled, diverged=diverged), config)
+
+
+def test_declined_updates_that_diverged_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    set_task_identity(1, 7, 1)
+    clients, record = Clients(compose(OVERRIDES).federation), RoundRecord(4, 2)
+    clients.partitions = {2: 0, 3: 1}
+    reasons = {2: "DivergedError: not finite", 3: "DataError: no DivergedError", 9: "DivergedError: of another run"}
+    replies = [
+        Message(train_messages.declined_reply(reason), reply_to=Message(RecordDict(), node, "train"))
+        for node, reason in reasons.items()
+    ]
+
+    assert not list(valid_replies(replies, record, clients, pytest.fail))  # type: ignore[arg-type]
+
+    assert (record.diverged, record.dropped) == (1, 3)
+    assert [line.partition(": the")[0] for line in caplog.messages] == [
+        f"round 4: dropped the reply of {sender}" for sender in ("client 0", "client 1", "node 9")
+    ]
 
 
 def test_median_of_one_reply_is_that_reply() -> None:
