@@ -3,6 +3,7 @@
 import argparse
 
 import bench_dp_step
+import bench_gpu
 import bench_imports
 import bench_refactorize
 import bench_scale
@@ -16,6 +17,7 @@ def main() -> None:
     bench_refactorize.add_parser(benches)
     bench_dp_step.add_parser(benches)
     bench_imports.add_parser(benches)
+    bench_gpu.add_parser(benches)
     bench_traffic.add_parser(benches)
     bench_scale.add_parser(benches)
     bench_wire.add_parser(benches)

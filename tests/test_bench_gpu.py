@@ -1,0 +1,26 @@
+"""The benchmark for a GPU runs at small shapes on the CPU, so that the script itself is tested."""
+
+import json
+from pathlib import Path
+
+import bench_gpu
+import pytest
+from bench_cli import main
+
+
+def test_every_part_that_needs_no_process_of_its_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "results.json"
+    arguments = ["gpu", "--small", "--only", "server", "step", "--repeats", "1", "--json", str(results)]
+    monkeypatch.setattr("sys.argv", ["bench", *arguments])
+
+    main()
+
+    rows = json.loads(results.read_text())["results"]
+    assert [row["name"] for row in rows if row["shape"] == "small, bfloat16"] == list(bench_gpu.STEPS)
+    assert [row["name"].partition(" (")[0] for row in rows if row["section"] == "server"] == [
+        "server step",
+        "copy of both factors",
+        "full SVD of each site",
+    ]
+    assert all(row["median_s"] > 0 for row in rows)
+    assert all(row["ratio"] == 1 for row in rows if row["name"] in ("server step", bench_gpu.PLAIN))
