@@ -16,6 +16,7 @@ from fedsvd.config.task import TASKS
 from fedsvd.launch.budget import check_remaining_budget
 from fedsvd.launch.resume import check_new, check_resume
 from fedsvd.lora import peft_model
+from fedsvd.lora.frozen_weights import frozen_weights
 from fedsvd.methods import build_run_method
 from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.claim_text import privacy_line
@@ -122,7 +123,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
         polling: Grid = PollingGrid(grid, reporter.reply_arrived)
         # The second grid is for the stages without training: their replies are not reported as progress.
         secure = SecureGrid(polling, federation.min_survivors, PollingGrid(grid)) if is_secure else None
-        weights = peft_model.frozen_weights(load_model(config))
+        weights = frozen_weights(load_model(config))
         live = LiveStatus(config, folder, reporter, checkpoint.history if checkpoint else ())
         strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure, state, weights, live.board)
         listeners = (track, live.round_done, *([RunningReport(folder).round_done] if config.plots else ()))

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from fedsvd.errors import ModelError
 from fedsvd.lora.adapter import Adapter, Part, as_plain_lora
-from fedsvd.lora.frozen_weights import frozen_weights as frozen_weights
 from fedsvd.lora.frozen_weights import merge_base
 from fedsvd.lora.pretrained import quiet_peft
 from fedsvd.lora.site import PEFT_NAME, PEFT_PREFIX, CoreAndB, LoraSite, adapted_layers, describe_site

@@ -17,6 +17,7 @@ from fedsvd.cli import main
 from fedsvd.config import ModelConfig
 from fedsvd.errors import ModelError
 from fedsvd.lora import peft_model
+from fedsvd.lora.frozen_weights import frozen_weights
 from fedsvd.lora.initialization import initialize_factors
 from fedsvd.lora.quantized import is_quantized
 from fedsvd.models.load_options import LoadOptions
@@ -51,7 +52,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def adapt(base: Any, parts: set[Any], init_a: str = "orthonormal") -> Any:
     model = peft_model.attach(base, rank=4, lora_alpha=16, target_modules="all-linear", task="causal_lm")
-    weights = peft_model.frozen_weights(model)
+    weights = frozen_weights(model)
     drawn = initialize_factors(peft_model.read(model), init_a=init_a, init_b="kaiming", seed=0, weights=weights)
     peft_model.write(model, drawn)
     peft_model.set_trainable(model, parts)
@@ -113,7 +114,7 @@ def test_weight_svd_reads_the_weights_that_the_model_computes_with(decoder: str,
 
     expected = torch.linalg.svd(weight).Vh[:4]
     assert (site.A @ expected.T).abs().sub(torch.eye(4)).abs().max() < 1e-3
-    assert torch.allclose(peft_model.frozen_weights(model)["model.layers.0.self_attn.q_proj"], weight, atol=1e-6)
+    assert torch.allclose(frozen_weights(model)["model.layers.0.self_attn.q_proj"], weight, atol=1e-6)
 
 
 def test_a_quantized_checkpoint_is_loaded_as_it_is(decoder: str, tmp_path: Path) -> None:
@@ -166,6 +167,8 @@ def test_a_private_run_on_a_quantized_base_is_evaluated_and_exported(answerer: P
     rows = read_rows(answerer / "metrics.jsonl")
     assert 0 < read_json(answerer / "privacy.json")["clients"]["0"]["epsilon"] <= 6
     assert rows[-1]["loss"] != rows[0]["loss"]
+    # The states below the adapted layer are cached.
+    assert "frozen layers are recomputed" not in (answerer / "train.log").read_text()
     trained = load_trained_model(read_run(answerer)).model
     assert main(["export", str(answerer), "--to", str(tmp_path / "merged"), "--merge"]) == 0
     assert main(["export", str(answerer), "--to", str(tmp_path / "adapter")]) == 0

@@ -7,6 +7,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from fedsvd.errors import ConfigError
 from fedsvd.lora import peft_model
+from fedsvd.lora.frozen_weights import frozen_weights
 from fedsvd.lora.initialization import initialize_factors
 
 
@@ -48,7 +49,7 @@ def test_unknown_initialization_raises() -> None:
 
 def test_weight_svd_uses_the_top_singular_vectors_of_the_frozen_weight() -> None:
     model = make_model()
-    weights = peft_model.frozen_weights(model)
+    weights = frozen_weights(model)
     adapter = initialize_factors(peft_model.read(model), init_a="weight_svd", init_b="zeros", seed=0, weights=weights)
 
     for name, A in adapter.A.items():

@@ -24,6 +24,7 @@ from transformers import (
 from fedsvd.errors import PrivacyError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Part
+from fedsvd.lora.frozen_weights import frozen_weights
 from fedsvd.lora.initialization import initialize_factors
 from fedsvd.privacy.dp_sgd import GradSampleMode, _check_per_example_gradients, opacus_hooks, per_example_gradients
 from fedsvd.training.per_example_gradients import (
@@ -125,7 +126,7 @@ def test_the_forward_pass_matches_peft(kind: str) -> None:
 
 def test_gpt2_weights_have_the_shape_of_a_linear_layer() -> None:
     model, _ = adapted("gpt2", {"B"})
-    for name, weight in peft_model.frozen_weights(model).items():
+    for name, weight in frozen_weights(model).items():
         assert (
             weight.shape
             == (peft_model.read(model).B[name].shape[0], peft_model.read(model).A[name].shape[1])
