@@ -62,6 +62,22 @@ def test_too_large_update_raises_with_the_bound() -> None:
         check_update_norm({"B": {"s": torch.full((4, 2), beyond)}}, before, report(), config, 1)
 
 
+def test_all_parts_of_an_update_and_their_start_count() -> None:
+    config = compose([*OVERRIDES, "train.head=private", "train.head_learning_rate=0.6", "train.weight_decay=0.25"])
+    start = {"B": torch.full((2, 2), 3.0), "head": torch.full((3,), -2.0)}
+    before = Adapter(A={"s": torch.eye(2, 3)}, B={"s": start["B"]}, head={"h": start["head"]}, scale={"s": 1.0})
+    # ‖start‖² = 4 · 9 + 3 · 4, and ‖update‖² = 7 x².
+    allowed = max_update_norm(report(), config, 1, 7, math.sqrt(48), frozenset({"B", "head"}))
+    for factor in (0.999, 1.001):
+        x = allowed / math.sqrt(7) * factor
+        update = {"B": {"s": start["B"] + x}, "head": {"h": start["head"] - x}}
+        if factor < 1:
+            check_update_norm(update, before, report(), config, 1)  # type: ignore[arg-type]
+        else:
+            with pytest.raises(PayloadError, match="too large"):
+                check_update_norm(update, before, report(), config, 1)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("changes", "earlier", "message"),
     [
@@ -73,6 +89,7 @@ def test_too_large_update_raises_with_the_bound() -> None:
 )
 def test_numbers_that_do_not_fit_the_run_raise(changes: dict[str, float], earlier: int | None, message: str) -> None:
     check_report(report(), compose(OVERRIDES), N)
+    check_report(report(noise_multiplier=max_noise_multiplier(compose(OVERRIDES))), compose(OVERRIDES), N)
     with pytest.raises(PayloadError, match=message):
         check_report(report(**changes), compose(OVERRIDES), earlier)
 
