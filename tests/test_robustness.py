@@ -6,8 +6,18 @@ from collections.abc import Callable
 import pytest
 import robustness_inputs
 import robustness_replies
+import robustness_table
 from robustness_fuzz import Check, Recorder
 from robustness_mutants import sample
+
+
+def test_tables_are_up_to_date() -> None:
+    text = robustness_table.PAGE.read_text(encoding="utf-8")
+    figures = robustness_table.read()
+    assert text == robustness_table.page(text, figures), "run scripts/robustness table"
+    checks = {**figures["replies"]["checks"], **figures["inputs"]["checks"], **figures["kills"]["killed"]}
+    assert [name for name, check in checks.items() if check["faults"]] == []
+    assert checks.keys() == robustness_table.NAMES.keys()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
