@@ -54,7 +54,7 @@ def uv_sources() -> Mapping[str, str]:
 
 def check_versions(versions: str, python: str, wheel: Path, folder: Path, *, smoke: bool) -> None:
     """Install the wheel with one choice of versions, run a small federation from it, and the unit tests."""
-    call(sys.executable, "-m", "uv", "venv", "--quiet", "--python", python, folder / "venv")
+    call(sys.executable, "-m", "uv", "venv", "--quiet", "--no-python-downloads", "--python", python, folder / "venv")
     program = folder / "venv" / "bin" / "python"
     install, sources = (*UV, "install", "--quiet", "--python", program), uv_sources()
     if versions == "locked":
@@ -86,7 +86,7 @@ def installed(environment: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", choices=VERSIONS, help="default: all three")
-    parser.add_argument("--python", default="3.11")
+    parser.add_argument("--python", default="3.11", help="version or path of an installed Python")
     parser.add_argument("--smoke", action="store_true", help="without the unit tests")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fedsvd-release-") as name:
