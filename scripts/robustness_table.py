@@ -36,7 +36,7 @@ def write(part: str, figures: dict[str, Any]) -> None:
 def tables(figures: dict[str, Any]) -> str:
     """Return the tables in Markdown."""
     lines = ["| tried | number | what happened | faults |", "|---|---|---|---|", *_rows(figures), ""]
-    lines += ["| mutants of | all | tried | killed | survivors that matter to no caller | other survivors |"]
+    lines += ["| mutants of | all | tried | killed | survivors with a reason | other survivors |"]
     lines += ["|---|---|---|---|---|---|", *_mutant_rows(figures["mutants"]["groups"])]
     return "\n".join(lines)
 

@@ -84,9 +84,10 @@ def test_round_without_any_usable_update_ends_the_run(sampled: int, diverged: in
 
 def test_declined_updates_that_diverged_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     set_task_identity(1, 7, 1)
-    clients, record = Clients(compose(OVERRIDES).federation), RoundRecord(4, 2)
-    clients.partitions = {2: 0, 3: 1}
-    reasons = {2: "DivergedError: not finite", 3: "DataError: no DivergedError", 9: "DivergedError: of another run"}
+    clients, record = Clients(compose(OVERRIDES).federation), RoundRecord(4, 3)
+    clients.partitions = {2: 0, 3: 1, 4: 2}
+    reasons = {2: "DivergedError: not finite", 3: "DataError: no DivergedError", 4: "DivergedError: too large"}
+    reasons[9] = "DivergedError: of another run"
     replies = [
         Message(train_messages.declined_reply(reason), reply_to=Message(RecordDict(), node, "train"))
         for node, reason in reasons.items()
@@ -94,9 +95,9 @@ def test_declined_updates_that_diverged_are_counted(caplog: pytest.LogCaptureFix
 
     assert not list(valid_replies(replies, record, clients, pytest.fail))  # type: ignore[arg-type]
 
-    assert (record.diverged, record.dropped) == (1, 3)
+    assert (record.diverged, record.dropped) == (2, 4)
     assert [line.partition(": the")[0] for line in caplog.messages] == [
-        f"round 4: dropped the reply of {sender}" for sender in ("client 0", "client 1", "node 9")
+        f"round 4: dropped the reply of {sender}" for sender in ("client 0", "client 1", "client 2", "node 9")
     ]
 
 
