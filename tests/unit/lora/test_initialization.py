@@ -2,13 +2,14 @@
 
 import peft
 import pytest
+import scipy.fft
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from fedsvd.errors import ConfigError
 from fedsvd.lora import peft_model
 from fedsvd.lora.frozen_weights import frozen_weights
-from fedsvd.lora.initialization import initialize_factors
+from fedsvd.lora.initialization import dct_indices, dct_rows, initialize_factors
 
 
 def make_model() -> peft.PeftModel:
@@ -43,8 +44,11 @@ def test_kaiming_stays_within_its_bound() -> None:
 
 
 def test_unknown_initialization_raises() -> None:
-    with pytest.raises(ConfigError, match="kaiming, orthonormal"):
-        initialize_factors(peft_model.read(make_model()), init_a="xavier", init_b="zeros", seed=0)
+    shapes = peft_model.read(make_model())
+    with pytest.raises(ConfigError, match=r"method\.init_a = 'xavier' .*public_pca"):
+        initialize_factors(shapes, init_a="xavier", init_b="zeros", seed=0)
+    with pytest.raises(ConfigError, match=r"method\.init_b = 'xavier' .*kaiming, orthonormal, weight_svd, zeros"):
+        initialize_factors(shapes, init_a="kaiming", init_b="xavier", seed=0)
 
 
 def test_weight_svd_uses_the_top_singular_vectors_of_the_frozen_weight() -> None:
@@ -58,3 +62,27 @@ def test_weight_svd_uses_the_top_singular_vectors_of_the_frozen_weight() -> None
         torch.testing.assert_close(amplified, torch.linalg.svdvals(weights[name])[:4])
         # The signs do not depend on the linear algebra library.
         assert (A.gather(1, A.abs().argmax(1, keepdim=True)) > 0).all()
+
+
+def test_a_drawn_b_depends_only_on_the_seed() -> None:
+    shapes = peft_model.read(make_model())
+    first, again = (initialize_factors(shapes, init_a="kaiming", init_b="orthonormal", seed=3) for _ in range(2))
+    assert all(torch.equal(first.B[name], again.B[name]) for name in shapes.B)
+
+
+def test_dct_rows_are_the_orthonormal_dct_ii() -> None:
+    indices = torch.tensor([0, 1, 4])
+    expected = torch.from_numpy(scipy.fft.dct(torch.eye(6, dtype=torch.float64).numpy(), axis=0, norm="ortho"))
+    torch.testing.assert_close(dct_rows(indices, torch.zeros(3, 6, dtype=torch.float64)), expected[indices])
+
+
+def test_dct_takes_the_frequencies_that_carry_most_of_the_frozen_weight() -> None:
+    basis = dct_rows(torch.arange(6), torch.zeros(6, 6, dtype=torch.float64))
+    weight = torch.diag(torch.tensor([1.0, 5.0, 0.5, 0.1, 4.0, 2.0], dtype=torch.float64)) @ basis
+    assert dct_indices(weight, 3).tolist() == [1, 4, 5]
+
+    model = make_model()
+    weights = frozen_weights(model)
+    adapter = initialize_factors(peft_model.read(model), init_a="dct", init_b="zeros", seed=0, weights=weights)
+    for name, A in adapter.A.items():
+        torch.testing.assert_close(A, dct_rows(dct_indices(weights[name], 4), A))

@@ -9,8 +9,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from fedsvd.errors import ModelError
 from fedsvd.lora import peft_model
-from fedsvd.lora.adapter import Adapter, Part
-from fedsvd.lora.frozen_weights import frozen_weights
+from fedsvd.lora.adapter import Adapter, Part, as_plain_lora
+from fedsvd.lora.frozen_weights import frozen_weights, has_merged_base
 from fedsvd.lora.initialization import initialize_factors
 
 
@@ -100,6 +100,7 @@ def test_too_many_lora_layers_raise() -> None:
 
 
 def test_rank_above_layer_dimension_raises() -> None:
+    assert make_model(rank=16).peft_config["default"].r == 16
     with pytest.raises(ModelError, match="allowed: 1 to 16"):
         make_model(rank=17)
 
@@ -122,10 +123,12 @@ def test_saved_adapters_load_with_peft_alone_and_predict_the_same(tmp_path: Path
     adapter = adapter.with_parts({"head": {name: torch.randn_like(t) for name, t in adapter.head.items()}})
     tokens = torch.arange(12).reshape(2, 6)
 
-    peft_model.save_pretrained(model, adapter, tmp_path / "adapter")
+    folder = tmp_path / "new" / "adapter"
+    peft_model.save_pretrained(model, adapter, folder)
     torch.manual_seed(0)
     base = BertForSequenceClassification(model.get_base_model().config)
-    loaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    loaded = peft.PeftModel.from_pretrained(base, str(folder))
+    assert "classifier" in loaded.peft_config["default"].modules_to_save
 
     torch.testing.assert_close(loaded.eval()(input_ids=tokens).logits, model.eval()(input_ids=tokens).logits)
 
@@ -160,14 +163,17 @@ def test_writing_a_base_is_idempotent_and_reversible() -> None:
     name = next(iter(weights))
     layer = model.get_submodule("base_model.model." + name)
 
+    assert not has_merged_base(model)
     for _ in range(2):
         peft_model.write(model, adapter)
+        assert has_merged_base(model)
         merged = weights[name] + adapter.scale[name] * adapter.base_left[name] @ adapter.base_right[name]
         torch.testing.assert_close(layer.base_layer.weight, merged)
         assert torch.equal(frozen_weights(model)[name], weights[name])
     peft_model.write(model, peft_model.read(model))
 
     assert torch.equal(layer.base_layer.weight, weights[name])
+    assert not has_merged_base(model)
 
 
 @pytest.mark.parametrize(("core", "rslora", "scale"), [(False, False, 2.0), (True, False, 2.0), (False, True, 4.0)])
@@ -180,6 +186,8 @@ def test_core_and_base_are_saved_as_plain_lora_of_higher_rank(
     adapter = random_base(adapter.with_parts({"core": {n: torch.randn(4, 4) for n in adapter.core}}), 3)
     tokens = torch.arange(12).reshape(2, 6)
 
+    plain = as_plain_lora(adapter)
+    assert plain.core == plain.base_left == plain.base_right == {}
     peft_model.save_pretrained(model, adapter, tmp_path / "adapter")
     expected = model.eval()(input_ids=tokens).logits
     torch.manual_seed(0)

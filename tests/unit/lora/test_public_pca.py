@@ -31,3 +31,12 @@ def test_more_rows_than_remaining_directions_raise() -> None:
     assert leading_directions(moments(True), 2, "s").shape == (2, 4)
     with pytest.raises(ModelError, match=r"model\.rank = 3: 4 inputs less 2 shared directions leave 2"):
         leading_directions(moments(True), 3, "query")
+
+
+def test_the_largest_entry_of_each_direction_is_positive() -> None:
+    generator = torch.Generator().manual_seed(1)
+    mixed = InputMoments(5)
+    mixed.add(torch.randn(40, 5, generator=generator) * torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0]), {})
+    rows = leading_directions(mixed, 4, "s")
+    torch.testing.assert_close(rows @ rows.mT, torch.eye(4, dtype=torch.float64))
+    assert (rows.gather(1, rows.abs().argmax(1, keepdim=True)) > 0).all()

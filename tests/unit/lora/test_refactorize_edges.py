@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_factors import TOLERANCES, random_factors
 
-from fedsvd.errors import FedSVDError
+from fedsvd.errors import FedSVDError, ModelError
 from fedsvd.lora.refactorize import is_orthonormal, orthonormal_rows, refactorize
 
 
@@ -59,3 +59,16 @@ def test_entries_whose_squares_overflow_are_refactorized() -> None:
     new = refactorize(B * 1e200, A)
     assert torch.allclose(new.B @ new.A / 1e200, B @ A, atol=1e-12)
     assert is_orthonormal(new.A, 1e-12)
+
+
+def test_rows_that_are_no_floating_point_matrix_raise() -> None:
+    for rows in (torch.eye(3, dtype=torch.int64), torch.ones(3), torch.ones(0, 3)):
+        with pytest.raises(ModelError, match=rf"dtype {rows.dtype}: expected a floating-point tensor"):
+            orthonormal_rows(rows)
+
+
+def test_bfloat16_factors_are_rounded_only_once() -> None:
+    B, A = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)).bfloat16(), torch.eye(4, 9).bfloat16()
+    new = refactorize(B, A)
+    assert torch.equal(new.B, (B.double() @ new.rotation).bfloat16())
+    assert torch.equal(new.A, (new.rotation.mT @ A.double()).bfloat16())

@@ -84,3 +84,20 @@ def test_shrinkage_without_noise_equals_plain_fedsvd() -> None:
     replies = [Reply(0, 1, {"B": {"s": torch.randn(30, 3)}})]
     plain, shrunk = (method.server_step(make_adapter(), replies, 1, {}).adapter for method in methods)
     torch.testing.assert_close(plain.B["s"] @ plain.A["s"], shrunk.B["s"] @ shrunk.A["s"])
+
+
+def test_values_near_the_edge_of_the_noise_match_the_closed_form() -> None:
+    # β = 1/4, so the edge is at y = 1.5, in units of σ√16.
+    y = 1.52
+    root = math.sqrt((y**2 - 1.25) ** 2 - 1)
+    shrunk = shrink(torch.tensor([4 * 0.5 * y, 4 * 0.5 * 1.49]), 0.5, (16, 4))
+    torch.testing.assert_close(shrunk, torch.tensor([4 * 0.5 * root / y, 0.0]))
+    assert root < 1
+
+
+def test_columns_are_shrunk_by_the_shape_of_the_matrix() -> None:
+    B = torch.zeros(16, 4)
+    B[:4] = torch.diag(torch.tensor([9.0, 6.0, 3.04, 2.98]))
+    shrunk = shrink_columns(B, 0.5)
+    torch.testing.assert_close(shrunk[:4].diagonal(), shrink(B[:4].diagonal(), 0.5, (16, 4)))
+    assert not shrunk[4:].any()

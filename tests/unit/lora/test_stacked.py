@@ -50,3 +50,8 @@ def test_merged_base_equals_the_sum_and_has_bounded_rank(rounds: int) -> None:
         assert adapter.base_rank <= 10
     for name, expected in total.items():
         torch.testing.assert_close(adapter.base_left[name] @ adapter.base_right[name], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_single_product_is_weighted() -> None:
+    left, right = stack([0.5], [{"s": torch.ones(2, 1)}], [{"s": torch.ones(1, 3)}])
+    assert torch.equal(left["s"] @ right["s"], torch.full((2, 3), 0.5))

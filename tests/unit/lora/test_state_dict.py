@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsvd.errors import ModelError
 from fedsvd.lora.refactorize import is_orthonormal
-from fedsvd.lora.state_dict import refactorize_state_dict
+from fedsvd.lora.state_dict import from_state_dict, refactorize_state_dict, to_state_dict
 
 Q = "base_model.model.q"
 
@@ -66,10 +66,19 @@ def test_keys_with_an_adapters_name_are_understood() -> None:
     torch.testing.assert_close(new[f"{Q}.lora_B.mine.weight"], torch.tensor([[6.0], [8.0], [0.0]]))
 
 
+def test_a_residual_is_read_as_the_base() -> None:
+    pair = {f"{Q}.lora_A.weight": torch.ones(2, 3), f"{Q}.lora_B.weight": torch.ones(4, 2)}
+    residual = {f"{Q}.lora_residual_A.weight": torch.ones(1, 3), f"{Q}.lora_residual_B.weight": torch.ones(4, 1)}
+    adapter = from_state_dict(pair | residual)
+    assert (adapter.base_rank, next(iter(adapter.base_right.values())).shape) == (1, (1, 3))
+    assert list(to_state_dict(adapter, pair)) == [*pair, *reversed(residual)]
+
+
 A, B = {f"{Q}.lora_A.weight": torch.ones(2, 3)}, {f"{Q}.lora_B.weight": torch.ones(4, 2)}
 WRONG: dict[str, tuple[dict[str, Tensor], str]] = {
     "no LoRA": ({"head.weight": torch.ones(2, 2)}, "no LoRA factors: .* found head.weight"),
     "A alone": (A, f"{Q}.lora_B.weight is missing"),
+    "B alone": (B, f"{Q}.lora_A.weight is missing"),
     "B of another name": (A | {f"{Q}.lora_B.default.weight": torch.ones(4, 2)}, "is missing"),
     "two ranks": (A | {f"{Q}.lora_B.weight": torch.ones(4, 3)}, r"\(2, 3\) and B of shape \(4, 3\)"),
     "a sharded factor": ({f"{Q}.lora_A.weight": torch.ones(0)} | B, r"shape \(0,\).*Gather"),
