@@ -1,8 +1,16 @@
-"""Order of the test files. On several processes the longest files start first, so that none is left over at the end."""
+"""Settings of all tests, and their order.
+
+On several processes the longest files start first, so that none is left over at the end.
+"""
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parent
 # By CPU time, those above twenty seconds. Files that are not listed follow in alphabetical order.
