@@ -17,6 +17,7 @@ from fedsvd.errors import DataError
 from fedsvd.launch import load_apps
 from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.runs.folder import read_rows
+from fedsvd.wire.train_messages import declined_reason
 
 SECRET = "patient 12"
 CHAT = [
@@ -81,13 +82,15 @@ def test_node_checks_its_conversations_before_the_run(
     site = write(tmp_path / "site.jsonl", [*chats(2), {"messages": wrong}])
     with caplog.at_level(logging.INFO):
         reply = query_partition({"data-path": str(site)}, *language_model)
-    assert reply.has_error()
-    assert "see the node's log" in reply.error.reason
-    assert "doctor" not in reply.error.reason
+    reason = declined_reason(reply.content)
+    assert reason is not None
+    assert "see the node's log" in reason
+    assert "doctor" not in reason
     assert "row 3: column 'messages' holds the role 'doctor' in turn 1" in caplog.text
 
     with caplog.at_level(logging.INFO):
-        assert not query_partition({"data-path": str(write(site, chats(3)))}, *language_model).has_error()
+        reply = query_partition({"data-path": str(write(site, chats(3)))}, *language_model)
+    assert declined_reason(reply.content) is None
     assert "own data: rows: 3" in caplog.text
 
 
