@@ -159,7 +159,5 @@ def test_the_lowest_supported_versions_are_those_of_the_package() -> None:
     assert {"flwr", "peft", "transformers", "opacus"} < {name for name, *_ in rows}
     for name, lowest, newest in rows:
         [bound] = [Version(item.version) for item in ranges[name] if item.operator == ">="]
-        assert Version(lowest) == bound, (
-            f"run scripts/check_release, and correct {name} in docs/library.md"
-        )
+        assert Version(lowest) == bound, f"run scripts/check_release, and correct {name} in docs/library.md"
         assert newest in ranges[name]

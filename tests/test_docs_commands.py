@@ -29,6 +29,8 @@ ELSEWHERE = {
     "fedsvd compare": "tests/integration/test_compare.py",
     "experiment=paper/twin_dp": "tests/integration/test_paper.py",
     "fedsvd trainer": "a real node: tests/unit/trainer",
+    "model.quantization=": "bitsandbytes: tests/quantization",
+    "runs/smollm2": "a run with a quantized model: tests/quantization",
     "fedsvd watch": "tests/unit/watch",
     "lerning_rate": "an error that is shown",
     "target_epsilon=-1": "an error that is shown",
@@ -122,7 +124,7 @@ def write_data() -> None:
 def test_the_command_runs(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["fedsvd"])
     words = shlex.split(line)
-    made = "runs/chats" if "chats.jsonl" in words else "runs/made"
+    made = "runs/chats" if {"chats.jsonl", "--stream"} & {*words} else "runs/made"
     names = {"RUN_DIR": made, "SWEEP_DIR": "runs/swept", "RUN_OR_SWEEP_DIR…": "runs/swept"}
     for name in sorted(names, key=len, reverse=True):
         words = [word.replace(name, names[name]) for word in words]
