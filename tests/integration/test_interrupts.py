@@ -87,9 +87,9 @@ def test_every_command_ends_in_two_lines(
 
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    # Before them, predict says what guarantee covers the predictions.
+    # Before them, predict says what guarantee covers the predictions, and evaluate what it scores.
     *notes, first, second = errors.strip().splitlines()
-    assert all(note.startswith("privacy: ") for note in notes)
+    assert all(note.startswith(("privacy: ", "scoring ")) for note in notes)
     assert first.startswith("interrupted: ")
     assert "fedsvd" in second
 
