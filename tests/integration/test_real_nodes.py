@@ -4,8 +4,8 @@ import os
 import re
 import signal
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Collection, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,16 +46,20 @@ class Federation:
             except sqlite3.OperationalError:
                 return []
 
-    def trainers(self) -> set[int]:
-        """Return the trainer processes of all nodes, which are known by Flower's home directory."""
-        found = set()
+    def trainers(self) -> dict[int, int]:
+        """Return the trainer process by node."""
+        services = {f"node-{number}": number for number in range(NUM_NODES)}
+        nodes = {process.pid: services[name] for name, process in self.services.processes.items() if name in services}
+        found = {}
         for process in Path("/proc").glob("[0-9]*"):
-            try:
-                command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
-            except OSError:
-                continue
-            if b"fedsvd.trainer.service" in command and f"FLWR_HOME={self.folder}/".encode() in environment:
-                found.add(int(process.name))
+            with suppress(OSError):
+                command = (process / "cmdline").read_bytes().split(b"\0")
+                if b"fedsvd.trainer.service" in command:
+                    number = nodes.get(
+                        ancestor(int(command[command.index(b"--executor") + 1].partition(b":")[0]), nodes)
+                    )
+                    if number is not None:
+                        found[number] = int(process.name)
         return found
 
     def all_charged(self, server_round: int) -> bool:
@@ -69,6 +73,14 @@ class Federation:
         self.services.wait((run / "adapter" / "adapter_model.safetensors").exists, 300, "the end of the run")
 
 
+def ancestor(process: int, wanted: Collection[int]) -> int:
+    """Return the nearest ancestor of a process, or itself, that is wanted; 0 if there is none."""
+    while process > 1 and process not in wanted:
+        status = Path(f"/proc/{process}/status").read_text()
+        process = int(re.findall(r"^PPid:\s*(\d+)", status, re.MULTILINE)[0])
+    return process if process in wanted else 0
+
+
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("federation")
@@ -79,7 +91,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     with Loopback(folder / "flower", node_configs, keep_state=True) as services:
         federation = Federation(folder, services)
         yield federation
-    wait_until(lambda: not federation.trainers(), 60, "the trainers to end with their nodes")
+        trainers = federation.trainers().values()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in trainers), 60, "the trainers to end")
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +117,18 @@ def test_killed_superlink_loses_no_round_and_killed_trainer_and_node_lose_one_ea
 ) -> None:
     run, services = federation.folder / "killed", federation.services
     earlier = federation.trainers()
-    assert len(earlier) == NUM_NODES
+    assert earlier.keys() == set(range(NUM_NODES))
     services.train(run, *RUN, *KILLED)
 
     # In round 1 a trainer is killed after its node was charged.
-    services.wait(lambda: federation.all_charged(1), 240, "the first round")
-    before = federation.trainers()
-    killed = min(before)
+    services.wait(lambda: 1 in federation.charged_rounds(0), 240, "the first round")
+    killed = federation.trainers()[0]
     os.kill(killed, signal.SIGKILL)
     federation.wait_for_rounds(run, 1)
 
     # In round 2 the SuperLink is killed and restarted after all clients were charged, before their results arrive.
     services.wait(lambda: federation.all_charged(2), 240, "the second round")
+    before = federation.trainers()
     services.kill(SUPERLINK)
     for name in ("node-0", SUPEREXEC):
         services.wait(lambda name=name: "Connection attempt failed" in services.log(name), 60, f"{name} to notice")  # type: ignore[misc]
@@ -131,11 +144,12 @@ def test_killed_superlink_loses_no_round_and_killed_trainer_and_node_lose_one_ea
     assert [row["server_round"] for row in rows] == [0, 1, 2, 3]
     assert [row["clients_used"] for row in rows[1:]] == [2, 3, 2]
     # A trainer works for one run, and the next message replaces one that ended.
-    assert earlier.isdisjoint(before)
-    assert len(after & before) == len(after - before) + 1 == NUM_NODES - 1
+    assert after == before
+    assert {*before.values()}.isdisjoint({*earlier.values(), killed})
     [(number, reason)] = rows[1]["clients_refused"].items()
+    assert number == "0"
     assert f"declined: TrainerError: the node's trainer (process {killed}) ended while it worked" in reason
-    assert f"the trainer (process {killed}) ended" in services.log(f"node-{number}")
+    assert f"the trainer (process {killed}) ended" in services.log("node-0")
     # Flower may notice the missing heartbeat before the request times out.
     assert list(rows[3]["clients_refused"]) == ["1"]
     assert re.search("no reply within|Node Unavailable", rows[3]["clients_refused"]["1"])
