@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +92,8 @@ def test_run_survives_the_death_of_superlink_executor_and_trainer(project: Proje
     rows = read_rows(run.folder / "metrics.jsonl")
     assert [row["server_round"] for row in rows] == [0, 1, 2, 3, 4]
     assert [row["clients_used"] for row in rows[1:]] == [3, 2, 2, 3]
-    assert "no reply within" in rows[2]["clients_refused"]["1"]
+    # Flower may notice that the process has ended before the request times out.
+    assert re.search("no reply within|stopped responding", rows[2]["clients_refused"]["1"])
     assert "TrainerError: the node's trainer" in rows[3]["clients_refused"]["2"]
     # The engine has restarted what ended, and only that.
     restarts = {service: project.inspect(service)["RestartCount"] for service in project.health()}
