@@ -94,15 +94,15 @@ def test_cut_shorter_than_the_deadline_costs_nothing_and_a_longer_one_costs_one_
     federation: Federation, tmp_path: Path
 ) -> None:
     timeout = f"federation.round_timeout_s={ROUND_TIMEOUT_S}"
-    run = Run(federation.server, tmp_path / "run", *RUN, timeout, "train.num_rounds=4")
+    run = Run(federation.server, tmp_path / "run", *RUN, timeout, "train.num_rounds=8")
     try:
-        run.wait_for("round 1/4")
+        run.wait_for("round 1/8")
         federation.disconnect(1)
         time.sleep(10)
         federation.connect(1)
-        run.wait_for("round 2/4")
+        run.wait_for("round 2/8")
         federation.disconnect(2)
-        run.wait_for("round 3/4")
+        run.wait_for("round 3/8")
         federation.connect(2)
         assert run.end() == 0, run.output
     finally:
@@ -111,8 +111,8 @@ def test_cut_shorter_than_the_deadline_costs_nothing_and_a_longer_one_costs_one_
     used = [row["clients_used"] for row in rows]
     assert used[:4] == [0, 3, 3, 2]
     assert list(rows[3]["clients_refused"]) == ["2"]
-    # It is back without anybody's help.
-    assert used[4] == 3
+    # It is back without anybody's help, after a round or more.
+    assert used[-1] == 3
     # The gateway forwards nothing but the requests of nodes.
     probe = ["scripts/healthy", f"https://{HOST}:8443/health", "/run/secrets/ca"]
     federation.sites[0].execute("supernode-0", *probe)
