@@ -82,6 +82,15 @@ _BLOCKS = """\
 {% endfor %}
 """
 
+_SECTIONS = """\
+{% for section in sections %}
+<section aria-labelledby="s{{ loop.index }}">
+<h2 id="s{{ loop.index }}">{{ section.title }}</h2>
+{% include "blocks.html" %}
+</section>
+{% endfor %}
+"""
+
 _PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -102,12 +111,7 @@ _PAGE = """\
 {% endfor %}
 </ul></nav>
 <main>
-{% for section in sections %}
-<section aria-labelledby="s{{ loop.index }}">
-<h2 id="s{{ loop.index }}">{{ section.title }}</h2>
-{% include "blocks.html" %}
-</section>
-{% endfor %}
+{% include "sections.html" %}
 </main>
 </body>
 </html>
@@ -138,7 +142,13 @@ _NOTEBOOK = """\
 """
 
 _TEMPLATES = MappingProxyType(
-    {"style.css": _STYLE, "blocks.html": _BLOCKS, "page.html": _PAGE, "notebook.html": _NOTEBOOK}
+    {
+        "style.css": _STYLE,
+        "blocks.html": _BLOCKS,
+        "sections.html": _SECTIONS,
+        "page.html": _PAGE,
+        "notebook.html": _NOTEBOOK,
+    }
 )
 
 

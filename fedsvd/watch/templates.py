@@ -87,15 +87,6 @@ _LIVE = """\
 <p class="note" id="time">as of {{ time }}</p>
 """
 
-_SECTIONS = """\
-{% for section in sections %}
-<section aria-labelledby="s{{ loop.index }}">
-<h2 id="s{{ loop.index }}">{{ section.title }}</h2>
-{% include "blocks.html" %}
-</section>
-{% endfor %}
-"""
-
 _WATCH = """\
 <!doctype html>
 <html lang="en">
@@ -143,6 +134,4 @@ _WATCH = """\
 </html>
 """
 
-TEMPLATES = MappingProxyType(
-    {"watch.css": _STYLE, "live.html": _LIVE, "sections.html": _SECTIONS, "watch.html": _WATCH}
-)
+TEMPLATES = MappingProxyType({"watch.css": _STYLE, "live.html": _LIVE, "watch.html": _WATCH})
