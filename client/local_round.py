@@ -25,8 +25,9 @@ from fedsvd.privacy.plan import example_sample_rate
 from fedsvd.privacy.randomness import poisson_batches
 from fedsvd.runtime.data import ClientData, load_client_data
 from fedsvd.runtime.losses import batch_limit, example_lengths, per_example_losses
-from fedsvd.runtime.model import check_model, client_config, load_model, prepare_training, trained_parts
+from fedsvd.runtime.model import check_model, client_config, load_model
 from fedsvd.runtime.round_maps import round_maps
+from fedsvd.runtime.round_parts import prepare_training, trained_parts
 from fedsvd.training.loop import train_plain
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask

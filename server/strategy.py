@@ -19,7 +19,7 @@ from fedsvd.lora.adapter import PARTS, Adapter, Part, truncate_rank
 from fedsvd.methods import Method, State
 from fedsvd.methods.aggregate import Replies, Reply, average, mean_noise_std
 from fedsvd.runs.sites import SiteBoard
-from fedsvd.runtime.model import sent_parts, trained_parts
+from fedsvd.runtime.round_parts import sent_parts, trained_parts
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
 from server.client_level import ClientLevelServer

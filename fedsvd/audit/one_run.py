@@ -21,7 +21,8 @@ from fedsvd.privacy.membership import Roc, roc
 from fedsvd.privacy.plan import calibrate_run
 from fedsvd.runtime.data import load_client_data
 from fedsvd.runtime.losses import per_example_losses
-from fedsvd.runtime.model import initial_adapter, trained_parts
+from fedsvd.runtime.model import initial_adapter
+from fedsvd.runtime.round_parts import trained_parts
 from fedsvd.training.schedule import learning_rate
 
 # Fractions of the claimed noise for which a number of guesses is planned: all of it, too little, and hardly any.

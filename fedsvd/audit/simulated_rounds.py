@@ -14,8 +14,9 @@ from fedsvd.methods import State, build_run_method
 from fedsvd.methods.aggregate import Reply, flatten_parts
 from fedsvd.privacy.canaries import Canaries
 from fedsvd.privacy.dp_sgd import DPSGD, LossFunction
-from fedsvd.runtime.model import initial_adapter, load_model, resolve_device, trained_parts
+from fedsvd.runtime.model import initial_adapter, load_model, resolve_device
 from fedsvd.runtime.private_round import train_privately
+from fedsvd.runtime.round_parts import trained_parts
 
 # Called with the round number and the change of the attacked client's trained parameters in that round.
 Observer = Callable[[int, Sequence[Tensor]], None]

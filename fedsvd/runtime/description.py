@@ -12,7 +12,8 @@ from fedsvd.methods import build_run_method
 from fedsvd.runtime.base_model import describe_pooling, load_public_corpus
 from fedsvd.runtime.class_weights import describe_class_weights
 from fedsvd.runtime.data import left_out, load_held_out, load_partition, partition_counts
-from fedsvd.runtime.model import head_choice, sent_parts, trained_parts
+from fedsvd.runtime.model import head_choice
+from fedsvd.runtime.round_parts import sent_parts, trained_parts
 
 logger = logging.getLogger(__name__)
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import peft
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedsvd.config import DEVICE_PATTERN, DEVICES, Config, ModelConfig, TrainConfig
-from fedsvd.config.task import TASKS
+from fedsvd.config import DEVICE_PATTERN, DEVICES, Config, ModelConfig
 from fedsvd.errors import ConfigError, ModelError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter, Part
@@ -29,8 +28,8 @@ from fedsvd.models.zero_shot import sentences_by_class, zero_shot_head
 from fedsvd.runtime import base_model
 from fedsvd.runtime.data import class_names, load_held_out, load_tokenizer
 from fedsvd.runtime.public_rows import public_rows
+from fedsvd.runtime.round_parts import trained_parts
 from fedsvd.training.generation import generate_samples
-from fedsvd.training.loop import make_optimizer
 from fedsvd.training.probes import check_batch_layout, check_causal, check_packing, check_padding
 
 _NUM_SAMPLES = 5
@@ -66,25 +65,12 @@ def client_config(config: Config, partition_id: int) -> Config:
     return replace(config, model=model, federation=replace(config.federation, client_ranks=None))
 
 
-def trained_parts(method: Method, config: Config, server_round: int) -> frozenset[Part]:
-    """Return the parts a client trains in a round: the method's factors, and the head as the configuration says."""
-    return method.trains(server_round) | _trained_head(config, server_round)
-
-
-def sent_parts(method: Method, config: Config, server_round: int) -> frozenset[Part]:
-    """Return the parts a client sends in a round."""
-    return method.uplink(server_round) | _trained_head(config, server_round)
-
-
 def load_model(config: Config) -> peft.PeftModel:
     """Load the base model with its LoRA sites; one instance per process, shared by all clients in it.
 
     Also sets the process-wide precision of float32 matrix products.
     """
-    torch.set_float32_matmul_precision(config.float32_matmul_precision)
-    num_labels, head_rows = len(class_names(config)), head_choice(config).rows
-    core = build_run_method(config).traits.core
-    return _load_model(config.model, num_labels, config.seed, str(resolve_device(config.device)), core, head_rows)
+    return _load(config).model
 
 
 def head_choice(config: Config) -> HeadChoice:
@@ -102,22 +88,9 @@ def initial_adapter(config: Config, method: Method) -> Adapter:
         ConfigError: ``data.class_descriptions`` is of other classes.
         ModelError: The model has no pooled features for a zero-shot head.
     """
-    model = load_model(config)
-    adapter = _initial_adapter(model, config.model, config.seed, method.init_a, method.init_b)
-    return adapter.with_parts({"head": _initial_head(config, model, adapter.head)})
-
-
-def prepare_training(
-    model: peft.PeftModel, parts: Collection[Part], train: TrainConfig, server_round: int
-) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
-    """Enable gradients for the given parts only, and build the optimizer of a round (1-based).
-
-    Returns:
-        The optimizer, and those of its parameters that belong to the head.
-    """
-    head = peft_model.set_trainable(model, [part for part in parts if part == "head"])
-    trained = peft_model.set_trainable(model, parts)
-    return make_optimizer(trained, train, server_round, head), head
+    loaded = _load(config)
+    adapter = _initial_adapter(loaded, config.model, config.seed, method.init_a, method.init_b)
+    return adapter.with_parts({"head": _initial_head(config, loaded, adapter.head)})
 
 
 def check_model(config: Config) -> None:
@@ -151,20 +124,40 @@ def sample_answers(config: Config) -> list[dict[str, str]]:
     return generate_samples(load_model(config), load_tokenizer(config), first, config.data, config.model)
 
 
+@dataclass(frozen=True, eq=False)
+class _LoadedModel:
+    """A model, which runs share and modify, and its adapter as it was loaded, with the head as drawn."""
+
+    model: peft.PeftModel
+    adapter: Adapter
+
+    def restored(self) -> peft.PeftModel:
+        """Return the model as it was loaded: without the factors, head and merged base of an earlier run."""
+        peft_model.write(self.model, self.adapter)
+        return self.model
+
+
 def clear_model_cache() -> None:
     """Clear the caches of this module."""
-    for cached in (_load_model, _initial_adapter, _loaded_adapter, _zero_shot_head):
+    for cached in (_load_model, _initial_adapter, _zero_shot_head):
         cached.cache_clear()
     # They hold models.
     for check in (_check_architecture, _check_batch_layout):
         check.cache_clear()
 
 
+def _load(config: Config) -> _LoadedModel:
+    torch.set_float32_matmul_precision(config.float32_matmul_precision)
+    num_labels, head_rows = len(class_names(config)), head_choice(config).rows
+    core = build_run_method(config).traits.core
+    return _load_model(config.model, num_labels, config.seed, str(resolve_device(config.device)), core, head_rows)
+
+
 # Clients of different ranks that share a process need one model each.
 @lru_cache(maxsize=4)
 def _load_model(
     config: ModelConfig, num_labels: int, seed: int, device: str, core: bool, head_rows: tuple[int, ...] | None
-) -> peft.PeftModel:
+) -> _LoadedModel:
     loaded, head_modules = base_model.load_base(config, num_labels, seed, device, head_rows)
     adapted = peft_model.attach(
         loaded,
@@ -183,18 +176,17 @@ def _load_model(
     choice = base_model.pooling_choice(config, head_rows is not None)
     if choice is not None and choice.pooling == "first":
         use_first_token_only(adapted)
-    return adapted if config.device_map == "auto" else adapted.to(device)
+    model = adapted if config.device_map == "auto" else adapted.to(device)
+    return _LoadedModel(model, peft_model.read(model))
 
 
 @lru_cache(maxsize=4)
-def _initial_adapter(model: peft.PeftModel, config: ModelConfig, seed: int, init_a: str, init_b: str) -> Adapter:
-    loaded, weights = _loaded_adapter(model, config, seed), frozen_weights(model)
-    rows = None
-    if init_a == "public_pca":
-        # Restores frozen weights into which an earlier run of this process has merged updates.
-        peft_model.write(model, loaded)
-        rows = public_rows(model, config)
-    return initialize_factors(loaded, init_a=init_a, init_b=init_b, seed=seed, weights=weights, public_rows=rows)
+def _initial_adapter(loaded: _LoadedModel, config: ModelConfig, seed: int, init_a: str, init_b: str) -> Adapter:
+    rows = public_rows(loaded.restored(), config) if init_a == "public_pca" else None
+    weights = frozen_weights(loaded.model)
+    return initialize_factors(
+        loaded.adapter, init_a=init_a, init_b=init_b, seed=seed, weights=weights, public_rows=rows
+    )
 
 
 @lru_cache(maxsize=8)
@@ -211,23 +203,12 @@ def _check_batch_layout(model: peft.PeftModel, parts: frozenset[Part]) -> None:
     check_batch_layout(model, parts)
 
 
-# The model is shared and modified, so this stores the adapter as it was loaded, with the head as drawn.
-@lru_cache(maxsize=4)
-def _loaded_adapter(model: peft.PeftModel, config: ModelConfig, seed: int) -> Adapter:
-    return peft_model.read(model)
-
-
-def _trained_head(config: Config, server_round: int) -> frozenset[Part]:
-    has_head = TASKS[config.model.task].has_head
-    return frozenset({"head"}) if has_head and config.train.trains_head(server_round) else frozenset()
-
-
-def _initial_head(config: Config, model: peft.PeftModel, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _initial_head(config: Config, loaded: _LoadedModel, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the head's initial parameters, given those that were drawn from the seed."""
     if config.train.head_init == "zero_shot" and drawn:
         sentences = sentences_by_class(config.data.class_descriptions or {}, class_names(config))
         hashable = tuple(map(tuple, sentences))
-        return _zero_shot_head(model, config.model.source, hashable, config.model.max_length)
+        return _zero_shot_head(loaded, config.model.source, hashable, config.model.max_length)
     if config.train.head_init == "zeros":
         # Only the last layer: with zeros in the layers below it, no layer of the head would have a gradient.
         num_labels = len(class_names(config))
@@ -237,14 +218,14 @@ def _initial_head(config: Config, model: peft.PeftModel, drawn: Mapping[str, Ten
 
 @lru_cache(maxsize=4)
 def _zero_shot_head(
-    model: peft.PeftModel, source: str, sentences: tuple[tuple[str, ...], ...], max_length: int
+    loaded: _LoadedModel, source: str, sentences: tuple[tuple[str, ...], ...], max_length: int
 ) -> dict[str, Tensor]:
-    base = model.get_base_model()
+    base = loaded.model.get_base_model()
     if not isinstance(base, PooledClassifier):
         raise ModelError(
             f"train.head_init = zero_shot is not possible: {source} is read by the stock classification head, which is "
             "more than one layer on pooled features. Set model.pooling=mean, or train.head_init=random."
         )
-    with model.disable_adapter():
+    with loaded.restored().disable_adapter():
         weight, bias = zero_shot_head(base, loading.load_tokenizer(source), sentences, max_length)
     return {"classifier.weight": weight, "classifier.bias": bias}

@@ -14,8 +14,9 @@ from fedsvd.privacy.dp_sgd import DPSGD, LossFunction, opacus_hooks, train_dp_sg
 from fedsvd.privacy.noise_share import client_noise_multiplier
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
 from fedsvd.runtime.losses import batch_limit
-from fedsvd.runtime.model import check_model, load_model, prepare_training
+from fedsvd.runtime.model import check_model, load_model
 from fedsvd.runtime.round_maps import round_maps
+from fedsvd.runtime.round_parts import prepare_training
 from fedsvd.training.per_example_gradients import choose_grad_sample_mode
 
 

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 B: frozenset[Part] = frozenset({"B"})
 OVERRIDES = [
-    "experiment=smoke", "plots=false", "privacy=none", "train.num_rounds=5", "train.learning_rate=5",
+    "experiment=smoke", "plots=false", "privacy=none", "train.num_rounds=5", "train.learning_rate=1",
     "train.head=private",
 ]  # fmt: skip
 VARIANTS = {

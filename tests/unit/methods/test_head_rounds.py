@@ -8,7 +8,7 @@ from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method, build_run_method
 from fedsvd.methods.aggregate import Reply
 from fedsvd.methods.head_rounds import HeadFirst, HeadOnly
-from fedsvd.runtime.model import sent_parts, trained_parts
+from fedsvd.runtime.round_parts import sent_parts, trained_parts
 
 PRIVATE = ["experiment=smoke", "train.head=private"]
 
