@@ -12,7 +12,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsvd.flower_private import CLIENT_APP_PROCESS
+from fedsvd.compat.flower import CLIENT_APP_PROCESS
 
 app = ClientApp()
 

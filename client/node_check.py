@@ -7,11 +7,11 @@ from pathlib import Path
 from client.identity import read_partition_id
 from client.node_data import with_node_data
 from client.node_limits import has_strict_ledger, read_limits
+from fedsvd.compat.flower import parse_node_config
 from fedsvd.config import Config
 from fedsvd.data.node_data import describe_rows
 from fedsvd.data.partition import fingerprint
 from fedsvd.errors import DataError
-from fedsvd.flower_private import parse_node_config
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.runtime.data import load_partition
 from fedsvd.trainer.settings import TrainerSettings, read_settings

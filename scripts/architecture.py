@@ -37,7 +37,7 @@ CAPTIONS = {
     "fedsvd.runs": ("run directory,", "run record"),
     "fedsvd.trainer": ("a process that keeps a real node's model and data", "from message to message"),
     "fedsvd.assets": ("models and texts from registry packages",),
-    "fedsvd.flower_private": ("private names of Flower",),
+    "fedsvd.compat": ("private names", "of Flower and Opacus"),
     "fedsvd.services": ("Flower's services,", "with a quieter log"),
     "fedsvd.errors": ("the exception hierarchy",),
 }

@@ -17,7 +17,7 @@ VERSIONS = ("lowest", "locked", "newest")
 # The packages whose versions docs/library.md lists.
 LISTED = ("flwr", "peft", "transformers", "opacus", "torch", "hydra-core", "datasets", "numpy", "pydantic")
 # Those that depend on the listed packages most, and are fast.
-TESTS = ("flower", "lora", "methods", "privacy", "secagg", "trainer", "training", "wire", "test_private_names.py")
+TESTS = ("flower", "lora", "methods", "privacy", "secagg", "trainer", "training", "wire", "compat")
 # Needs a package that only the tests need.
 SKIPPED = "tests/unit/privacy/test_accounting_pld.py"
 UV = (sys.executable, "-m", "uv", "pip")

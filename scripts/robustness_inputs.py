@@ -18,11 +18,11 @@ from robustness_fuzz import Check, Source
 from client.identity import client_identity
 from client.node_data import NODE_DATA_KEYS, with_node_data
 from client.node_limits import NodeLimits, read_limits
+from fedsvd.compat.flower import parse_node_config
 from fedsvd.config.compose import as_dict, compose
 from fedsvd.data.node_data import load_node_file
 from fedsvd.data.rows import Columns
 from fedsvd.errors import FedSVDError, LedgerError
-from fedsvd.flower_private import parse_node_config
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Budget, Ledger
 from fedsvd.trainer.settings import TRAINER_KEYS, read_settings

@@ -13,7 +13,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from robustness_fuzz import Check, Source
 
-from fedsvd import flower_private
+from fedsvd.compat import flower
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
 from fedsvd.errors import PayloadError
@@ -143,7 +143,7 @@ def assert_consistent(record: replies.RoundRecord, used: list[Reply], config: Co
 
 def changed_contents() -> Check:
     """Changed replies, after Flower has read them."""
-    flower_private.set_task_identity(1, 7, flower_private.SUPERLINK_NODE_ID)
+    flower.set_task_identity(1, 7, flower.SUPERLINK_NODE_ID)
     settings = [checked_settings(name) for name in ("none", "dp_sgd", "masked")]
     requests = [Message(RecordDict(), node, "train", group_id=str(ROUND)) for node in PARTITIONS]
 
@@ -167,10 +167,10 @@ def changed_contents() -> Check:
 
 def changed_bytes() -> Check:
     """Replies whose serialized records are changed, before Flower reads them."""
-    flower_private.set_task_identity(1, 7, flower_private.SUPERLINK_NODE_ID)
+    flower.set_task_identity(1, 7, flower.SUPERLINK_NODE_ID)
     config, read, _ = checked_settings("none")
     request = Message(RecordDict(), 2, "train", group_id=str(ROUND))
-    valid = flower_private.to_objects(Message(valid_content(0, config, masked=False), reply_to=request))
+    valid = flower.to_objects(Message(valid_content(0, config, masked=False), reply_to=request))
     names = sorted(valid[1])
 
     def check(source: Source) -> str:
@@ -180,7 +180,7 @@ def changed_bytes() -> Check:
         for _ in range(source.integer(1, 3)):
             data[(start := source.integer(0, len(data))) : start + source.integer(0, 8)] = source.blob(8)
         contents[name] = bytes(data)
-        message = flower_private.inflate_or_error(valid[0], contents)
+        message = flower.inflate_or_error(valid[0], contents)
         record = replies.RoundRecord(ROUND, 1)
         try:
             used = list(replies.valid_replies([message], record, connected_clients(config), read))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
-from fedsvd.flower_private import ErrorCode, replace_unreadable_messages
+from fedsvd.compat.flower import ErrorCode, replace_unreadable_messages
 from fedsvd.launch.forwarding_grid import ForwardingGrid
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedsvd.flower_private import ErrorCode
+from fedsvd.compat.flower import ErrorCode
 from fedsvd.launch.forwarding_grid import ForwardingGrid
 from fedsvd.wire import train_messages
 

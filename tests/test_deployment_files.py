@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from deployment_files import ROOT, compose, instructions, make_certs, services, values
 
 from client.node_limits import read_limits
-from fedsvd.flower_private import parse_node_config
+from fedsvd.compat.flower import parse_node_config
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsvd.compat.flower import COMMAND_LINE
 from fedsvd.config import FederationConfig
 from fedsvd.errors import RunError
-from fedsvd.flower_private import COMMAND_LINE
 from fedsvd.launch.app_bundle import stage_app
 
 _NAME = "fedsvd"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedsvd.flower_private import Run
+from fedsvd.compat.flower import Run
 
 
 class ForwardingGrid(Grid):

@@ -11,7 +11,7 @@ from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedsvd.flower_private import SUPERLINK_NODE_ID, ErrorCode, Run, set_message_id, set_task_identity
+from fedsvd.compat.flower import SUPERLINK_NODE_ID, ErrorCode, Run, set_message_id, set_task_identity
 
 
 class InProcessGrid(Grid):

@@ -228,7 +228,7 @@ def _accountants() -> Any:
     """Import Opacus' accountants when the first ε is computed, because they load all of Opacus and SciPy."""
     from opacus import accountants
 
-    from fedsvd.privacy.opacus_private import cache_renyi_curves
+    from fedsvd.compat.opacus import cache_renyi_curves
 
     cache_renyi_curves()
     return accountants

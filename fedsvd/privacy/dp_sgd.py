@@ -12,13 +12,13 @@ import torch
 from opacus import GradSampleModule
 from torch import Tensor, nn
 
+from fedsvd.compat.opacus import delete_attributes
 from fedsvd.errors import PrivacyError
 from fedsvd.privacy.canaries import Canaries
 from fedsvd.privacy.clipping_groups import split_by_share
 from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR, ClippingMeter, ClippingStatistics
 from fedsvd.privacy.gradient_maps import GradientMap
 from fedsvd.privacy.noisy_optimizer import NoisyOptimizer
-from fedsvd.privacy.opacus_private import delete_attributes
 from fedsvd.privacy.physical_batches import BatchLimit, run_physical_batches
 from fedsvd.privacy.randomness import Randomness
 

@@ -12,8 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedsvd.errors import PayloadError
-from fedsvd.flower_private import (
+from fedsvd.compat.flower import (
     combine_shares,
     create_shares,
     decrypt,
@@ -21,6 +20,7 @@ from fedsvd.flower_private import (
     share_keys_plaintext_concat,
     share_keys_plaintext_separate,
 )
+from fedsvd.errors import PayloadError
 
 KEY_BYTES = 32
 

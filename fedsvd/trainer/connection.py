@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from flwr.app import Context, Message
 
-from fedsvd import flower_private
+from fedsvd.compat import flower
 from fedsvd.errors import TrainerError
 from fedsvd.trainer import protocol, sockets
 from fedsvd.trainer.fingerprint import fingerprint
@@ -59,7 +59,7 @@ def answer(message: Message, context: Context, settings: TrainerSettings, bundle
     place = _Place(path, log, time.monotonic() + deadline - time.time(), shares_errors(context.node_config))
     level = logging.getLogger().getEffectiveLevel()
     bound = fingerprint(bundle, context)
-    task = flower_private.current_task_id()
+    task = flower.current_task_id()
     request = Request(VERSION, bound, str(bundle), handler, deadline, settings.idle_s, level, task)
     channel, acceptance = _offer(request, place)
     try:
@@ -181,16 +181,16 @@ def _start(request: Request, path: Path, log: Path) -> None:
 
 
 def _exchange(channel: Channel, message: Message, context: Context) -> Message:
-    channel.send(Kind.MESSAGE, flower_private.message_to_bytes(message))
-    channel.send(Kind.CONTEXT, flower_private.context_to_bytes(context))
+    channel.send(Kind.MESSAGE, flower.message_to_bytes(message))
+    channel.send(Kind.CONTEXT, flower.context_to_bytes(context))
     while True:
         kind, content = channel.receive()
         if kind is Kind.LOG:
             log_record(content)
         elif kind is Kind.CONTEXT:
-            context.state = flower_private.context_from_bytes(content).state
+            context.state = flower.context_from_bytes(content).state
         elif kind is Kind.REPLY:
-            return flower_private.message_from_bytes(content)
+            return flower.message_from_bytes(content)
         elif kind is Kind.FAILED:
             raise protocol.failure_from_json(content)
 

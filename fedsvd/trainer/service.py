@@ -20,7 +20,7 @@ from dataclasses import asdict
 
 from flwr.app import Context, Message
 
-from fedsvd import flower_private
+from fedsvd.compat import flower
 from fedsvd.errors import FedSVDError
 from fedsvd.trainer import protocol
 from fedsvd.trainer.fingerprint import changed_parts
@@ -135,14 +135,14 @@ def _deadline(channel: Channel, request: Request) -> Iterator[None]:
 def _answer(channel: Channel, request: Request, handler: _Handler | None, watcher: Watcher) -> _Handler | None:
     """Answer one message, and return the handler for the next one."""
     channel.send_json(Kind.ACCEPTED, asdict(Acceptance(os.getpid(), pid_namespace())))
-    message = flower_private.message_from_bytes(channel.expect(Kind.MESSAGE))
-    context = flower_private.context_from_bytes(channel.expect(Kind.CONTEXT))
-    flower_private.set_task_identity(request.task_id, context.run_id, context.node_id)
+    message = flower.message_from_bytes(channel.expect(Kind.MESSAGE))
+    context = flower.context_from_bytes(channel.expect(Kind.CONTEXT))
+    flower.set_task_identity(request.task_id, context.run_id, context.node_id)
     watcher.watch(channel.socket)
     with records_to(channel, request.log_level):
         try:
             handler = handler or _load_handler(request)
-            result = Kind.REPLY, flower_private.message_to_bytes(handler(message, context))
+            result = Kind.REPLY, flower.message_to_bytes(handler(message, context))
         except Exception as error:
             # The ClientApp process raises it again, but has no traceback of this process.
             if not isinstance(error, FedSVDError):
@@ -151,7 +151,7 @@ def _answer(channel: Channel, request: Request, handler: _Handler | None, watche
     # From here on the other side may hang up, since it has all that it waits for.
     watcher.watch(None)
     # As without a trainer, changes are kept even if the handler has failed.
-    channel.send(Kind.CONTEXT, flower_private.context_to_bytes(context))
+    channel.send(Kind.CONTEXT, flower.context_to_bytes(context))
     channel.send(*result)
     return handler
 

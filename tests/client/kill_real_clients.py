@@ -22,10 +22,10 @@ from pathlib import Path
 from flwr.app import Context, Message, MessageType, RecordDict
 
 from client.app import app
+from fedsvd.compat.flower import set_message_id, set_task_identity
 from fedsvd.config.compose import compose
 from fedsvd.data import fingerprint
 from fedsvd.errors import TrainerError
-from fedsvd.flower_private import set_message_id, set_task_identity
 from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger

@@ -9,9 +9,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 import client.app
 from client.node_check import check_node
+from fedsvd.compat.flower import set_task_identity
 from fedsvd.config.compose import compose
 from fedsvd.errors import LimitError, TrainerError
-from fedsvd.flower_private import set_task_identity
 from fedsvd.trainer.settings import TrainerSettings
 from fedsvd.wire import train_messages
 

@@ -16,7 +16,7 @@ PRIVACY_AND_PLOTS = frozenset({"flwr_datasets", "matplotlib", "opacus", "scipy.s
 MESSAGES = """
     import sys
     from flwr.app import Context, Message, RecordDict
-    from fedsvd.flower_private import set_message_id, set_task_identity
+    from fedsvd.compat.flower import set_message_id, set_task_identity
     from client.app import app
     from fedsvd.secagg import messages
 

@@ -10,9 +10,9 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from client.app import app
 from client.node_limits import NodeLimits, has_strict_ledger, read_limits
 from fedsvd.cli import main
+from fedsvd.compat.flower import set_message_id, set_task_identity
 from fedsvd.config.compose import compose
 from fedsvd.errors import LimitError
-from fedsvd.flower_private import set_message_id, set_task_identity
 from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend

@@ -22,7 +22,7 @@ from flwr.app import Context, RecordDict
 from loopback import free_ports, wait_until
 
 from fedsvd.cli import main
-from fedsvd.flower_private import parse_node_config
+from fedsvd.compat.flower import parse_node_config
 from fedsvd.launch import load_apps
 from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.privacy.ledger import Ledger

@@ -11,10 +11,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.clientapp import ClientApp
 from fuzzes import CLIENTS, FUZZES, RANK, ROUNDS, ROWS, SIZE
 
+from fedsvd.compat.flower import set_message_id
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
 from fedsvd.errors import RunError
-from fedsvd.flower_private import set_message_id
 from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method

@@ -8,9 +8,9 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedsvd.compat.flower import ErrorCode
 from fedsvd.config.compose import compose
 from fedsvd.errors import RunError
-from fedsvd.flower_private import ErrorCode
 from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.report.site_states import site_line
 from fedsvd.runs.sites import SiteBoard, read_sites, sites_document

@@ -8,9 +8,9 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
+from fedsvd.compat.flower import set_task_identity
 from fedsvd.config.compose import compose
 from fedsvd.errors import DivergedError
-from fedsvd.flower_private import set_task_identity
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
 from fedsvd.methods.aggregate import Reply

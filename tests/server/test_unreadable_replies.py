@@ -7,7 +7,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from fedsvd.flower_private import Run, set_task_identity, to_objects
+from fedsvd.compat.flower import Run, set_task_identity, to_objects
 from server.polling_grid import PollingGrid
 
 

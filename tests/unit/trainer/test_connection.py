@@ -17,8 +17,8 @@ import trivial_handler
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from loopback import wait_until
 
+from fedsvd.compat.flower import context_to_bytes, message_to_bytes, set_task_identity
 from fedsvd.errors import DataError, TrainerError
-from fedsvd.flower_private import context_to_bytes, message_to_bytes, set_task_identity
 from fedsvd.trainer import connection, protocol, sockets
 from fedsvd.trainer.protocol import Channel, Kind
 from fedsvd.trainer.settings import read_settings

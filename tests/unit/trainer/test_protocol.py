@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from fedsvd.errors import BudgetExceededError
-from fedsvd.flower_private import (
+from fedsvd.compat.flower import (
     context_from_bytes,
     context_to_bytes,
     current_task_id,
@@ -20,6 +19,7 @@ from fedsvd.flower_private import (
     set_message_id,
     set_task_identity,
 )
+from fedsvd.errors import BudgetExceededError
 from fedsvd.trainer import protocol
 from fedsvd.trainer.protocol import Channel, Kind
 

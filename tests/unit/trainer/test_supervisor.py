@@ -16,8 +16,8 @@ from loopback import wait_until
 
 import fedsvd
 from fedsvd.cli import main
+from fedsvd.compat.flower import set_task_identity
 from fedsvd.errors import TrainerError
-from fedsvd.flower_private import set_task_identity
 from fedsvd.trainer import connection, sockets
 from fedsvd.trainer.service import PRELOADED
 from fedsvd.trainer.settings import read_settings

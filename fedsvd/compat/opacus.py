@@ -1,7 +1,7 @@
 """The private names of Opacus that fedsvd uses; no other module uses any.
 
-They can move with any minor version of Opacus, which is therefore pinned; ``tests/unit/test_private_names.py`` tells
-which one has moved.
+They can move with any minor version of Opacus, which is therefore pinned; ``tests/unit/compat/test_private_names.py``
+tells which one has moved.
 """
 
 from __future__ import annotations

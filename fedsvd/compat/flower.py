@@ -1,7 +1,7 @@
 """The private names of Flower that fedsvd uses; no other module uses any.
 
 Public are `flwr.app`, `flwr.clientapp`, `flwr.serverapp` and `flwr.simulation`. The names here can move with any minor
-version of Flower, which is therefore pinned; ``tests/unit/test_private_names.py`` tells which one has moved.
+version of Flower, which is therefore pinned; ``tests/unit/compat/test_private_names.py`` tells which one has moved.
 """
 
 from __future__ import annotations

@@ -14,16 +14,16 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from opacus.accountants.analysis import rdp
 from opacus.optimizers import DPOptimizer
 
-from fedsvd import flower_private
-from fedsvd.privacy import opacus_private
+from fedsvd.compat import flower as flower_private
+from fedsvd.compat import opacus as opacus_private
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # What the documentation of Flower and Opacus lists.
 PUBLIC = (
     "flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.simulation", "opacus",
     "opacus.accountants", "opacus.accountants.analysis", "opacus.optimizers",
 )  # fmt: skip
-PRIVATE_MODULES = ("fedsvd/flower_private.py", "fedsvd/privacy/opacus_private.py")
+PRIVATE_MODULES = ("fedsvd/compat/flower.py", "fedsvd/compat/opacus.py")
 MOVED = "is no longer what it was in this version of the library: adapt {} and the versions in pyproject.toml."
 
 
