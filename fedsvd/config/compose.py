@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.data_keys import check_sampling_keys, check_used_keys
 from fedsvd.config.earlier_versions import add_defaults
-from fedsvd.config.hydra_call import call_hydra
+from fedsvd.config.hydra_call import call_hydra, compose_with_values
 from fedsvd.config.overrides import check_keys, check_override, dotted_keys, expand_choices, missing_extra, parse
 from fedsvd.config.quoting import plain_text
 from fedsvd.config.search_path import config_dirs, group_options, merge_search_paths, search_paths
@@ -196,7 +197,7 @@ def sweep_choices(overrides: Sequence[str]) -> dict[str, list[str]]:
 def hydra_settings(overrides: Sequence[str]) -> DictConfig:
     """Compose including Hydra's keys under ``hydra``; raises `ConfigError` if, for example, a launcher is missing."""
     try:
-        return _hydra_compose(overrides, "config", with_hydra=True)
+        return call_hydra(conf_dir(), "config", overrides, with_hydra=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
             f"{shlex.join(overrides)} cannot be composed: {_first_line(error)}.{missing_extra(error)}"
@@ -223,19 +224,20 @@ def _composed(overrides: Sequence[str], root: str) -> DictConfig:
     for item in parsed:
         check_override(item, groups)
     lines = [str(item.input_line) for item in parsed]
+    chosen = [str(item.input_line) for item in parsed if item.key_or_group in groups]
+    if not (added or plugins.conf_dirs() or any(item.is_add() or item.is_force_add() for item in parsed)):
+        values = [item for item in parsed if item.key_or_group not in groups]
+        # An error is left to Hydra, which names the override.
+        with suppress(HydraException, OmegaConfBaseException):
+            return compose_with_values(conf_dir(), root, chosen, values)
     try:
-        return _hydra_compose([*added, *lines], root)
+        return call_hydra(conf_dir(), root, [*added, *lines])
     except (HydraException, OmegaConfBaseException) as error:
-        chosen = [str(item.input_line) for item in parsed if item.key_or_group in groups]
         if chosen != lines:
-            check_keys(parsed, list(dotted_keys(_hydra_compose([*added, *chosen], root))), groups)
+            check_keys(parsed, list(dotted_keys(call_hydra(conf_dir(), root, [*added, *chosen]))), groups)
         raise ConfigError(
             f"{shlex.join(lines)} cannot be composed: {_first_line(error)}.{missing_extra(error)}"
         ) from error
-
-
-def _hydra_compose(overrides: Sequence[str], root: str, *, with_hydra: bool = False) -> DictConfig:
-    return call_hydra(conf_dir(), root, overrides, with_hydra=with_hydra)
 
 
 def _groups(overrides: Sequence[str]) -> dict[str, list[str]]:
