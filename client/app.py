@@ -38,7 +38,7 @@ def is_started_for_one_message() -> bool:
 
 def _answer(message: Message, context: Context) -> Message:
     if is_started_for_one_message():
-        from fedsvd.errors import LimitError, TrainerError
+        from fedsvd.errors import LimitError, TrainerError, describe
         from fedsvd.trainer import connection
         from fedsvd.trainer.settings import read_settings
 
@@ -52,7 +52,7 @@ def _answer(message: Message, context: Context) -> Message:
                 raise
             from fedsvd.wire import train_messages
 
-            return Message(train_messages.declined_reply(f"{type(error).__name__}: {error}"), reply_to=message)
+            return Message(train_messages.declined_reply(describe(error)), reply_to=message)
     from client.handlers import answer
 
     return answer(message, context)

@@ -7,7 +7,7 @@ from flwr.app import Context, Message, RecordDict
 from client.identity import client_identity, read_partition_id
 from client.node_data import check_node_data, hide_private_details, with_node_data
 from fedsvd.config.compose import from_run_config
-from fedsvd.errors import FedSVDError, LimitError, StaleCacheError
+from fedsvd.errors import FedSVDError, LimitError, StaleCacheError, describe
 from fedsvd.wire import train_messages
 
 
@@ -29,12 +29,12 @@ def report_partition(message: Message, context: Context) -> Message:
     try:
         partition_id = read_partition_id(context.node_config)
     except LimitError as error:
-        return Message(train_messages.declined_reply(f"{type(error).__name__}: {error}"), reply_to=message)
+        return Message(train_messages.declined_reply(describe(error)), reply_to=message)
     try:
         with hide_private_details(context):
             check_node_data(with_node_data(config, context.node_config))
     except FedSVDError as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = describe(error)
     return Message(train_messages.partition_reply(partition_id, reason), reply_to=message)
 
 
@@ -64,5 +64,5 @@ def train(message: Message, context: Context) -> Message:
     except StaleCacheError:
         content = train_messages.resend_reply()
     except FedSVDError as error:
-        content = train_messages.declined_reply(f"{type(error).__name__}: {error}")
+        content = train_messages.declined_reply(describe(error))
     return Message(content, reply_to=message)

@@ -144,3 +144,8 @@ class Interruption(KeyboardInterrupt):
         super().__init__(kept)
         self.kept = kept
         self.remedy = remedy
+
+
+def describe(error: BaseException) -> str:
+    """Return an error's class and message in one line, as in replies and records."""
+    return f"{type(error).__name__}: {error}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsvd.config.compose import compose
-from fedsvd.errors import DivergedError, FedSVDError
+from fedsvd.errors import DivergedError, FedSVDError, describe
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _run_job(overrides: list[str]) -> dict[str, Any]:
             return {"accuracy": 0.0, "diverged": str(error), "overrides": overrides}
         except FedSVDError as error:
             # This says nothing about the contender: the run has no result, and is run again next time.
-            return {"accuracy": None, "failed": f"{type(error).__name__}: {error}", "overrides": overrides}
+            return {"accuracy": None, "failed": describe(error), "overrides": overrides}
         rows = read_metrics(RunFolder(folder).metrics)
     return {
         "accuracy": accuracy,

@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsvd.compat.flower import SUPERLINK_NODE_ID, ErrorCode, Run, set_message_id, set_task_identity
+from fedsvd.errors import describe
 
 
 class InProcessGrid(Grid):
@@ -90,7 +91,7 @@ class InProcessGrid(Grid):
             reply = self._client_app(copy.deepcopy(message), context)
             self._contexts[node] = context
         except Exception as error:  # As in Flower, any exception of a ClientApp becomes an error reply.
-            reason = f"{type(error).__name__}: {error}"
+            reason = describe(error)
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
         set_message_id(reply, uuid.uuid4().hex)
         return reply

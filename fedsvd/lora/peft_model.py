@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,15 @@ from fedsvd.errors import ModelError
 from fedsvd.lora.adapter import Adapter, Part, as_plain_lora
 from fedsvd.lora.frozen_weights import merge_base
 from fedsvd.lora.pretrained import quiet_peft
-from fedsvd.lora.site import PEFT_NAME, PEFT_PREFIX, CoreAndB, LoraSite, adapted_layers, describe_site
+from fedsvd.lora.site import (
+    PEFT_NAME,
+    PEFT_PREFIX,
+    CoreAndB,
+    LoraSite,
+    adapted_layers,
+    describe_site,
+    rescaled_alpha,
+)
 from fedsvd.lora.target_modules import check_linear, head_layers, layer_numbers, linear_names, target_names
 from fedsvd.lora.tied import untie_output_layer
 
@@ -161,11 +168,7 @@ def save_pretrained(model: peft.PeftModel, adapter: Adapter, folder: Path) -> No
     rank = next(iter(plain.A.values())).shape[0]
     config: Any = copy.deepcopy(model.peft_config[PEFT_NAME])
     config.inference_mode = True
-    # Keeps the scale.
-    if config.use_rslora:
-        config.lora_alpha *= math.sqrt(rank / config.r)
-    else:
-        config.lora_alpha = config.lora_alpha / config.r * rank
+    config.lora_alpha = rescaled_alpha(config.lora_alpha, config.r, rank, config.use_rslora)
     config.r = rank
     # Without embeddings, which PEFT would add for an adapted output layer.
     tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)

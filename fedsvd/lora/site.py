@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,11 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
         )
         if is_linear and PEFT_NAME in module.lora_A:
             yield name.removeprefix(PEFT_PREFIX), module
+
+
+def rescaled_alpha(lora_alpha: float, rank: int, new_rank: int, rslora: bool) -> float:
+    """Return the ``lora_alpha`` that keeps the scale of B A when the rank changes."""
+    return lora_alpha * math.sqrt(new_rank / rank) if rslora else lora_alpha * new_rank / rank
 
 
 def describe_site(layer: Any) -> LoraSite:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from fedsvd.config import plugins
-from fedsvd.errors import ModelError
+from fedsvd.errors import ModelError, describe
 
 Build = Callable[[int, int], nn.Module]
 
@@ -41,7 +41,7 @@ def build_head(name: str, width: int, num_labels: int, seed: int) -> nn.Module:
         try:
             head = build(width, num_labels)
         except Exception as error:  # Code of others may raise anything.
-            raise _error(name, f"building it failed ({type(error).__name__}: {error})") from error
+            raise _error(name, f"building it failed ({describe(error)})") from error
     if problem := _problem(head, width, num_labels):
         raise _error(name, problem)
     return head
@@ -61,7 +61,7 @@ def _problem(head: object, width: int, num_labels: int) -> str | None:
         with torch.no_grad():
             output = head(torch.zeros(3, width))
     except Exception as error:  # Code of others may raise anything.
-        return f"it fails on features of shape (3, {width}) ({type(error).__name__}: {error})"
+        return f"it fails on features of shape (3, {width}) ({describe(error)})"
     if not isinstance(output, torch.Tensor) or output.shape != (3, num_labels):
         found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         return f"it maps features of shape (3, {width}) to {found} and not to logits of shape (3, {num_labels})"

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedsvd import __version__
 from fedsvd.config.quoting import resume_command
-from fedsvd.errors import StoppedError
+from fedsvd.errors import StoppedError, describe
 from fedsvd.runs.folder import RunFolder, overwrite_json, read_json, write_json
 from fedsvd.runs.storage import storage_errors
 
@@ -65,7 +65,7 @@ def record_failure(folder: RunFolder, error: BaseException, record: Mapping[str,
     if isinstance(error, KeyboardInterrupt | StoppedError):
         state, reason = INTERRUPTED, "interrupted by the user"
     else:
-        state, reason = FAILED, f"{type(error).__name__}: {error}"
+        state, reason = FAILED, describe(error)
     fields = read_json(folder.record) if record is None else record
     final = {**fields, "state": state, "reason": reason, "finished_at": _now()}
     with suppress(OSError):

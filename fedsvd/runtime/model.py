@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.lora.frozen_weights import frozen_weights
 from fedsvd.lora.initialization import initialize_factors
+from fedsvd.lora.site import rescaled_alpha
 from fedsvd.methods import Method, build_run_method
 from fedsvd.models import loading
 from fedsvd.models.first_token import use_first_token_only
@@ -60,7 +60,7 @@ def client_config(config: Config, partition_id: int) -> Config:
     if ranks is None or ranks[partition_id] == config.model.rank:
         return config
     rank, full = ranks[partition_id], config.model
-    alpha = full.lora_alpha * math.sqrt(rank / full.rank) if full.rslora else full.lora_alpha * rank / full.rank
+    alpha = rescaled_alpha(full.lora_alpha, full.rank, rank, full.rslora)
     model = replace(full, rank=rank, lora_alpha=alpha)
     return replace(config, model=model, federation=replace(config.federation, client_ranks=None))
 
