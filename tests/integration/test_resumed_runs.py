@@ -312,7 +312,7 @@ STEPS = st.tuples(
 
 @pytest.mark.usefixtures("fast_rounds")
 @settings(
-    deadline=None, max_examples=8, derandomize=True,
+    max_examples=8, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(

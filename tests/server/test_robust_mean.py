@@ -53,7 +53,7 @@ def test_entries_that_a_lower_rank_client_lacks_keep_their_start_value() -> None
 
 @pytest.mark.parametrize("name", ["median", "trimmed_mean"])
 @given(seed=st.integers(0, 10_000), malicious=st.integers(0, 3))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_few_malicious_clients_cannot_move_a_coordinate_beyond_the_honest_values(
     name: str, seed: int, malicious: int
 ) -> None:
@@ -75,7 +75,7 @@ def test_few_malicious_clients_cannot_move_a_coordinate_beyond_the_honest_values
 
 
 @given(st.lists(st.tuples(st.integers(1, 2**20), st.floats(-1e6, 1e6, width=32)), min_size=1, max_size=30))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_running_mean_is_the_mean_in_any_order(clients: list[tuple[int, float]]) -> None:
     replies = [reply(k, n, [x, -x], noise_std=abs(x)) for k, (n, x) in enumerate(clients)]
     adapter = make_adapter()

@@ -32,7 +32,7 @@ def partition_texts(dataset: Dataset, **changes: object) -> list[list[str]]:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(["iid", "dirichlet", "quantity_skew"]),
     num_partitions=st.integers(1, 6),

@@ -56,7 +56,7 @@ def read(file_format: str, path: Path, separator: str) -> Rows:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(TABLES, st.sampled_from([",", ";", "\t"]))
 def test_all_formats_and_paths_read_the_same(rows: list[tuple[str, str, str]], separator: str) -> None:
     usable = [row for row in rows if all(cell.strip() for cell in row)]
@@ -89,7 +89,7 @@ def test_class_names_are_canonical(cell: str) -> None:
     assert name in (cell.strip(), cell.strip().partition(".")[0], "0")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=60))
 def test_no_bytes_raise_anything_but_a_data_error(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -59,7 +59,7 @@ def test_each_tag_is_at_the_first_token_of_its_word(tmp_path: Path, tokenizer: P
         assert int((labels != IGNORED).sum()) == len(starts)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=5), max_size=6))
 def test_first_tokens_are_those_of_transformers(tokenizer: PreTrainedTokenizerBase, drawn: list[str]) -> None:
     words = [word for word in drawn if not any(letter.isspace() for letter in word)]

@@ -33,7 +33,7 @@ def factor_pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 
 @given(factor_pairs())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_factors_match_the_dense_svd(factors: tuple[Tensor, Tensor]) -> None:
     B, A = factors
     product = B.double() @ A.double()
@@ -57,7 +57,7 @@ def test_factors_match_the_dense_svd(factors: tuple[Tensor, Tensor]) -> None:
 
 
 @given(factor_pairs())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_row_space_of_a_is_preserved_for_any_b(factors: tuple[Tensor, Tensor]) -> None:
     B, A = factors
     new = refactorize(B, A)
@@ -67,7 +67,7 @@ def test_row_space_of_a_is_preserved_for_any_b(factors: tuple[Tensor, Tensor]) -
 
 
 @given(factor_pairs())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_rotation_transforms_rows_and_gradients(factors: tuple[Tensor, Tensor]) -> None:
     B, A = (factor.double() for factor in factors)
     new = refactorize(B, A)

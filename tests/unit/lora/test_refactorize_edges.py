@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from random_factors import TOLERANCES, random_factors
 
@@ -11,7 +11,6 @@ from fedsvd.lora.refactorize import is_orthonormal, orthonormal_rows, refactoriz
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.sampled_from(list(TOLERANCES)))
-@settings(deadline=None)
 def test_orthonormal_rows_are_the_gram_schmidt_basis(seed: int, r: int, dtype: torch.dtype) -> None:
     _, A = random_factors(seed=seed, sites=(2,), d_in=40, r=r, orthonormal=False, dtype=dtype)
     rows = orthonormal_rows(A)

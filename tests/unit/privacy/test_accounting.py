@@ -60,7 +60,7 @@ def test_epsilon_grows_with_each_spend() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     target=st.floats(0.5, 10),
     sample_rate=st.floats(0.005, 1.0),

@@ -160,7 +160,7 @@ _ROUNDS = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(_ROUNDS, min_size=1, max_size=7), st.sampled_from([DP, CLIENT, NONE]))
 def test_a_claim_is_never_below_the_accountant_or_a_report(rounds: list[Any], config: dict[str, Any]) -> None:
     rows, start, ledger, sent, reported = [], 0, [], [], 0.0

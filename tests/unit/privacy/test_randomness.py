@@ -82,7 +82,7 @@ def test_uniform_numbers_are_the_top_bits_of_the_key_stream() -> None:
 
 
 @SOURCES
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(sample_rate=st.floats(0.01, 1.0), seed=st.integers(0, 1000))
 def test_poisson_batches_have_the_expected_rate(source: Source, sample_rate: float, seed: int) -> None:
     batches = list(source(seed).batches(200, sample_rate, 50))
