@@ -127,6 +127,7 @@ def add_parser(benches: Any) -> None:
     parser.add_argument("--model", default="minilm", help="with --train: the model")
     parser.add_argument("--texts", type=int, default=1000, help="with --train: number of texts per client")
     parser.add_argument("--rounds", type=int, default=4, help="with --train: rounds per run")
+    parser.add_argument("overrides", nargs="*", help="with --train: further settings, KEY=VALUE")
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -142,7 +143,7 @@ def run_training(arguments: argparse.Namespace) -> None:
     overrides = [
         f"model={arguments.model}", "partition=iid", "data.max_test_examples=100", "train.local_steps=10",
         f"train.num_rounds={arguments.rounds}", "privacy.noise_multiplier=1", "privacy.accountant=rdp",
-        "privacy.target_epsilon=1000", "plots=false",
+        "privacy.target_epsilon=1000", "plots=false", *arguments.overrides,
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         nodes, texts, repeats = arguments.nodes, arguments.texts, arguments.repeats
