@@ -66,7 +66,7 @@ def small(command: str, words: list[str]) -> list[str]:
     words = [IN_SMALL.get(word, word) for word in words]
     given = {word.partition("=")[0] for word in words}
     if any(word.startswith(("experiment=smoke", "experiment=paper")) for word in words):
-        given |= SMALL.keys() - {"train.num_rounds", "data.max_train_examples"}
+        given |= SMALL.keys() - {"train.num_rounds", "data.max_train_examples", "plots"}
     if command == "audit":
         shadows = 4 if "audit.num_shadow_models" in given else 0
         words = [*words, "audit.num_canaries=20", f"audit.num_shadow_models={shadows}"]
@@ -88,7 +88,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     AutoTokenizer.from_pretrained(tiny).save_pretrained("models/my-bert")
     save_chat_model(Path("models/chat"))
     assert main(["train", "experiment=smoke", "hydra.run.dir=runs/made"]) == 0
-    assert main(["train", "-m", "experiment=smoke", "seed=0,1", "hydra.sweep.dir=runs/swept"]) == 0
+    assert main(["train", "-m", "experiment=smoke", "plots=false", "seed=0,1", "hydra.sweep.dir=runs/swept"]) == 0
     shutil.copy("runs/made/clients/0/ledger.sqlite", "ledger.sqlite")
     subprocess.run([sys.executable, str(ROOT / "scripts" / "certs.py"), "--folder", "certs"], check=True)
     try:

@@ -146,13 +146,14 @@ def _run_job(overrides: list[str]) -> dict[str, Any]:
     from fedsvd.runs.folder import RunFolder
     from fedsvd.runs.folder import read_rows as read_metrics
 
-    started = time.perf_counter()
+    started, unplotted = time.perf_counter(), [*overrides, "plots=false"]
     _clear_unneeded_caches(overrides)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                accuracy = launch.run(compose(overrides), overrides, folder)
+                # The directory is deleted with its plots.
+                accuracy = launch.run(compose(unplotted), unplotted, folder)
         except DivergedError as error:
             # Training may diverge at a high learning rate, which must not end the comparison.
             return {"accuracy": 0.0, "diverged": str(error), "overrides": overrides}

@@ -23,7 +23,7 @@ from fedsvd.wire import train_messages
 
 SECRET = "the patient in room 12"
 ROWS = [{"text": f"{SECRET} is {mood}, case {n}", "label": mood} for n in range(12) for mood in ("well", "ill")]
-NODE = ["experiment=smoke", "data=node", "data.labels=[ill,well]", "privacy=none", "train.head=private"]
+NODE = ["experiment=smoke", "plots=false", "data=node", "data.labels=[ill,well]", "privacy=none", "train.head=private"]
 COLUMNS = Columns("text", None, "label", None)
 
 
@@ -156,7 +156,7 @@ def test_counts_are_not_disclosed_by_default(tmp_path: Path) -> None:
 
 def test_run_without_held_out_texts_trains_and_records_no_accuracy(tmp_path: Path) -> None:
     nodes = [{"data-path": str(write(tmp_path / "a.csv")), "share-counts": True}]
-    rows = run_nodes(tmp_path / "run", nodes, "train.num_rounds=1")
+    rows = run_nodes(tmp_path / "run", nodes, "train.num_rounds=1", "plots=true")
     assert [row["accuracy"] for row in rows] == [None, None]
     assert rows[1]["clients_used"] == 1
     assert (tmp_path / "run" / "plots" / "accuracy.png").exists()

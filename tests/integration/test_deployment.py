@@ -29,7 +29,7 @@ from fedsvd.privacy.ledger import Ledger
 from fedsvd.runs.folder import read_rows
 
 pytestmark = pytest.mark.slow
-RUN = ["experiment=smoke", "data=node", "data.labels=[poor,fine]", "federation.weighting=uniform"]
+RUN = ["experiment=smoke", "plots=false", "data=node", "data.labels=[poor,fine]", "federation.weighting=uniform"]
 # Starting ten processes, and then one for each message, takes long on a busy machine.
 RUN += ["federation.connect_timeout_s=600"]
 PLAIN = ["privacy=none", "train.head=private", "federation.num_clients=3"]
