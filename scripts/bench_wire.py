@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def run_training(arguments: argparse.Namespace) -> None:
     overrides = [
-        f"model={arguments.model}", "partition=iid", "data.max_test_examples=100", "train.local_steps=10",
+        f"model={arguments.model}", "partition=iid", "data.max_test_examples=100", "train.local_steps=2",
         f"train.num_rounds={arguments.rounds}", "privacy.noise_multiplier=1", "privacy.accountant=rdp",
         "privacy.target_epsilon=1000", "plots=false", *arguments.overrides,
     ]  # fmt: skip
