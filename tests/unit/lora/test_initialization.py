@@ -86,3 +86,13 @@ def test_dct_takes_the_frequencies_that_carry_most_of_the_frozen_weight() -> Non
     adapter = initialize_factors(peft_model.read(model), init_a="dct", init_b="zeros", seed=0, weights=weights)
     for name, A in adapter.A.items():
         torch.testing.assert_close(A, dct_rows(dct_indices(weights[name], 4), A))
+
+
+def test_public_rows_are_taken_in_the_dtype_of_a() -> None:
+    shapes = peft_model.read(make_model())
+    rows = {name: torch.randn(A.shape, dtype=torch.float64) for name, A in shapes.A.items()}
+    adapter = initialize_factors(shapes, init_a="public_pca", init_b="zeros", seed=0, public_rows=rows)
+
+    for name, A in adapter.A.items():
+        assert A.dtype is torch.float32
+        assert torch.equal(A, rows[name].float())

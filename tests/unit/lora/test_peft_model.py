@@ -5,6 +5,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import BertConfig, BertForSequenceClassification
 
 from fedsvd.errors import ModelError
@@ -14,13 +15,20 @@ from fedsvd.lora.frozen_weights import frozen_weights, has_merged_base
 from fedsvd.lora.initialization import initialize_factors
 
 
-def make_model(rank: int = 4, lora_layers: str = "all", core: bool = False, rslora: bool = False) -> peft.PeftModel:
+def make_model(
+    rank: int = 4,
+    lora_layers: str = "all",
+    core: bool = False,
+    rslora: bool = False,
+    task: str = "sequence_classification",
+    dtype: torch.dtype = torch.float32,
+) -> peft.PeftModel:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, num_labels=3
     )
     return peft_model.attach(
-        BertForSequenceClassification(config),
+        BertForSequenceClassification(config).to(dtype=dtype),
         rank=rank,
         lora_alpha=8,
         target_modules=["query", "value"],
@@ -28,6 +36,7 @@ def make_model(rank: int = 4, lora_layers: str = "all", core: bool = False, rslo
         head_modules=["classifier"],
         core=core,
         rslora=rslora,
+        task=task,
     )
 
 
@@ -196,3 +205,34 @@ def test_core_and_base_are_saved_as_plain_lora_of_higher_rank(
 
     assert loaded.peft_config["default"].r == 7  # type: ignore[attr-defined]
     torch.testing.assert_close(loaded.eval()(input_ids=tokens).logits, expected)
+
+
+def test_a_saved_adapter_is_marked_as_one_of_torch(tmp_path: Path) -> None:
+    model = make_model()
+    peft_model.save_pretrained(model, peft_model.read(model), tmp_path)
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [("regression", "SEQ_CLS"), ("sequence_classification", "SEQ_CLS"), ("token_classification", "TOKEN_CLS")],
+)
+def test_peft_knows_the_task(task: str, expected: str) -> None:
+    assert make_model(task=task).peft_config["default"].task_type == expected
+
+
+def test_a_head_on_a_bfloat16_model_is_float32() -> None:
+    model = make_model(dtype=torch.bfloat16).eval()
+    adapter = peft_model.read(model)
+    assert {tensor.dtype for tensor in adapter.head.values()} == {torch.float32}
+    logits = model(input_ids=torch.arange(6).reshape(1, 6)).logits
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+def test_an_adapter_moves_with_all_its_parts() -> None:
+    adapter = peft_model.read(make_model(core=True)).to(torch.device("meta"))
+    parts: tuple[Part, ...] = ("A", "B", "core", "head")
+    assert {tensor.device.type for part in parts for tensor in adapter.part(part).values()} == {"meta"}
+    assert all(adapter.part(part) for part in parts)

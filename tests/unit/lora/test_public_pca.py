@@ -27,6 +27,12 @@ def test_directions_are_the_principal_components_without_what_all_texts_share() 
     torch.testing.assert_close(leading_directions(moments(True), 1, "s"), torch.eye(4, dtype=torch.float64)[2:3])
 
 
+def test_rare_tokens_are_removed_as_frequent_ones_are() -> None:
+    rare = InputMoments(4)
+    rare.add(CONTENT * 1e8, {7: CLS * 1e-2})
+    torch.testing.assert_close(leading_directions(rare, 1, "s"), torch.eye(4, dtype=torch.float64)[2:3])
+
+
 def test_more_rows_than_remaining_directions_raise() -> None:
     assert leading_directions(moments(True), 2, "s").shape == (2, 4)
     with pytest.raises(ModelError, match=r"model\.rank = 3: 4 inputs less 2 shared directions leave 2"):
