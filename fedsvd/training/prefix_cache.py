@@ -131,8 +131,9 @@ class PrefixCache:
             missing_rows = list(missing.values())
             states = self._states_below(model, {name: tensor[missing_rows] for name, tensor in inputs.items()})
             states = torch.cat([states, *(linear.product(states) for linear in self._linears)], dim=-1)
-            for (key, row), state in zip(missing.items(), states, strict=True):
-                computed[key] = state[mask[row]].cpu()
+            tokens = mask[missing_rows]
+            for key, state in zip(missing, states[tokens].cpu().split(tokens.sum(dim=1).tolist()), strict=True):
+                computed[key] = state.clone()
                 self._store.add(key, computed[key])
         unpadded = [computed[key] if state is None else state for key, state in zip(keys, rows, strict=True)]
         padded = unpadded[0].new_zeros(*mask.shape, unpadded[0].shape[-1])
