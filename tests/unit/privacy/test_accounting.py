@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from fedsvd.errors import PrivacyError
+from fedsvd.privacy import accounting
 from fedsvd.privacy.accounting import Spend, calibrate, epsilon
 
 DELTA = 1e-5
@@ -136,3 +137,20 @@ def test_renyi_curve_is_cached_across_step_counts(accountant: str) -> None:
     assert few < epsilon([Spend(1.234, 0.05, 4)], DELTA, accountant)
     assert renyi._compute_rdp.cache_info().misses == computed
     assert renyi._compute_rdp(0.05, 1.234, 2.5) == renyi._compute_rdp.__wrapped__(0.05, 1.234, 2.5)
+
+
+def test_interpolation_follows_a_power_of_the_noise_and_stays_inside_the_bracket() -> None:
+    used = accounting._MIN_BUDGET_USE
+    # Between ε = 8 at σ = 1 and ε = 2 at σ = 2, ε is 8 / σ².
+    target = 4 * 2 / (1 + used)
+    assert accounting._interpolate_noise(1.0, 8.0, 2.0, 2.0, target) == pytest.approx(2**0.5)
+    # While the lower end is unknown, ε is 2 · 2 / σ.
+    assert accounting._interpolate_noise(0.0, math.inf, 2.0, 2.0, target) == pytest.approx(1.0)
+    nearly_high = accounting._interpolate_noise(1.0, 8.0, 2.0, 2.0, 2.0)
+    assert nearly_high == pytest.approx(2 * 0.5**0.05)
+    assert accounting._interpolate_noise(1.0, 8.0, 2.0, 2.0, 8.0) == pytest.approx(2 * 0.5**0.95)
+
+
+def test_a_small_epsilon_is_computed_on_a_finer_mesh() -> None:
+    # The coarse bound exceeds it by 0.01.
+    assert epsilon([Spend(20.0, 0.01, 10)], 1e-5) < 0.004

@@ -175,3 +175,11 @@ def test_invalid_arguments_are_rejected(arguments: tuple[int, int, int, float, f
 def test_confidence_of_one_is_rejected() -> None:
     with pytest.raises(PrivacyError, match="confidence"):
         epsilon_lower_bound(10, 5, 5, 0.0, 1.0)
+
+
+def test_planned_guesses_gain_most_where_nearly_all_are_correct() -> None:
+    # Without sampling and with little noise, nearly all canaries can be guessed; with much noise, nothing is gained.
+    clear = plan_guesses(100, 0.1, 1.0, 4, 1e-5, 0.95, np.random.default_rng(0))
+    assert clear.total >= 95
+    # The default.
+    assert plan_guesses(100, 1e6, 1.0, 4, 1e-5, 0.95, np.random.default_rng(0)) == GuessCounts(25, 25)

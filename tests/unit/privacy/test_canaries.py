@@ -132,3 +132,10 @@ def test_draws_are_distinct_and_fair() -> None:
 def test_more_canaries_than_trained_values_are_rejected() -> None:
     with pytest.raises(PrivacyError, match="only 23 values are trained"):
         draw_canaries(24, 23, 1.0, np.random.default_rng(0))
+
+
+def test_every_trained_value_can_have_a_canary() -> None:
+    canaries = draw_canaries(6, 6, 1.0, np.random.default_rng(0))
+    assert sorted(canaries.coordinates) == list(range(6))
+    with pytest.raises(PrivacyError, match="7 canaries need one trained value each, but only 6"):
+        draw_canaries(7, 6, 1.0, np.random.default_rng(0))

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from opacus.accountants import create_accountant
 
 from fedsvd.config.compose import as_dict, compose
+from fedsvd.errors import PrivacyError
+from fedsvd.privacy import claim as claim_module
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.claim import format_rounds, unprotected_rounds, weakest_claim
 from fedsvd.privacy.round_settings import ROW_KEY, round_settings
@@ -190,3 +192,41 @@ def test_a_claim_is_never_below_the_accountant_or_a_report(rounds: list[Any], co
     same_noise, any_lost = len({item[1] for item in rounds}) == 1, "lost" in {item[3] for item in rounds}
     if units == {"example"} and (same_noise or not any_lost):
         assert claim.epsilon >= accounted(sent) - 1e-9
+
+
+def test_a_charge_that_is_disclosed_in_part_is_not_accounted() -> None:
+    partly = [{**charge(1.0), "noise_multiplier": None}, {**charge(1.0), "sample_rate": None}]
+    for hidden in partly:
+        claim = weakest_claim([row(1, DP, {"0": 0.5}, {"0": hidden})], DP)
+        assert (claim.status, claim.epsilon, dict(claim.charges)) == ("private", 0.5, {})
+
+
+def test_within_one_process_the_reported_epsilon_is_not_accounted_again() -> None:
+    claim = weakest_claim([row(1, DP, {"0": 0.5}, {"0": charge(0.8, ledger_steps=2)})], DP)
+    assert claim.client_epsilons == {"0": 0.5}
+
+
+def test_an_interrupted_round_counts_all_steps_and_retries_of_the_configuration() -> None:
+    rows = [row(1, DP, {"0": 0.1}, {"0": charge(1.0, ledger_steps=2)})]
+    config = {**DP, "train.local_steps": 3, "federation.retries": 1}
+    claim = weakest_claim(rows, config, interrupted=2)
+    assert claim.presumed == ["0"]
+    assert claim.epsilon == epsilon([Spend(1.0, 0.1, 2), Spend(1.0, 0.1, 3 * 2 * 2)], 1e-5, "rdp")
+
+
+def test_charges_without_a_finite_epsilon_are_no_guarantee(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_bound(*_: object) -> float:
+        raise PrivacyError("too little noise")
+
+    monkeypatch.setattr(claim_module, "epsilon", no_bound)
+    rows = [row(1, DP, {"0": 0.5}, {"0": charge(1.0)}), row(2, DP, {"0": 0.6}, {"0": charge(1.0)}, start=1)]
+    claim = weakest_claim(rows, DP)
+    assert (claim.status, claim.epsilon, claim.delta) == ("none", None, 1e-5)
+    assert claim.reason == "the accountant finds no finite ε for the recorded charges (too little noise)"
+
+
+def test_rows_of_earlier_versions_without_counts_are_not_unprotected() -> None:
+    bare = {"server_round": 1, "epsilon": None, "client_epsilons": {"0": None}}
+    assert unprotected_rounds([bare]) == []
+    assert unprotected_rounds([{**bare, "clients_used": 1}]) == [1]
+    assert weakest_claim([row(1, NONE)], NONE).reason == "it was trained without differential privacy (privacy=none)"

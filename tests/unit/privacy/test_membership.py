@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsvd.privacy import membership
 from fedsvd.privacy.membership import lira_scores, logit_confidence, roc
 from fedsvd.report.roc import max_true_positive_rate
 
@@ -82,3 +83,10 @@ def test_max_true_positive_rate_of_a_claim() -> None:
     np.testing.assert_allclose(
         max_true_positive_rate(rates, np.log(3), 0.01), [0.01, 0.31, 1 - (1 - 0.01 - 0.5) / 3, 1.0]
     )
+
+
+def test_one_degree_of_freedom_suffices() -> None:
+    # Models with the example: mean 1, variance 2. The other one: mean 5, the least deviation.
+    score = lira_scores(np.array([1.0]), np.array([[0.0], [2.0], [5.0]]), np.array([[True], [True], [False]]))
+    least = membership._MIN_STD
+    np.testing.assert_allclose(score, [-0.5 * np.log(2.0) + 0.5 * (4.0 / least) ** 2 + np.log(least)])

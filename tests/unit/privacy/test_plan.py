@@ -6,7 +6,14 @@ from fedsvd.config.compose import compose
 from fedsvd.errors import PrivacyError
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger import Budget
-from fedsvd.privacy.plan import calibrate_run, configured_budget, plan_client, plan_warnings, poisson_rate
+from fedsvd.privacy.plan import (
+    calibrate_run,
+    configured_budget,
+    example_warnings,
+    plan_client,
+    plan_warnings,
+    poisson_rate,
+)
 
 SMOKE = ["experiment=smoke", "privacy.accountant=rdp", "train.num_rounds=6", "privacy.target_epsilon=3"]
 
@@ -81,3 +88,15 @@ def test_warnings() -> None:
     assert "privacy.target_delta = 0.02 is at least 1/60" in warnings[0]
     assert "batch_size = 16 is more than its 8 examples" in warnings[1]
     assert "covers 0 of the 6 remaining rounds" in warnings[2]
+
+
+def test_a_delta_of_one_over_the_number_of_examples_is_warned_of() -> None:
+    train = compose([*SMOKE, "train.batch_size=16"]).train
+    [warning] = example_warnings(128, 1 / 128, train)
+    assert "is at least 1/128" in warning
+    assert example_warnings(127, 1 / 128, train) == []
+    [warning] = example_warnings(15, 1e-5, train)
+    assert "train.batch_size = 16 is more than its 15 examples" in warning
+    config = compose([*SMOKE, "privacy.target_delta=0.01"])
+    plans = [plan_client(config, 200, [])]
+    assert any(warning.startswith("client 0: privacy.target_delta") for warning in plan_warnings(config, plans))
