@@ -132,7 +132,7 @@ class PrefixCache:
             states = self._states_below(model, {name: tensor[missing_rows] for name, tensor in inputs.items()})
             states = torch.cat([states, *(linear.product(states) for linear in self._linears)], dim=-1)
             tokens = mask[missing_rows]
-            for key, state in zip(missing, states[tokens].cpu().split(tokens.sum(dim=1).tolist()), strict=True):
+            for key, state in zip(missing, torch.split(states[tokens].cpu(), tokens.sum(dim=1).tolist()), strict=True):
                 computed[key] = state.clone()
                 self._store.add(key, computed[key])
         unpadded = [computed[key] if state is None else state for key, state in zip(keys, rows, strict=True)]

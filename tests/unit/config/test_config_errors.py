@@ -34,7 +34,7 @@ WRONG = [
     ),
     ("experiment=smok", ["experiment = 'smok'", "did you mean smoke?", "causal_lm, compare, demo, "]),
     ("privacy=null", ["privacy = None", "dp_sgd, none"]),
-    ("model=[tiny]", ["model = ['tiny']", "minilm, roberta_base"]),
+    ("model=[tiny]", ["model = ['tiny']", "minilm, mpnet, roberta_base"]),
     ("method@x=fedsvd", ["method@x=fedsvd", "leave @x out"]),
     ("+experiment=smoke", ["+experiment=smoke", "drop the +"]),
     ("+seed=3", ["+seed=3", "drop the +"]),
