@@ -169,15 +169,27 @@ def read_plain_reply(
         PayloadError: If the reply is not valid.
     """
     report, factors = train_messages.read_train_reply(message.content)
-    uniform = config.federation.weighting == "uniform"
-    if report.num_examples is None and not uniform:
-        raise PayloadError("num_examples is missing: federation.weighting=examples requires it.")
+    weighting = config.federation.weighting
+    if report.num_examples is None and weighting != "uniform":
+        raise PayloadError(f"num_examples is missing: federation.weighting={weighting} requires it.")
     check_report(report, config, earlier_num_examples)
     tensors = payload.unpack(factors, parts, like, like.device)
     check_update_norm(tensors, like, report, config, server_round)
     noise_std = report_noise_std(report, config, server_round)
-    weight = 1 if uniform else report.num_examples or 0
+    weight = _weight(report, noise_std, weighting)
     return Reply(partition_id, weight, tensors, noise_std), report, payload.payload_bytes(factors)
+
+
+def _weight(report: ClientReport, noise_std: float, weighting: str) -> float:
+    if weighting == "uniform":
+        return 1
+    if weighting == "examples":
+        return report.num_examples or 0
+    if not noise_std:
+        raise PayloadError(
+            "noise_multiplier or sample_rate is missing: federation.weighting=inverse_variance needs both."
+        )
+    return 1 / noise_std**2
 
 
 def read_masked_reply(message: Message, partition_id: int) -> tuple[Reply, ClientReport, int]:

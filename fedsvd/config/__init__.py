@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from fedsvd.config.aggregation import AggregationConfig, check_aggregation
 from fedsvd.config.class_weights import check_class_weights
 from fedsvd.config.data import DataConfig
-from fedsvd.config.federation import FederationConfig
+from fedsvd.config.federation import FederationConfig, check_weighting
 from fedsvd.config.group import ConfigGroup
 from fedsvd.config.head import check_head
 from fedsvd.config.model import ModelConfig
@@ -114,6 +114,7 @@ class Config(ConfigGroup):
         _check_public_text(self)
         check_head(self.model, self.data, self.train, self.privacy)
         check_class_weights(self.model, self.data, self.train)
+        check_weighting(self.federation, self.privacy, self.train)
         check_secure(self.privacy, self.train, self.federation)
         check_aggregation(self.aggregation, self.privacy, self.federation)
         min_examples = self.federation.num_clients * self.partition.min_partition_size

@@ -8,6 +8,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from pydantic.dataclasses import dataclass
 
 from fedsvd.config.group import ConfigGroup
+from fedsvd.config.privacy import PrivacyConfig
+from fedsvd.config.train import TrainConfig
 from fedsvd.config.types import Count, NonEmptyTuple, Text
 from fedsvd.errors import ConfigError
 
@@ -27,7 +29,8 @@ class FederationConfig(ConfigGroup):
         client_ranks: LoRA rank of each client, at most ``model.rank``; null: ``model.rank`` for all.
         min_replies: Minimum number of valid replies in a round; with fewer, the model stays unchanged.
         weighting: Weight of each client in the aggregate: ``examples``, its number of examples, which it sends to the
-            server; or ``uniform``, equal weights, with the number of examples not sent.
+            server; ``uniform``, equal weights, with the number of examples not sent; or ``inverse_variance``, one over
+            the variance of the noise in its update, which gives the mean with the least noise (Cochran 1937).
         min_completion: Minimum fraction of a round's clients that must send valid replies; with fewer, the model stays
             unchanged. 0: only ``min_replies`` applies.
         secure_aggregation: The server learns the sum of the clients' updates, and no single update.
@@ -60,7 +63,7 @@ class FederationConfig(ConfigGroup):
     clients_per_round: Count | None = None
     client_ranks: NonEmptyTuple[Count] | None = None
     min_replies: Count = 1
-    weighting: Literal["examples", "uniform"] = "examples"
+    weighting: Literal["examples", "uniform", "inverse_variance"] = "examples"
     min_completion: Annotated[float, Field(ge=0, le=1)] = 0.0
     secure_aggregation: bool = False
     min_survivors: Annotated[int, Field(ge=2)] = 2
@@ -106,6 +109,27 @@ class FederationConfig(ConfigGroup):
             raise ConfigError(
                 f"federation.fetch = {self.fetch!r} is invalid: it needs the placeholders {{remote}}, for the run "
                 "directory on the server, and {local}, for the one on this machine. Add them, or set it to null."
+            )
+
+
+def check_weighting(federation: FederationConfig, privacy: PrivacyConfig, train: TrainConfig) -> None:
+    """Check that the server knows the noise in each update, if the clients' weights depend on it.
+
+    Raises:
+        ConfigError: A setting makes it unknown.
+    """
+    unknown_noise = {
+        f"privacy.name = {privacy.name}": privacy.name != "dp_sgd",
+        f"train.optimizer = {train.optimizer}": train.optimizer != "sgd",
+        f"train.momentum = {train.momentum}": train.momentum > 0,
+        "federation.secure_aggregation = True": federation.secure_aggregation,
+    }
+    for setting, is_set in unknown_noise.items():
+        if is_set and federation.weighting == "inverse_variance":
+            raise ConfigError(
+                f"federation.weighting = inverse_variance is not possible with {setting}: the server must know the "
+                "noise in each client's update. Use privacy=dp_sgd with plain SGD and without secure aggregation, or "
+                "federation.weighting=examples."
             )
 
 

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
-from fedsvd.errors import RunError
+from fedsvd.errors import ConfigError, RunError
 from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
@@ -54,6 +54,49 @@ def test_round_averages_by_examples() -> None:
     assert strategy.round.bytes_up > 3 * 8 * 4
     # Every client draws the initial A and B from the seed.
     assert strategy.round.bytes_down == 0
+
+
+def private_reply(
+    partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord, noise_multiplier: float | None = 2.0
+) -> RecordDict:
+    """Return `valid_reply` of a client that takes all of its examples in each step of DP-SGD."""
+    report, sent = train_messages.read_train_reply(valid_reply(partition_id, task, factors))
+    private = replace(report, loss=None, noise_multiplier=noise_multiplier, sample_rate=1.0, steps=2, epsilon=1.0)
+    return train_messages.train_reply(private, sent)
+
+
+INVERSE_VARIANCE = (
+    "federation.weighting=inverse_variance", "federation.num_clients=3", "privacy=dp_sgd",
+    "privacy.noise_multiplier=2", "train.sample_rate=1.0", "train.learning_rate=100",
+)  # fmt: skip
+
+
+def test_inverse_variance_weighs_by_the_noise() -> None:
+    strategy = run_round(make_config(*INVERSE_VARIANCE), private_reply)
+
+    # The noise in the mean of n examples has a standard deviation proportional to 1 / n: (1·0 + 4·1 + 9·2) / 14
+    torch.testing.assert_close(strategy.adapter.B["s"], torch.full((4, 2), 22 / 14))
+    assert not strategy.round.refused
+
+
+def test_inverse_variance_needs_the_noise_of_each_client() -> None:
+    def train(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
+        return private_reply(partition_id, task, factors, None if partition_id == 2 else 2.0)
+
+    strategy = run_round(make_config(*INVERSE_VARIANCE), train)
+
+    torch.testing.assert_close(strategy.adapter.B["s"], torch.full((4, 2), 4 / 5))
+    assert list(strategy.round.refused) == [2]
+    assert "noise_multiplier or sample_rate is missing" in strategy.round.refused[2]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["privacy=none", "train=adamw", "train.momentum=0.5", "federation.secure_aggregation=true"],
+)
+def test_inverse_variance_needs_known_noise(setting: str) -> None:
+    with pytest.raises(ConfigError, match=r"federation\.weighting = inverse_variance is not possible with "):
+        make_config(*INVERSE_VARIANCE, setting)
 
 
 INVALID: dict[str, Callable[[], RecordDict]] = {
