@@ -71,3 +71,9 @@ def test_bfloat16_factors_are_rounded_only_once() -> None:
     new = refactorize(B, A)
     assert torch.equal(new.B, (B.double() @ new.rotation).bfloat16())
     assert torch.equal(new.A, (new.rotation.mT @ A.double()).bfloat16())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_orthonormal_rows_of_a_scaled_matrix_are_the_same(scale: float) -> None:
+    _, A = random_factors(seed=0, sites=(2,), d_in=40, r=4, orthonormal=False, dtype=torch.float64)
+    torch.testing.assert_close(orthonormal_rows(scale * A), orthonormal_rows(A))

@@ -5,7 +5,7 @@ from small_bert import NUM_EXAMPLES, make_losses, make_model, single_example_gra
 from torch import nn
 
 from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
-from fedsvd.privacy.gradient_maps import Projection
+from fedsvd.privacy.gradient_maps import Projection, map_gradients, map_noised_gradients
 from fedsvd.privacy.randomness import TorchRandomness
 from fedsvd.training.per_example_gradients import fused_gradients
 
@@ -56,3 +56,12 @@ def test_a_private_step_projects_clips_and_adds_noise_in_this_order() -> None:
     # No noise along the direction.
     assert (moved[1] @ unit).abs() < 1e-4 * moved[1].norm()
     assert (moved[1] - moved[0]).norm() > 0.1 * bound / NUM_EXAMPLES
+
+
+def test_gradients_of_a_batch_are_mapped_as_one() -> None:
+    first, second = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+    projection = Projection.orthogonal_to([first, second], [torch.tensor([[3.0]]), torch.tensor([[4.0]])])
+    for apply in (map_gradients, map_noised_gradients):
+        first.grad, second.grad = torch.tensor([5.0]), torch.tensor([0.0])
+        apply([projection], [first, second])
+        torch.testing.assert_close(torch.cat([first.grad, second.grad]), torch.tensor([3.2, -2.4]))
