@@ -101,6 +101,8 @@ def leaves(values: object, prefix: str = "") -> list[str]:
 
 def overrides() -> Check:
     keys = [*leaves(as_dict(compose(["experiment=smoke"]))), "model", "data", "privacy", "train", "method", "unknown"]
+    # Half of the values are plausible, so that many configurations get as far as the constraints between keys.
+    plausible = ["1", "2", "0.5", "3.0", "true", "false", "null", "none", "auto", "sgd", "first", "mean", "100", "all"]
     words = ["", "null", "0", "-1", "1e400", "nan", "inf", "true", "none", "[1,2]", "{a: 1}", "${seed}", "${oc.env:X}"]
     words += ["'", '"', "a b", "\\", "1e-9", "99999999999999999999", "auto", "\u2028", "[", "9:9", "!!python/name:os"]
 
@@ -108,6 +110,9 @@ def overrides() -> Check:
         items = []
         for _ in range(source.integer(1, 3)):
             key = source.choice(keys) if source.integer(0, 9) else source.text(6)
+            if source.integer(0, 1):
+                items.append(f"{key}={source.choice(plausible)}")
+                continue
             value = source.choice(words) if source.integer(0, 3) else source.text(10)
             prefix, sign = source.choice(["", "", "", "+", "++", "~"]), source.choice(["=", "=", "=", ""])
             items.append(f"{prefix}{key}{sign}{value}")
