@@ -112,25 +112,31 @@ class FederationConfig(ConfigGroup):
             )
 
 
+def settings_of_unknown_noise(train: TrainConfig, federation: FederationConfig) -> list[str]:
+    """Return the settings with which the server does not know the noise of DP-SGD in each client's update."""
+    settings = {
+        f"train.optimizer = {train.optimizer}": train.optimizer != "sgd",
+        f"train.momentum = {train.momentum}": train.momentum > 0,
+        "federation.secure_aggregation = True": federation.secure_aggregation,
+    }
+    return [setting for setting, is_set in settings.items() if is_set]
+
+
 def check_weighting(federation: FederationConfig, privacy: PrivacyConfig, train: TrainConfig) -> None:
     """Check that the server knows the noise in each update, if the clients' weights depend on it.
 
     Raises:
         ConfigError: A setting makes it unknown.
     """
-    unknown_noise = {
-        f"privacy.name = {privacy.name}": privacy.name != "dp_sgd",
-        f"train.optimizer = {train.optimizer}": train.optimizer != "sgd",
-        f"train.momentum = {train.momentum}": train.momentum > 0,
-        "federation.secure_aggregation = True": federation.secure_aggregation,
-    }
-    for setting, is_set in unknown_noise.items():
-        if is_set and federation.weighting == "inverse_variance":
-            raise ConfigError(
-                f"federation.weighting = inverse_variance is not possible with {setting}: the server must know the "
-                "noise in each client's update. Use privacy=dp_sgd with plain SGD and without secure aggregation, or "
-                "federation.weighting=examples."
-            )
+    if federation.weighting != "inverse_variance":
+        return
+    without_noise = [] if privacy.name == "dp_sgd" else [f"privacy.name = {privacy.name}"]
+    if conflicts := [*without_noise, *settings_of_unknown_noise(train, federation)]:
+        raise ConfigError(
+            f"federation.weighting = inverse_variance is not possible with {conflicts[0]}: the server must know the "
+            "noise in each client's update. Use privacy=dp_sgd with plain SGD and without secure aggregation, or "
+            "federation.weighting=examples."
+        )
 
 
 def _check_client_ranks(federation: FederationConfig) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedsvd.config import Config, plugins
+from fedsvd.config.federation import settings_of_unknown_noise
 from fedsvd.errors import ConfigError
 from fedsvd.methods.fed_sb import FedSB
 from fedsvd.methods.fedavg_lora import FedAvgLoRA
@@ -185,22 +186,20 @@ def check_known_noise(config: Config) -> None:
         ConfigError: A setting makes the noise in the mean unknown.
     """
     train = config.train
-    unknown_noise = {
-        f"train.optimizer = {train.optimizer}": train.optimizer != "sgd",
-        f"train.momentum = {train.momentum}": train.momentum > 0,
+    unknown_mean = {
         f"federation.weighting = {config.federation.weighting}": config.federation.weighting == "uniform",
         f"train.weight_decay = {train.weight_decay}": train.weight_decay > 0,
         f"train.server_optimizer = {train.server_optimizer}": train.server_optimizer != "none",
         f"aggregation.name = {config.aggregation.name}": config.aggregation.name != "mean",
-        "federation.secure_aggregation = True": config.federation.secure_aggregation,
     }
-    for setting, is_set in unknown_noise.items():
-        if is_set:
-            raise ConfigError(
-                f"method.shrinkage = {config.method['shrinkage']!r} is unsupported with {setting}: shrinkage requires "
-                "a known standard deviation of the noise in the mean. Use plain SGD without momentum or weight decay, "
-                "weighting by examples, the plain mean without secure aggregation, and no server optimizer."
-            )
+    conflicts = settings_of_unknown_noise(train, config.federation)
+    conflicts += [setting for setting, is_set in unknown_mean.items() if is_set]
+    if conflicts:
+        raise ConfigError(
+            f"method.shrinkage = {config.method['shrinkage']!r} is unsupported with {conflicts[0]}: shrinkage requires "
+            "a known standard deviation of the noise in the mean. Use plain SGD without momentum or weight decay, "
+            "weighting by examples, the plain mean without secure aggregation, and no server optimizer."
+        )
 
 
 def _suggest(value: str, allowed: Mapping[str, Any] | list[str]) -> str:
