@@ -147,7 +147,7 @@ def _run_job(overrides: list[str]) -> dict[str, Any]:
     from fedsvd.runs.folder import read_rows as read_metrics
 
     started, unplotted = time.perf_counter(), [*overrides, "plots=false"]
-    _clear_unneeded_caches(overrides)
+    _clear_unneeded_caches(unplotted)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:

@@ -14,8 +14,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from opacus.accountants.analysis import rdp
 from opacus.optimizers import DPOptimizer
 
-from fedsvd.compat import flower as flower_private
-from fedsvd.compat import opacus as opacus_private
+from fedsvd.compat import flower
+from fedsvd.compat import opacus as compat_opacus
 
 ROOT = Path(__file__).resolve().parents[3]
 # What the documentation of Flower and Opacus lists.
@@ -54,7 +54,7 @@ def test_no_other_module_imports_private_names() -> None:
 
 
 def test_no_other_module_names_private_attributes() -> None:
-    names = {"_message_id", "_compute_rdp", "TaskIdentity", *opacus_private._ATTRIBUTES[2:]}
+    names = {"_message_id", "_compute_rdp", "TaskIdentity", *compat_opacus._ATTRIBUTES[2:]}
     found = {
         f"{path}: {word}"
         for path, tree in sources().items()
@@ -68,37 +68,37 @@ def test_no_other_module_names_private_attributes() -> None:
 
 def test_flower_has_the_private_names() -> None:
     moved = "a private name of Flower " + MOVED.format(PRIVATE_MODULES[0])
-    flower_private.set_task_identity(11, 12, 13)
+    flower.set_task_identity(11, 12, 13)
     message = Message(RecordDict({"config": ConfigRecord({"a": 1})}), 5, "train")
-    flower_private.set_message_id(message, "an id")
-    copy = flower_private.message_from_bytes(flower_private.message_to_bytes(message))
+    flower.set_message_id(message, "an id")
+    copy = flower.message_from_bytes(flower.message_to_bytes(message))
     context = Context(12, 13, {"a": "b"}, RecordDict(), {"c": 0.5})
-    same = flower_private.context_from_bytes(flower_private.context_to_bytes(context))
+    same = flower.context_from_bytes(flower.context_to_bytes(context))
 
-    assert (flower_private.current_task_id(), message.metadata.run_id) == (11, 12), moved
+    assert (flower.current_task_id(), message.metadata.run_id) == (11, 12), moved
     assert (copy.metadata.message_id, copy.metadata.src_node_id) == ("an id", 13), moved
     assert copy.content.config_records["config"] == {"a": 1}, moved
     assert (same.run_id, same.node_config, same.run_config) == (12, {"a": "b"}, {"c": 0.5}), moved
-    assert flower_private.Run.create_empty(7).run_id == 7, moved
-    assert flower_private.SUPERLINK_NODE_ID == 1, moved
-    assert flower_private.ErrorCode.REPLY_MESSAGE_UNAVAILABLE != flower_private.ErrorCode.CLIENT_APP_CRASHED, moved
+    assert flower.Run.create_empty(7).run_id == 7, moved
+    assert flower.SUPERLINK_NODE_ID == 1, moved
+    assert flower.ErrorCode.REPLY_MESSAGE_UNAVAILABLE != flower.ErrorCode.CLIENT_APP_CRASHED, moved
 
 
 def test_flower_has_the_programs() -> None:
     programs = {entry.name: entry.value for entry in entry_points(group="console_scripts")}
     assert programs["flwr"] == "flwr.cli.app:app"
-    assert flower_private.COMMAND_LINE == "from flwr.cli.app import app; app()"
-    assert flower_private.CLIENT_APP_PROCESS in programs
+    assert flower.COMMAND_LINE == "from flwr.cli.app import app; app()"
+    assert flower.CLIENT_APP_PROCESS in programs
 
 
 def test_node_configurations_are_parsed_or_refused(tmp_path: Path) -> None:
-    assert flower_private.parse_node_config("partition-id=0 data-path='/a b'") == {
+    assert flower.parse_node_config("partition-id=0 data-path='/a b'") == {
         "partition-id": 0,
         "data-path": "/a b",
     }
     for text in ("partition-id=zero", str(tmp_path / "missing.toml")):
         with pytest.raises(ValueError, match=r"."):
-            flower_private.parse_node_config(text)
+            flower.parse_node_config(text)
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -117,11 +117,11 @@ def test_opacus_has_the_private_names() -> None:
     hooked(torch.ones(3, 2))
     left = set(vars(weight)) - own
     hooked.remove_hooks()
-    opacus_private.delete_attributes(weight)
+    compat_opacus.delete_attributes(weight)
 
-    assert {"grad_sample", "summed_grad", "_forward_counter"} <= left <= set(opacus_private._ATTRIBUTES), moved
+    assert {"grad_sample", "summed_grad", "_forward_counter"} <= left <= set(compat_opacus._ATTRIBUTES), moved
     assert set(vars(weight)) == own, moved
-    opacus_private.cache_renyi_curves()
+    compat_opacus.cache_renyi_curves()
     before = rdp._compute_rdp.cache_info().misses
     first = rdp.compute_rdp(q=0.01, noise_multiplier=1.234567, steps=3, orders=[2.0, 3.0])
     second = rdp.compute_rdp(q=0.01, noise_multiplier=1.234567, steps=6, orders=[2.0, 3.0])
