@@ -128,7 +128,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
         strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure, state, weights, live.board)
         listeners = (track, live.round_done, *([RunningReport(folder).round_done] if config.plots else ()))
         callback = RoundEndCallback(config, folder, strategy, reporter, listeners, checkpoint)
-        reporter.started(strategy.first_round, federation.clients_per_round or federation.num_clients)
+        reporter.started(strategy.first_round, federation.num_sampled)
         for note in describe_classifier(config):
             reporter.note(note)
         with suppress(StoppedEarly):

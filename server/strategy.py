@@ -233,11 +233,12 @@ class FederatedLoRA(Strategy):
         """Do nothing: there are no evaluate messages."""
 
     def _sample(self, server_round: int) -> list[int]:
-        ordered = self._clients.nodes
+        federation, partitions = self.config.federation, self._clients.partitions
+        ordered = [node for node in self._clients.nodes if federation.takes_part(partitions[node])]
         if self.client_level:
             drawn = set(self.client_level.sample_clients())
-            return [node for node in ordered if self._clients.partitions[node] in drawn]
-        sample_size = self.config.federation.clients_per_round or len(ordered)
+            return [node for node in ordered if partitions[node] in drawn]
+        sample_size = federation.clients_per_round or len(ordered)
         if sample_size >= len(ordered):
             return ordered
         # One random stream per round, so that a resumed run samples the same clients.

@@ -48,7 +48,7 @@ def check_aggregation(aggregation: AggregationConfig, privacy: PrivacyConfig, fe
                 f"aggregation.name = {aggregation.name} is not possible with {setting}: it needs the update of each "
                 "client, but the server has only their sum. Use aggregation=mean, or change that setting."
             )
-    clients_per_round = federation.clients_per_round or federation.num_clients
+    clients_per_round = federation.num_sampled
     if aggregation.name == "trimmed_mean" and int(aggregation.trim_share * clients_per_round) < 1:
         raise ConfigError(
             f"aggregation.trim_share = {aggregation.trim_share} drops none of the {clients_per_round} clients of a "

@@ -25,7 +25,9 @@ class FederationConfig(ConfigGroup):
         name: ``local`` (in this process), ``simulation`` (Flower's simulation engine) or ``remote`` (a running
             SuperLink); ``flwr run`` ignores it.
         num_clients: Number of clients in the federation; each holds one partition.
-        clients_per_round: Number of clients sampled in each round; null for all.
+        participants: Partition IDs of the clients that take part; the others are never asked to train. ``[0]`` trains
+            on the data of client 0 alone. null for all.
+        clients_per_round: Number of clients sampled in each round; null for all that take part.
         client_ranks: LoRA rank of each client, at most ``model.rank``; null: ``model.rank`` for all.
         min_replies: Minimum number of valid replies in a round; with fewer, the model stays unchanged.
         weighting: Weight of each client in the aggregate: ``examples``, its number of examples, which it sends to the
@@ -60,6 +62,7 @@ class FederationConfig(ConfigGroup):
 
     name: Literal["local", "simulation", "remote"]
     num_clients: Count = 4
+    participants: NonEmptyTuple[NonNegativeInt] | None = None
     clients_per_round: Count | None = None
     client_ranks: NonEmptyTuple[Count] | None = None
     min_replies: Count = 1
@@ -83,11 +86,15 @@ class FederationConfig(ConfigGroup):
     fetch: Text | None = None
 
     def __post_init__(self) -> None:
-        sampled = self.clients_per_round or self.num_clients
-        if sampled > self.num_clients:
+        _check_participants(self)
+        sampled = self.num_sampled
+        if sampled > self.num_participants:
+            limit = f"num_clients = {self.num_clients}"
+            if self.participants is not None:
+                limit = f"participants = {list(self.participants)}"
             raise ConfigError(
-                f"federation.clients_per_round = {sampled} is more than federation.num_clients = {self.num_clients}: "
-                f"give 1 to {self.num_clients}, or null for all clients."
+                f"federation.clients_per_round = {sampled} is more than federation.{limit}: give 1 to "
+                f"{self.num_participants}, or null for all clients."
             )
         if self.min_replies > sampled:
             raise ConfigError(
@@ -110,6 +117,20 @@ class FederationConfig(ConfigGroup):
                 f"federation.fetch = {self.fetch!r} is invalid: it needs the placeholders {{remote}}, for the run "
                 "directory on the server, and {local}, for the one on this machine. Add them, or set it to null."
             )
+
+    @property
+    def num_participants(self) -> int:
+        """Number of clients that take part in the run."""
+        return self.num_clients if self.participants is None else len(self.participants)
+
+    @property
+    def num_sampled(self) -> int:
+        """Number of clients that are asked to train in a round."""
+        return self.clients_per_round or self.num_participants
+
+    def takes_part(self, partition_id: int) -> bool:
+        """Return whether a client takes part in the run."""
+        return self.participants is None or partition_id in self.participants
 
 
 def settings_of_unknown_noise(train: TrainConfig, federation: FederationConfig) -> list[str]:
@@ -136,6 +157,16 @@ def check_weighting(federation: FederationConfig, privacy: PrivacyConfig, train:
             f"federation.weighting = inverse_variance is not possible with {conflicts[0]}: the server must know the "
             "noise in each client's update. Use privacy=dp_sgd with plain SGD and without secure aggregation, or "
             "federation.weighting=examples."
+        )
+
+
+def _check_participants(federation: FederationConfig) -> None:
+    numbers = list(federation.participants or ())
+    if len(set(numbers)) < len(numbers) or any(number >= federation.num_clients for number in numbers):
+        raise ConfigError(
+            f"federation.participants = {numbers} is invalid: give different numbers from 0 to "
+            f"{federation.num_clients - 1}, since federation.num_clients = {federation.num_clients}, or null for all "
+            "clients."
         )
 
 

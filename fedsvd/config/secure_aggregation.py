@@ -20,6 +20,11 @@ def check_secure(privacy: PrivacyConfig, train: TrainConfig, federation: Federat
             "federation.secure_aggregation and privacy.name = client_level: a round that samples too few clients for a "
             "secure sum would be skipped, which would reveal who was sampled. Set it to null."
         )
+    if federation.participants is not None and privacy.name == "client_level":
+        raise ConfigError(
+            f"federation.participants = {list(federation.participants)} is not allowed with privacy.name = "
+            "client_level, which protects the participation of a client: set it to null, or use privacy=dp_sgd."
+        )
     if privacy.noise_share:
         reason = _noise_share_obstacle(privacy, train, federation)
         if reason:

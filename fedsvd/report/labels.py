@@ -30,3 +30,9 @@ def trains_factors(config: Mapping[str, Any]) -> bool:
 def planned_rounds(config: Mapping[str, Any]) -> int:
     """Return the number of rounds that a run takes when it is complete."""
     return 0 if config.get("train.trains") == "none" else int(config["train.num_rounds"])
+
+
+def clients_label(config: Mapping[str, Any]) -> str:
+    """Return the number of clients that take part in a run, as in ``4 clients``."""
+    count = len(config.get("federation.participants") or range(config["federation.num_clients"]))
+    return "1 client" if count == 1 else f"{count} clients"

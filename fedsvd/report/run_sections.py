@@ -8,7 +8,7 @@ from typing import Any
 from fedsvd.config.task import TASKS, task_name
 from fedsvd.report.diagnostics_plot import diagnostics_figure
 from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure_block
-from fedsvd.report.labels import method_label, planned_rounds
+from fedsvd.report.labels import clients_label, method_label, planned_rounds
 from fedsvd.report.left_out import left_out_blocks
 from fedsvd.report.loaded_runs import Run, changed_keys
 from fedsvd.report.plots import accuracy_figure, counted_unit, partitions_figure, reference_accuracies
@@ -52,7 +52,7 @@ def summary(run: Run) -> Section:
     blocks: list[Block] = [
         Paragraph(
             f"Method {method_label(run.config)}, model {run.config['model.source']}, data "
-            f"{run.config['data.name']}, {run.config['federation.num_clients']} clients: {score} after {rounds} of "
+            f"{run.config['data.name']}, {clients_label(run.config)}: {score} after {rounds} of "
             f"{num_rounds} rounds, {spent}."
         )
     ]

@@ -72,8 +72,8 @@ def _description(run: TrainedRun, layout: Layout) -> str:
     )
     kind = (_KINDS if _trains_factors(run) else _HEAD_KINDS)[layout]
     origin = (
-        f"It was trained with fedsvd {__version__}, by federated learning over {config.federation.num_clients} clients "
-        "whose data stayed with them."
+        f"It was trained with fedsvd {__version__}, by federated learning over {config.federation.num_participants} "
+        "clients whose data stayed with them."
     )
     if config.train.trains == "none":
         origin = f"It was not trained: fedsvd {__version__} initialized its head without any client's data."
@@ -125,7 +125,7 @@ def _training(run: TrainedRun) -> str:
         *_class_weights(run),
         ("optimizer, learning rate", f"{config.train.optimizer}, {config.train.learning_rate:g}"),
         _sampling(run),
-        ("clients, clients per round", f"{config.federation.num_clients}, {_clients_per_round(run)}"),
+        ("clients, clients per round", f"{config.federation.num_participants}, {config.federation.num_sampled}"),
         ("data set, partition", f"{_data_name(run)}, {config.partition.name}"),
         ("seed", config.seed),
     ]
@@ -156,7 +156,3 @@ def _label(run: TrainedRun) -> str:
 
 def _trains_factors(run: TrainedRun) -> bool:
     return trains_factors(flatten(as_dict(run.config)))
-
-
-def _clients_per_round(run: TrainedRun) -> int:
-    return run.config.federation.clients_per_round or run.config.federation.num_clients

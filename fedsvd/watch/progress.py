@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from fedsvd.report.labels import method_label, planned_rounds
+from fedsvd.report.labels import clients_label, method_label, planned_rounds
 from fedsvd.report.loaded_runs import Run
 from fedsvd.report.tables import PHASES, rounded_up
 from fedsvd.runs.sites import CONNECTED, EXCLUDED, MISSING, REPLIED, TRAINING, Site
@@ -54,10 +54,7 @@ class SiteRow:
 def subject(run: Run) -> str:
     """Say what is trained on what."""
     config = run.config
-    return (
-        f"{method_label(config)}, {config['model.source']}, {config['data.name']}, "
-        f"{config['federation.num_clients']} clients"
-    )
+    return f"{method_label(config)}, {config['model.source']}, {config['data.name']}, {clients_label(config)}"
 
 
 def tiles(run: Run) -> list[Tile]:

@@ -113,6 +113,13 @@ def test_fedsvd_learns_on_a_real_model(tmp_path: Path) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_client_trains_alone(tmp_path: Path) -> None:
+    folder = train(tmp_path, "federation.participants=[1]", "train.num_rounds=2")
+
+    assert list(read_json(folder / "privacy.json")["clients"]) == ["1"]
+    assert [row["clients_used"] for row in read_rows(folder / "metrics.jsonl")] == [0, 1, 1]
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_run_gives_identical_weights(tmp_path: Path) -> None:
     overrides = ["privacy=none", "train.num_rounds=8", "federation.num_clients=3", "federation.clients_per_round=2",

@@ -191,6 +191,24 @@ def test_sampling_is_seeded_by_round_and_covers_all_clients() -> None:
     assert {client for clients in sampled.values() for client in clients} == set(range(5))
 
 
+@pytest.mark.parametrize("per_round", ["null", "1"])
+def test_only_participants_are_asked_to_train(per_round: str) -> None:
+    config = make_config(
+        "federation.num_clients=4", "federation.participants=[1,3]", f"federation.clients_per_round={per_round}"
+    )
+    called: list[int] = []
+
+    def train(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
+        called.append(partition_id)
+        return valid_reply(partition_id, task, factors)
+
+    for server_round in range(1, 11):
+        run_round(config, train, server_round)
+
+    assert set(called) == {1, 3}
+    assert len(called) == (20 if per_round == "null" else 10)
+
+
 def test_surplus_nodes_are_ignored() -> None:
     config = make_config("federation.num_clients=2")
     strategy = FederatedLoRA(build_method(config.method), config, make_adapter())

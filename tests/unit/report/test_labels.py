@@ -6,7 +6,15 @@ import pytest
 
 from fedsvd.config.task import TASKS, last_value
 from fedsvd.privacy.claim import Claim
-from fedsvd.report.labels import HEAD_ONLY, UNTRAINED, ZERO_SHOT, method_label, planned_rounds, trains_factors
+from fedsvd.report.labels import (
+    HEAD_ONLY,
+    UNTRAINED,
+    ZERO_SHOT,
+    clients_label,
+    method_label,
+    planned_rounds,
+    trains_factors,
+)
 from fedsvd.report.loaded_runs import Run, best_run
 from fedsvd.report.plots import accuracy_figure, reference_accuracies
 
@@ -63,3 +71,8 @@ def test_no_run_is_the_best_of_different_metrics() -> None:
     low, high = (run("regression", "spearman", value) for value in (0.1, 0.3))
     assert best_run([low, high]) is high
     assert best_run([low, run("token_classification", "span_f1", 0.9)]) is None
+
+
+@pytest.mark.parametrize(("participants", "label"), [({}, "4 clients"), ({"federation.participants": [2]}, "1 client")])
+def test_clients_that_take_part_are_counted(participants: dict[str, list[int]], label: str) -> None:
+    assert clients_label({"federation.num_clients": 4, **participants}) == label
