@@ -1,16 +1,16 @@
-"""Comparison of contenders: choose a learning rate for each, then run all of them on every task, budget and seed."""
+"""Comparison of contenders: tune each one, then run all of them on every task, budget and seed."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fedsvd.comparison.tuning import Cell, Choice, nearest_budget, tune, tuning_jobs
 from fedsvd.comparison.workers import Job, Workers
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.compose import compose
@@ -43,85 +43,34 @@ def run_comparison(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.jsonl"
-    tuning = tuning_jobs(settings)
-    _check_overrides(base, settings, tuning)
+    _check_overrides(base, settings, tuning_jobs(settings))
+    executed: list[Job] = []
     with Workers(settings.num_workers) as workers:
-        _run_missing(workers, base, settings, tuning, path, on_progress)
-        rates = chosen_learning_rates(_check_tuning(select_rows(tuning, read_rows(path))))
-        final = final_jobs(settings, rates)
-        _run_missing(workers, base, settings, final, path, on_progress)
-    return select_rows([*tuning, *final], read_rows(path))
+
+        def execute(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+            _run_missing(workers, base, settings, jobs, path, on_progress)
+            executed.extend(jobs)
+            return select_rows(jobs, read_rows(path))
+
+        execute(final_jobs(settings, tune(settings, execute)))
+    return select_rows(executed, read_rows(path))
 
 
-def tuning_jobs(settings: CompareConfig) -> list[Job]:
-    """Return the runs from which learning rates are chosen."""
-    return [
-        Job("tuning", task, contender, epsilon, settings.tuning_seed, rate)
-        for task in ([settings.tuning_task] if settings.tuning_task else settings.chosen_tasks)
-        for contender in settings.chosen_contenders
-        for epsilon in settings.tuning_epsilons
-        for rate in settings.learning_rates
-    ]
-
-
-def final_jobs(settings: CompareConfig, rates: Mapping[tuple[str, str, float], float]) -> list[Job]:
+def final_jobs(settings: CompareConfig, choices: Mapping[Cell, Choice]) -> list[Job]:
     """Return the reported runs, ordered by task and seed, since runs of one task and seed share cached data."""
+
+    def job(task: str, contender: str, epsilon: float, seed: int) -> Job:
+        choice = choices[settings.tuning_task or task, contender, nearest_budget(epsilon, settings)]
+        factor = choice.clipping_factor if epsilon else 1.0
+        return Job("final", task, contender, epsilon, seed, choice.learning_rate, factor)
+
     return [
-        Job(
-            "final",
-            task,
-            contender,
-            epsilon,
-            seed,
-            rates[settings.tuning_task or task, contender, nearest_budget(epsilon, settings)],
-        )
+        job(task, contender, epsilon, seed)
         for task in settings.chosen_tasks
         for seed in settings.seeds
         for contender in settings.chosen_contenders
         for epsilon in settings.epsilons
     ]
-
-
-def chosen_learning_rates(rows: Rows) -> dict[tuple[str, str, float], float]:
-    """Return the learning rate of highest accuracy per task, contender and tuning budget; the smallest on ties."""
-    best: dict[tuple[str, str, float], tuple[float, float]] = {}
-    for row in rows:
-        if row["phase"] == "tuning" and row["accuracy"] is not None:
-            key, value = (row["task"], row["contender"], row["epsilon"]), (row["accuracy"], -row["learning_rate"])
-            best[key] = max(best.get(key, (-math.inf, 0.0)), value)
-    return {key: -value[1] for key, value in best.items()}
-
-
-def _check_tuning(rows: Rows) -> Rows:
-    """Return the rows of the tuning runs.
-
-    Raises:
-        RunError: A contender has no result from which to choose its learning rate.
-    """
-    cells: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault((row["task"], row["contender"], row["epsilon"]), []).append(row)
-    for (task, contender, epsilon), cell in cells.items():
-        if all(row["accuracy"] is None for row in cell):
-            raise RunError(
-                f"no learning rate of {contender} on {task} at ε = {epsilon or math.inf:g} has a result: all "
-                f"{len(cell)} runs failed ({cell[0]['failed']}). Remove the cause, then run the same command again."
-            )
-    return rows
-
-
-def nearest_budget(epsilon: float, settings: CompareConfig) -> float:
-    """Return the tuning budget nearest to ``epsilon`` by ratio.
-
-    Runs without privacy (0) use the rate that was tuned without privacy, if it is among the tuning budgets.
-    """
-
-    def distance(other: float) -> float:
-        if not epsilon or not other:
-            return 0.0 if epsilon == other else math.inf
-        return abs(math.log(epsilon / other))
-
-    return min(settings.tuning_epsilons, key=distance)
 
 
 def overrides(job: Job, base: Sequence[str], settings: CompareConfig) -> list[str]:
@@ -131,11 +80,12 @@ def overrides(job: Job, base: Sequence[str], settings: CompareConfig) -> list[st
     if not job.epsilon:
         # Without privacy, there is no noise to share.
         contender = [item for item in contender if not item.startswith("privacy.noise_share=")]
+    shared = [*base, *settings.tasks[job.task], *privacy, *contender]
+    if job.clipping_factor != 1:
+        privacy_config = compose([*shared, f"seed={job.seed}"]).privacy
+        shared.append(f"privacy.max_grad_norm={privacy_config.max_grad_norm * job.clipping_factor:g}")
     return [
-        *base,
-        *settings.tasks[job.task],
-        *privacy,
-        *contender,
+        *shared,
         f"seed={job.seed}",
         f"train.learning_rate={job.learning_rate:g}",
         f"data.evaluate_on={'validation' if job.phase == 'tuning' else 'test'}",
@@ -160,7 +110,8 @@ def select_rows(jobs: Iterable[Job], rows: Rows) -> list[dict[str, Any]]:
 
 
 def _job(row: Mapping[str, Any]) -> Job:
-    return Job(**{name: row[name] for name in Job.__annotations__})
+    # Rows of earlier versions have no clipping factor.
+    return Job(**{name: row[name] for name in Job.__annotations__ if name in row})
 
 
 def _check_overrides(base: Sequence[str], settings: CompareConfig, jobs: Iterable[Job]) -> None:

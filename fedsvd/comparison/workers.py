@@ -32,6 +32,7 @@ class Job:
         epsilon: Privacy budget; 0 for no privacy.
         seed: Seed of the run.
         learning_rate: Learning rate of the clients.
+        clipping_factor: The clipping norm, as a multiple of the ``privacy.max_grad_norm`` that the run has otherwise.
     """
 
     phase: str
@@ -40,6 +41,7 @@ class Job:
     epsilon: float
     seed: int
     learning_rate: float
+    clipping_factor: float = 1.0
 
 
 class Workers:

@@ -28,6 +28,8 @@ class CompareConfig(ConfigGroup):
         epsilons: Privacy budgets ε; 0 means no privacy.
         seeds: Each contender, task and budget is run once per seed.
         learning_rates: Grid from which each contender's learning rate is chosen, by accuracy on validation texts.
+        clipping_factors: Multiples of ``privacy.max_grad_norm`` that are tried with the chosen learning rate divided by
+            the multiple, on the same validation texts; null keeps the norm.
         tuning_epsilons: Budgets at which the learning rate is chosen; other budgets use the choice at the nearest one.
         tuning_task: Task on which the learning rate is chosen for all tasks; null: each task chooses its own.
         tuning_seed: Seed of the tuning runs; must not be one of ``seeds``.
@@ -44,6 +46,7 @@ class CompareConfig(ConfigGroup):
     epsilons: NonEmptyTuple[NonNegativeFloat]
     seeds: NonEmptyTuple[Seed]
     learning_rates: NonEmptyTuple[PositiveFloat]
+    clipping_factors: NonEmptyTuple[PositiveFloat] | None
     tuning_epsilons: NonEmptyTuple[NonNegativeFloat]
     tuning_task: Text | None
     tuning_seed: Seed

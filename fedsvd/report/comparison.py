@@ -37,6 +37,8 @@ def write_report(rows: Rows, settings: CompareConfig, folder: Path, command: str
     """
     plot_comparison(rows, settings, folder / "comparison.png")
     parts = [code_span(command), *(_task_section(rows, settings, task) for task in settings.chosen_tasks)]
+    if len(settings.chosen_contenders) > 1:
+        parts.append(_rank_section(rows, settings))
     path = folder / "comparison.md"
     write_text(path, "\n\n".join(parts) + "\n")
     return path
@@ -91,6 +93,20 @@ def paired_difference(contender: Mapping[int, float], baseline: Mapping[int, flo
     return mean, error, float(test.pvalue)
 
 
+def mean_ranks(rows: Rows, settings: CompareConfig, epsilon: float) -> dict[str, tuple[float, float]]:
+    """Return each contender's mean rank by accuracy at one ε, and its standard error.
+
+    All contenders are ranked for each task and seed for which all have a result; 1 is the best, and equal accuracies
+    share the mean of their ranks. Empty if there is no such task and seed.
+    """
+    contenders, ranks = settings.chosen_contenders, []
+    for task in settings.chosen_tasks:
+        cells = [accuracies(rows, task, contender, epsilon) for contender in contenders]
+        seeds = sorted(set.intersection(*(set(cell) for cell in cells)))
+        ranks += [stats.rankdata([-cell[seed] for cell in cells]).tolist() for seed in seeds]
+    return {name: mean_and_error(column) for name, column in zip(contenders, zip(*ranks, strict=True), strict=False)}
+
+
 @log_failure
 def plot_comparison(rows: Rows, settings: CompareConfig, path: Path) -> None:
     """Plot accuracy against ε with standard errors: one panel per task, one line per contender."""
@@ -124,19 +140,44 @@ def plot_comparison(rows: Rows, settings: CompareConfig, path: Path) -> None:
     save_png(figure, path)
 
 
+def _headings(settings: CompareConfig) -> list[str]:
+    return [f"ε = {epsilon:g}" if epsilon else "ε = ∞" for epsilon in settings.epsilons]
+
+
+def _rank_section(rows: Rows, settings: CompareConfig) -> str:
+    headings = _headings(settings)
+    lines = [
+        "## Mean ranks",
+        "",
+        "Rank by accuracy among all contenders (1 is the best), mean ± standard error over tasks and seeds.",
+        "",
+        f"| | {' | '.join(headings)} |",
+        "|---" * (len(headings) + 1) + "|",
+    ]
+    columns = [mean_ranks(rows, settings, epsilon) for epsilon in settings.epsilons]
+    for contender in settings.chosen_contenders:
+        cells = []
+        for column in columns:
+            mean, error = column.get(contender, (math.nan, math.nan))
+            text = "–" if math.isnan(mean) else f"{mean:.1f}"
+            cells.append(text if math.isnan(error) else f"{text} ± {error:.1f}")
+        lines.append(f"| {markdown_text(contender)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _task_section(rows: Rows, settings: CompareConfig, task: str) -> str:
-    headings = [f"ε = {epsilon:g}" if epsilon else "ε = ∞" for epsilon in settings.epsilons]
+    headings = _headings(settings)
     lines = [
         f"## {markdown_text(task)}",
         "",
         f"Held-out accuracy in percent, mean ± standard error over {len(settings.seeds)} seeds.",
         "",
-        f"| | {' | '.join(headings)} | learning rates |",
+        f"| | {' | '.join(headings)} | learning rate (× clipping norm) |",
         "|---" * (len(headings) + 2) + "|",
     ]
     for contender in settings.chosen_contenders:
         cells = [_cell(rows, task, contender, epsilon) for epsilon in settings.epsilons]
-        lines.append(f"| {markdown_text(contender)} | {' | '.join(cells)} | {_learning_rates(rows, task, contender)} |")
+        lines.append(f"| {markdown_text(contender)} | {' | '.join(cells)} | {_tuned_settings(rows, task, contender)} |")
     lines += [
         "",
         f"Difference from {markdown_text(settings.baseline)} in percentage points, paired by seed (p value of a "
@@ -171,7 +212,11 @@ def _difference(rows: Rows, settings: CompareConfig, task: str, contender: str, 
     return text if math.isnan(error) else f"{text} ± {100 * error:.1f}" + ("" if math.isnan(p) else f" (p {p:.3f})")
 
 
-def _learning_rates(rows: Rows, task: str, contender: str) -> str:
+def _tuned_settings(rows: Rows, task: str, contender: str) -> str:
     final = [row for row in rows if (row["phase"], row["task"], row["contender"]) == ("final", task, contender)]
-    rates = {("∞" if not row["epsilon"] else "private"): row["learning_rate"] for row in final}
-    return ", ".join(f"{key}: {rate:g}" for key, rate in rates.items())
+    settings = {}
+    for row in final:
+        factor = row.get("clipping_factor", 1.0)
+        clipping = "" if factor == 1 else f" (× {factor:g})"
+        settings["private" if row["epsilon"] else "∞"] = f"{row['learning_rate']:g}{clipping}"
+    return ", ".join(f"{key}: {text}" for key, text in settings.items())

@@ -12,24 +12,17 @@ from PIL import Image
 
 from fedsvd import comparison
 from fedsvd.cli import main
-from fedsvd.comparison import (
-    chosen_learning_rates,
-    final_jobs,
-    nearest_budget,
-    overrides,
-    read_rows,
-    split_jobs,
-    tuning_jobs,
-)
+from fedsvd.comparison import final_jobs, overrides, read_rows, split_jobs
+from fedsvd.comparison.tuning import Choice, choose, clipping_jobs, nearest_budget, tuning_jobs
 from fedsvd.comparison.workers import Job, Workers, _run_job, take_job_group
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.compose import compose, compose_compare
 from fedsvd.errors import ConfigError, RunError
-from fedsvd.report.comparison import mean_and_error, paired_difference, write_report
+from fedsvd.report.comparison import mean_and_error, mean_ranks, paired_difference, write_report
 
 SMALL = [
     "compare.only_contenders=[fedsvd,flora]", "compare.only_tasks=[movies]", "compare.epsilons=[0,3]",
-    "compare.seeds=[0,1]", "compare.learning_rates=[0.5,1]",
+    "compare.seeds=[0,1]", "compare.learning_rates=[0.5,1]", "compare.clipping_factors=null",
 ]  # fmt: skip
 
 
@@ -68,7 +61,7 @@ def test_comparison_writes_a_table_and_resumes(tmp_path: Path, capsys: pytest.Ca
     # The table contains only the requested results. A single seed has no standard error.
     assert main([*arguments, "compare.seeds=[1]"]) == 0
     assert "over 1 seeds" in (one_seed := (tmp_path / "comparison.md").read_text(encoding="utf-8"))
-    assert one_seed.count("±") == 1
+    assert one_seed.count("±") == 2  # in the two headings
     assert len(read_rows(path)) == 12
 
     # The same names with other overrides.
@@ -101,8 +94,12 @@ def test_every_run_composes_as_a_separate_run() -> None:
         assert (run.privacy.name == "none") == (job.epsilon == 0)
         assert run.train.learning_rate == job.learning_rate
     rates = dict.fromkeys(
-        [(t, c, e) for t in config.tasks for c in config.contenders for e in config.tuning_epsilons], 0.3
+        [(t, c, e) for t in config.tasks for c in config.contenders for e in config.tuning_epsilons], Choice(0.3)
     )
+    for job in clipping_jobs(config, rates):
+        run, original = (compose(overrides(j, [], config)) for j in (job, dataclasses.replace(job, clipping_factor=1)))
+        assert run.privacy.max_grad_norm == pytest.approx(job.clipping_factor * original.privacy.max_grad_norm)
+        assert run.train.learning_rate == pytest.approx(0.3 / job.clipping_factor)
     jobs = final_jobs(config, rates)
     assert len(jobs) == len(config.tasks) * len(config.contenders) * 2
     assert all(overrides(job, [], config)[-1] == "data.evaluate_on=test" for job in jobs)
@@ -111,7 +108,7 @@ def test_every_run_composes_as_a_separate_run() -> None:
 def test_one_task_can_choose_the_rates_of_all() -> None:
     config = compose_compare(["compare.tuning_task=domains"])[1]
     assert {job.task for job in tuning_jobs(config)} == {"domains"}
-    rates = {("domains", c, e): 1.0 + e for c in config.contenders for e in config.tuning_epsilons}
+    rates = {("domains", c, e): Choice(1.0 + e) for c in config.contenders for e in config.tuning_epsilons}
     assert {(job.task, job.learning_rate) for job in final_jobs(config, rates) if job.epsilon == 3} == {
         ("movies", 4.0), ("domains", 4.0),
     }  # fmt: skip
@@ -145,7 +142,19 @@ def row(contender: str, accuracy: float, rate: float = 0.5, **given: object) -> 
 
 def test_best_rate_is_chosen_and_ties_take_the_smallest() -> None:
     rows = [row("fedsvd", 0.6, 1.0), row("fedsvd", 0.6, 0.5), row("flora", 0.5, 0.5), row("flora", 0.7, 1.0)]
-    assert chosen_learning_rates(rows) == {("movies", "fedsvd", 3): 0.5, ("movies", "flora", 3): 1.0}
+    assert choose(rows) == {("movies", "fedsvd", 3): Choice(0.5), ("movies", "flora", 3): Choice(1.0)}
+
+
+def test_clipping_norms_are_tried_at_the_chosen_rate_and_the_best_is_used_with_privacy() -> None:
+    config = settings("compare.clipping_factors=[0.5,4]")
+    tried = clipping_jobs(config, {("movies", "fedsvd", 0): Choice(2.0), ("movies", "fedsvd", 3): Choice(1.0)})
+    assert [(job.epsilon, job.learning_rate, job.clipping_factor) for job in tried] == [(3, 2.0, 0.5), (3, 0.25, 4)]
+
+    rows = [row("fedsvd", 0.6, 1.0), row("fedsvd", 0.7, 0.25, clipping_factor=4), row("flora", 0.6)]
+    rows += [row(name, 0.8, 2.0, epsilon=0) for name in ("fedsvd", "flora")]
+    final = final_jobs(config, choose(rows))
+    chosen = {(job.contender, job.epsilon): (job.learning_rate, job.clipping_factor) for job in final}
+    assert chosen == {("fedsvd", 3): (0.25, 4), ("fedsvd", 0): (2.0, 1), ("flora", 3): (0.5, 1), ("flora", 0): (2.0, 1)}
 
 
 @pytest.mark.parametrize(("epsilon", "expected"), [(0, 0), (6, 3), (1, 3), (3, 3)])
@@ -160,6 +169,24 @@ def test_means_errors_and_paired_differences_match_hand_computed_values() -> Non
     mean, error, p = paired_difference({0: 2.0, 1: 4.0, 2: 6.0, 7: 0.0}, {0: 1.0, 1: 2.0, 2: 3.0})
     assert (mean, error) == (2.0, pytest.approx(1 / math.sqrt(3)))
     assert p == pytest.approx(0.0742, abs=1e-4)
+
+
+def test_mean_ranks_match_hand_computed_values(tmp_path: Path) -> None:
+    config = settings("compare.only_tasks=[movies,domains]")
+    # Ranks of fedsvd: 1, shared 1.5, 2; domains at seed 1 has one result, so it counts for nobody.
+    values = {("movies", 0): (0.8, 0.7), ("movies", 1): (0.6, 0.6), ("domains", 0): (0.5, 0.9), ("domains", 1): (1.0,)}
+    rows = [
+        row(name, accuracy, phase="final", task=task, seed=seed)
+        for (task, seed), pair in values.items()
+        for name, accuracy in zip(("fedsvd", "flora"), pair, strict=False)
+    ]
+
+    ranks = mean_ranks(rows, config, 3)
+
+    assert ranks == {"fedsvd": pytest.approx((1.5, 0.5 / 3**0.5)), "flora": pytest.approx((1.5, 0.5 / 3**0.5))}
+    assert mean_ranks(rows, config, 0) == {}
+    table = write_report(rows, config, tmp_path, "fedsvd compare").read_text(encoding="utf-8")
+    assert "| fedsvd | – | 1.5 ± 0.3 |" in table
 
 
 def test_cells_without_a_run_are_dashes(tmp_path: Path) -> None:
@@ -191,7 +218,7 @@ def test_failed_runs_have_no_accuracy_and_are_marked(tmp_path: Path) -> None:
     assert "| fedsvd | – | 60.0 (1 failed) | private: 0.5 |" in table
     assert "| flora | – | – (1 failed) |" in table
     tuning = [row("fedsvd", 0.1, 1.0), {**row("fedsvd", 0, 0.5), **lost}]
-    assert chosen_learning_rates(tuning) == {("movies", "fedsvd", 3): 1.0}
+    assert choose(tuning) == {("movies", "fedsvd", 3): Choice(1.0)}
 
 
 def test_a_failed_run_is_run_again_and_a_contender_without_results_ends_the_comparison(

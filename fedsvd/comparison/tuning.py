@@ -1,0 +1,106 @@
+"""The choice of each contender's learning rate and clipping norm, from runs evaluated on validation texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedsvd.comparison.workers import Job
+from fedsvd.config.compare import CompareConfig
+from fedsvd.errors import RunError
+
+Rows = Sequence[Mapping[str, Any]]
+# Task, contender and tuning budget.
+Cell = tuple[str, str, float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What tuning chose for one cell.
+
+    Attributes:
+        learning_rate: The learning rate.
+        clipping_factor: The clipping norm, as a multiple of ``privacy.max_grad_norm``.
+    """
+
+    learning_rate: float
+    clipping_factor: float = 1.0
+
+
+def tuning_jobs(settings: CompareConfig) -> list[Job]:
+    """Return the runs from which learning rates are chosen."""
+    return [
+        Job("tuning", task, contender, epsilon, settings.tuning_seed, rate)
+        for task in ([settings.tuning_task] if settings.tuning_task else settings.chosen_tasks)
+        for contender in settings.chosen_contenders
+        for epsilon in settings.tuning_epsilons
+        for rate in settings.learning_rates
+    ]
+
+
+def clipping_jobs(settings: CompareConfig, rates: Mapping[Cell, Choice]) -> list[Job]:
+    """Return the runs from which clipping norms are chosen, given the chosen learning rates.
+
+    The learning rate times the clipping norm stays the same: where most gradients are clipped, the norm changes the
+    step no more than the rate does, and both could not be told apart.
+    """
+    return [
+        Job("tuning", task, contender, epsilon, settings.tuning_seed, choice.learning_rate / factor, factor)
+        for (task, contender, epsilon), choice in rates.items()
+        for factor in settings.clipping_factors or ()
+        if epsilon
+    ]
+
+
+def choose(rows: Rows) -> dict[Cell, Choice]:
+    """Return the settings of highest accuracy per task, contender and tuning budget; on ties the smallest rate.
+
+    Raises:
+        RunError: A contender has no result from which to choose.
+    """
+    cells: dict[Cell, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["phase"] == "tuning":
+            cells.setdefault((row["task"], row["contender"], row["epsilon"]), []).append(row)
+    chosen = {}
+    for (task, contender, epsilon), cell in cells.items():
+        results = [row for row in cell if row["accuracy"] is not None]
+        if not results:
+            raise RunError(
+                f"no learning rate of {contender} on {task} at ε = {epsilon or math.inf:g} has a result: all "
+                f"{len(cell)} runs failed ({cell[0]['failed']}). Remove the cause, then run the same command again."
+            )
+        best = max(results, key=lambda row: (row["accuracy"], -row["learning_rate"]))
+        chosen[task, contender, epsilon] = Choice(best["learning_rate"], best.get("clipping_factor", 1.0))
+    return chosen
+
+
+def tune(settings: CompareConfig, execute: Callable[[Sequence[Job]], Rows]) -> dict[Cell, Choice]:
+    """Choose the settings of each contender.
+
+    Args:
+        settings: The configuration group ``compare``.
+        execute: Function that runs jobs and returns their rows.
+
+    Raises:
+        RunError: All runs that would choose a contender's learning rate failed.
+    """
+    rows = [*execute(tuning_jobs(settings))]
+    clipping = clipping_jobs(settings, choose(rows))
+    return choose([*rows, *(execute(clipping) if clipping else ())])
+
+
+def nearest_budget(epsilon: float, settings: CompareConfig) -> float:
+    """Return the tuning budget nearest to ``epsilon`` by ratio.
+
+    Runs without privacy (0) use the settings that were tuned without privacy, if it is among the tuning budgets.
+    """
+
+    def distance(other: float) -> float:
+        if not epsilon or not other:
+            return 0.0 if epsilon == other else math.inf
+        return abs(math.log(epsilon / other))
+
+    return min(settings.tuning_epsilons, key=distance)
