@@ -18,6 +18,7 @@ from fedsvd.privacy.canaries import Canaries
 from fedsvd.privacy.clipping_groups import split_by_share
 from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR, ClippingMeter, ClippingStatistics
 from fedsvd.privacy.gradient_maps import GradientMap
+from fedsvd.privacy.noise_ahead import NoiseAhead
 from fedsvd.privacy.noisy_optimizer import NoisyOptimizer
 from fedsvd.privacy.physical_batches import BatchLimit, run_physical_batches
 from fedsvd.privacy.randomness import Randomness
@@ -101,10 +102,13 @@ def train_dp_sgd(
     meter = None
     if mechanism.statistics:
         meter = ClippingMeter(mechanism.noise_multiplier, mechanism.max_grad_norm, divisor, randomness)
-    with _compute_grad_samples(model, grad_sample_mode or opacus_hooks) as wrapped:
+    with (
+        _compute_grad_samples(model, grad_sample_mode or opacus_hooks) as wrapped,
+        NoiseAhead(randomness) as noise,
+    ):
         private = NoisyOptimizer(
             optimizer,
-            randomness,
+            noise,
             meter,
             split_by_share(optimizer, head, mechanism.head_clipping_share, mechanism.max_grad_norm),
             maps,
@@ -117,6 +121,7 @@ def train_dp_sgd(
         total = num_examples + (canaries.count if canaries else 0)
         examples = _DataAndCanaries(losses, num_examples, canaries)
         for batch in randomness.batches(total, mechanism.sample_rate, mechanism.steps):
+            private.draw_noise()
             _noisy_step(wrapped, private, examples, batch, limit, lengths)
             if meter:
                 meter.release()

@@ -16,17 +16,17 @@ from torch import Tensor
 from fedsvd.privacy.clipping_groups import ClippingGroup, joint_norms
 from fedsvd.privacy.clipping_statistics import ClippingMeter
 from fedsvd.privacy.gradient_maps import GradientMap, map_before_clipping, map_noised_gradients
-from fedsvd.privacy.randomness import Randomness
+from fedsvd.privacy.noise_ahead import NoiseAhead
 
 logger = logging.getLogger(__name__)
 
 
 class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimizer, with noise from `Randomness`.
+    """Opacus' optimizer, with noise from `NoiseAhead`.
 
     Args:
         optimizer: The optimizer that takes the steps.
-        randomness: Source of the noise.
+        noise: Source of the noise.
         meter: Receives the gradients' norms, if clipping statistics are released.
         groups: Parameters that are clipped separately before all are clipped together.
         maps: Maps of the gradients before clipping and after the noise; see `fedsvd.privacy.gradient_maps`.
@@ -36,14 +36,14 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        randomness: Randomness,
+        noise: NoiseAhead,
         meter: ClippingMeter | None,
         groups: Sequence[ClippingGroup],
         maps: Sequence[GradientMap] = (),
         **options: Any,
     ) -> None:
         super().__init__(optimizer, **options)
-        self._randomness = randomness
+        self._noise = noise
         self._meter = meter
         self.groups = groups
         self._maps = maps
@@ -80,12 +80,15 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
         """
         return torch.stack([group.clip() for group in self.groups]).any(dim=0)
 
+    def draw_noise(self) -> None:
+        """Start to draw the noise of a step, with standard deviation σ · max_grad_norm."""
+        if self.noise_multiplier:
+            self._noise.request(self.params, self.noise_multiplier * self.max_grad_norm)
+
     def add_noise(self) -> None:
-        """Set each gradient to the clipped sum plus noise with standard deviation σ · max_grad_norm, then map it."""
-        std = self.noise_multiplier * self.max_grad_norm
-        for parameter in self.params:
-            clipped = parameter.summed_grad
-            noised = clipped + self._randomness.normal(clipped, std) if std else clipped
-            parameter.grad = noised.view_as(parameter)
+        """Set each gradient to the clipped sum plus the noise of this step, then map it."""
+        noises = self._noise.take() if self.noise_multiplier else [0.0] * len(self.params)
+        for parameter, noise in zip(self.params, noises, strict=True):
+            parameter.grad = (parameter.summed_grad + noise).view_as(parameter)
         if self._maps:
             map_noised_gradients(self._maps, self.params)
