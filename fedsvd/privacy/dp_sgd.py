@@ -20,7 +20,7 @@ from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR, ClippingMe
 from fedsvd.privacy.gradient_maps import GradientMap
 from fedsvd.privacy.noise_ahead import NoiseAhead
 from fedsvd.privacy.noisy_optimizer import NoisyOptimizer
-from fedsvd.privacy.physical_batches import BatchLimit, run_physical_batches
+from fedsvd.privacy.physical_batches import BatchLimit, run_physical_batches, with_following
 from fedsvd.privacy.randomness import Randomness
 
 # Maps a model to a context in which backward passes set `parameter.grad_sample`, of shape (batch, *parameter).
@@ -120,9 +120,10 @@ def train_dp_sgd(
         model.train()
         total = num_examples + (canaries.count if canaries else 0)
         examples = _DataAndCanaries(losses, num_examples, canaries)
-        for batch in randomness.batches(total, mechanism.sample_rate, mechanism.steps):
+        batches = randomness.batches(total, mechanism.sample_rate, mechanism.steps)
+        for batch, following in with_following(batches):
             private.draw_noise()
-            _noisy_step(wrapped, private, examples, batch, limit, lengths)
+            _noisy_step(wrapped, private, examples, batch, following, limit, lengths)
             if meter:
                 meter.release()
     return meter.statistics if meter else None
@@ -146,12 +147,23 @@ class _DataAndCanaries:
     num_examples: int
     canaries: Canaries | None
 
+    def prepare(self, part: Sequence[int]) -> None:
+        """Let the loss function collate the real examples of a physical batch ahead, if it can."""
+        prepare, positions = getattr(self.losses, "prepare", None), self.real(part)
+        if prepare and positions:
+            prepare(positions)
+
+    def real(self, part: Sequence[int]) -> list[int]:
+        """Return the positions of the real examples."""
+        return [position for position in part if position < self.num_examples]
+
 
 def _noisy_step(
     model: nn.Module,
     optimizer: NoisyOptimizer,
     examples: _DataAndCanaries,
     batch: Sequence[int],
+    following: Sequence[int],
     limit: BatchLimit,
     lengths: Sequence[int],
 ) -> None:
@@ -165,13 +177,14 @@ def _noisy_step(
         optimizer.signal_skip_step(do_skip=not is_last)
         optimizer.step()
 
-    run_physical_batches(batch, limit, lengths, partial(_backward, model, optimizer, examples), release, accumulate)
+    compute = partial(_backward, model, optimizer, examples)
+    run_physical_batches(batch, limit, lengths, compute, release, accumulate, examples.prepare, following)
 
 
 def _backward(model: nn.Module, optimizer: NoisyOptimizer, examples: _DataAndCanaries, part: list[int]) -> None:
     """Compute the gradients of the real examples of a physical batch; a failed call leaves nothing behind."""
     optimizer.zero_grad(set_to_none=True)
-    positions = [i for i in part if i < examples.num_examples]
+    positions = examples.real(part)
     if positions:
         examples.losses(model, positions).sum().backward()  # type: ignore[no-untyped-call]
         _check_per_example_gradients(optimizer.params, len(positions))

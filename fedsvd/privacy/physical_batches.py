@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,17 @@ def split_batch(batch: Sequence[int], physical_batch_size: int, lengths: Sequenc
     if len(ordered) > physical_batch_size and lengths:
         ordered.sort(key=lambda position: lengths[position] if position < len(lengths) else 0)
     return [ordered[start : start + physical_batch_size] for start in range(0, len(ordered), physical_batch_size)]
+
+
+def with_following(batches: Iterable[list[int]]) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield each batch with the one after it, which is empty after the last one; one batch is read ahead."""
+    current: list[int] | None = None
+    for following in batches:
+        if current is not None:
+            yield current, following
+        current = following
+    if current is not None:
+        yield current, []
 
 
 @dataclass
@@ -68,6 +79,8 @@ def run_physical_batches(
     compute: Callable[[list[int]], None],
     release: Callable[[], None],
     accumulate: Callable[[list[int], bool], None],
+    prepare: Callable[[list[int]], None] | None = None,
+    following: Sequence[int] = (),
 ) -> None:
     """Process a batch in physical batches; one that does not fit is tried again in smaller ones.
 
@@ -80,11 +93,16 @@ def run_physical_batches(
         compute: Compute the gradients of a physical batch. May raise `torch.OutOfMemoryError`.
         release: Remove what a failed ``compute`` left.
         accumulate: Add the computed gradients of a physical batch, and whether it is the batch's last.
+        prepare: Called with the physical batch that probably comes next, before the current one is computed.
+        following: The next batch, for ``prepare``; empty after the last one.
     """
     # An empty batch has one empty part.
     pending = split_batch(batch, max(1, limit.next_size(len(batch))), lengths) or [[]]
     while pending:
         part = pending.pop(0)
+        upcoming = pending or split_batch(following, max(1, limit.next_size(len(following))), lengths)
+        if prepare and upcoming:
+            prepare(upcoming[0])
         failed = False
         try:
             compute(part)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import peft
-from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from fedsvd import data
@@ -18,8 +16,9 @@ from fedsvd.privacy.plan import example_sample_rate
 from fedsvd.runtime.class_weights import class_weights
 from fedsvd.runtime.data import ClientData, class_names, clear_data_cache, load_tokenizer
 from fedsvd.runtime.model import clear_model_cache, load_model, resolve_device
+from fedsvd.training.example_losses import ExampleLosses
 from fedsvd.training.feature_cache import FeatureCache, FeatureStore
-from fedsvd.training.loop import Batch, StateCache, model_inputs, to_device
+from fedsvd.training.loop import Batch, StateCache
 from fedsvd.training.objectives import Labels, Objective, make_objective
 from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
 
@@ -32,20 +31,16 @@ _CPU_BATCH = 128
 _PrefixKey = tuple[str, str, str | tuple[str, ...], str, str, str, str, bool, int | str]
 
 
-def per_example_losses(client_data: ClientData, config: Config) -> Callable[[nn.Module, Sequence[int]], Tensor]:
+def per_example_losses(client_data: ClientData, config: Config) -> ExampleLosses:
     """Return a function from a model and example indices of a client to the loss of each example."""
-    tokenizer, device, prefix = load_tokenizer(config), resolve_device(config.device), load_prefix_cache(config)
-    objective = run_objective(config)
     # Steps on all examples have the same batches every time.
     takes_all = example_sample_rate(config.train, len(client_data.examples)) == 1
-    collate = _collate_cached if takes_all else _collate
-
-    def losses(model: nn.Module, positions: Sequence[int]) -> Tensor:
-        batch = to_device(collate(client_data, tuple(positions), tokenizer), device)
-        with prefix.reuse_states(model, model_inputs(batch)):
-            return objective.losses(model, batch)
-
-    return losses
+    return ExampleLosses(
+        partial(_collate_cached if takes_all else _collate, client_data, load_tokenizer(config)),
+        resolve_device(config.device),
+        load_prefix_cache(config),
+        run_objective(config),
+    )
 
 
 def run_objective(config: Config) -> Objective:
@@ -74,7 +69,7 @@ def example_lengths(client_data: ClientData) -> tuple[int, ...]:
     return tuple(map(len, client_data.examples["input_ids"]))
 
 
-def _collate(client_data: ClientData, positions: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> Batch:
+def _collate(client_data: ClientData, tokenizer: PreTrainedTokenizerBase, positions: tuple[int, ...]) -> Batch:
     # Read all rows at once: reading the data set row by row takes as long as a layer.
     columns = client_data.examples[list(positions)]
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

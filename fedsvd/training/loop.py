@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedsvd.config import TrainConfig
 from fedsvd.errors import DivergedError
 from fedsvd.privacy.gradient_maps import GradientMap, map_gradients, map_noised_gradients
-from fedsvd.privacy.physical_batches import BatchLimit, run_physical_batches
+from fedsvd.privacy.physical_batches import BatchLimit, run_physical_batches, with_following
 from fedsvd.training.schedule import learning_rate
 
 Batch = dict[str, Tensor]
@@ -83,11 +83,10 @@ def train_plain(
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     means: list[float] = []
-    for positions in batches:
-        if not positions:
-            continue
+    for positions, following in with_following(batch for batch in batches if batch):
         optimizer.zero_grad(set_to_none=True)
-        means.append(_mean_gradients(model, losses, trained, positions, limit or BatchLimit(len(positions)), lengths))
+        sizes = limit or BatchLimit(max(len(positions), len(following)))
+        means.append(_mean_gradients(model, losses, trained, positions, following, sizes, lengths))
         if maps:
             map_gradients(maps, trained)
         if clip_grad_norm is not None:
@@ -108,6 +107,7 @@ def _mean_gradients(
     losses: Callable[[nn.Module, Sequence[int]], Tensor],
     trained: Sequence[nn.Parameter],
     positions: Sequence[int],
+    following: Sequence[int],
     limit: BatchLimit,
     lengths: Sequence[int],
 ) -> float:
@@ -129,7 +129,8 @@ def _mean_gradients(
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
-    run_physical_batches(positions, limit, lengths, compute, lambda: None, accumulate)
+    prepare = getattr(losses, "prepare", None)
+    run_physical_batches(positions, limit, lengths, compute, lambda: None, accumulate, prepare, following)
     return mean
 
 
@@ -140,4 +141,4 @@ def model_inputs(batch: Batch) -> Batch:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move all tensors of a batch to a device."""
-    return {key: value.to(device) for key, value in batch.items()}
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
