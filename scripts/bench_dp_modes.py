@@ -20,7 +20,8 @@ from fedsvd.privacy.dp_sgd import DPSGD, GradSampleMode, opacus_hooks, train_dp_
 from fedsvd.privacy.randomness import SecureRandomness
 from fedsvd.runtime.data import load_test_batches
 from fedsvd.training.per_example_gradients import fused_gradients
-from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
+from fedsvd.training.prefix_cache import PrefixCache
+from fedsvd.training.state_store import MemoryBudget, StateStore
 
 CACHE_BYTES = 2**30
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

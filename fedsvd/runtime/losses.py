@@ -20,7 +20,8 @@ from fedsvd.training.example_losses import ExampleLosses
 from fedsvd.training.feature_cache import FeatureCache, FeatureStore
 from fedsvd.training.loop import Batch, StateCache
 from fedsvd.training.objectives import Labels, Objective, make_objective
-from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
+from fedsvd.training.prefix_cache import PrefixCache
+from fedsvd.training.state_store import MemoryBudget, StateStore
 
 # Padded batches of token ids kept in memory, at most about 100 KiB each.
 _CACHED_BATCHES = 256

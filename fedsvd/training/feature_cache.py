@@ -19,7 +19,8 @@ from fedsvd.lora.frozen_weights import has_merged_base
 from fedsvd.lora.peft_model import lora_sites
 from fedsvd.lora.site import LoraSite
 from fedsvd.models.pooled import PooledClassifier
-from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, example_keys
+from fedsvd.training.prefix_cache import PrefixCache, example_keys
+from fedsvd.training.state_store import MemoryBudget, Reservation
 
 # A head alone can be trained on batches of all texts; the layers below it would need too much memory for them.
 _BATCH_SIZE = 64
@@ -38,8 +39,8 @@ class FeatureStore:
         self._budget = budget
         self._state = b""
         self._features: dict[bytes, Tensor] = {}
-        self._sizes: list[int] = []
-        weakref.finalize(self, budget.release, self._sizes)
+        self._reserved: list[Reservation] = []
+        weakref.finalize(self, budget.release, self._reserved)
 
     def __len__(self) -> int:
         return len(self._features)
@@ -47,16 +48,13 @@ class FeatureStore:
     def for_state(self, state: bytes) -> dict[bytes, Tensor]:
         """Return the features of texts under a state of the factors, after deleting those of another state."""
         if state != self._state:
-            self._budget.release(self._sizes)
-            self._sizes.clear()
+            self._budget.release(self._reserved)
             self._state, self._features = state, {}
         return self._features
 
     def add(self, key: bytes, features: Tensor) -> None:
         """Cache one text's features, shape (d,), if the budget allows."""
-        size = features.numel() * features.element_size()
-        if self._budget.reserve(size):
-            self._sizes.append(size)
+        if self._budget.reserve(features, self._reserved):
             self._features[key] = features
 
 

@@ -1,10 +1,10 @@
 """A cache for the output of the frozen layers below the lowest adapted layer, computed once per example.
 
 With factors in the top layers only (``model.lora_layers=top_K``), an example's hidden states at the lowest adapted
-layer do not depend on any trained parameter. They are cached on the CPU without padding, and the layers below return
-them instead of computing. The forward pass of transformers still builds the masks and runs everything above. The first
-use compares one forward pass with and without the cache; if the outputs differ, the architecture is not supported and
-the cache is disabled.
+layer do not depend on any trained parameter. They are cached without padding, on the GPU while they fit and on the CPU
+otherwise, and the layers below return them instead of computing. The forward pass of transformers still builds the
+masks and runs everything above. The first use compares one forward pass with and without the cache; if the outputs
+differ, the architecture is not supported and the cache is disabled.
 
 If only the last layer is adapted, most of the remaining work is the products of its frozen weights with these states
 (keys, queries and values in attention). These products are cached as well.
@@ -13,7 +13,6 @@ If only the last layer is adapted, most of the remaining work is the products of
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,61 +22,10 @@ from torch import Tensor, nn
 
 from fedsvd.lora.peft_model import lora_sites
 from fedsvd.training.frozen_products import FrozenLinear, collect_linears, loaded_weights, use_products
+from fedsvd.training.state_store import StateStore, concatenate
 
 logger = logging.getLogger(__name__)
 _TOLERANCE = 1e-3
-
-
-class MemoryBudget:
-    """A memory limit that all caches of a process share.
-
-    Args:
-        limit_bytes: Limit in bytes; 0 disables caching.
-    """
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self.used_bytes = 0
-
-    def reserve(self, size: int) -> bool:
-        """Reserve ``size`` bytes and return True, or return False if fewer are free."""
-        fits = self.used_bytes + size <= self.limit_bytes
-        self.used_bytes += size if fits else 0
-        return fits
-
-    def release(self, sizes: list[int]) -> None:
-        """Release the reservations of a deleted store."""
-        self.used_bytes -= sum(sizes)
-
-
-class StateStore:
-    """Cached hidden states of examples, keyed by their tokens.
-
-    All models that are identical below their lowest adapted layer can share a store.
-
-    Args:
-        budget: The memory limit; states that do not fit are recomputed each time.
-    """
-
-    def __init__(self, budget: MemoryBudget) -> None:
-        self.budget = budget
-        self.states: dict[bytes, Tensor] = {}
-        self._product_weights: list[Tensor] | None = None
-        self._reserved: list[int] = []
-        weakref.finalize(self, budget.release, self._reserved)
-
-    def add(self, key: bytes, state: Tensor) -> None:
-        """Cache one example's states, shape (tokens, d), if the budget allows."""
-        size = state.numel() * state.element_size()
-        if self.budget.reserve(size):
-            self._reserved.append(size)
-            self.states[key] = state
-
-    def product_weights(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the weights of all products cached here: copies of the ``weights`` passed by the first caller."""
-        if self._product_weights is None:
-            self._product_weights = [weight.clone() for weight in weights]
-        return self._product_weights
 
 
 class PrefixCache:
@@ -132,13 +80,14 @@ class PrefixCache:
             states = self._states_below(model, {name: tensor[missing_rows] for name, tensor in inputs.items()})
             states = torch.cat([states, *(linear.product(states) for linear in self._linears)], dim=-1)
             tokens = mask[missing_rows]
-            for key, state in zip(missing, torch.split(states[tokens].cpu(), tokens.sum(dim=1).tolist()), strict=True):
-                computed[key] = state.clone()
-                self._store.add(key, computed[key])
+            parts = torch.split(self._store.place(states[tokens]), tokens.sum(dim=1).tolist())
+            computed = {key: state.clone() for key, state in zip(missing, parts, strict=True)}
+            for key, state in computed.items():
+                self._store.add(key, state)
         unpadded = [computed[key] if state is None else state for key, state in zip(keys, rows, strict=True)]
-        padded = unpadded[0].new_zeros(*mask.shape, unpadded[0].shape[-1])
-        padded[mask.cpu()] = torch.cat(unpadded)
-        return padded.to(mask.device)
+        padded = unpadded[0].new_zeros(*mask.shape, unpadded[0].shape[-1], device=mask.device)
+        padded[mask] = concatenate(unpadded, mask.device)
+        return padded
 
     @torch.no_grad()
     def _states_below(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -33,7 +33,8 @@ from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks, per_example_grad
 from fedsvd.training.loop import model_inputs
 from fedsvd.training.objectives import make_objective
 from fedsvd.training.per_example_gradients import choose_grad_sample_mode, fused_gradients, unsupported_reason
-from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
+from fedsvd.training.prefix_cache import PrefixCache
+from fedsvd.training.state_store import MemoryBudget, StateStore
 
 ENCODER = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
            "intermediate_size": 24, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,

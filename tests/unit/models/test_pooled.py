@@ -30,7 +30,8 @@ from fedsvd.models.standardization import FEATURE_NORM, Standardization, half_wh
 from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks, per_example_gradients
 from fedsvd.training.feature_cache import FeatureCache, FeatureStore
 from fedsvd.training.per_example_gradients import fused_gradients, unsupported_reason
-from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
+from fedsvd.training.prefix_cache import PrefixCache
+from fedsvd.training.state_store import MemoryBudget, StateStore
 
 BACKBONES = {
     "bert": lambda: BertModel(

@@ -9,7 +9,8 @@ from torch import nn
 
 from fedsvd.training.evaluation import evaluate
 from fedsvd.training.objectives import make_objective
-from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
+from fedsvd.training.prefix_cache import PrefixCache
+from fedsvd.training.state_store import MemoryBudget, StateStore
 
 OBJECTIVE = make_objective("sequence_classification")
 

@@ -22,7 +22,8 @@ from fedsvd.lora import peft_model
 from fedsvd.lora.initialization import initialize_factors
 from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks, per_example_gradients
 from fedsvd.training.per_example_gradients import fused_gradients
-from fedsvd.training.prefix_cache import MemoryBudget, PrefixCache, StateStore
+from fedsvd.training.prefix_cache import PrefixCache
+from fedsvd.training.state_store import MemoryBudget, StateStore
 
 LENGTHS = [3, 7, 4, 7, 2, 5]
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
