@@ -47,6 +47,7 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
         self._meter = meter
         self.groups = groups
         self._maps = maps
+        self._non_finite: list[Tensor] = []
 
     def map_samples(self) -> None:
         """Apply the maps to each example's gradient, before it is clipped."""
@@ -64,10 +65,10 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
         samples = [parameter.grad_sample for parameter in self.params]
         norms = joint_norms(samples)
         non_finite = ~torch.isfinite(norms)
-        if non_finite.any():
-            for sample in samples:
-                sample[non_finite.to(sample.device)] = 0.0
-            logger.warning("%d examples had gradients that are not finite; they count as zero.", int(non_finite.sum()))
+        for sample in samples:
+            sample.masked_fill_(non_finite.to(sample.device).view(-1, *[1] * (sample.dim() - 1)), 0.0)
+        # Read once per step: every read waits for the GPU.
+        self._non_finite.append(non_finite.sum())
         clipped = self.clip_groups() if self.groups else norms > self.max_grad_norm
         if self._meter:
             self._meter.add(norms.masked_fill(non_finite, 0.0), clipped & ~non_finite)
@@ -87,6 +88,9 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def add_noise(self) -> None:
         """Set each gradient to the clipped sum plus the noise of this step, then map it."""
+        if num_non_finite := sum(map(int, self._non_finite)):
+            logger.warning("%d examples had gradients that are not finite; they count as zero.", num_non_finite)
+        self._non_finite.clear()
         noises = self._noise.take() if self.noise_multiplier else [0.0] * len(self.params)
         for parameter, noise in zip(self.params, noises, strict=True):
             parameter.grad = (parameter.summed_grad + noise).view_as(parameter)
