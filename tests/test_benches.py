@@ -1,4 +1,4 @@
-"""The benchmark for a GPU runs at small shapes on the CPU, so that the script itself is tested."""
+"""Benchmarks that are made for large models or a GPU run at small shapes on the CPU, so that the scripts are tested."""
 
 import json
 from pathlib import Path
@@ -24,3 +24,16 @@ def test_every_part_that_needs_no_process_of_its_own_runs(tmp_path: Path, monkey
     ]
     assert all(row["median_s"] > 0 for row in rows)
     assert all(row["ratio"] == 1 for row in rows if row["name"] in ("server step", bench_gpu.PLAIN))
+
+
+def test_profile_lists_the_operators_of_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "results.json"
+    overrides = ["experiment=smoke", "train.num_rounds=1", "train.head_rounds=0", "federation.num_clients=2"]
+    monkeypatch.setattr("sys.argv", ["bench", "profile", *overrides, "--rows", "50", "--json", str(results)])
+
+    main()
+
+    operators = json.loads(results.read_text())["operators"]
+    assert len(operators) == 50
+    assert operators["aten::bmm"]["calls"] > 0
+    assert 0.5 < sum(row["share"] for row in operators.values()) <= 1
