@@ -78,8 +78,8 @@ def overrides(job: Job, base: Sequence[str], settings: CompareConfig) -> list[st
     privacy = ["privacy=dp_sgd", f"privacy.target_epsilon={job.epsilon:g}"] if job.epsilon else ["privacy=none"]
     contender = settings.contenders[job.contender]
     if not job.epsilon:
-        # Without privacy, there is no noise to share.
-        contender = [item for item in contender if not item.startswith("privacy.noise_share=")]
+        # Options of a mechanism that is not used; some of them would be refused.
+        contender = [item for item in contender if not item.startswith("privacy.")]
     shared = [*base, *settings.tasks[job.task], *privacy, *contender]
     if job.clipping_factor != 1:
         privacy_config = compose([*shared, f"seed={job.seed}"]).privacy
