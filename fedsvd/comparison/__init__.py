@@ -7,10 +7,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fedsvd.comparison.tuning import Cell, Choice, nearest_budget, tune, tuning_jobs
+from fedsvd.comparison.tuning import Cell, Choice, nearest_budget, tune
 from fedsvd.comparison.workers import Job, Workers
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.compose import compose
@@ -43,7 +44,7 @@ def run_comparison(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.jsonl"
-    _check_overrides(base, settings, tuning_jobs(settings))
+    _check_overrides(base, settings)
     executed: list[Job] = []
     with Workers(settings.num_workers) as workers:
 
@@ -60,7 +61,9 @@ def final_jobs(settings: CompareConfig, choices: Mapping[Cell, Choice]) -> list[
     """Return the reported runs, ordered by task and seed, since runs of one task and seed share cached data."""
 
     def job(task: str, contender: str, epsilon: float, seed: int) -> Job:
-        choice = choices[settings.tuning_task or task, contender, nearest_budget(epsilon, settings)]
+        own = settings.own_learning_rate(contender)
+        tuned_on = settings.tuning_task or task
+        choice = Choice(own) if own else choices[tuned_on, contender, nearest_budget(epsilon, settings)]
         factor = choice.clipping_factor if epsilon else 1.0
         return Job("final", task, contender, epsilon, seed, choice.learning_rate, factor)
 
@@ -84,12 +87,9 @@ def overrides(job: Job, base: Sequence[str], settings: CompareConfig) -> list[st
     if job.clipping_factor != 1:
         privacy_config = compose([*shared, f"seed={job.seed}"]).privacy
         shared.append(f"privacy.max_grad_norm={privacy_config.max_grad_norm * job.clipping_factor:g}")
-    return [
-        *shared,
-        f"seed={job.seed}",
-        f"train.learning_rate={job.learning_rate:g}",
-        f"data.evaluate_on={'validation' if job.phase == 'tuning' else 'test'}",
-    ]
+    rate = [] if settings.own_learning_rate(job.contender) else [f"train.learning_rate={job.learning_rate:g}"]
+    split = "validation" if job.phase == "tuning" else "test"
+    return [*shared, f"seed={job.seed}", *rate, f"data.evaluate_on={split}"]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -114,12 +114,13 @@ def _job(row: Mapping[str, Any]) -> Job:
     return Job(**{name: row[name] for name in Job.__annotations__ if name in row})
 
 
-def _check_overrides(base: Sequence[str], settings: CompareConfig, jobs: Iterable[Job]) -> None:
+def _check_overrides(base: Sequence[str], settings: CompareConfig) -> None:
     from fedsvd.launch import check_config
 
     # The schema has validated learning rates and seeds, so one job per task, contender and budget is enough.
-    for job in {(job.task, job.contender, job.epsilon): job for job in jobs}.values():
-        config = compose(overrides(job, base, settings))
+    for task, contender, epsilon in product(settings.chosen_tasks, settings.chosen_contenders, settings.epsilons):
+        rate = settings.own_learning_rate(contender) or settings.learning_rates[0]
+        config = compose(overrides(Job("final", task, contender, epsilon, settings.seeds[0], rate), base, settings))
         check_config(config)
         if TASKS[config.task].metrics[0].key != "accuracy":
             raise ConfigError(

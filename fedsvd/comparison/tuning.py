@@ -35,6 +35,7 @@ def tuning_jobs(settings: CompareConfig) -> list[Job]:
         Job("tuning", task, contender, epsilon, settings.tuning_seed, rate)
         for task in ([settings.tuning_task] if settings.tuning_task else settings.chosen_tasks)
         for contender in settings.chosen_contenders
+        if settings.own_learning_rate(contender) is None
         for epsilon in settings.tuning_epsilons
         for rate in settings.learning_rates
     ]
@@ -87,9 +88,12 @@ def tune(settings: CompareConfig, execute: Callable[[Sequence[Job]], Rows]) -> d
     Raises:
         RunError: All runs that would choose a contender's learning rate failed.
     """
-    rows = [*execute(tuning_jobs(settings))]
-    clipping = clipping_jobs(settings, choose(rows))
-    return choose([*rows, *(execute(clipping) if clipping else ())])
+    rows: list[Mapping[str, Any]] = []
+    if jobs := tuning_jobs(settings):
+        rows += execute(jobs)
+    if jobs := clipping_jobs(settings, choose(rows)):
+        rows += execute(jobs)
+    return choose(rows)
 
 
 def nearest_budget(epsilon: float, settings: CompareConfig) -> float:

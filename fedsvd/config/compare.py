@@ -23,7 +23,7 @@ class CompareConfig(ConfigGroup):
     """The contenders, tasks, budgets and seeds of a comparison.
 
     Attributes:
-        contenders: The overrides of each contender, by its name.
+        contenders: The overrides of each contender, by its name. One that sets ``train.learning_rate`` is not tuned.
         tasks: The overrides of each task, by its name.
         epsilons: Privacy budgets ε; 0 means no privacy.
         seeds: Each contender, task and budget is run once per seed.
@@ -77,6 +77,18 @@ class CompareConfig(ConfigGroup):
                 f"compare.tuning_seed = {self.tuning_seed} is one of compare.seeds = {list(self.seeds)}: settings "
                 "chosen on a split must not be reported on it. Give a different seed."
             )
+
+    def own_learning_rate(self, contender: str) -> float | None:
+        """Return the learning rate that a contender sets itself; None if it is to be tuned."""
+        prefix = "train.learning_rate="
+        rates = [item.removeprefix(prefix) for item in self.contenders[contender] if item.startswith(prefix)]
+        try:
+            return float(rates[-1]) if rates else None
+        except ValueError:
+            raise ConfigError(
+                f"compare.contenders.{contender} sets train.learning_rate={rates[-1]}, which is invalid: give a number "
+                "> 0, or leave it out to have it tuned."
+            ) from None
 
     @property
     def chosen_contenders(self) -> tuple[str, ...]:

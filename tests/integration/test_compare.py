@@ -88,16 +88,20 @@ def test_every_run_composes_as_a_separate_run() -> None:
             "compare.epsilons=[0,3]",
         ]
     )[1]
-    for job in tuning_jobs(config):
+    tuning = tuning_jobs(config)
+    assert {job.contender for job in tuning} == {c for c in config.contenders if config.own_learning_rate(c) is None}
+    for job in tuning:
         run = compose(overrides(job, ["experiment=compare"], config))
         assert run.data.evaluate_on == "validation"
         assert (run.privacy.name == "none") == (job.epsilon == 0)
         assert run.train.learning_rate == job.learning_rate
-    rates = dict.fromkeys(
-        [(t, c, e) for t in config.tasks for c in config.contenders for e in config.tuning_epsilons], Choice(0.3)
-    )
+    tuned = {job.contender for job in tuning}
+    rates = dict.fromkeys([(t, c, e) for t in config.tasks for c in tuned for e in config.tuning_epsilons], Choice(0.3))
     for job in clipping_jobs(config, rates):
-        run, original = (compose(overrides(j, [], config)) for j in (job, dataclasses.replace(job, clipping_factor=1)))
+        run, original = (
+            compose(overrides(j, ["experiment=compare"], config))
+            for j in (job, dataclasses.replace(job, clipping_factor=1))
+        )
         assert run.privacy.max_grad_norm == pytest.approx(job.clipping_factor * original.privacy.max_grad_norm)
         assert run.train.learning_rate == pytest.approx(0.3 / job.clipping_factor)
     jobs = final_jobs(config, rates)
@@ -110,7 +114,7 @@ def test_one_task_can_choose_the_rates_of_all() -> None:
     assert {job.task for job in tuning_jobs(config)} == {"domains"}
     rates = {("domains", c, e): Choice(1.0 + e) for c in config.contenders for e in config.tuning_epsilons}
     assert {(job.task, job.learning_rate) for job in final_jobs(config, rates) if job.epsilon == 3} == {
-        ("movies", 4.0), ("domains", 4.0),
+        (task, rate) for task in ("movies", "domains", "newsgroups") for rate in (4.0, 1.0)  # 1.0: those with their own
     }  # fmt: skip
 
 
@@ -124,15 +128,31 @@ def test_jobs_are_split_by_task_and_seed_if_there_are_enough() -> None:
     assert sorted(len(share) for share in split_jobs(jobs[:3], 2)) == [1, 2]
 
 
-def test_experiment_best_is_the_contender_head_only() -> None:
-    overrides = compose_compare([])[1].contenders["head_only"]
-    contender = compose(["experiment=compare", "privacy.target_epsilon=3", *overrides])
-    best = compose(["experiment=best"])
-    # The comparison has its own text lengths, number of held-out texts, and sizes of physical batches and caches.
-    assert (contender.method, contender.partition, contender.privacy) == (best.method, best.partition, best.privacy)
-    assert dataclasses.replace(contender.model, max_length=best.model.max_length) == best.model
-    for key in ("trains", "sample_rate", "num_rounds", "local_steps", "head", "optimizer", "lr_scheduler_type"):
-        assert getattr(contender.train, key) == getattr(best.train, key), key
+def test_runs_read_the_features_of_experiment_best() -> None:
+    run, best = compose(["experiment=compare"]), compose(["experiment=best"])
+    assert dataclasses.replace(run.model, max_length=best.model.max_length) == best.model
+    assert (run.train.sample_rate, run.train.optimizer) == (best.train.sample_rate, best.train.optimizer)
+    assert run.privacy.max_grad_norm == best.privacy.max_grad_norm
+
+
+def test_contender_with_a_learning_rate_of_its_own_is_not_tuned() -> None:
+    own = "+compare.contenders.fixed=['method=ffa_lora','train.learning_rate=7']"
+    config = settings(
+        own, "compare.only_contenders=[fixed,flora]", "compare.epsilons=[3]", "compare.tuning_epsilons=[3]"
+    )
+
+    assert {job.contender for job in tuning_jobs(config)} == {"flora"}
+    jobs = final_jobs(config, {("movies", "flora", 3): Choice(0.5)})
+
+    assert {(job.contender, job.learning_rate) for job in jobs} == {("fixed", 7.0), ("flora", 0.5)}
+    for job in jobs:
+        assert compose(overrides(job, ["experiment=compare"], config)).train.learning_rate == job.learning_rate
+
+
+def test_invalid_learning_rate_of_a_contender_is_rejected() -> None:
+    config = settings("+compare.contenders.odd=['train.learning_rate=x']", "compare.only_contenders=[odd]")
+    with pytest.raises(ConfigError, match="odd sets train"):
+        tuning_jobs(config)
 
 
 def row(contender: str, accuracy: float, rate: float = 0.5, **given: object) -> dict[str, object]:
