@@ -36,7 +36,7 @@ def test_contradictions_name_both_settings(overrides: str, message: str) -> None
 
 def test_a_sample_rate_replaces_a_batch_size_that_was_not_given() -> None:
     assert compose("train.sample_rate=1.0").train.sample_rate == 1.0
-    assert compose("experiment=compare train.sample_rate=1.0").train.batch_size == 100
+    assert compose("experiment=causal_lm train.sample_rate=1.0").train.batch_size == 150
     assert compose("train.sample_rate=null train.batch_size=7").train.batch_size == 7
     # With shared noise, the batch size is the common divisor.
     shared = compose("experiment=shared_noise train.sample_rate=0.5 train.batch_size=300")
