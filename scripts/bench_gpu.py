@@ -3,6 +3,8 @@
 Without a CUDA device, or with --small, the same code runs at small shapes on the CPU, which tests the script and
 measures nothing. A private step is forward, backward, clipping, noise and SGD. A ratio is the median over repeats of
 the time divided by that of the first row of its shape in the same repeat; of a federation, that of the accuracies.
+"of peak" is the rate of the model's products (4 operations per frozen weight and token: forward, and backward to the
+inputs) as a share of a large product's in bfloat16 on the same device.
 """
 
 import argparse
@@ -14,21 +16,18 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from bench_dp_modes import Bench, ghost_step, non_private_step, private_step
+from bench_llama import MODELS, SMALL_MODELS, Shape, build, linear_weights
 from bench_report import add_json_option, print_machine, write_json
 from rich.console import Console
 from rich.table import Table
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from fedsvd.lora import peft_model
-from fedsvd.lora.initialization import initialize_factors
 from fedsvd.lora.refactorize import orthonormal_rows, refactorize
 from fedsvd.privacy.dp_sgd import opacus_hooks
 from fedsvd.runs.folder import read_rows
@@ -47,22 +46,6 @@ SERVER = {"RoBERTa-large": (48, 1024, 8), "7B": (64, 4096, 16), "70B": (160, 819
 SMALL_SERVER = {"small": (4, 64, 4)}
 
 
-class Shape(NamedTuple):
-    """A Llama-type model with random weights, and a batch."""
-
-    layers: int
-    width: int
-    heads: int
-    inner: int
-    batch: int
-    length: int
-
-
-VOCABULARY = 32000
-MODELS = {"1B": Shape(16, 2048, 32, 8192, 8, 512), "7B": Shape(32, 4096, 32, 11008, 8, 512)}
-SMALL_MODELS = {"small": Shape(2, 64, 2, 128, 3, 16)}
-
-
 @dataclass(frozen=True)
 class Result:
     section: str
@@ -73,6 +56,7 @@ class Result:
     spread: tuple[float, float]
     tokens_per_s: float | None = None
     memory_mib: float | None = None
+    share_of_peak: float | None = None
 
 
 def add_parser(benches: Any) -> None:
@@ -138,6 +122,7 @@ def copy(B: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def private_steps(shapes: dict[str, Shape], device: torch.device, repeats: int) -> Iterator[Result]:
     """Time private steps against plain ones, in bfloat16 and on a base in nf4."""
+    peak = product_rate(device)
     for shape, size in shapes.items():
         for kind in ("bfloat16", "nf4"):
             if kind == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
@@ -145,38 +130,17 @@ def private_steps(shapes: dict[str, Shape], device: torch.device, repeats: int) 
             bench = build(size, kind, device)
             memory: dict[str, float] = {}
             seconds = measure({n: partial(step, bench) for n, step in STEPS.items()}, device, repeats, memory)
-            yield from results_of("step", f"{shape}, {kind}", seconds, PLAIN, size.batch * size.length, memory)
+            results = results_of("step", f"{shape}, {kind}", seconds, PLAIN, size.batch * size.length, memory)
+            for result in results:
+                share = 4 * linear_weights(size) * (result.tokens_per_s or 0.0) / peak
+                yield replace(result, share_of_peak=share)
 
 
-def build(size: Shape, kind: str, device: torch.device) -> Bench:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=size.width, num_hidden_layers=size.layers, use_cache=False,
-        num_attention_heads=size.heads, num_key_value_heads=size.heads, intermediate_size=size.inner,
-    )  # fmt: skip
-    with device:
-        base = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-    if kind == "nf4":
-        quantize(base, device)
-    model: nn.Module = peft_model.attach(base, rank=16, lora_alpha=16, target_modules="auto", task="causal_lm")
-    peft_model.write(model, initialize_factors(peft_model.read(model), init_a="orthonormal", init_b="zeros", seed=0))
-    ids = torch.randint(3, VOCABULARY, (size.batch, size.length), device=device)
-    return Bench(model.to(device).train(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ids, causal=True)
-
-
-def quantize(model: nn.Module, device: torch.device) -> None:
-    """Replace the linear layers, except the output layer, by 4-bit ones, in place."""
-    import bitsandbytes
-
-    for name, layer in [*model.named_modules()]:
-        if isinstance(layer, nn.Linear) and name != "lm_head":
-            quantized = bitsandbytes.nn.Linear4bit(
-                layer.in_features, layer.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
-            )
-            quantized.weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
-            quantized.support_avx512bf16_for_cpu = False
-            model.set_submodule(name, quantized.to(device))
-    model.is_loaded_in_4bit = True
+def product_rate(device: torch.device) -> float:
+    """Return the operations per second of a large product in bfloat16, the fastest of five."""
+    size = 8192 if device.type == "cuda" else 512
+    x = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    return 2 * size**3 / min(measure({"product": lambda: x @ x}, device, 5)["product"])
 
 
 def measure(
@@ -241,10 +205,11 @@ def federations(small: bool) -> Iterator[Result]:
 
 def table(results: list[Result]) -> Table:
     grid = Table()
-    for heading in ("section", "shape", "what", "median ms", "ratio", "min … max", "tokens/s", "peak MiB"):
+    for heading in ("section", "shape", "what", "median ms", "ratio", "min … max", "tokens/s", "peak MiB", "of peak"):
         grid.add_column(heading, justify="left" if heading in ("section", "shape", "what") else "right")
     for r in results:
         figures = [f"{r.median_s * 1e3:,.2f}", f"{r.ratio:,.2f}", f"{r.spread[0]:,.2f} … {r.spread[1]:,.2f}"]
         optional = ["" if value is None else f"{value:,.0f}" for value in (r.tokens_per_s, r.memory_mib)]
-        grid.add_row(r.section, r.shape, r.name, *figures, *optional)
+        share = "" if r.share_of_peak is None else f"{r.share_of_peak:.1%}"
+        grid.add_row(r.section, r.shape, r.name, *figures, *optional, share)
     return grid

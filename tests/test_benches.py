@@ -23,6 +23,9 @@ def test_every_part_that_needs_no_process_of_its_own_runs(tmp_path: Path, monkey
         "full SVD of each site",
     ]
     assert all(row["median_s"] > 0 for row in rows)
+    assert all((row["share_of_peak"] or 0) > 0 for row in rows if row["section"] == "step")
+    # Two layers of 4 · 64² + 3 · 64 · 128 weights, and the output layer.
+    assert bench_gpu.linear_weights(bench_gpu.SMALL_MODELS["small"]) == 2 * 40960 + 32000 * 64
     assert all(row["ratio"] == 1 for row in rows if row["name"] in ("server step", bench_gpu.PLAIN))
 
 
