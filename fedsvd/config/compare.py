@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
@@ -81,14 +82,19 @@ class CompareConfig(ConfigGroup):
     def own_learning_rate(self, contender: str) -> float | None:
         """Return the learning rate that a contender sets itself; None if it is to be tuned."""
         prefix = "train.learning_rate="
-        rates = [item.removeprefix(prefix) for item in self.contenders[contender] if item.startswith(prefix)]
+        given = [item.removeprefix(prefix) for item in self.contenders[contender] if item.startswith(prefix)]
+        if not given:
+            return None
         try:
-            return float(rates[-1]) if rates else None
+            rate = float(given[-1])
         except ValueError:
+            rate = math.nan
+        if not 0 < rate < math.inf:
             raise ConfigError(
-                f"compare.contenders.{contender} sets train.learning_rate={rates[-1]}, which is invalid: give a number "
+                f"compare.contenders.{contender} sets train.learning_rate={given[-1]}, which is invalid: give a number "
                 "> 0, or leave it out to have it tuned."
-            ) from None
+            )
+        return rate
 
     @property
     def chosen_contenders(self) -> tuple[str, ...]:

@@ -177,7 +177,9 @@ def _task_section(rows: Rows, settings: CompareConfig, task: str) -> str:
     ]
     for contender in settings.chosen_contenders:
         cells = [_cell(rows, task, contender, epsilon) for epsilon in settings.epsilons]
-        lines.append(f"| {markdown_text(contender)} | {' | '.join(cells)} | {_tuned_settings(rows, task, contender)} |")
+        lines.append(
+            f"| {markdown_text(contender)} | {' | '.join(cells)} | {_tuned_settings(rows, settings, task, contender)} |"
+        )
     lines += [
         "",
         f"Difference from {markdown_text(settings.baseline)} in percentage points, paired by seed (p value of a "
@@ -212,11 +214,13 @@ def _difference(rows: Rows, settings: CompareConfig, task: str, contender: str, 
     return text if math.isnan(error) else f"{text} ± {100 * error:.1f}" + ("" if math.isnan(p) else f" (p {p:.3f})")
 
 
-def _tuned_settings(rows: Rows, task: str, contender: str) -> str:
+def _tuned_settings(rows: Rows, settings: CompareConfig, task: str, contender: str) -> str:
+    if settings.own_learning_rate(contender) is not None:
+        return "not tuned"
     final = [row for row in rows if (row["phase"], row["task"], row["contender"]) == ("final", task, contender)]
-    settings = {}
+    tuned = {}
     for row in final:
         factor = row.get("clipping_factor", 1.0)
         clipping = "" if factor == 1 else f" (× {factor:g})"
-        settings["private" if row["epsilon"] else "∞"] = f"{row['learning_rate']:g}{clipping}"
-    return ", ".join(f"{key}: {text}" for key, text in settings.items())
+        tuned["private" if row["epsilon"] else "∞"] = f"{row['learning_rate']:g}{clipping}"
+    return ", ".join(f"{key}: {text}" for key, text in tuned.items())

@@ -135,7 +135,7 @@ def test_runs_read_the_features_of_experiment_best() -> None:
     assert run.privacy.max_grad_norm == best.privacy.max_grad_norm
 
 
-def test_contender_with_a_learning_rate_of_its_own_is_not_tuned() -> None:
+def test_contender_with_a_learning_rate_of_its_own_is_not_tuned(tmp_path: Path) -> None:
     own = "+compare.contenders.fixed=['method=ffa_lora','train.learning_rate=7']"
     config = settings(
         own, "compare.only_contenders=[fixed,flora]", "compare.epsilons=[3]", "compare.tuning_epsilons=[3]"
@@ -145,13 +145,16 @@ def test_contender_with_a_learning_rate_of_its_own_is_not_tuned() -> None:
     jobs = final_jobs(config, {("movies", "flora", 3): Choice(0.5)})
 
     assert {(job.contender, job.learning_rate) for job in jobs} == {("fixed", 7.0), ("flora", 0.5)}
+    table = write_report([], config, tmp_path, "fedsvd compare").read_text(encoding="utf-8")
+    assert "| fixed | – | not tuned |" in table
     for job in jobs:
         assert compose(overrides(job, ["experiment=compare"], config)).train.learning_rate == job.learning_rate
 
 
-def test_invalid_learning_rate_of_a_contender_is_rejected() -> None:
-    config = settings("+compare.contenders.odd=['train.learning_rate=x']", "compare.only_contenders=[odd]")
-    with pytest.raises(ConfigError, match="odd sets train"):
+@pytest.mark.parametrize("rate", ["x", "0", "-1", "nan"])
+def test_invalid_learning_rate_of_a_contender_is_rejected(rate: str) -> None:
+    config = settings(f"+compare.contenders.odd=['train.learning_rate={rate}']", "compare.only_contenders=[odd]")
+    with pytest.raises(ConfigError, match=f"odd sets train.learning_rate={rate}, which is invalid"):
         tuning_jobs(config)
 
 
@@ -207,6 +210,7 @@ def test_mean_ranks_match_hand_computed_values(tmp_path: Path) -> None:
     assert mean_ranks(rows, config, 0) == {}
     table = write_report(rows, config, tmp_path, "fedsvd compare").read_text(encoding="utf-8")
     assert "| fedsvd | – | 1.5 ± 0.3 |" in table
+    assert "not tuned" not in table
 
 
 def test_cells_without_a_run_are_dashes(tmp_path: Path) -> None:
