@@ -15,7 +15,6 @@ from fedsvd.comparison.tuning import Cell, Choice, nearest_budget, tune
 from fedsvd.comparison.workers import Job, Workers
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.compose import compose
-from fedsvd.config.task import TASKS
 from fedsvd.errors import ConfigError, RunError
 from fedsvd.runs.folder import write_rows
 
@@ -117,15 +116,17 @@ def _job(row: Mapping[str, Any]) -> Job:
 def _check_overrides(base: Sequence[str], settings: CompareConfig) -> None:
     from fedsvd.launch import check_config
 
+    kinds: dict[str, str] = {}
     # The schema has validated learning rates and seeds, so one job per task, contender and budget is enough.
     for task, contender, epsilon in product(settings.chosen_tasks, settings.chosen_contenders, settings.epsilons):
         rate = settings.own_learning_rate(contender) or settings.learning_rates[0]
         config = compose(overrides(Job("final", task, contender, epsilon, settings.seeds[0], rate), base, settings))
         check_config(config)
-        if TASKS[config.task].metrics[0].key != "accuracy":
+        kinds.setdefault(task, config.task)
+        if config.task != kinds[task]:
             raise ConfigError(
-                f"model.task = {config.model.task} is not possible with fedsvd compare, which compares accuracies: use "
-                "a sweep (fedsvd train -m) and fedsvd report."
+                f"compare.contenders.{contender} predicts for model.task = {config.task} what others on compare.tasks."
+                f"{task} predict for {kinds[task]}: their metrics cannot be compared. Set model.task in the task only."
             )
 
 

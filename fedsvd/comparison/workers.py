@@ -155,7 +155,8 @@ def _run_job(overrides: list[str]) -> dict[str, Any]:
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 # The directory is deleted with its plots.
-                accuracy = launch.run(compose(unplotted), unplotted, folder)
+                config = compose(unplotted)
+                accuracy = launch.run(config, unplotted, folder)
         except DivergedError as error:
             # Training may diverge at a high learning rate, which must not end the comparison.
             return {"accuracy": 0.0, "diverged": str(error), "overrides": overrides}
@@ -164,7 +165,9 @@ def _run_job(overrides: list[str]) -> dict[str, Any]:
             return {"accuracy": None, "failed": describe(error), "overrides": overrides}
         rows = read_metrics(RunFolder(folder).metrics)
     return {
+        # The first metric of the task, as in `fedsvd.config.task.TASKS`.
         "accuracy": accuracy,
+        "model_task": config.task,
         "loss": rows[-1]["loss"],
         "epsilon_spent": rows[-1]["epsilon"],
         "bytes_down": sum(row["bytes_down"] for row in rows),

@@ -13,7 +13,7 @@ _COLUMNS = ("text_column", "text_pair_column", "label_column", "response_column"
             "label_range")  # fmt: skip
 _FILE = ("path", "test_path", "test_fraction", *_COLUMNS)
 _USED: Mapping[str, tuple[str, ...]] = {
-    "movie_reviews": ("test_fraction", "min_abs_rating"),
+    "movie_reviews": ("test_fraction", "min_abs_rating", "label_range"),
     "sentiment_domains": ("test_fraction", "min_abs_rating", "domains"),
     "reuters_r8": (),
     "newsgroups": (),

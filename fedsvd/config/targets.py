@@ -9,6 +9,8 @@ from fedsvd.errors import ConfigError
 
 # Data whose labels can be of any kind; in embedded datasets and those of other packages, a text has one class.
 _OWN_LABELS = ("csv", "jsonl", "parquet", "arrow", "hub", "node")
+# Embedded datasets whose texts also have a rating.
+_RATED = ("movie_reviews",)
 
 
 def check_targets(model: ModelConfig, data: DataConfig, partition: PartitionConfig) -> None:
@@ -28,7 +30,7 @@ def check_targets(model: ModelConfig, data: DataConfig, partition: PartitionConf
             )
     if model.task in ("sequence_classification", "causal_lm"):
         return
-    if data.name not in _OWN_LABELS:
+    if data.name not in (_OWN_LABELS + _RATED if model.task == "regression" else _OWN_LABELS):
         raise ConfigError(
             f"data = {data.name} is not possible with model.task = {model.task}: each of its texts has one class. "
             "Choose data=csv, jsonl, parquet, arrow, hub or node, or model.task=sequence_classification."

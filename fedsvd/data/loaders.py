@@ -123,7 +123,12 @@ def _check_added(name: str, splits: object, *, one_class: bool) -> None:
 
 
 def _movie_reviews(config: DataConfig, seed: int, columns: Columns) -> DatasetDict:
-    return load_movie_reviews(test_fraction=config.test_fraction, min_abs_rating=config.min_abs_rating, seed=seed)
+    return load_movie_reviews(
+        test_fraction=config.test_fraction,
+        min_abs_rating=config.min_abs_rating,
+        seed=seed,
+        ratings=not columns.kind.has_classes,
+    )
 
 
 def _sentiment_domains(config: DataConfig, seed: int, columns: Columns) -> DatasetDict:

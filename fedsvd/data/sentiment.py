@@ -37,23 +37,28 @@ class _Snippet:
     text: str
 
 
-def load_movie_reviews(*, test_fraction: float, min_abs_rating: float, seed: int) -> DatasetDict:
-    """Load the movie-review snippets as ``train`` and ``test``, stratified by class.
+def load_movie_reviews(*, test_fraction: float, min_abs_rating: float, seed: int, ratings: bool = False) -> DatasetDict:
+    """Load the movie-review snippets as ``train`` and ``test``, stratified by class if the labels are classes.
 
-    A text's label is the sign of its mean rating. Duplicate texts are removed, so that no text is in both splits.
-    The source numbers its snippets consecutively and does not identify the review or the film, so snippets of one
-    review can be in both splits; no split can prevent this.
+    A text's label is the sign of its mean rating, or that rating. Duplicate texts are removed, so that no text is in
+    both splits. The source numbers its snippets consecutively and does not identify the review or the film, so snippets
+    of one review can be in both splits; no split can prevent this.
 
     Args:
         test_fraction: Fraction of texts to hold out, between 0 and 1.
         min_abs_rating: Skip texts whose absolute rating does not exceed this value; 0 skips those rated exactly 0.
         seed: Seed of the shuffle.
+        ratings: The labels are mean ratings from -4 to 4 instead of classes.
 
     Raises:
         AssetError: The package is unavailable.
         DataError: A value is out of range, or too few texts remain for two splits.
     """
-    return hold_out(_to_dataset(_filter_snippets(_read("movies"), min_abs_rating)), test_fraction, seed)
+    snippets = _filter_snippets(_read("movies"), min_abs_rating)
+    dataset = _to_dataset(snippets)
+    if ratings:
+        dataset = dataset.remove_columns("label").add_column("label", [snippet.rating for snippet in snippets])
+    return hold_out(dataset, test_fraction, seed)
 
 
 def load_sentiment_domains(

@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from scipy import stats
 
 from fedsvd.config.compare import CompareConfig
-from fedsvd.config.task import Metric
+from fedsvd.config.task import TASKS, Metric
 from fedsvd.report.figures import literal_legend, log_failure, new_figure, save_png, set_literal
 from fedsvd.report.literal import code_span, markdown_text
 from fedsvd.report.plots import PALETTE
@@ -69,9 +69,13 @@ def mean_cell(values: Sequence[float], metric: Metric) -> str:
     if not values:
         return "–"
     mean, error = mean_and_error(values)
-    factor, spec = (100, ".1f") if metric.is_share else (1, ".3f")
+    factor, spec = _scale(metric)
     margin = "" if math.isnan(error) else f" ± {factor * error:{spec}}"
     return f"{factor * mean:{spec}}{margin} ({len(values)})"
+
+
+def _scale(metric: Metric) -> tuple[int, str]:
+    return (100, ".1f") if metric.is_share else (1, ".3f")
 
 
 def paired_difference(contender: Mapping[int, float], baseline: Mapping[int, float]) -> tuple[float, float, float]:
@@ -131,13 +135,21 @@ def plot_comparison(rows: Rows, settings: CompareConfig, path: Path) -> None:
         set_literal(axis.title, task)
         axis.set_xticks(range(len(budgets)), [f"{epsilon:g}" if epsilon else "∞" for epsilon in budgets])
         axis.set_xlabel("ε")
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        metric = task_metric(rows, task)
+        if metric.is_share:
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.set_ylabel(f"held-out {metric.label}")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("held-out accuracy")
     handles, names = list(legend.values()), list(legend)
     literal_legend(figure, handles, names, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     save_png(figure, path)
+
+
+def task_metric(rows: Rows, task: str) -> Metric:
+    """Return the metric in which a task's results are; rows of earlier versions are of classification."""
+    kinds = [row["model_task"] for row in rows if row["task"] == task and "model_task" in row]
+    return TASKS[kinds[0] if kinds else "sequence_classification"].metrics[0]
 
 
 def _headings(settings: CompareConfig) -> list[str]:
@@ -149,7 +161,7 @@ def _rank_section(rows: Rows, settings: CompareConfig) -> str:
     lines = [
         "## Mean ranks",
         "",
-        "Rank by accuracy among all contenders (1 is the best), mean ± standard error over tasks and seeds.",
+        "Rank among all contenders (1 is the best), mean ± standard error over tasks and seeds.",
         "",
         f"| | {' | '.join(headings)} |",
         "|---" * (len(headings) + 1) + "|",
@@ -166,23 +178,24 @@ def _rank_section(rows: Rows, settings: CompareConfig) -> str:
 
 
 def _task_section(rows: Rows, settings: CompareConfig, task: str) -> str:
-    headings = _headings(settings)
+    headings, metric = _headings(settings), task_metric(rows, task)
+    unit, points = (" in percent", "percentage points") if metric.is_share else ("", metric.label)
     lines = [
         f"## {markdown_text(task)}",
         "",
-        f"Held-out accuracy in percent, mean ± standard error over {len(settings.seeds)} seeds.",
+        f"Held-out {metric.label}{unit}, mean ± standard error over {len(settings.seeds)} seeds.",
         "",
         f"| | {' | '.join(headings)} | learning rate (× clipping norm) |",
         "|---" * (len(headings) + 2) + "|",
     ]
     for contender in settings.chosen_contenders:
-        cells = [_cell(rows, task, contender, epsilon) for epsilon in settings.epsilons]
+        cells = [_cell(rows, metric, task, contender, epsilon) for epsilon in settings.epsilons]
         lines.append(
             f"| {markdown_text(contender)} | {' | '.join(cells)} | {_tuned_settings(rows, settings, task, contender)} |"
         )
     lines += [
         "",
-        f"Difference from {markdown_text(settings.baseline)} in percentage points, paired by seed (p value of a "
+        f"Difference from {markdown_text(settings.baseline)} in {points}, paired by seed (p value of a "
         "two-sided t test, not corrected for multiple comparisons).",
         "",
         f"| | {' | '.join(headings)} |",
@@ -190,28 +203,32 @@ def _task_section(rows: Rows, settings: CompareConfig, task: str) -> str:
     ]
     for contender in settings.chosen_contenders:
         if contender != settings.baseline:
-            cells = [_difference(rows, settings, task, contender, epsilon) for epsilon in settings.epsilons]
+            cells = [_difference(rows, settings, metric, task, contender, epsilon) for epsilon in settings.epsilons]
             lines.append(f"| {markdown_text(contender)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(rows: Rows, task: str, contender: str, epsilon: float) -> str:
+def _cell(rows: Rows, metric: Metric, task: str, contender: str, epsilon: float) -> str:
     values = list(accuracies(rows, task, contender, epsilon).values())
     failed = len(_cell_rows(rows, task, contender, epsilon)) - len(values)
     mark = f" ({failed} failed)" if failed else ""
     if not values:
         return f"–{mark}"
     mean, error = mean_and_error(values)
-    return f"{100 * mean:.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}") + mark
+    factor, spec = _scale(metric)
+    return f"{factor * mean:{spec}}" + ("" if math.isnan(error) else f" ± {factor * error:{spec}}") + mark
 
 
-def _difference(rows: Rows, settings: CompareConfig, task: str, contender: str, epsilon: float) -> str:
+def _difference(rows: Rows, settings: CompareConfig, metric: Metric, task: str, contender: str, epsilon: float) -> str:
     own, baseline = (accuracies(rows, task, name, epsilon) for name in (contender, settings.baseline))
     if not own.keys() & baseline.keys():
         return "–"
     mean, error, p = paired_difference(own, baseline)
-    text = f"{100 * mean:+.1f}"
-    return text if math.isnan(error) else f"{text} ± {100 * error:.1f}" + ("" if math.isnan(p) else f" (p {p:.3f})")
+    factor, spec = _scale(metric)
+    text = f"{factor * mean:+{spec}}"
+    return (
+        text if math.isnan(error) else f"{text} ± {factor * error:{spec}}" + ("" if math.isnan(p) else f" (p {p:.3f})")
+    )
 
 
 def _tuned_settings(rows: Rows, settings: CompareConfig, task: str, contender: str) -> str:

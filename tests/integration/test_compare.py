@@ -213,6 +213,27 @@ def test_mean_ranks_match_hand_computed_values(tmp_path: Path) -> None:
     assert "not tuned" not in table
 
 
+def test_results_of_another_task_are_in_its_own_metric(tmp_path: Path) -> None:
+    config = settings("compare.epsilons=[3]")
+    rows = [
+        row(name, value + 0.01 * seed, phase="final", seed=seed, model_task="regression")
+        for name, value in (("fedsvd", 0.6), ("flora", 0.65))
+        for seed in (0, 1)
+    ]
+    table = write_report(rows, config, tmp_path, "fedsvd compare").read_text(encoding="utf-8")
+    assert "Held-out Spearman, mean" in table
+    assert "| fedsvd | 0.605 ± 0.005 |" in table
+    assert "| flora | +0.050 ± 0.000" in table
+
+
+def test_contenders_of_different_tasks_are_rejected(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    other = "+compare.contenders.answers=['model=tiny_llama']"
+    arguments = ["compare", "experiment=smoke", *SMALL, other, "compare.only_contenders=[fedsvd,answers]"]
+    assert main([*arguments, f"run_dir={tmp_path / 'run'}"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "answers predicts for model.task = causal_lm what others on compare.tasks.movies predict for" in message
+
+
 def test_cells_without_a_run_are_dashes(tmp_path: Path) -> None:
     rows = [row("fedsvd", 0.6, phase="final", seed=seed) for seed in (0, 1)]
     table = write_report(rows, settings(), tmp_path, "a command").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ OWN = "model=tiny data=csv data.path=x.csv partition=iid"
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("model.task=regression", "data = movie_reviews is not possible with model.task = regression"),
+        ("data=bbc_news model.task=regression", "data = bbc_news is not possible with model.task = regression"),
         (f"{OWN} model.task=regression partition=dirichlet", "partition.name = dirichlet is not possible"),
         (
             f"{OWN} model.task=regression partition=by_column partition.column=label",

@@ -93,3 +93,13 @@ def test_invalid_values_raise(key: str, value: float) -> None:
     arguments = {"test_fraction": 0.2, "min_abs_rating": 0.5, "seed": 0, key: value}
     with pytest.raises(DataError, match=rf"data\.{key} = {value}"):
         load_movie_reviews(**arguments)
+
+
+def test_ratings_have_the_sign_of_the_class() -> None:
+    rated = load_movie_reviews(test_fraction=0.2, min_abs_rating=0, seed=0, ratings=True)
+    classes = load_movie_reviews(test_fraction=0.2, min_abs_rating=0, seed=0)
+    assert {name: len(split) for name, split in rated.items()} == {"train": 8453, "test": 2113}
+    by_text = {row["text"]: row["label"] for split in classes.values() for row in split}
+    rows = [row for split in rated.values() for row in split]
+    assert len(by_text) == len(rows)
+    assert all((row["label"] > 0) == by_text[row["text"]] and -4 <= row["label"] <= 4 for row in rows)
