@@ -32,7 +32,10 @@ WRONG = [
             "fed_sb, fedavg_lora, fedex_lora, fedsa_lora, fedsvd, ffa_lora, flexlora, flora, rolora",
         ],
     ),
-    ("experiment=smok", ["experiment = 'smok'", "did you mean smoke?", "causal_lm, compare, compare_first_token, demo, "]),
+    (
+        "experiment=smok",
+        ["experiment = 'smok'", "did you mean smoke?", "causal_lm, compare, compare_first_token, demo, "],
+    ),
     ("privacy=null", ["privacy = None", "dp_sgd, none"]),
     ("model=[tiny]", ["model = ['tiny']", "minilm, mpnet, roberta_base"]),
     ("method@x=fedsvd", ["method@x=fedsvd", "leave @x out"]),
