@@ -49,7 +49,8 @@ POOLED = ["model.pooling_layer=1", "federation.num_clients=4"]
 ADDED = {
     "experiment=best": POOLED, "experiment=best_large": POOLED, "experiment=shared_noise": POOLED,
     "data.messages_column=messages": ["model.source=models/chat"],
-    "experiment=epsilon_sweep": ["seed=0", "method=fedsvd"], "experiment=tune": ["hydra.sweeper.n_trials=2"],
+    "experiment=epsilon_sweep": ["seed=0", "method=fedsvd", *POOLED],
+    "experiment=tune": ["hydra.sweeper.n_trials=2", *POOLED],
 }  # fmt: skip
 
 
