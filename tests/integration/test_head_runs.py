@@ -140,9 +140,9 @@ def test_all_examples_pass_in_batches_of_limited_size(monkeypatch: pytest.Monkey
     sizes: list[int] = []
     collate = losses._collate
 
-    def measure(client_data: object, positions: Sequence[int], tokenizer: object) -> object:
+    def measure(client_data: object, tokenizer: object, positions: Sequence[int]) -> object:
         sizes.append(len(positions))
-        return collate(client_data, positions, tokenizer)  # type: ignore[arg-type]
+        return collate(client_data, tokenizer, positions)  # type: ignore[arg-type]
 
     monkeypatch.setattr(losses, "_collate_cached", measure)
     folder = train(

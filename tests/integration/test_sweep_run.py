@@ -94,6 +94,7 @@ def test_search_runs_its_trials_and_resumes(tmp_path: Path) -> None:
     overrides = [override for override in overrides if override != "experiment=smoke"] + [
         "federation.num_clients=2",
         "partition=iid",
+        "model.pooling_layer=2",
     ]
     assert sweep(tmp_path, *overrides) == 0
     before = finish_times(tmp_path)
