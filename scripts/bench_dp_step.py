@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 from bench_dp_modes import MODES, SHAPES, build, modes
-from bench_report import add_json_option, print_machine, write_json
+from bench_report import STATUS, add_bench, add_json_option, print_machine, process_memory_mib, write_json
 from rich.console import Console
 from rich.table import Table
 
 NON_PRIVATE = next(iter(MODES))
-STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,7 @@ class Result:
 
 
 def add_parser(benches: Any) -> None:
-    parser = benches.add_parser(
-        "dp_step",
-        help="time and memory of a private step",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = add_bench(benches, "dp_step", "time and memory of a private step", __doc__)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=7, help="repeats of every mode (default 7)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's)")
@@ -109,17 +103,12 @@ def measure_memory(key: str, mode: str, arguments: argparse.Namespace) -> float:
 def peak_memory(key: str, mode: str, attention: str) -> float:
     """Return the MiB that two steps add to the peak resident memory of a process with the model loaded."""
     bench = build(key, attention)
-    before = resident("VmRSS")
+    before = process_memory_mib("VmRSS")
     # Linux: reset the peak, which loading the model has raised.
     Path("/proc/self/clear_refs").write_text("5")
     for _ in range(2):
         MODES[mode](bench)
-    return (resident("VmHWM") - before) / 1024
-
-
-def resident(field: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1])
+    return process_memory_mib("VmHWM") - before
 
 
 def table(title: str, results: list[Result]) -> Table:

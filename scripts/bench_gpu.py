@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from bench_dp_modes import Bench, ghost_step, non_private_step, private_step
 from bench_llama import MODELS, SMALL_MODELS, Shape, build, linear_weights
-from bench_report import add_json_option, print_machine, write_json
+from bench_report import add_bench, add_json_option, print_machine, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -60,9 +60,7 @@ class Result:
 
 
 def add_parser(benches: Any) -> None:
-    parser = benches.add_parser(
-        "gpu", help="all figures from a card", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = add_bench(benches, "gpu", "all figures from a card", __doc__)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--small", action="store_true", help="small shapes on the CPU")
     parser.add_argument("--repeats", type=int, default=5)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from typing import Any
 
-from bench_report import add_json_option, print_machine, write_json
+from bench_report import add_bench, add_json_option, print_machine, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -25,9 +25,7 @@ PROGRAMS = {
 
 
 def add_parser(benches: Any) -> None:
-    parser = benches.add_parser(
-        "imports", help="CPU time of imports", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = add_bench(benches, "imports", "CPU time of imports", __doc__)
     parser.add_argument("--runs", type=int, default=5, help="processes of each kind")
     add_json_option(parser)
     parser.set_defaults(run=run)

@@ -13,26 +13,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from bench_gpu import PLAIN, STEPS
 from bench_llama import MODELS, Shape, build
-from bench_report import add_json_option, print_machine, write_json
+from bench_report import add_bench, add_json_option, print_machine, process_memory_mib, write_json
 from rich.console import Console
 
 PRIVATE = "private, fused"
-STATUS = Path("/proc/self/status")
 
 
 def add_parser(benches: Any) -> None:
-    parser = benches.add_parser(
-        "memory",
-        help="memory of a private step at 7B shapes",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = add_bench(benches, "memory", "memory of a private step at 7B shapes", __doc__)
     parser.add_argument("--layers", type=int, default=MODELS["7B"].layers)
     parser.add_argument("--batch", type=int, default=1, help="examples of a step (default 1)")
     parser.add_argument("--length", type=int, default=MODELS["7B"].length, help="tokens of an example (default 512)")
@@ -93,5 +86,4 @@ def peak_memory() -> Iterator[list[float]]:
 
 def virtual_memory_mib() -> float:
     """Return the allocated memory; resident memory would miss pages that the system has reclaimed."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmData"))
-    return int(line.split()[1]) / 1024
+    return process_memory_mib("VmData")

@@ -5,13 +5,12 @@ make the CPU wait for a GPU. By default: B of query and value in the top layer o
 """
 
 import argparse
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_report import add_json_option, print_machine, write_json
+from bench_report import add_bench, add_json_option, print_machine, write_json
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
@@ -26,12 +25,7 @@ WAITS = ("aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDeviceSynchr
 
 
 def add_parser(benches: Any) -> None:
-    parser = benches.add_parser(
-        "profile",
-        help="operators of a private round",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = add_bench(benches, "profile", "operators of a private round", __doc__)
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE, as for fedsvd train")
     parser.add_argument("--rows", type=int, default=10, help="number of operators (default 10)")
     add_json_option(parser)
@@ -41,15 +35,13 @@ def add_parser(benches: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     console = Console(width=100)
     machine = print_machine(console)
-    folder = Path(tempfile.mkdtemp())
-    try:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         for number in range(2):
             train(arguments.overrides, folder / str(number))
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         with profile(activities=activities) as profiler:
             seconds = train(arguments.overrides, folder / "profiled")
-    finally:
-        shutil.rmtree(folder)
     events = profiler.key_averages()
     rows = sorted(events, key=own_time, reverse=True)[: arguments.rows]
     total = sum(map(own_time, events))

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from bench_report import add_json_option, print_machine, write_json
+from bench_report import add_bench, add_json_option, print_machine, write_json
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -120,9 +120,7 @@ CONTENDERS = (
 
 
 def add_parser(benches: Any) -> None:
-    parser = benches.add_parser(
-        "refactorize", help="FedSVD's server step", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = add_bench(benches, "refactorize", "FedSVD's server step", __doc__)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=5, help="repeats of every alternative (default 5)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: torch's)")

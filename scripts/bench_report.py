@@ -6,9 +6,12 @@ import platform
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+
+STATUS = Path("/proc/self/status")
 
 
 def describe_machine() -> dict[str, str]:
@@ -23,6 +26,20 @@ def describe_machine() -> dict[str, str]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}",
     }
+
+
+def add_bench(benches: Any, name: str, title: str, description: str | None) -> argparse.ArgumentParser:
+    """Add the parser of one benchmark, with its module's docstring as it stands."""
+    parser: argparse.ArgumentParser = benches.add_parser(
+        name, help=title, description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    return parser
+
+
+def process_memory_mib(field: str) -> float:
+    """Return a field of this process's memory, such as ``VmRSS``, in MiB (Linux only)."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_report import add_json_option, print_machine, write_json
+from bench_report import add_bench, add_json_option, print_machine, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -44,9 +44,7 @@ class ScaleResult:
 
 
 def add_parser(benches: Any) -> None:
-    parser = benches.add_parser(
-        "scale", help="time and memory by clients", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = add_bench(benches, "scale", "time and memory by clients", __doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--federation", choices=("local", "simulation"), nargs="*", default=["local"])
     add_json_option(parser)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from bench_adapters import SHAPES, Sites, zero_adapter
-from bench_report import add_json_option, write_json
+from bench_report import add_bench, add_json_option, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -59,9 +59,7 @@ class Traffic:
 
 
 def add_parser(benches: Any) -> None:
-    parser = benches.add_parser(
-        "traffic", help="bytes per round", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = add_bench(benches, "traffic", "bytes per round", __doc__)
     parser.add_argument("--shape", choices=SHAPES, default="minilm")
     parser.add_argument("--clients", type=int, default=4)
     add_json_option(parser)

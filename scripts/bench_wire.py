@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_wire_training
-from bench_report import add_json_option, print_machine, write_json
+from bench_report import add_bench, add_json_option, print_machine, write_json
 from loopback import Loopback
 from rich.console import Console
 from rich.table import Table
@@ -116,10 +116,7 @@ class WireResult:
 
 
 def add_parser(benches: Any) -> None:
-    parser = benches.add_parser(
-        "wire", help="overhead of a round on real nodes", description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )  # fmt: skip
+    parser = add_bench(benches, "wire", "overhead of a round on real nodes", __doc__)
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--shapes", choices=SHAPES, nargs="+", default=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=3)

@@ -17,6 +17,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
+from fedsvd.config import Config
 from fedsvd.config.compose import compose
 from fedsvd.errors import DivergedError, FedSVDError, describe
 
@@ -149,13 +150,13 @@ def _run_job(overrides: list[str]) -> dict[str, Any]:
     from fedsvd.runs.folder import read_rows as read_metrics
 
     started, unplotted = time.perf_counter(), [*overrides, "plots=false"]
-    _clear_unneeded_caches(unplotted)
+    config = compose(unplotted)
+    _clear_unneeded_caches(config)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 # The directory is deleted with its plots.
-                config = compose(unplotted)
                 accuracy = launch.run(config, unplotted, folder)
         except DivergedError as error:
             # Training may diverge at a high learning rate, which must not end the comparison.
@@ -181,7 +182,7 @@ def _run_job(overrides: list[str]) -> dict[str, Any]:
 _LAST: list[tuple[Any, ...]] = []
 
 
-def _clear_unneeded_caches(overrides: list[str]) -> None:
+def _clear_unneeded_caches(config: Config) -> None:
     """Clear caches that this run does not share with the previous one, to save memory.
 
     For another partition or seed, loaded data and models are cleared; for another task, also the cached states of its
@@ -189,7 +190,6 @@ def _clear_unneeded_caches(overrides: list[str]) -> None:
     """
     from fedsvd.runtime.losses import clear_caches
 
-    config = compose(overrides)
     current = ((config.data.name, config.data.domains), config.partition, config.seed)
     if _LAST and _LAST[0] != current:
         clear_caches(keep_states=_LAST[0][0] == current[0])

@@ -54,11 +54,7 @@ def load_movie_reviews(*, test_fraction: float, min_abs_rating: float, seed: int
         AssetError: The package is unavailable.
         DataError: A value is out of range, or too few texts remain for two splits.
     """
-    snippets = _filter_snippets(_read("movies"), min_abs_rating)
-    dataset = _to_dataset(snippets)
-    if ratings:
-        dataset = dataset.remove_columns("label").add_column("label", [snippet.rating for snippet in snippets])
-    return hold_out(dataset, test_fraction, seed)
+    return hold_out(_to_dataset(_filter_snippets(_read("movies"), min_abs_rating), ratings), test_fraction, seed)
 
 
 def load_sentiment_domains(
@@ -106,7 +102,9 @@ def _filter_snippets(snippets: Sequence[_Snippet], min_abs_rating: float) -> lis
     return list(selected.values())
 
 
-def _to_dataset(rows: Sequence[_Snippet]) -> Dataset:
+def _to_dataset(rows: Sequence[_Snippet], ratings: bool = False) -> Dataset:
+    if ratings:
+        return Dataset.from_dict({"text": [row.text for row in rows], "label": [row.rating for row in rows]})
     columns = {"text": [row.text for row in rows], "label": [int(row.rating > 0) for row in rows]}
     return Dataset.from_dict(columns, features=_FEATURES)
 

@@ -33,7 +33,7 @@ def run_spend(privacy: PrivacyConfig, train: TrainConfig, federation: Federation
 
 def client_sample_rate(federation: FederationConfig) -> float:
     """Return the chance q of a client to be in a round."""
-    return (federation.clients_per_round or federation.num_clients) / federation.num_clients
+    return federation.num_sampled / federation.num_clients
 
 
 def clip_update(update: Sequence[Tensor], max_update_norm: float) -> list[Tensor]:

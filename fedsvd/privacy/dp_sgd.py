@@ -20,7 +20,7 @@ from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR, ClippingMe
 from fedsvd.privacy.gradient_maps import GradientMap
 from fedsvd.privacy.noise_ahead import NoiseAhead
 from fedsvd.privacy.noisy_optimizer import NoisyOptimizer
-from fedsvd.privacy.physical_batches import BatchLimit, run_physical_batches, with_following
+from fedsvd.privacy.physical_batches import BatchLimit, preparation, run_physical_batches, with_following
 from fedsvd.privacy.randomness import Randomness
 
 # Maps a model to a context in which backward passes set `parameter.grad_sample`, of shape (batch, *parameter).
@@ -149,7 +149,7 @@ class _DataAndCanaries:
 
     def prepare(self, part: Sequence[int]) -> None:
         """Let the loss function collate the real examples of a physical batch ahead, if it can."""
-        prepare, positions = getattr(self.losses, "prepare", None), self.real(part)
+        prepare, positions = preparation(self.losses), self.real(part)
         if prepare and positions:
             prepare(positions)
 

@@ -39,6 +39,11 @@ def with_following(batches: Iterable[list[int]]) -> Iterator[tuple[list[int], li
         yield current, []
 
 
+def preparation(losses: object) -> Callable[[list[int]], None] | None:
+    """Return the method with which a loss function collates a physical batch ahead; None if it has none."""
+    return getattr(losses, "prepare", None)
+
+
 @dataclass
 class BatchLimit:
     """The largest number of examples in memory at once; found by trying where it is not given.
@@ -100,9 +105,10 @@ def run_physical_batches(
     pending = split_batch(batch, max(1, limit.next_size(len(batch))), lengths) or [[]]
     while pending:
         part = pending.pop(0)
-        upcoming = pending or split_batch(following, max(1, limit.next_size(len(following))), lengths)
-        if prepare and upcoming:
-            prepare(upcoming[0])
+        if prepare:
+            upcoming = pending or split_batch(following, max(1, limit.next_size(len(following))), lengths)
+            if upcoming:
+                prepare(upcoming[0])
         failed = False
         try:
             compute(part)

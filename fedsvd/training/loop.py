@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedsvd.config import TrainConfig
 from fedsvd.errors import DivergedError
 from fedsvd.privacy.gradient_maps import GradientMap, map_gradients, map_noised_gradients
-from fedsvd.privacy.physical_batches import BatchLimit, run_physical_batches, with_following
+from fedsvd.privacy.physical_batches import BatchLimit, preparation, run_physical_batches, with_following
 from fedsvd.training.schedule import learning_rate
 
 Batch = dict[str, Tensor]
@@ -129,7 +129,7 @@ def _mean_gradients(
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
-    prepare = getattr(losses, "prepare", None)
+    prepare = preparation(losses)
     run_physical_batches(positions, limit, lengths, compute, lambda: None, accumulate, prepare, following)
     return mean
 
