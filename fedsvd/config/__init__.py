@@ -135,12 +135,13 @@ class Config(ConfigGroup):
     def public_text_uses(self) -> tuple[str, ...]:
         """What the run computes from ``model.public_text``, in words for people; empty if it does not read it."""
         trains_factors = self.train.rounds > 0 and not self.train.is_head_only
+        is_private = self.privacy.name == "dp_sgd"
         uses = {
             "standardization of features": self.model.standardize == "public",
             "initial A": trains_factors and self.method.get("init_a") == "public_pca",
-            "projection of gradients": trains_factors
-            and self.privacy.name == "dp_sgd"
-            and self.privacy.project_public_mean,
+            "initial B": trains_factors and self.method.get("init_b") == "public_jacobian",
+            "projection of gradients": trains_factors and is_private and self.privacy.project_public_mean,
+            "preconditioning of A": trains_factors and is_private and self.privacy.standardize_inputs,
         }
         return tuple(use for use, is_set in uses.items() if is_set)
 

@@ -70,7 +70,8 @@ class DataConfig(ConfigGroup):
             null: labels are used as they are.
         class_descriptions: Invented sentences as somebody might write them for each class, from which
             ``train.head_init=zero_shot`` starts the head: a mapping from class names to lists of sentences, or one list
-            per class, in the order of the classes. They are public.
+            per class, in the order of the classes; for a regression, a list for the lowest and one for the highest
+            label. They are public.
         evaluate_on: ``test``, or ``validation``: a part of the training set that is excluded from training. Choose
             settings on the latter and report results on the former.
         validation_fraction: Fraction of the training set in that part.

@@ -50,15 +50,21 @@ def _check_no_head(train: TrainConfig, privacy: PrivacyConfig) -> None:
 
 
 def _check_zero_shot(model: ModelConfig, data: DataConfig) -> None:
-    if model.task != "sequence_classification":
+    if model.task not in ("sequence_classification", "regression"):
         raise ConfigError(
             f"train.head_init = zero_shot is not possible with model.task = {model.task}: it separates classes that "
             "exclude each other. Set train.head_init=random or zeros."
         )
+    if model.task == "regression" and data.label_range is None:
+        raise ConfigError(
+            "train.head_init = zero_shot needs data.label_range with model.task = regression: data.class_descriptions "
+            "describes its ends. Set it to [lowest, highest], or set train.head_init=random or zeros."
+        )
     if data.class_descriptions is None:
         raise ConfigError(
             f"train.head_init = zero_shot needs data.class_descriptions, which data={data.name} leaves empty: give a "
-            "list of invented sentences for each class, or set train.head_init=random."
+            "list of invented sentences for each class (with model.task=regression, for the lowest and the highest "
+            "label), or set train.head_init=random."
         )
     if model.head != "linear":
         raise ConfigError(

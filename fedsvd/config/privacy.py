@@ -29,6 +29,8 @@ class PrivacyConfig(ConfigGroup):
             (``dp_sgd``); null: both are clipped together.
         project_public_mean: Remove from each example's gradient of the factors, before it is clipped, the directions of
             the mean gradient over ``model.public_text`` (``dp_sgd``; see `fedsvd.runtime.public_mean`).
+        standardize_inputs: Train A in coordinates in which the inputs that texts of ``model.public_text`` have at its
+            site have no mean and are half-whitened (``dp_sgd``; see `fedsvd.runtime.public_statistics`).
         max_update_norm: Largest L2 norm of one client's update in a round; longer ones are scaled down
             (``client_level``).
         accountant: Privacy accountant: ``prv`` (tight, for δ from 1e-10) or ``rdp``.
@@ -61,6 +63,7 @@ class PrivacyConfig(ConfigGroup):
     clipping_statistics: bool = True
     ledger_dir: Text | None = None
     project_public_mean: bool = False
+    standardize_inputs: bool = False
 
     def __post_init__(self) -> None:
         if self.max_epsilon is not None and self.max_epsilon < self.target_epsilon:
@@ -74,8 +77,9 @@ class PrivacyConfig(ConfigGroup):
                 "client_level, where privacy.max_update_norm bounds the norm of a client's whole update: set it to "
                 "null, or use privacy=dp_sgd."
             )
-        if self.project_public_mean and self.name == "client_level":
-            raise ConfigError(
-                "privacy.project_public_mean = True is not possible with privacy.name = client_level, which clips no "
-                "example's gradient: set it to false, or use privacy=dp_sgd."
-            )
+        for key in ("project_public_mean", "standardize_inputs"):
+            if getattr(self, key) and self.name == "client_level":
+                raise ConfigError(
+                    f"privacy.{key} = True is not possible with privacy.name = client_level, which clips no example's "
+                    "gradient: set it to false, or use privacy=dp_sgd."
+                )

@@ -12,8 +12,8 @@ from fedsvd.errors import ConfigError
 from fedsvd.lora.adapter import Adapter
 from fedsvd.lora.refactorize import orthonormal_rows
 
-A_INITIALIZATIONS = ("kaiming", "orthonormal", "weight_svd", "dct", "public_pca")
-B_INITIALIZATIONS = ("kaiming", "orthonormal", "weight_svd", "zeros")
+A_INITIALIZATIONS = ("kaiming", "orthonormal", "weight_svd", "dct", "public_pca", "zeros")
+B_INITIALIZATIONS = ("kaiming", "orthonormal", "weight_svd", "zeros", "public_jacobian")
 
 # Initializations that are identical on every machine for a given seed. Factors computed from weights can differ between
 # machines in the last digits, or in the order of near-equal singular values, so the server sends them.
@@ -29,6 +29,7 @@ def initialize_factors(
     seed: int,
     weights: Mapping[str, Tensor] | None = None,
     public_rows: Mapping[str, Tensor] | None = None,
+    public_columns: Mapping[str, Tensor] | None = None,
 ) -> Adapter:
     """Initialize an adapter's factors.
 
@@ -38,12 +39,15 @@ def initialize_factors(
         shapes: An adapter with the desired shapes; its scales, cores and head are copied.
         init_a: ``kaiming`` (uniform with bound 1/√d_in, as LoRA does), ``orthonormal`` (A Aᵀ = I), ``weight_svd`` (the
             frozen weight's r largest right singular vectors), ``dct`` (rows of the orthonormal DCT-II basis, those that
-            carry most of the frozen weight; see `dct_indices`) or ``public_pca`` (see `fedsvd.lora.public_pca`).
+            carry most of the frozen weight; see `dct_indices`), ``public_pca`` (see `fedsvd.lora.public_pca`) or
+            ``zeros`` (for methods that train A first).
         init_b: ``zeros``, or ``kaiming``, ``orthonormal`` (BᵀB = I) or ``weight_svd`` (the r largest left singular
-            vectors). With all but ``zeros`` the initial model differs from the base model, unless the core is zero.
+            vectors) or ``public_jacobian`` (see `fedsvd.training.site_outputs`). With all but ``zeros`` the initial
+            model differs from the base model, unless A or the core is zero.
         seed: Seed of the experiment; each site draws from its own stream.
         weights: Frozen weights by site name, shape (d_out, d_in); required for ``weight_svd`` and ``dct`` only.
         public_rows: Rows of A by site name, shape (r, d_in); required for ``public_pca`` only.
+        public_columns: Columns of B by site name, shape (d_out, r); required for ``public_jacobian`` only.
 
     Raises:
         ConfigError: An initialization is unknown.
@@ -56,6 +60,9 @@ def initialize_factors(
             A[name] = public_rows[name].to(shapes.A[name])
         else:
             A[name] = _initialize(init_a, shapes.A[name], generator, weight, "method.init_a")
+        if init_b == "public_jacobian" and public_columns is not None:
+            B[name] = public_columns[name].to(shapes.B[name])
+            continue
         transposed = None if weight is None else weight.mT
         B[name] = _initialize(init_b, shapes.B[name].mT, generator, transposed, "method.init_b").mT.contiguous()
     return shapes.with_parts({"A": A, "B": B})

@@ -137,6 +137,7 @@ def check_method(method: Method, config: Config) -> None:
         check_known_noise(config)
     if method.traits.tangent:
         check_single_step(config)
+    _check_public_coordinates(method, config)
 
 
 def _check_unquantized(config: Config) -> None:
@@ -154,6 +155,29 @@ def _check_distributed(method: Method, config: Config) -> None:
             f"model.device_map = auto is unsupported with method.name = {config.method['name']} and "
             f"privacy.project_public_mean = {config.privacy.project_public_mean}: one combines the gradients of "
             "layers on different devices. Set model.device_map=none."
+        )
+
+
+def _check_public_coordinates(method: Method, config: Config) -> None:
+    if config.privacy.standardize_inputs:
+        rounds = range(1, config.train.rounds + 1)
+        trains_a = any("A" in method.trains(number) for number in rounds)
+        if method.traits.tangent or (not trains_a and not config.train.is_head_only):
+            raise ConfigError(
+                f"privacy.standardize_inputs = True is unsupported with method.name = {config.method['name']} and its "
+                "options: it changes the coordinates in which A is trained, and the method "
+                + ("has coordinates of its own" if method.traits.tangent else "does not train A")
+                + ". Set it to false, or choose another method."
+            )
+    if method.init_b == "public_jacobian" and config.train.head_init == "zeros":
+        raise ConfigError(
+            "method.init_b = public_jacobian is not possible with train.head_init = zeros: a head of zeros does not "
+            "depend on any layer. Set train.head_init=zero_shot, or another initial head."
+        )
+    if method.init_b == "public_jacobian" and config.model.task not in ("sequence_classification", "regression"):
+        raise ConfigError(
+            f"method.init_b = public_jacobian is not possible with model.task = {config.model.task}: it needs one "
+            "prediction per text. Choose another initialization."
         )
 
 

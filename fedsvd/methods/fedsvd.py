@@ -17,6 +17,7 @@ from fedsvd.methods.method import State, Step, Traits
 from fedsvd.methods.options import check_choice, check_initialization, check_positive_int
 
 SHRINKAGES = ("none", "optimal")
+_ORTHONORMAL_B = ("orthonormal", "weight_svd", "public_jacobian")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class FedSVD:
         pivot: The factor to train in each round, as a sequence that repeats. ``B`` is FedSVD as published; ``BAAA``
             trains B for one round, then A for three, and so on. A is trained with ``B = U``, B with ``A = Vᵀ``: one
             factor changes at a time and the other is orthonormal. The mean remains exact, noise is never multiplied by
-            noise, and both the row and the column space adapt.
+            noise, and both the row and the column space adapt. A sequence that starts with A requires ``init_a`` =
+            ``zeros`` and an orthonormal initial B; ``A`` alone is FedSVD with the factors exchanged.
         shrinkage: ``none``, or ``optimal`` to broadcast B with its singular values shrunk, which removes what the
             differential privacy noise, whose standard deviation is known, has added to them (see
             `fedsvd.lora.shrinkage`). The sum of all updates is stored unshrunk, so that shrinkage does not accumulate
@@ -47,13 +49,16 @@ class FedSVD:
     init_b: str = "zeros"
 
     def __post_init__(self) -> None:
-        check_initialization(self.init_a, self.init_b)
         check_positive_int("refactorize_every", self.refactorize_every)
-        if not re.fullmatch("B[AB]*", str(self.pivot)):
+        if not re.fullmatch("[AB]+", str(self.pivot)):
             raise ConfigError(
-                f"method.pivot = {self.pivot!r} is invalid: list the factor to train in each round, starting with B "
-                "(B starts at zero, and A has no gradient until B is nonzero), as in B, BA or BAAA."
+                f"method.pivot = {self.pivot!r} is invalid: list the factor to train in each round, as in B, BA, BAAA "
+                "or A."
             )
+        if self.pivot.startswith("A"):
+            _check_starts_with_a(self.pivot, self.init_a, self.init_b)
+        else:
+            check_initialization(self.init_a, self.init_b)
         check_choice("shrinkage", self.shrinkage, SHRINKAGES)
         if self.shrinkage != "none" and ("A" in self.pivot or self.refactorize_every > 1 or self.init_a == "kaiming"):
             raise ConfigError(
@@ -90,6 +95,15 @@ class FedSVD:
 
     def _trains_b(self, server_round: int) -> bool:
         return self.pivot[(server_round - 1) % len(self.pivot)] == "B"
+
+
+def _check_starts_with_a(pivot: str, init_a: str, init_b: str) -> None:
+    if init_a != "zeros" or init_b not in _ORTHONORMAL_B:
+        raise ConfigError(
+            f"method.pivot = {pivot} is not possible with method.init_a = {init_a} and method.init_b = {init_b}: A is "
+            "trained first, and has no gradient where B is zero. Set method.init_a=zeros and method.init_b to one of "
+            f"{', '.join(_ORTHONORMAL_B)}, or start method.pivot with B."
+        )
 
 
 def _shrinkage_step(before: Adapter, averaged: Adapter, noise_std: float, state: State) -> Step:

@@ -17,7 +17,7 @@ def check_initialization(init_a: str, init_b: str) -> None:
     if init_a == "zeros":
         raise ConfigError(
             "method.init_a = 'zeros' is invalid: B would never have a gradient; choose one of "
-            f"{', '.join(A_INITIALIZATIONS)}."
+            f"{', '.join(name for name in A_INITIALIZATIONS if name != 'zeros')}."
         )
     check_choice("init_a", init_a, A_INITIALIZATIONS)
     check_choice("init_b", init_b, B_INITIALIZATIONS)

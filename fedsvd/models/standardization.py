@@ -60,10 +60,42 @@ def half_whitening(features: Tensor, corpus: Mapping[str, str]) -> Standardizati
     """
     x = features.double()
     mean = x.mean(dim=0)
-    values, vectors = torch.linalg.eigh(torch.cov((x - mean).T))
+    return Standardization(mean, _half_whitening_matrix(x - mean, FEATURE_NORM), corpus)
+
+
+def half_whitening_without_mean(inputs: Tensor) -> Tensor:
+    """Return the matrix M of a LoRA site's inputs, symmetric, shape (d, d), float64.
+
+    With P the projection onto what is orthogonal to the mean, and Σ the covariance of ``P x``,
+
+        M = s · P (Σ + 0.1 λ̄ I)^(-¼) P
+
+    where s makes the mean norm of ``M x`` 1. M removes the mean instead of subtracting it, so that a factor ``A' M``
+    needs no bias.
+
+    Args:
+        inputs: Public inputs x, shape (texts, d), at least two texts.
+    """
+    x = inputs.double()
+    mean = x.mean(dim=0)
+    direction = mean / torch.linalg.vector_norm(mean).clamp(min=1e-300)
+    centered = x - mean
+    centered = centered - torch.outer(centered @ direction, direction)
+    matrix = _half_whitening_matrix(centered, 1.0)
+    # Without the removed direction, in which the covariance is zero and the inverse root is largest.
+    matrix -= torch.outer(matrix @ direction, direction)
+    matrix -= torch.outer(direction, direction @ matrix)
+    symmetric: Tensor = (matrix + matrix.T) / 2
+    return symmetric
+
+
+def _half_whitening_matrix(centered: Tensor, norm: float) -> Tensor:
+    """Return ``s · (Σ + 0.1 λ̄ I)^(-¼)`` for centered features, shape (texts, d), whose mean norm becomes ``norm``."""
+    values, vectors = torch.linalg.eigh(torch.cov(centered.T))
     values = values.clamp(min=0)
     average = values.mean()
     matrix = (vectors * (average / (values + _REGULARIZATION * average)) ** 0.25) @ vectors.T
-    matrix *= FEATURE_NORM / torch.linalg.vector_norm((x - mean) @ matrix, dim=1).mean()
+    matrix *= norm / torch.linalg.vector_norm(centered @ matrix, dim=1).mean()
     # Symmetric up to rounding, and exactly so from here on.
-    return Standardization(mean, (matrix + matrix.T) / 2, corpus)
+    symmetric: Tensor = (matrix + matrix.T) / 2
+    return symmetric

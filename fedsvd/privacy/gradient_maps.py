@@ -108,3 +108,23 @@ class Projection:
     def after_noise(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> list[Tensor]:
         """Project the noised sum too, which removes the noise along the directions; see `GradientMap`."""
         return self.before_clipping(parameters, gradients)
+
+
+@dataclass(frozen=True)
+class Preconditioning:
+    """The map ``T g = g M`` and ``S g = g M``: plain SGD on A' where ``A = A' M``.
+
+    Attributes:
+        matrices: M by ``id`` of the parameter A, symmetric, shape (d_in, d_in). Other parameters are unchanged.
+    """
+
+    matrices: dict[int, Tensor]
+
+    def before_clipping(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradients of A'; see `GradientMap`."""
+        pairs = ((g, self.matrices.get(id(p))) for p, g in zip(parameters, gradients, strict=True))
+        return [g if matrix is None else g @ matrix for g, matrix in pairs]
+
+    def after_noise(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Return the change of A that belongs to a change of A'; see `GradientMap`."""
+        return self.before_clipping(parameters, gradients)

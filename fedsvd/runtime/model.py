@@ -24,10 +24,10 @@ from fedsvd.models.first_token import use_first_token_only
 from fedsvd.models.head_choice import HeadChoice, choose_head
 from fedsvd.models.output_layer import check_output_bias
 from fedsvd.models.pooled import PooledClassifier
-from fedsvd.models.zero_shot import sentences_by_class, zero_shot_head
+from fedsvd.models.zero_shot import RANGE_ENDS, sentences_by_class, zero_shot_head
 from fedsvd.runtime import base_model
 from fedsvd.runtime.data import class_names, load_held_out, load_tokenizer
-from fedsvd.runtime.public_rows import public_rows
+from fedsvd.runtime.public_statistics import input_preconditioners, public_columns, public_rows
 from fedsvd.runtime.round_parts import trained_parts
 from fedsvd.training.generation import generate_samples
 from fedsvd.training.probes import check_batch_layout, check_causal, check_packing, check_padding
@@ -89,8 +89,11 @@ def initial_adapter(config: Config, method: Method) -> Adapter:
         ModelError: The model has no pooled features for a zero-shot head.
     """
     loaded = _load(config)
-    adapter = _initial_adapter(loaded, config.model, config.seed, method.init_a, method.init_b)
-    return adapter.with_parts({"head": _initial_head(config, loaded, adapter.head)})
+    head = _initial_head(config, loaded, loaded.adapter.head)
+    # Only these columns depend on the head.
+    used = tuple(head.items()) if method.init_b == "public_jacobian" else ()
+    adapter = _initial_adapter(loaded, config.model, config.seed, method.init_a, method.init_b, used)
+    return adapter.with_parts({"head": head})
 
 
 def check_model(config: Config) -> None:
@@ -131,15 +134,15 @@ class _LoadedModel:
     model: peft.PeftModel
     adapter: Adapter
 
-    def restored(self) -> peft.PeftModel:
-        """Return the model as it was loaded: without the factors, head and merged base of an earlier run."""
-        peft_model.write(self.model, self.adapter)
+    def restored(self, head: Mapping[str, Tensor] | None = None) -> peft.PeftModel:
+        """Return the model without the factors and merged base of an earlier run, and with this head or as drawn."""
+        peft_model.write(self.model, self.adapter if head is None else self.adapter.with_parts({"head": dict(head)}))
         return self.model
 
 
 def clear_model_cache() -> None:
     """Clear the caches of this module."""
-    for cached in (_load_model, _initial_adapter, _zero_shot_head):
+    for cached in (_load_model, _initial_adapter, _zero_shot_head, input_preconditioners):
         cached.cache_clear()
     # They hold models.
     for check in (_check_architecture, _check_batch_layout):
@@ -181,11 +184,21 @@ def _load_model(
 
 
 @lru_cache(maxsize=4)
-def _initial_adapter(loaded: _LoadedModel, config: ModelConfig, seed: int, init_a: str, init_b: str) -> Adapter:
+def _initial_adapter(
+    loaded: _LoadedModel, config: ModelConfig, seed: int, init_a: str, init_b: str, head: tuple[tuple[str, Tensor], ...]
+) -> Adapter:
     rows = public_rows(loaded.restored(), config) if init_a == "public_pca" else None
-    weights = frozen_weights(loaded.model)
+    columns = None
+    if init_b == "public_jacobian":
+        columns = public_columns(loaded.restored(dict(head)), config, dict(head))
     return initialize_factors(
-        loaded.adapter, init_a=init_a, init_b=init_b, seed=seed, weights=weights, public_rows=rows
+        loaded.adapter,
+        init_a=init_a,
+        init_b=init_b,
+        seed=seed,
+        weights=frozen_weights(loaded.model),
+        public_rows=rows,
+        public_columns=columns,
     )
 
 
@@ -206,7 +219,9 @@ def _check_batch_layout(model: peft.PeftModel, parts: frozenset[Part]) -> None:
 def _initial_head(config: Config, loaded: _LoadedModel, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the head's initial parameters, given those that were drawn from the seed."""
     if config.train.head_init == "zero_shot" and drawn:
-        sentences = sentences_by_class(config.data.class_descriptions or {}, class_names(config))
+        # The ends of the scale of a regression are described, as two classes are.
+        names = class_names(config) if config.data.label_range is None else RANGE_ENDS
+        sentences = sentences_by_class(config.data.class_descriptions or {}, names)
         hashable = tuple(map(tuple, sentences))
         return _zero_shot_head(loaded, config.model.source, hashable, config.model.max_length)
     if config.train.head_init == "zeros":
@@ -227,5 +242,6 @@ def _zero_shot_head(
             "more than one layer on pooled features. Set model.pooling=mean, or train.head_init=random."
         )
     with loaded.restored().disable_adapter():
-        weight, bias = zero_shot_head(base, loading.load_tokenizer(source), sentences, max_length)
+        is_regression = len(loaded.adapter.head["classifier.bias"]) == 1
+        weight, bias = zero_shot_head(base, loading.load_tokenizer(source), sentences, max_length, is_regression)
     return {"classifier.weight": weight, "classifier.bias": bias}

@@ -11,9 +11,10 @@ from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Part
 from fedsvd.lora.tangent import TangentMap
 from fedsvd.methods import build_run_method
-from fedsvd.privacy.gradient_maps import GradientMap
+from fedsvd.privacy.gradient_maps import GradientMap, Preconditioning
 from fedsvd.runtime.losses import load_prefix_cache
 from fedsvd.runtime.public_mean import public_mean_projection
+from fedsvd.runtime.public_statistics import input_preconditioners
 
 
 def round_maps(config: Config, model: peft.PeftModel, parts: Collection[Part]) -> list[GradientMap]:
@@ -25,6 +26,10 @@ def round_maps(config: Config, model: peft.PeftModel, parts: Collection[Part]) -
         parts: The parts that the round trains.
     """
     maps: list[GradientMap] = []
+    if config.privacy.name == "dp_sgd" and config.privacy.standardize_inputs and "A" in parts:
+        matrices = input_preconditioners(model, config.model)
+        sites = peft_model.lora_sites(model)
+        maps.append(Preconditioning({id(site.A): matrices[name].to(site.A) for name, site in sites.items()}))
     if build_run_method(config).traits.tangent and {"A", "B"} <= set(parts):
         maps.append(TangentMap.of_model(model))
     if config.privacy.name == "dp_sgd" and config.privacy.project_public_mean:

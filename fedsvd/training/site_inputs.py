@@ -39,6 +39,33 @@ def site_input_moments(
     return moments
 
 
+@torch.no_grad()
+def site_text_means(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    """Return each text's mean input at each site, over its tokens, shape (texts, d_in), float64, on the CPU.
+
+    Args:
+        model: The adapted model, with whatever factors it has.
+        batches: As for `site_input_moments`.
+    """
+    inputs, means = dict[str, Tensor](), dict[str, list[Tensor]]()
+    model.eval()
+    with _record_inputs(model, inputs):
+        for batch in batches:
+            model(**batch)
+            for name, x in inputs.items():
+                means.setdefault(name, []).append(_text_means(x.double(), batch["attention_mask"]).cpu())
+            inputs.clear()
+    return {name: torch.cat(parts) for name, parts in means.items()}
+
+
+def _text_means(x: Tensor, attention_mask: Tensor) -> Tensor:
+    if x.shape[:2] != attention_mask.shape:
+        # A site that reads one position per text only (`fedsvd.models.first_token`).
+        return x.reshape(len(attention_mask), -1)
+    weights = attention_mask.to(x).unsqueeze(-1)
+    return (x * weights).sum(dim=1) / weights.sum(dim=1)
+
+
 def _token_masks(batch: Batch, special: list[int]) -> tuple[Tensor, dict[int, Tensor]]:
     """Return masks of the content tokens and of each special token that occurs, shape (batch, length)."""
     ids, is_token = batch["input_ids"], batch["attention_mask"].bool()

@@ -201,6 +201,23 @@ def test_fedsvd_pivot_trains_both_factors_and_preserves_the_product() -> None:
     )
 
 
+def test_fedsvd_with_the_factors_exchanged_keeps_the_span_of_b() -> None:
+    method = build_method({"name": "fedsvd", "pivot": "A", "init_a": "zeros", "init_b": "orthonormal"})
+    assert [method.trains(r) for r in (1, 2)] == [{"A"}, {"A"}]
+    B = torch.tensor([[0.6], [0.8]])
+    start = Adapter(A={"s": torch.zeros(1, 3)}, B={"s": B}, head={}, scale={"s": 1.0})
+
+    # Means with weights 1/4 and 3/4: (3, 0, 4), of norm 5.
+    first, second = torch.tensor([[0.0, 0.0, 4.0]]), torch.tensor([[4.0, 0.0, 4.0]])
+    step = method.server_step(start, [reply(0, 1, A=first), reply(1, 3, A=second)], 1, {})
+    torch.testing.assert_close(product(step.adapter), B @ torch.tensor([[3.0, 0.0, 4.0]]))
+    torch.testing.assert_close(step.adapter.B["s"].abs(), B)
+
+    # Without any update, B keeps its directions, too.
+    unchanged = method.server_step(start, [reply(0, 1, A=torch.zeros(1, 3))], 1, {})
+    torch.testing.assert_close(unchanged.adapter.B["s"].abs(), B)
+
+
 def test_tangent_averages_coordinates_at_the_common_factors() -> None:
     # U and V are the unit vectors of B = diag(2, 1) and A. Two clients with weights 1/4 and 3/4 send X and Y.
     adapter = make_adapter().with_parts({"B": {"s": torch.diag(torch.tensor([2.0, 1.0]))}})

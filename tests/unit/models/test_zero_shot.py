@@ -41,6 +41,25 @@ def test_the_head_has_the_directions_of_the_class_means() -> None:
     assert bias.tolist() == [0.0, 0.0]
 
 
+def test_the_head_of_a_regression_maps_both_means_one_apart() -> None:
+    weight, bias = zero_shot_head(Encoder(), Tokenizer(), [["a", "b"], ["c"]], 8, is_regression=True)  # type: ignore[arg-type]
+
+    # d = (0, 4) - (2, 0) = (-2, 4), of squared norm 20.
+    torch.testing.assert_close(weight, torch.tensor([[-0.1, 0.2]]))
+    assert bias.tolist() == [0.5]
+
+
+def test_a_regression_describes_the_ends_of_its_range() -> None:
+    own = [*RUN, "model.task=regression", "train.head_init=zero_shot", "partition=iid"]
+    config = compose([*own, "data.min_abs_rating=0", "data.label_range=[-4,4]"])
+    assert initial_adapter(config, build_run_method(config)).head["classifier.weight"].shape[0] == 1
+    with pytest.raises(ConfigError, match=r"needs data\.label_range with model\.task = regression"):
+        compose(own)
+    three = compose([*own, "data.label_range=[-4,4]", "data.class_descriptions=[['a'],['b'],['c']]"])
+    with pytest.raises(ConfigError, match="expected 2, one for each of the lowest label, the highest label"):
+        initial_adapter(three, build_run_method(three))
+
+
 def test_descriptions_by_name_or_in_order() -> None:
     assert sentences_by_class({"b": ("x",), "a": ("y", "z")}, ["a", "b"]) == [["y", "z"], ["x"]]
     assert sentences_by_class((("y",), ("x",)), ["a", "b"]) == [["y"], ["x"]]

@@ -5,7 +5,7 @@ from small_bert import NUM_EXAMPLES, make_losses, make_model, single_example_gra
 from torch import nn
 
 from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
-from fedsvd.privacy.gradient_maps import Projection, map_gradients, map_noised_gradients
+from fedsvd.privacy.gradient_maps import Preconditioning, Projection, map_gradients, map_noised_gradients
 from fedsvd.privacy.randomness import TorchRandomness
 from fedsvd.training.per_example_gradients import fused_gradients
 
@@ -65,3 +65,44 @@ def test_gradients_of_a_batch_are_mapped_as_one() -> None:
         first.grad, second.grad = torch.tensor([5.0]), torch.tensor([0.0])
         apply([projection], [first, second])
         torch.testing.assert_close(torch.cat([first.grad, second.grad]), torch.tensor([3.2, -2.4]))
+
+
+def test_preconditioning_is_sgd_in_other_coordinates() -> None:
+    # A = A' M: the gradient of A' is G M, and a step in A' moves A by its gradient times M.
+    A, other = nn.Parameter(torch.zeros(1, 2)), nn.Parameter(torch.zeros(1))
+    matrix = torch.tensor([[2.0, 1.0], [1.0, 0.0]])
+    map_ = Preconditioning({id(A): matrix})
+
+    before = map_.before_clipping(
+        [A, other], [torch.tensor([[[3.0, 4.0]], [[1.0, 0.0]]]), torch.tensor([[7.0], [8.0]])]
+    )
+
+    torch.testing.assert_close(before[0], torch.tensor([[[10.0, 3.0]], [[2.0, 1.0]]]))
+    torch.testing.assert_close(before[1], torch.tensor([[7.0], [8.0]]))
+    (after,) = map_.after_noise([A], [torch.tensor([[[1.0, 1.0]]])])
+    torch.testing.assert_close(after, torch.tensor([[[3.0, 1.0]]]))
+
+
+def test_a_private_step_is_clipped_in_the_coordinates_of_the_preconditioning() -> None:
+    model, trained = make_model({"A"})
+    generator = torch.Generator().manual_seed(2)
+    matrices = [torch.randn(p.shape[1], p.shape[1], generator=generator) for p in trained]
+    matrices = [m @ m.mT / len(m) for m in matrices]
+    samples = [single_example_gradients(model, trained, i) for i in range(NUM_EXAMPLES)]
+    mapped = [[g @ m for g, m in zip(sample, matrices, strict=True)] for sample in samples]
+    norms = [torch.cat([g.reshape(-1) for g in sample]).norm().item() for sample in mapped]
+    bound = sorted(norms)[NUM_EXAMPLES // 2]
+    expected = [
+        -sum(min(1.0, bound / n) * sample[k] for n, sample in zip(norms, mapped, strict=True)) @ m / NUM_EXAMPLES
+        for k, m in enumerate(matrices)
+    ]
+    before = [p.detach().clone() for p in trained]
+    mechanism, optimizer = DPSGD(0.0, bound, 1.0, 1), torch.optim.SGD(trained, lr=1.0)
+    maps = [Preconditioning({id(p): m for p, m in zip(trained, matrices, strict=True)})]
+
+    train_dp_sgd(
+        model, optimizer, make_losses(), NUM_EXAMPLES, mechanism, TorchRandomness(0), fused_gradients, maps=maps
+    )
+
+    for p, start, change in zip(trained, before, expected, strict=True):
+        torch.testing.assert_close(p.detach() - start, change, atol=1e-6, rtol=1e-4)

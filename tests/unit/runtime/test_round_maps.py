@@ -1,14 +1,17 @@
 """The maps of a real round: the public mean gradient, compared with automatic differentiation text by text."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError
+from fedsvd.launch import check_config
 from fedsvd.lora import peft_model
 from fedsvd.methods import build_run_method
 from fedsvd.models.loading import load_tokenizer
-from fedsvd.privacy.gradient_maps import Projection
+from fedsvd.privacy.gradient_maps import Preconditioning, Projection
 from fedsvd.runtime import losses, public_mean
 from fedsvd.runtime.model import initial_adapter, load_model
 from fedsvd.runtime.round_maps import round_maps
@@ -54,3 +57,51 @@ def test_the_projection_removes_the_mean_gradient_of_public_text(monkeypatch: py
 def test_settings_without_a_public_mean_are_rejected(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compose([*RUN, *overrides])
+
+
+OTHER = [
+    "experiment=smoke", "train.head=private", "method.pivot=A", "method.init_a=zeros", "method.init_b=public_jacobian",
+    "privacy.standardize_inputs=true", "model.rank=1",
+]  # fmt: skip
+
+
+def test_a_is_trained_in_coordinates_of_public_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsvd.runtime.public_statistics.cache_folder", lambda: tmp_path)
+    losses.clear_caches()
+    config = compose(OTHER)
+    model, method = load_model(config), build_run_method(config)
+    adapter = initial_adapter(config, method)
+    peft_model.write(model, adapter)
+    trained = peft_model.set_trainable(model, {"A", "head"})
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+    (map_,) = round_maps(config, model, {"A", "head"})
+
+    # Statistics that are not cached yet are computed in the frozen model, which must not change what is trained.
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trainable
+    assert {path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()} == {"public-jacobian", "public-inputs"}
+    assert isinstance(map_, Preconditioning)
+    sites = peft_model.lora_sites(model)
+    assert map_.matrices.keys() == {id(site.A) for site in sites.values()} < {id(p) for p in trained}
+    for name, site in sites.items():
+        assert map_.matrices[id(site.A)].shape == (site.A.shape[1], site.A.shape[1])
+        torch.testing.assert_close(adapter.B[name].mT @ adapter.B[name], torch.eye(1))
+        assert not adapter.A[name].any()
+    assert round_maps(config, model, {"B", "head"}) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["privacy=client_level"], "standardize_inputs = True is not possible with privacy.name = client_level"),
+        (["method=ffa_lora"], "the method does not train A"),
+        (["method=tangent", "train.local_steps=1"], "has coordinates of its own"),
+        (["train.head_init=zeros"], "a head of zeros does not depend on any layer"),
+        (["model.task=causal_lm", "model=tiny_llama", "train.head=frozen"], "it needs one prediction per text"),
+        (["data=bbc_news"], "private data are the same text"),
+    ],
+)
+def test_settings_without_coordinates_of_public_text_are_rejected(overrides: list[str], message: str) -> None:
+    own = [*OTHER[:2], *OTHER[5:]] if overrides[0].startswith("method=") else OTHER
+    with pytest.raises(ConfigError, match=message):
+        check_config(compose([*own, *overrides]))

@@ -18,7 +18,7 @@ RUN = ["experiment=smoke", "method.init_a=public_pca"]
 
 @pytest.mark.slow
 def test_a_starts_orthogonal_to_what_all_texts_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsvd.runtime.public_rows.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("fedsvd.runtime.public_statistics.cache_folder", lambda: tmp_path)
     losses.clear_caches()
     config, other_seed = compose([*RUN, "model.rank=3"]), compose([*RUN, "model.rank=3", "seed=7"])
     adapter = initial_adapter(config, build_run_method(config))
