@@ -63,7 +63,8 @@ def evaluate(
     predictions, labels = [], []
     for cpu_batch in batches:
         batch = to_device(cpu_batch, device)
-        with prefix.reuse_states(model, model_inputs(batch)) if prefix is not None else nullcontext():
+        on_cpu = model_inputs(cpu_batch)
+        with prefix.reuse_states(model, model_inputs(batch), on_cpu) if prefix is not None else nullcontext():
             outputs = objective.outputs(model, batch)
         total += outputs.losses.double().sum().item()
         num_losses += outputs.losses.numel()

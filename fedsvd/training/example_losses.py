@@ -53,8 +53,9 @@ class ExampleLosses:
         """Return the losses; a batch that was not prepared is collated now."""
         key = tuple(positions)
         prepared = self._ahead.pop(key, None)
-        batch = to_device(prepared.result() if prepared else self._collated(key), self._device)
-        with self._cache.reuse_states(model, model_inputs(batch)):
+        collated = prepared.result() if prepared else self._collated(key)
+        batch = to_device(collated, self._device)
+        with self._cache.reuse_states(model, model_inputs(batch), model_inputs(collated)):
             return self._objective.losses(model, batch)
 
     def _collated(self, positions: tuple[int, ...]) -> Batch:

@@ -91,19 +91,22 @@ class FeatureCache:
         return len(self._store) + len(self._prefix)
 
     @contextmanager
-    def reuse_states(self, model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None]:
+    def reuse_states(
+        self, model: nn.Module, inputs: dict[str, Tensor], on_cpu: dict[str, Tensor] | None = None
+    ) -> Iterator[None]:
         """Start forward passes of ``model`` on ``inputs`` at the head, or as `PrefixCache.reuse_states`.
 
         Args:
             model: The model (or a wrapper around it).
             inputs: Keyword arguments of the forward pass.
+            on_cpu: The same inputs on the CPU; see `fedsvd.training.loop.StateCache`.
         """
         state = self._factor_state() if "attention_mask" in inputs else None
         if state is None or not self._is_constant(state):
-            with self._prefix.reuse_states(model, inputs):
+            with self._prefix.reuse_states(model, inputs, on_cpu):
                 yield
             return
-        features = self._gather(inputs, state)
+        features = self._gather(inputs, on_cpu or inputs, state)
 
         def return_features(**_: Tensor) -> Tensor:
             return features
@@ -114,17 +117,17 @@ class FeatureCache:
         finally:
             del self._pooled.features
 
-    def _gather(self, inputs: dict[str, Tensor], state: bytes) -> Tensor:
+    def _gather(self, inputs: dict[str, Tensor], on_cpu: dict[str, Tensor], state: bytes) -> Tensor:
         """Return the features of a batch, shape (batch, d); compute those not cached yet."""
-        mask = inputs["attention_mask"].bool()
-        keys = example_keys(inputs, mask)
+        mask = on_cpu["attention_mask"].bool()
+        keys = example_keys(on_cpu, mask)
         cached = self._store.for_state(state)
         missing = {key: row for row, key in enumerate(keys) if key not in cached}
         computed = self._compute(inputs, mask, missing)
         for key, features in computed.items():
             self._store.add(key, features)
         gathered = torch.stack([computed[key] if key in computed else cached[key] for key in keys])
-        return gathered.to(mask.device)
+        return gathered.to(inputs["attention_mask"].device, non_blocking=True)
 
     @torch.no_grad()
     def _compute(self, inputs: dict[str, Tensor], mask: Tensor, rows: dict[bytes, int]) -> dict[bytes, Tensor]:

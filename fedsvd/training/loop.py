@@ -22,8 +22,17 @@ Batch = dict[str, Tensor]
 class StateCache(Protocol):
     """A cache of what frozen layers compute: `fedsvd.training.prefix_cache` or `fedsvd.training.feature_cache`."""
 
-    def reuse_states(self, model: nn.Module, inputs: Batch) -> AbstractContextManager[None]:
-        """Reuse cached states in forward passes of ``model`` on ``inputs``, inside the context."""
+    def reuse_states(
+        self, model: nn.Module, inputs: Batch, on_cpu: Batch | None = None
+    ) -> AbstractContextManager[None]:
+        """Reuse cached states in forward passes of ``model`` on ``inputs``, inside the context.
+
+        Args:
+            model: The model.
+            inputs: The inputs of the forward passes.
+            on_cpu: The same inputs on the CPU, if ``inputs`` are elsewhere: texts are recognized by them, so that
+                nothing waits for the device.
+        """
 
 
 def make_optimizer(

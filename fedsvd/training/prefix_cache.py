@@ -50,28 +50,31 @@ class PrefixCache:
         return len(self._store.states)
 
     @contextmanager
-    def reuse_states(self, model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None]:
+    def reuse_states(
+        self, model: nn.Module, inputs: dict[str, Tensor], on_cpu: dict[str, Tensor] | None = None
+    ) -> Iterator[None]:
         """Start forward passes of ``model`` on ``inputs`` at the lowest adapted layer, inside the context.
 
         Args:
             model: The model (or a wrapper around it).
             inputs: Keyword arguments of the forward pass; ``attention_mask``, shape (batch, length), marks the tokens
                 of each example.
+            on_cpu: The same inputs on the CPU; see `fedsvd.training.loop.StateCache`.
         """
         if not self._layers or not self._is_supported(model, inputs):
             yield
             return
-        mask = inputs["attention_mask"].bool()
-        cached = self._gather(model, inputs, mask)
+        cached = self._gather(model, inputs, on_cpu or inputs)
         widths = [linear.weight.shape[0] for linear in self._linears]
         parts = torch.split(cached, [cached.shape[-1] - sum(widths), *widths], dim=-1)
         states, *products = [part.contiguous() for part in parts]
         with _bypass(self._layers[:-1], states, self._returns_tuple), use_products(self._linears, states, products):
             yield
 
-    def _gather(self, model: nn.Module, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
+    def _gather(self, model: nn.Module, inputs: dict[str, Tensor], on_cpu: dict[str, Tensor]) -> Tensor:
         """Return states and products of a batch, padded, shape (batch, length, d); compute those not cached yet."""
-        keys = example_keys(inputs, mask)
+        device, mask = inputs["attention_mask"].device, on_cpu["attention_mask"].bool()
+        keys = example_keys(on_cpu, mask)
         rows = [self._store.states.get(key) for key in keys]
         missing = {key: row for row, key in enumerate(keys) if rows[row] is None}
         computed: dict[bytes, Tensor] = {}
@@ -80,14 +83,15 @@ class PrefixCache:
             states = self._states_below(model, {name: tensor[missing_rows] for name, tensor in inputs.items()})
             states = torch.cat([states, *(linear.product(states) for linear in self._linears)], dim=-1)
             tokens = mask[missing_rows]
-            parts = torch.split(self._store.place(states[tokens]), tokens.sum(dim=1).tolist())
+            parts = torch.split(self._store.place(states[tokens.to(device)]), tokens.sum(dim=1).tolist())
             computed = {key: state.clone() for key, state in zip(missing, parts, strict=True)}
             for key, state in computed.items():
                 self._store.add(key, state)
         unpadded = [computed[key] if state is None else state for key, state in zip(keys, rows, strict=True)]
-        padded = unpadded[0].new_zeros(*mask.shape, unpadded[0].shape[-1], device=mask.device)
-        padded[mask] = concatenate(unpadded, mask.device)
-        return padded
+        padded = unpadded[0].new_zeros(mask.numel(), unpadded[0].shape[-1], device=device)
+        # Found on the CPU: indexing with a mask on a GPU would wait for it.
+        positions = mask.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
+        return padded.index_copy_(0, positions, concatenate(unpadded, device)).view(*mask.shape, -1)
 
     @torch.no_grad()
     def _states_below(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -44,7 +44,7 @@ class RecordingCache(PrefixCache):
         self.batch_sizes: list[int] = []
 
     @contextmanager
-    def reuse_states(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Iterator[None]:
+    def reuse_states(self, model: nn.Module, inputs: dict[str, torch.Tensor], on_cpu: object = None) -> Iterator[None]:
         self.batch_sizes.append(len(inputs["input_ids"]))
         yield
 

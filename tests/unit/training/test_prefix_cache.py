@@ -250,3 +250,35 @@ def test_a_model_with_a_skip_connection_over_the_prefix_is_detected(caplog: pyte
 
     torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=0, rtol=0)
     assert "cached states change the model's output" in caplog.text
+
+
+def test_texts_are_recognized_by_inputs_on_the_cpu() -> None:
+    model, positions = adapted(), [0, 3, 1]
+    inputs, cache = batch(positions), PrefixCache(model, StateStore(MemoryBudget(LARGE)))
+    expected = losses(model, positions, cache)
+    # Keys and padding are read from the copy on the CPU alone, whatever the device's tokens are.
+    others = {name: torch.zeros_like(tensor) for name, tensor in inputs.items()} | {
+        "attention_mask": inputs["attention_mask"]
+    }
+    with cache.reuse_states(model, others, inputs):
+        logits = model(**inputs).logits
+    labels = torch.tensor([i % 2 for i in positions])
+
+    torch.testing.assert_close(nn.functional.cross_entropy(logits, labels, reduction="none"), expected)
+
+
+@pytest.mark.gpu
+def test_cached_states_are_gathered_without_waiting_for_the_gpu() -> None:
+    model, on_cpu = adapted().to("cuda"), batch([0, 3, 1])
+    inputs, cache = (
+        {name: tensor.to("cuda") for name, tensor in on_cpu.items()},
+        PrefixCache(model, StateStore(MemoryBudget(LARGE))),
+    )
+    with cache.reuse_states(model, inputs, on_cpu):
+        model(**inputs)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with cache.reuse_states(model, inputs, on_cpu):
+            pass
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
