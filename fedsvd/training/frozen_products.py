@@ -16,19 +16,21 @@ from fedsvd.lora.peft_model import lora_sites
 
 @dataclass(frozen=True)
 class FrozenLinear:
-    """A frozen linear layer whose input is the cached states.
+    """A frozen linear layer whose input is cached.
 
     Attributes:
         module: The layer.
+        source: Index of its input among the cached tensors.
         weight: The weight of the cached products. Methods that merge factors into frozen weights change the layer's own
             weight temporarily; meanwhile, the layer computes its output itself.
     """
 
     module: nn.Linear
+    source: int
     weight: Tensor
 
     def product(self, states: Tensor) -> Tensor:
-        """Return the layer's output for ``states``, shape (…, d_out)."""
+        """Return the layer's output for its input ``states``, shape (…, d_out)."""
         bias = self.module.bias
         return nn.functional.linear(states, self.weight, None if bias is None else bias.detach())
 
@@ -41,13 +43,15 @@ def loaded_weights(layer: nn.Module, linears: Sequence[nn.Linear]) -> list[Tenso
 
 
 @contextmanager
-def collect_linears(layer: nn.Module, states: Tensor) -> Iterator[list[nn.Linear]]:
-    """Collect the linear layers of the base model that are called with ``states`` inside the context."""
-    linears: list[nn.Linear] = []
+def collect_linears(layer: nn.Module, inputs: Sequence[Tensor]) -> Iterator[list[tuple[nn.Linear, int]]]:
+    """Collect the linear layers of the base model that are called with one of ``inputs``, and its index."""
+    linears: list[tuple[nn.Linear, int]] = []
 
     def collect(module: nn.Module, args: tuple[object, ...]) -> None:
-        if args and _is_same(args[0], states) and isinstance(module, nn.Linear) and module not in linears:
-            linears.append(module)
+        known = any(module is linear for linear, _ in linears)
+        found = [index for index, states in enumerate(inputs) if args and _is_same(args[0], states)]
+        if found and not known and isinstance(module, nn.Linear):
+            linears.append((module, found[0]))
 
     # Factors are excluded even if frozen in this round, since another round may train them.
     factors = {id(factor) for site in lora_sites(layer).values() for factor in (site.A, site.B, site.core)}
@@ -61,13 +65,15 @@ def collect_linears(layer: nn.Module, states: Tensor) -> Iterator[list[nn.Linear
 
 
 @contextmanager
-def use_products(linears: Sequence[FrozenLinear], states: Tensor, products: Sequence[Tensor]) -> Iterator[None]:
-    """Make layers return cached products when they are called with ``states``, inside the context."""
+def use_products(
+    linears: Sequence[FrozenLinear], inputs: Sequence[Tensor], products: Sequence[Tensor]
+) -> Iterator[None]:
+    """Make layers return cached products when they are called with their cached input, inside the context."""
     pairs = zip(linears, products, strict=True)
     unchanged = [(linear, product) for linear, product in pairs if torch.equal(linear.module.weight, linear.weight)]
 
     def forward(linear: FrozenLinear, product: Tensor, x: Tensor) -> Tensor:
-        if not _is_same(x, states):
+        if not _is_same(x, inputs[linear.source]):
             return nn.functional.linear(x, linear.module.weight, linear.module.bias)
         # Return a copy, so that in-place operations on the output do not affect a second call.
         return product.clone()

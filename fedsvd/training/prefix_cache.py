@@ -6,21 +6,23 @@ otherwise, and the layers below return them instead of computing. The forward pa
 masks and runs everything above. The first use compares one forward pass with and without the cache; if the outputs
 differ, the architecture is not supported and the cache is disabled.
 
-If only the last layer is adapted, most of the remaining work is the products of its frozen weights with these states
-(keys, queries and values in attention). These products are cached as well.
+If only the last layer is adapted, most of the remaining work is in its frozen weights. The outputs of its parts before
+the first site (`fedsvd.training.frozen_children`), and the products of frozen weights with what is cached (such as
+keys, queries and values), are cached as well.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedsvd.lora.peft_model import lora_sites
+from fedsvd.training.frozen_children import FrozenChild, digest_of, record_children, use_outputs
 from fedsvd.training.frozen_products import FrozenLinear, collect_linears, loaded_weights, use_products
 from fedsvd.training.state_store import StateStore, concatenate
 
@@ -40,7 +42,9 @@ class PrefixCache:
     def __init__(self, model: nn.Module, store: StateStore) -> None:
         self._layers, only_last_adapted = _layers_below(model) if store.budget.limit_bytes else ([], False)
         self._caches_products = only_last_adapted
+        self._children: list[FrozenChild] = []
         self._linears: list[FrozenLinear] = []
+        self._widths: list[int] = []
         self._store = store
         self._returns_tuple = False
         self._checked = False
@@ -65,10 +69,18 @@ class PrefixCache:
             yield
             return
         cached = self._gather(model, inputs, on_cpu or inputs)
-        widths = [linear.weight.shape[0] for linear in self._linears]
-        parts = torch.split(cached, [cached.shape[-1] - sum(widths), *widths], dim=-1)
-        states, *products = [part.contiguous() for part in parts]
-        with _bypass(self._layers[:-1], states, self._returns_tuple), use_products(self._linears, states, products):
+        with self._use([part.contiguous() for part in torch.split(cached, self._widths, dim=-1)]):
+            yield
+
+    @contextmanager
+    def _use(self, parts: Sequence[Tensor]) -> Iterator[None]:
+        """Bypass what is cached: states, outputs of the children, and products, shape (batch, length, d) each."""
+        sources, products = parts[: 1 + len(self._children)], parts[1 + len(self._children) :]
+        with (
+            _bypass(self._layers[:-1], sources[0], self._returns_tuple),
+            use_outputs(self._children, sources[1:]),
+            use_products(self._linears, sources, products),
+        ):
             yield
 
     def _gather(self, model: nn.Module, inputs: dict[str, Tensor], on_cpu: dict[str, Tensor]) -> Tensor:
@@ -80,8 +92,10 @@ class PrefixCache:
         computed: dict[bytes, Tensor] = {}
         if missing:
             missing_rows = list(missing.values())
-            states = self._states_below(model, {name: tensor[missing_rows] for name, tensor in inputs.items()})
-            states = torch.cat([states, *(linear.product(states) for linear in self._linears)], dim=-1)
+            sources = self._compute(model, {name: tensor[missing_rows] for name, tensor in inputs.items()})
+            states = torch.cat(
+                [*sources, *(linear.product(sources[linear.source]) for linear in self._linears)], dim=-1
+            )
             tokens = mask[missing_rows]
             parts = torch.split(self._store.place(states[tokens.to(device)]), tokens.sum(dim=1).tolist())
             computed = {key: state.clone() for key, state in zip(missing, parts, strict=True)}
@@ -94,18 +108,23 @@ class PrefixCache:
         return padded.index_copy_(0, positions, concatenate(unpadded, device)).view(*mask.shape, -1)
 
     @torch.no_grad()
-    def _states_below(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Run the forward pass up to the lowest adapted layer and return that layer's input."""
+    def _compute(self, model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """Run the forward pass up to the first site; return the input of its layer and the outputs of the children."""
+        states: list[Tensor] = []
 
-        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise _ReachedError(args[0] if args else kwargs["hidden_states"])
+        def read_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            states.append(args[0] if args else kwargs["hidden_states"])
+            if not self._children:
+                raise _ReachedError
 
-        with self._layers[-1].register_forward_pre_hook(stop, with_kwargs=True, prepend=True):
-            try:
-                model(**inputs)
-            except _ReachedError as reached:
-                return reached.states
-        raise RuntimeError("the lowest adapted layer was not reached")
+        layer = self._layers[-1]
+        with (
+            layer.register_forward_pre_hook(read_input, with_kwargs=True),
+            record_children(layer, _ReachedError) as called,
+            suppress(_ReachedError),
+        ):
+            model(**inputs)
+        return [states[0], *called.outputs[: len(self._children)]]
 
     def _is_supported(self, model: nn.Module, inputs: dict[str, Tensor]) -> bool:
         """Compare one forward pass with and without the cache; if they differ, warn and disable the cache."""
@@ -127,29 +146,46 @@ class PrefixCache:
         if bool((mask[:, 1:] > mask[:, :-1]).any()):
             return "texts are padded on the left"
         outputs: list[Any] = []
-        with self._layers[0].register_forward_hook(lambda module, args, output: outputs.append(output)):
+        layer = self._layers[-1]
+        with (
+            self._layers[0].register_forward_hook(lambda module, args, output: outputs.append(output)),
+            record_children(layer) as called,
+        ):
             expected = model(**inputs).logits
         self._returns_tuple = bool(outputs) and isinstance(outputs[0], tuple)
-        states = self._states_below(model, inputs)
-        if states.dim() != 3 or states.shape[:2] != mask.shape:
-            return f"the layers take states of shape {tuple(states.shape)}, expected (batch, length, d)"
+        self._children = called.children if self._caches_products else []
+        sources = self._compute(model, inputs)
+        if sources[0].dim() != 3 or any(states.shape[:2] != mask.shape for states in sources):
+            return f"the layers take states of shape {tuple(sources[0].shape)}, expected (batch, length, d)"
+        if not self._matches(model, inputs, sources, expected):
+            self._children = []
+            if not self._matches(model, inputs, sources[:1], expected):
+                return "cached states change the model's output"
+        return None
+
+    def _matches(self, model: nn.Module, inputs: dict[str, Tensor], sources: list[Tensor], expected: Tensor) -> bool:
+        """Return whether the logits stay the same with cached sources; then record what to cache with them."""
+        mask, layer = inputs["attention_mask"].bool(), self._layers[-1]
         # States at padding are not cached, so they must not change the output.
-        states = torch.where(mask.bool().unsqueeze(-1), states, torch.zeros_like(states))
-        with (
-            _bypass(self._layers[:-1], states, self._returns_tuple),
-            collect_linears(self._layers[-1], states) as linears,
-        ):
+        unpadded = [torch.where(mask.unsqueeze(-1), states, torch.zeros_like(states)) for states in sources]
+        self._linears = []
+        with self._use(unpadded), collect_linears(layer, unpadded) as called:
             actual = model(**inputs).logits
-        if self._caches_products:
-            weights = self._store.product_weights(loaded_weights(self._layers[-1], linears))
-            pairs = zip(linears, weights, strict=True)
-            self._linears = [FrozenLinear(module, weight.to(module.weight.device)) for module, weight in pairs]
         if expected.dim() == 3:
             # Logits of a language model: compare them at tokens, not at padding.
-            expected, actual = expected[mask.bool()], actual[mask.bool()]
-        scale = expected.abs().max().clamp(min=1e-6)
-        matches = (actual - expected).abs().max() <= _TOLERANCE * scale
-        return None if matches else "cached states change the model's output"
+            expected, actual = expected[mask], actual[mask]
+        if (actual - expected).abs().max() > _TOLERANCE * expected.abs().max().clamp(min=1e-6):
+            return False
+        self._store = self._store.part(digest_of(layer, self._children))
+        if self._caches_products:
+            weights = self._store.product_weights(loaded_weights(layer, [module for module, _ in called]))
+            self._linears = [
+                FrozenLinear(module, source, weight.to(module.weight.device))
+                for (module, source), weight in zip(called, weights, strict=True)
+            ]
+        self._widths = [states.shape[-1] for states in sources]
+        self._widths += [linear.weight.shape[0] for linear in self._linears]
+        return True
 
 
 def example_keys(inputs: dict[str, Tensor], mask: Tensor) -> list[bytes]:
@@ -164,9 +200,7 @@ def example_keys(inputs: dict[str, Tensor], mask: Tensor) -> list[bytes]:
 
 
 class _ReachedError(Exception):
-    def __init__(self, states: Tensor) -> None:
-        super().__init__()
-        self.states = states
+    """The forward pass has reached the first site."""
 
 
 def _layers_below(model: nn.Module) -> tuple[list[nn.Module], bool]:

@@ -61,7 +61,8 @@ class MemoryBudget:
 class StateStore:
     """Cached hidden states of examples, keyed by their tokens.
 
-    All models that are identical below their lowest adapted layer can share a store.
+    All models that are identical below their lowest adapted layer can share a store, or have a part of it if they cache
+    more.
 
     Args:
         budget: The memory limit; states that do not fit are recomputed each time.
@@ -70,9 +71,16 @@ class StateStore:
     def __init__(self, budget: MemoryBudget) -> None:
         self.budget = budget
         self.states: dict[bytes, Tensor] = {}
+        self._parts: dict[bytes, StateStore] = {}
         self._product_weights: list[Tensor] | None = None
         self._reserved: list[Reservation] = []
         weakref.finalize(self, budget.release, self._reserved)
+
+    def part(self, digest: bytes) -> StateStore:
+        """Return the part for models that also cache what the digest stands for; itself for an empty digest."""
+        if not digest:
+            return self
+        return self._parts.setdefault(digest, StateStore(self.budget))
 
     def add(self, key: bytes, state: Tensor) -> None:
         """Cache one example's states, shape (tokens, d), if the budget allows."""

@@ -41,9 +41,18 @@ def base(kind: str) -> tuple[PreTrainedModel, list[str], list[str]]:
     return BertForSequenceClassification(BertConfig(**SIZES)), ["query", "value"], ["classifier"]
 
 
-def adapted(kind: str = "bert", lora_layers: str = "top_1") -> peft.PeftModel:
+# Sites behind the attention, and the parts of the layer before them.
+LATE_SITES = {
+    "bert": ("2.output.dense", ["attention", "intermediate"]),
+    "mpnet": ("2.output.dense", ["attention", "intermediate"]),
+    "gpt2": ("2.mlp.c_fc", ["ln_1", "attn", "ln_2"]),
+}
+
+
+def adapted(kind: str = "bert", lora_layers: str = "top_1", target: str | None = None) -> peft.PeftModel:
     torch.manual_seed(0)
     model, targets, head = base(kind)
+    targets = [target] if target else targets
     model = peft_model.attach(
         model, rank=4, lora_alpha=16, target_modules=targets, head_modules=head, lora_layers=lora_layers
     )
@@ -98,9 +107,68 @@ def test_losses_match_the_full_model_and_lower_layers_compute_each_example_once(
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.parametrize("kind", LATE_SITES)
+def test_parts_of_the_last_layer_before_its_first_site_compute_each_example_once(kind: str) -> None:
+    target, parts = LATE_SITES[kind]
+    model = adapted(kind, target=target)
+    draws = ([0, 1, 2], [2, 1, 3], [4, 3, 5, 2, 1, 0])
+    expected = [losses(model, positions) for positions in draws]
+    cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
+    layer = next(m for name, m in model.named_modules() if name.endswith(("layer.2", "h.2")))
+    rows: dict[str, list[int]] = {name: [] for name in parts}
+    for name, seen in rows.items():
+        module = layer.get_submodule(name)
+        module.register_forward_hook(
+            lambda module, args, output, seen=seen: (
+                seen.append(len(output[0] if isinstance(output, tuple) else output))
+                if "forward" not in vars(module)
+                else None
+            )
+        )
+
+    for positions, loss in zip(draws, expected, strict=True):
+        torch.testing.assert_close(losses(model, positions, cache), loss, atol=1e-6, rtol=1e-5)
+
+    # As for the layers below: two examples twice in the check, then each example once.
+    assert rows == {name: [2, 2, 3, 1, 2] for name in parts}
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_models_with_other_parts_before_the_first_site_do_not_share_them() -> None:
+    models, store = (
+        [adapted(target="2.output.dense"), adapted(target="2.output.dense"), adapted()],
+        StateStore(MemoryBudget(LARGE)),
+    )
+    with torch.no_grad():
+        models[1].base_model.model.bert.encoder.layer[2].intermediate.dense.weight.mul_(-2)
+    for _ in range(2):
+        for model in models:
+            cached = losses(model, range(6), PrefixCache(model, store))
+            torch.testing.assert_close(cached, losses(model, range(6)), atol=1e-6, rtol=1e-5)
+
+
+def test_a_part_that_is_read_beside_its_output_is_computed(caplog: pytest.LogCaptureFixture) -> None:
+    # Something that the layer returns depends on the attention's second output, which is not cached.
+    model = adapted(target="2.output.dense")
+    model.get_base_model().set_attn_implementation("eager")
+    layer = model.base_model.model.bert.encoder.layer[2]
+    weights: list[Tensor | None] = []
+    layer.attention.register_forward_hook(lambda module, args, output: weights.append(output[1]))
+    layer.register_forward_hook(
+        lambda module, args, output: output if weights[-1] is None else output + weights[-1].square().mean()
+    )
+    cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
+    for _ in range(2):
+        torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=1e-6, rtol=1e-5)
+    # Only the check has tried to cache the attention.
+    assert [index for index, weight in enumerate(weights) if weight is None] == [2]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("target", [None, "2.output.dense"])
 @pytest.mark.parametrize("per_example", [opacus_hooks, fused_gradients], ids=["hooks", "fused"])
-def test_per_example_gradients_equal_a_loop(per_example: GradSampleMode) -> None:
-    model = adapted()
+def test_per_example_gradients_equal_a_loop(per_example: GradSampleMode, target: str | None) -> None:
+    model = adapted(target=target)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
     for _ in range(2):

@@ -1,0 +1,122 @@
+"""Cached outputs of the parts of the last adapted layer that run before its first LoRA site.
+
+If the last layer is the only adapted one, and its first site is behind parts without a site, such as a site in the
+feed-forward network behind the attention, the outputs of those parts do not depend on any trained parameter either. See
+`fedsvd.training.prefix_cache`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsvd.lora.peft_model import lora_sites
+
+
+@dataclass(frozen=True)
+class FrozenChild:
+    """A direct child of the layer, whose output is cached.
+
+    Attributes:
+        module: The child.
+        tuple_length: Length of the tuple that it returns, of which the layer reads the first entry; 0 for a tensor.
+    """
+
+    module: nn.Module
+    tuple_length: int
+
+    def output(self, cached: Tensor) -> Any:
+        """Return cached states in the form of the child's output."""
+        return (cached, *[None] * (self.tuple_length - 1)) if self.tuple_length else cached
+
+
+@dataclass
+class CalledChildren:
+    """The children that were called before the first site of a forward pass, and what they returned.
+
+    Attributes:
+        children: In the order of their calls.
+        outputs: Their outputs, shape (batch, length, d) each.
+        has_ended: Whether a child with a site, or one that cannot be cached, has been called.
+    """
+
+    children: list[FrozenChild] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    has_ended: bool = False
+
+    def record(self, child: nn.Module, output: Any) -> None:
+        """Add an output, unless it is not that of one call with a vector per token."""
+        if self.has_ended:
+            return
+        states = output[0] if isinstance(output, tuple) else output
+        was_called = any(child is known.module for known in self.children)
+        if was_called or not isinstance(states, Tensor) or states.dim() != 3:
+            self.has_ended = True
+            return
+        self.children.append(FrozenChild(child, len(output) if isinstance(output, tuple) else 0))
+        self.outputs.append(states)
+
+
+@contextmanager
+def record_children(layer: nn.Module, stops: type[Exception] | None = None) -> Iterator[CalledChildren]:
+    """Record the children of a layer that are called before its first site, inside the context.
+
+    Args:
+        layer: The layer.
+        stops: An exception to raise when the first child with a site is called; None continues.
+    """
+    called = CalledChildren()
+
+    def end(module: nn.Module, args: Any) -> None:
+        called.has_ended = True
+        if stops is not None:
+            raise stops
+
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        called.record(module, output)
+
+    hooks = [
+        child.register_forward_pre_hook(end) if lora_sites(child) else child.register_forward_hook(record)
+        for child in layer.children()
+    ]
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def use_outputs(children: Sequence[FrozenChild], outputs: Sequence[Tensor]) -> Iterator[None]:
+    """Make children return cached outputs instead of computing, inside the context."""
+
+    def return_output(child: FrozenChild, cached: Tensor) -> Any:
+        return lambda *args, **kwargs: child.output(cached)
+
+    for child, cached in zip(children, outputs, strict=True):
+        child.module.forward = return_output(child, cached)
+    try:
+        yield
+    finally:
+        for child in children:
+            del child.module.forward
+
+
+def digest_of(layer: nn.Module, children: Sequence[FrozenChild]) -> bytes:
+    """Return a digest of which children are cached and of their weights; empty without any."""
+    if not children:
+        return b""
+    names = {module: name for name, module in layer.named_children()}
+    digest = hashlib.sha256()
+    for child in children:
+        digest.update(names[child.module].encode())
+        for name, tensor in child.module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.digest()
