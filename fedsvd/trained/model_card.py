@@ -10,7 +10,7 @@ from typing import Any
 from fedsvd import __version__
 from fedsvd.config.compose import as_dict
 from fedsvd.config.task import TASKS
-from fedsvd.report.labels import method_label, trains_factors
+from fedsvd.report.labels import clients_label, method_label, trains_factors
 from fedsvd.report.literal import markdown_text
 from fedsvd.report.loaded_runs import flatten
 from fedsvd.report.loaded_runs import read_run as report_run
@@ -72,8 +72,8 @@ def _description(run: TrainedRun, layout: Layout) -> str:
     )
     kind = (_KINDS if _trains_factors(run) else _HEAD_KINDS)[layout]
     origin = (
-        f"It was trained with fedsvd {__version__}, by federated learning over {config.federation.num_participants} "
-        "clients whose data stayed with them."
+        f"It was trained with fedsvd {__version__}, by federated learning over "
+        f"{clients_label(flatten(as_dict(config)))}; their data stayed where they were."
     )
     if config.train.trains == "none":
         origin = f"It was not trained: fedsvd {__version__} initialized its head without any client's data."

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -205,6 +206,7 @@ def test_model_card_shows_loading_code_and_the_privacy_guarantee(exports: Path, 
     assert 'AutoModelForSequenceClassification.from_pretrained("FOLDER")' in merged
     assert f"ε = {math.ceil(spent * 100 - 1e-9) / 100:.2f}" in merged
     assert "δ = 1e-05" in merged
+    assert re.search(r"federated learning over \d+ clients; their data stayed where they were", merged)
     adapter = (exports / "answerer-adapter" / "README.md").read_text(encoding="utf-8")
     assert 'AutoPeftModelForCausalLM.from_pretrained("FOLDER")' in adapter
     assert "without differential privacy" in adapter
