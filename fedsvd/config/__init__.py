@@ -170,7 +170,8 @@ def _check_public_text(config: Config) -> None:
             f"model.public_text = {source} is not possible: the clients' private data are the same text. Set it to "
             "another text that is public."
         )
-    if config.privacy.project_public_mean and config.model.task != "sequence_classification":
+    one_output = ("sequence_classification", "regression")
+    if config.privacy.project_public_mean and config.model.task not in one_output:
         raise ConfigError(
             f"privacy.project_public_mean = True is not possible with model.task = {config.model.task}, where a text "
             "does not have one of several classes: set it to false, or use model.task=sequence_classification."

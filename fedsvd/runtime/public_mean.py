@@ -6,7 +6,8 @@ With class probabilities p, label y and ``J_k(x) = ∂ logit_k(x) / ∂θ``, the
 
 because the coefficients sum to 0. Factors see nearly the same Jacobian J_k in all texts, so the gradients of all
 examples lie near the K - 1 directions ``J̄_k - J̄_K`` of its mean over public texts: they move the logits of all texts
-by the same amount, as the head's bias does, and take up the norm to which gradients are clipped. The round trains
+by the same amount, as the head's bias does, and take up the norm to which gradients are clipped. A regression has one
+output, and the one direction J̄. The round trains
 orthogonally to them, by the map ``T = S = I - Qᵀ Q`` of `fedsvd.privacy.gradient_maps`, where the rows of Q are an
 orthonormal basis of these directions.
 
@@ -53,7 +54,7 @@ def public_mean_projection(
         maps: Maps that are applied before the projection; the directions are in their coordinates.
     """
     jacobians = _mean_jacobians(model, _public_inputs(config.model), factors, cache)
-    contrasts = [jacobian[:-1] - jacobian[-1:] for jacobian in jacobians]
+    contrasts = [jacobian[:-1] - jacobian[-1:] if len(jacobian) > 1 else jacobian for jacobian in jacobians]
     return Projection.orthogonal_to(factors, map_before_clipping(maps, factors, contrasts))
 
 

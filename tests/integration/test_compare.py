@@ -114,7 +114,7 @@ def test_one_task_can_choose_the_rates_of_all() -> None:
     assert {job.task for job in tuning_jobs(config)} == {"domains"}
     rates = {("domains", c, e): Choice(1.0 + e) for c in config.contenders for e in config.tuning_epsilons}
     assert {(job.task, job.learning_rate) for job in final_jobs(config, rates) if job.epsilon == 3} == {
-        (task, rate) for task in ("movies", "domains", "newsgroups") for rate in (4.0, 1.0)  # 1.0: those with their own
+        (task, rate) for task in ("movies", "domains", "newsgroups", "ratings") for rate in (4.0, 1.0)  # 1.0: those with their own
     }  # fmt: skip
 
 
@@ -130,7 +130,8 @@ def test_jobs_are_split_by_task_and_seed_if_there_are_enough() -> None:
 
 def test_runs_read_the_features_of_experiment_best() -> None:
     run, best = compose(["experiment=compare"]), compose(["experiment=best"])
-    assert dataclasses.replace(run.model, max_length=best.model.max_length) == best.model
+    own = {"max_length": best.model.max_length, "target_modules": best.model.target_modules}
+    assert dataclasses.replace(run.model, **own) == best.model
     assert (run.train.sample_rate, run.train.optimizer) == (best.train.sample_rate, best.train.optimizer)
     assert run.privacy.max_grad_norm == best.privacy.max_grad_norm
 

@@ -19,12 +19,18 @@ from fedsvd.runtime.round_maps import round_maps
 RUN = ["experiment=smoke", "train.head=private", "privacy.project_public_mean=true"]
 
 
+REGRESSION = ["model.task=regression", "partition=iid", "train.head_init=random"]
+
+
 @pytest.mark.slow
-def test_the_projection_removes_the_mean_gradient_of_public_text(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("task", [[], REGRESSION], ids=["classes", "regression"])
+def test_the_projection_removes_the_mean_gradient_of_public_text(
+    task: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(public_mean, "MAX_TEXTS", 3)
     public_mean._public_inputs.cache_clear()
     losses.clear_caches()
-    config = compose(RUN)
+    config = compose([*RUN, *task])
     model = load_model(config)
     peft_model.write(model, initial_adapter(config, build_run_method(config)))
 
@@ -39,7 +45,7 @@ def test_the_projection_removes_the_mean_gradient_of_public_text(monkeypatch: py
     for text in texts:
         encoded = tokenizer(text, truncation=True, max_length=config.model.max_length, return_tensors="pt")
         logits = model(**encoded).logits[0]
-        gradients = torch.autograd.grad(logits[0] - logits[1], factors)
+        gradients = torch.autograd.grad(logits[0] - logits[1] if len(logits) > 1 else logits[0], factors)
         mean = mean + torch.cat([gradient.reshape(-1) for gradient in gradients]) / 3
     direction = torch.cat([projection.directions[id(factor)].reshape(-1) for factor in factors])
     assert abs(torch.nn.functional.cosine_similarity(direction, mean, dim=0).item()) > 1 - 1e-5
