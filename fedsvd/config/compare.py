@@ -25,6 +25,8 @@ class CompareConfig(ConfigGroup):
 
     Attributes:
         contenders: The overrides of each contender, by its name. One that sets ``train.learning_rate`` is not tuned.
+        with_shared_noise: Contenders of which there is also a variant, ``NAME_shared_noise``; null for none.
+        shared_noise: What the variants override in addition.
         tasks: The overrides of each task, by its name.
         epsilons: Privacy budgets ε; 0 means no privacy.
         seeds: Each contender, task and budget is run once per seed.
@@ -43,6 +45,8 @@ class CompareConfig(ConfigGroup):
     group: ClassVar[str] = "compare"
 
     contenders: NamedOverrides
+    with_shared_noise: Names | None
+    shared_noise: NonEmptyTuple[Text]
     tasks: NamedOverrides
     epsilons: NonEmptyTuple[NonNegativeFloat]
     seeds: NonEmptyTuple[Seed]
@@ -57,6 +61,7 @@ class CompareConfig(ConfigGroup):
     only_tasks: Names | None
 
     def __post_init__(self) -> None:
+        self._add_variants()
         for key, selected in (("contenders", self.only_contenders), ("tasks", self.only_tasks)):
             unknown = sorted(set(selected or ()) - set(getattr(self, key)))
             if unknown:
@@ -78,6 +83,17 @@ class CompareConfig(ConfigGroup):
                 f"compare.tuning_seed = {self.tuning_seed} is one of compare.seeds = {list(self.seeds)}: settings "
                 "chosen on a split must not be reported on it. Give a different seed."
             )
+
+    def _add_variants(self) -> None:
+        contenders = {name: list(overrides) for name, overrides in self.contenders.items()}
+        for name in self.with_shared_noise or ():
+            if name not in self.contenders:
+                raise ConfigError(
+                    f"compare.with_shared_noise names {name}, which is not among the contenders: give some of "
+                    f"{', '.join(self.contenders)}, or null."
+                )
+            contenders.setdefault(f"{name}_shared_noise", [*contenders[name], *self.shared_noise])
+        object.__setattr__(self, "contenders", contenders)
 
     def own_learning_rate(self, contender: str) -> float | None:
         """Return the learning rate that a contender sets itself; None if it is to be tuned."""

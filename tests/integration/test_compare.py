@@ -114,8 +114,10 @@ def test_one_task_can_choose_the_rates_of_all() -> None:
     assert {job.task for job in tuning_jobs(config)} == {"domains"}
     rates = {("domains", c, e): Choice(1.0 + e) for c in config.contenders for e in config.tuning_epsilons}
     assert {(job.task, job.learning_rate) for job in final_jobs(config, rates) if job.epsilon == 3} == {
-        (task, rate) for task in ("movies", "domains", "newsgroups", "ratings") for rate in (4.0, 1.0)  # 1.0: those with their own
-    }  # fmt: skip
+        (task, rate)
+        for task in config.tasks
+        for rate in (4.0, 1.0)  # 1.0: those with a rate of their own
+    }
 
 
 def test_jobs_are_split_by_task_and_seed_if_there_are_enough() -> None:
@@ -134,6 +136,21 @@ def test_runs_read_the_features_of_experiment_best() -> None:
     assert dataclasses.replace(run.model, **own) == best.model
     assert (run.train.sample_rate, run.train.optimizer) == (best.train.sample_rate, best.train.optimizer)
     assert run.privacy.max_grad_norm == best.privacy.max_grad_norm
+
+
+def test_variants_with_shared_noise_add_its_overrides() -> None:
+    own = "+compare.contenders.mine=['method=ffa_lora']"
+    config = settings(own, "compare.with_shared_noise=[mine,head_only]", "compare.only_contenders=[mine_shared_noise]")
+
+    (job, *_) = tuning_jobs(config)
+    run = compose(overrides(job, ["experiment=compare"], config))
+    assert run.method["name"] == "ffa_lora"
+    assert run.federation.secure_aggregation
+    assert config.own_learning_rate("head_only_shared_noise") == 1
+    assert "fedsvd_shared_noise" not in config.contenders
+    with pytest.raises(ConfigError, match=r"compare\.with_shared_noise names other, which is not among the contenders"):
+        settings("compare.with_shared_noise=[other]")
+    assert "fedsvd_shared_noise" not in settings("compare.with_shared_noise=null").contenders
 
 
 def test_contender_with_a_learning_rate_of_its_own_is_not_tuned(tmp_path: Path) -> None:
