@@ -162,7 +162,7 @@ def test_a_part_that_is_read_beside_its_output_is_computed(caplog: pytest.LogCap
         torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=1e-6, rtol=1e-5)
     # Only the check has tried to cache the attention.
     assert [index for index, weight in enumerate(weights) if weight is None] == [2]
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name.startswith("fedsvd")]
 
 
 @pytest.mark.parametrize("target", [None, "2.output.dense"])
@@ -304,7 +304,9 @@ def test_left_padding_disables_the_cache_with_one_warning(caplog: pytest.LogCapt
         for _ in range(2):
             with cache.reuse_states(model, batch([0, 1], left=True)):
                 model(**batch([0, 1], left=True))
-    assert ["padded on the left" in record.getMessage() for record in caplog.records] == [True]
+    # transformers has warnings of its own, which are captured if an earlier test has let them through.
+    warnings = [record.getMessage() for record in caplog.records if record.name.startswith("fedsvd")]
+    assert ["padded on the left" in warning for warning in warnings] == [True]
     assert len(cache) == 0
 
 
