@@ -73,8 +73,9 @@ class ModelConfig(ConfigGroup):
             text.
         head: What maps a classifier's features to logits: ``linear``, or a head that another package adds (see
             CONTRIBUTING.md), for which ``pooling`` is ``first``, ``mean`` or ``last``.
-        public_text: The text of ``standardize=public``, ``method.init_a=public_pca`` and
-            ``privacy.project_public_mean=true``: ``embedded:bbc_news``, or a file with one text per line (or ``.jsonl``
+        public_text: The text of ``standardize=public``, ``method.init_a=public_pca``,
+            ``method.init_b=public_jacobian``, ``privacy.project_public_mean=true`` and
+            ``privacy.standardize_inputs=true``: ``embedded:bbc_news``, or a file with one text per line (or ``.jsonl``
             with the key ``text``), the same on every machine. It must be public: privacy does not cover it.
     """
 
