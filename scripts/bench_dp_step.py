@@ -2,8 +2,8 @@
 
 A step is forward, backward, clipping, noise (ChaCha20) and SGD on one batch. Each repeat runs every mode once. A ratio
 is the median over repeats of a mode's time divided by that of the non-private step in the same repeat; "ratio of
-minima" compares the fastest repeats, which a busy machine affects the least. Memory is the peak resident memory that
-two steps add to a loaded model, each mode in its own process (Linux only).
+minima" compares the fastest repeats, which a busy machine affects the least. Memory is the peak of allocated memory
+that two steps add to a loaded model, each mode in its own process (Linux only).
 """
 
 import argparse
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_allocated import STATUS, allocated_mib, sample_allocated
 from bench_dp_modes import MODES, SHAPES, build, modes
-from bench_report import STATUS, add_bench, add_json_option, print_machine, process_memory_mib, write_json
+from bench_report import add_bench, add_json_option, print_machine, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -101,14 +102,13 @@ def measure_memory(key: str, mode: str, arguments: argparse.Namespace) -> float:
 
 
 def peak_memory(key: str, mode: str, attention: str) -> float:
-    """Return the MiB that two steps add to the peak resident memory of a process with the model loaded."""
+    """Return the MiB that two steps allocate at most, in a process with the model loaded."""
     bench = build(key, attention)
-    before = process_memory_mib("VmRSS")
-    # Linux: reset the peak, which loading the model has raised.
-    Path("/proc/self/clear_refs").write_text("5")
-    for _ in range(2):
-        MODES[mode](bench)
-    return process_memory_mib("VmHWM") - before
+    before = allocated_mib()
+    with sample_allocated() as samples:
+        for _ in range(2):
+            MODES[mode](bench)
+    return max(samples) - before
 
 
 def table(title: str, results: list[Result]) -> Table:

@@ -9,16 +9,14 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
+from bench_allocated import allocated_mib, sample_allocated
 from bench_gpu import PLAIN, STEPS
 from bench_llama import MODELS, Shape, build
-from bench_report import add_bench, add_json_option, print_machine, process_memory_mib, write_json
+from bench_report import add_bench, add_json_option, print_machine, write_json
 from rich.console import Console
 
 PRIVATE = "private, fused"
@@ -58,32 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
 def measure(shape: Shape, step: str) -> dict[str, float]:
     """Return the loaded model's memory, the peak of a step above it, and its seconds."""
     bench = build(shape, "nf4", torch.device("cpu"))
-    loaded = virtual_memory_mib()
+    loaded = allocated_mib()
     start = time.perf_counter()
-    with peak_memory() as samples:
+    with sample_allocated() as samples:
         STEPS[step](bench)
     seconds = time.perf_counter() - start
     return {"loaded_mib": loaded, "peak_mib": max(samples) - loaded, "seconds": round(seconds, 1)}
-
-
-@contextmanager
-def peak_memory() -> Iterator[list[float]]:
-    """Sample this process's memory every two milliseconds inside the context."""
-    samples, done = [virtual_memory_mib()], threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.002):
-            samples.append(virtual_memory_mib())
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        done.set()
-        thread.join()
-
-
-def virtual_memory_mib() -> float:
-    """Return the allocated memory; resident memory would miss pages that the system has reclaimed."""
-    return process_memory_mib("VmData")

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-STATUS = Path("/proc/self/status")
-
 
 def describe_machine() -> dict[str, str]:
     """Return the command line, CPU, GPU and versions."""
@@ -34,12 +32,6 @@ def add_bench(benches: Any, name: str, title: str, description: str | None) -> a
         name, help=title, description=description, formatter_class=argparse.RawTextHelpFormatter
     )
     return parser
-
-
-def process_memory_mib(field: str) -> float:
-    """Return a field of this process's memory, such as ``VmRSS``, in MiB (Linux only)."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1]) / 1024
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
