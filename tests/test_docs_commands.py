@@ -43,6 +43,9 @@ SMALL = {
 IN_SMALL = {
     "experiment=demo": "experiment=smoke", "model=smollm2": "model=tiny_llama", "seed=0,1,2,3,4": "seed=0",
     "privacy.target_epsilon=1,3,6": "privacy.target_epsilon=3,6",
+    # The runs without privacy in docs/comparison.md.
+    "train.local_steps=176": "train.local_steps=1", "train.num_rounds=6": "train.num_rounds=1",
+    "train.local_steps=133": "train.local_steps=1", "train.num_rounds=5": "train.num_rounds=1",
 }  # fmt: skip
 # The tiny model has two layers.
 POOLED = ["model.pooling_layer=1", "federation.num_clients=4"]
