@@ -338,6 +338,7 @@ def test_texts_are_recognized_by_inputs_on_the_cpu() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cached_states_are_gathered_without_waiting_for_the_gpu() -> None:
     model, on_cpu = adapted().to("cuda"), batch([0, 3, 1])
     inputs, cache = (
