@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsvd.errors import ConfigError
 from fedsvd.lora.adapter import Adapter
-from fedsvd.lora.refactorize import orthonormal_rows
+from fedsvd.lora.refactorize import orthonormal_rows, with_positive_peaks
 
 A_INITIALIZATIONS = ("kaiming", "orthonormal", "weight_svd", "dct", "public_pca", "zeros")
 B_INITIALIZATIONS = ("kaiming", "orthonormal", "weight_svd", "zeros", "public_jacobian")
@@ -125,6 +125,4 @@ def _allowed(key: str) -> tuple[str, ...]:
 
 def _right_singular_vectors(weight: Tensor, like: Tensor) -> Tensor:
     rows: Tensor = torch.linalg.svd(weight.detach().double(), full_matrices=False).Vh[: len(like)]
-    # The sign of a singular vector is arbitrary; make its entry of largest magnitude positive.
-    largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
-    return (rows * largest.sign()).to(like)
+    return with_positive_peaks(rows).to(like)

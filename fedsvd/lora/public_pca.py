@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fedsvd.errors import ModelError
+from fedsvd.lora.refactorize import with_positive_peaks
 
 # Relative singular value below which a shared direction depends on the others.
 _TOLERANCE = 1e-6
@@ -86,7 +87,4 @@ def leading_directions(moments: InputMoments, rank: int, name: str) -> Tensor:
     projector = torch.eye(moments.width, dtype=torch.float64) - basis.mT @ basis
     # eigh sorts in ascending order; the removed directions have eigenvalue -1, below all others.
     vectors = torch.linalg.eigh(projector @ moments.square @ projector - basis.mT @ basis).eigenvectors
-    directions = vectors[:, -rank:].mT.flip(0)
-    # The sign of an eigenvector is arbitrary; make its entry of largest magnitude positive.
-    signed: Tensor = directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
-    return signed
+    return with_positive_peaks(vectors[:, -rank:].mT.flip(0))

@@ -108,6 +108,11 @@ def refactorize(B: Tensor, A: Tensor) -> Refactorized:
 
 
 @torch.no_grad()
+def with_positive_peaks(rows: Tensor) -> Tensor:
+    """Return rows of which the entry of largest magnitude is positive: the sign of a singular vector is arbitrary."""
+    return rows * rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
+
+
 def orthonormal_rows(A: Tensor) -> Tensor:
     """Return an orthonormal basis of the row space of A, computed by QR of Aᵀ in float64.
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedToken
 from fedsvd.assets import build_once, cache_folder
 from fedsvd.config import ModelConfig
 from fedsvd.errors import ModelError
+from fedsvd.models.digest import add_tensors
 from fedsvd.models.embedded import quiet_transformers, resolve_source
 from fedsvd.models.load_errors import convert_errors
 from fedsvd.models.load_options import copy_marks, finish_loading, load_options, loader_arguments
@@ -112,9 +113,7 @@ def _cached_standardization(
 ) -> Standardization:
     settings = [_VERSION, choice.pooling, choice.layer, config.max_length, config.dtype, public.corpus["sha256"]]
     digest = hashlib.sha256(json.dumps(settings).encode())
-    for name, parameter in sorted(backbone.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    add_tensors(digest, sorted(backbone.state_dict().items()))
 
     def build(folder: Path) -> None:
         tokenizer = load_tokenizer(config.source)

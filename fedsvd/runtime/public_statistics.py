@@ -14,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import peft
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from fedsvd.assets import build_once, cache_folder
 from fedsvd.config import ModelConfig
 from fedsvd.data.public_text import spread
 from fedsvd.lora.public_pca import leading_directions
+from fedsvd.models.digest import add_tensors
 from fedsvd.models.loading import load_tokenizer
 from fedsvd.models.standardization import half_whitening_without_mean
 from fedsvd.models.text_batches import text_batches
@@ -132,9 +132,7 @@ def _cached(
     settings = [_VERSION, config.rank, config.max_length, config.dtype, config.lora_layers, str(config.target_modules)]
     digest = hashlib.sha256(json.dumps([*settings, config.pooling_layer, corpus.corpus["sha256"]]).encode())
     frozen = ((n, w) for n, w in model.named_parameters() if not any(part in n for part in _NOT_FROZEN))
-    for name, weight in (*frozen, *head.items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    add_tensors(digest, (*frozen, *head.items()))
 
     def build(folder: Path) -> None:
         save_file({name: tensor.float().contiguous() for name, tensor in compute().items()}, folder / _FILE)

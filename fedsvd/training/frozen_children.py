@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fedsvd.lora.peft_model import lora_sites
+from fedsvd.models.digest import add_tensors
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,5 @@ def digest_of(layer: nn.Module, children: Sequence[FrozenChild]) -> bytes:
     digest = hashlib.sha256()
     for child in children:
         digest.update(names[child.module].encode())
-        for name, tensor in child.module.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        add_tensors(digest, child.module.state_dict().items())
     return digest.digest()

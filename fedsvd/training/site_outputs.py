@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from fedsvd.errors import ModelError
 from fedsvd.lora.peft_model import lora_sites
+from fedsvd.lora.refactorize import with_positive_peaks
 from fedsvd.training.loop import Batch
 
 # Eigenvalue relative to the largest one, below which a direction is rounding.
@@ -67,10 +68,7 @@ def _leading_eigenvectors(moment: Tensor, rank: int, name: str) -> Tensor:
             f"method.init_b = public_jacobian is not possible at {name} with model.rank = {rank}: its outputs move the "
             f"logits of public texts in {available} directions. Lower model.rank."
         )
-    directions = vectors[:, -rank:].flip(1)
-    # The sign of an eigenvector is arbitrary; make its entry of largest magnitude positive.
-    signed: Tensor = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
-    return signed
+    return with_positive_peaks(vectors[:, -rank:].mT.flip(0)).mT
 
 
 @contextmanager
