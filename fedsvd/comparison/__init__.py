@@ -13,6 +13,7 @@ from typing import Any
 
 from fedsvd.comparison.tuning import Cell, Choice, nearest_budget, tune
 from fedsvd.comparison.workers import Job, Workers
+from fedsvd.config import Config
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError, RunError
@@ -72,23 +73,25 @@ def final_jobs(settings: CompareConfig, choices: Mapping[Cell, Choice]) -> list[
         for seed in settings.seeds
         for contender in settings.chosen_contenders
         for epsilon in settings.epsilons
+        if settings.runs_at(contender, epsilon)
     ]
 
 
 def overrides(job: Job, base: Sequence[str], settings: CompareConfig) -> list[str]:
     """Return the overrides of one run; ``fedsvd train`` with these overrides repeats it."""
-    privacy = ["privacy=dp_sgd", f"privacy.target_epsilon={job.epsilon:g}"] if job.epsilon else ["privacy=none"]
-    contender = settings.contenders[job.contender]
-    if not job.epsilon:
-        # Options of a mechanism that is not used; some of them would be refused.
-        contender = [item for item in contender if not item.startswith("privacy.")]
-    shared = [*base, *settings.tasks[job.task], *privacy, *contender]
+    shared = [*base, *settings.tasks[job.task], *settings.run_overrides(job.contender, job.epsilon)]
     if job.clipping_factor != 1:
-        privacy_config = compose([*shared, f"seed={job.seed}"]).privacy
-        shared.append(f"privacy.max_grad_norm={privacy_config.max_grad_norm * job.clipping_factor:g}")
+        shared += _rescaled_clipping(compose([*shared, f"seed={job.seed}"]), job.clipping_factor)
     rate = [] if settings.own_learning_rate(job.contender) else [f"train.learning_rate={job.learning_rate:g}"]
     split = "validation" if job.phase == "tuning" else "test"
     return [*shared, f"seed={job.seed}", *rate, f"data.evaluate_on={split}"]
+
+
+def _rescaled_clipping(config: Config, factor: float) -> list[str]:
+    """Return overrides that multiply the clipping norm and leave the head's step on clipped gradients as it is."""
+    rate = config.train.head_learning_rate
+    head = [] if rate is None else [f"train.head_learning_rate={rate / factor:g}"]
+    return [f"privacy.max_grad_norm={config.privacy.max_grad_norm * factor:g}", *head]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -119,7 +122,9 @@ def _check_overrides(base: Sequence[str], settings: CompareConfig) -> None:
     kinds: dict[str, str] = {}
     # The schema has validated learning rates and seeds, so one job per task, contender and budget is enough.
     for task, contender, epsilon in product(settings.chosen_tasks, settings.chosen_contenders, settings.epsilons):
-        rate = settings.own_learning_rate(contender) or settings.learning_rates[0]
+        if not settings.runs_at(contender, epsilon):
+            continue
+        rate = settings.own_learning_rate(contender) or settings.grid(contender, epsilon)[0]
         config = compose(overrides(Job("final", task, contender, epsilon, settings.seeds[0], rate), base, settings))
         check_config(config)
         kinds.setdefault(task, config.task)

@@ -35,9 +35,8 @@ def tuning_jobs(settings: CompareConfig) -> list[Job]:
         Job("tuning", task, contender, epsilon, settings.tuning_seed, rate)
         for task in ([settings.tuning_task] if settings.tuning_task else settings.chosen_tasks)
         for contender in settings.chosen_contenders
-        if settings.own_learning_rate(contender) is None
         for epsilon in settings.tuning_epsilons
-        for rate in settings.learning_rates
+        for rate in settings.grid(contender, epsilon)
     ]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
+from fedsvd.config.task import TASKS
 from fedsvd.errors import DivergedError, FedSVDError, describe
 
 
@@ -164,12 +165,12 @@ def _run_job(overrides: list[str]) -> dict[str, Any]:
         except FedSVDError as error:
             # This says nothing about the contender: the run has no result, and is run again next time.
             return {"accuracy": None, "failed": describe(error), "overrides": overrides}
-        rows = read_metrics(RunFolder(folder).metrics)
+        rows, metric = read_metrics(RunFolder(folder).metrics), TASKS[config.task].metrics[0].key
     return {
-        # The first metric of the task, as in `fedsvd.config.task.TASKS`.
         "accuracy": accuracy,
         "model_task": config.task,
         "loss": rows[-1]["loss"],
+        "evaluations": {row["server_round"]: row.get(metric) for row in rows if row["seconds_evaluate"]},
         "epsilon_spent": rows[-1]["epsilon"],
         "bytes_down": sum(row["bytes_down"] for row in rows),
         "bytes_up": sum(row["bytes_up"] for row in rows),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -13,9 +13,16 @@ from fedsvd.config.group import ConfigGroup
 from fedsvd.config.types import Count, Names, NonEmptyTuple, Seed, Text
 from fedsvd.errors import ConfigError
 
+# The entry of without_privacy for all contenders, and the suffix of the variants.
+_ALL, _VARIANT = "all", "_shared_noise"
 NamedOverrides = Annotated[
     Mapping[str, list[str]],
     Field(min_length=1, description="names, each with a list of overrides, for example {mine: ['method=fedsvd']}"),
+]
+
+Grids = Annotated[
+    Mapping[str, NonEmptyTuple[PositiveFloat]],
+    Field(description="names, each with a list of numbers > 0, for example {mine: [0.1, 0.3]}"),
 ]
 
 
@@ -28,11 +35,15 @@ class CompareConfig(ConfigGroup):
         with_shared_noise: Contenders of which there is also a variant, ``NAME_shared_noise``; null for none.
         shared_noise: What the variants override in addition.
         tasks: The overrides of each task, by its name.
-        epsilons: Privacy budgets ε; 0 means no privacy.
+        without_privacy: What runs with ε = 0 override in addition, before the contender's own overrides: those of
+            ``all``, then those of the contender's name.
+        epsilons: Privacy budgets ε; 0 means no privacy. Variants with shared noise have no run without privacy.
         seeds: Each contender, task and budget is run once per seed.
         learning_rates: Grid from which each contender's learning rate is chosen, by accuracy on validation texts.
-        clipping_factors: Multiples of ``privacy.max_grad_norm`` that are tried with the chosen learning rate divided by
-            the multiple, on the same validation texts; null keeps the norm.
+        learning_rates_of: Other grids, by the name of the contender. They hold for its variant, too.
+        learning_rates_without_privacy: The grid of all contenders with ε = 0.
+        clipping_factors: Multiples of ``privacy.max_grad_norm`` that are tried on the same validation texts with the
+            chosen learning rate, and that of the head, divided by the multiple; null keeps the norm.
         tuning_epsilons: Budgets at which the learning rate is chosen; other budgets use the choice at the nearest one.
         tuning_task: Task on which the learning rate is chosen for all tasks; null: each task chooses its own.
         tuning_seed: Seed of the tuning runs; must not be one of ``seeds``.
@@ -48,9 +59,12 @@ class CompareConfig(ConfigGroup):
     with_shared_noise: Names | None
     shared_noise: NonEmptyTuple[Text]
     tasks: NamedOverrides
+    without_privacy: NamedOverrides
     epsilons: NonEmptyTuple[NonNegativeFloat]
     seeds: NonEmptyTuple[Seed]
     learning_rates: NonEmptyTuple[PositiveFloat]
+    learning_rates_of: Grids
+    learning_rates_without_privacy: NonEmptyTuple[PositiveFloat]
     clipping_factors: NonEmptyTuple[PositiveFloat] | None
     tuning_epsilons: NonEmptyTuple[NonNegativeFloat]
     tuning_task: Text | None
@@ -67,6 +81,13 @@ class CompareConfig(ConfigGroup):
             if unknown:
                 raise ConfigError(
                     f"compare.only_{key} names {', '.join(unknown)}; allowed: {', '.join(getattr(self, key))}."
+                )
+        for key in ("learning_rates_of", "without_privacy"):
+            unknown = sorted(set(getattr(self, key)) - set(self.contenders) - {_ALL})
+            if unknown:
+                raise ConfigError(
+                    f"compare.{key} names {', '.join(unknown)}, which is not among the contenders: give some of "
+                    f"{', '.join(self.contenders)}."
                 )
         if self.baseline not in self.contenders:
             raise ConfigError(
@@ -92,7 +113,7 @@ class CompareConfig(ConfigGroup):
                     f"compare.with_shared_noise names {name}, which is not among the contenders: give some of "
                     f"{', '.join(self.contenders)}, or null."
                 )
-            contenders.setdefault(f"{name}_shared_noise", [*contenders[name], *self.shared_noise])
+            contenders.setdefault(f"{name}{_VARIANT}", [*contenders[name], *self.shared_noise])
         object.__setattr__(self, "contenders", contenders)
 
     def own_learning_rate(self, contender: str) -> float | None:
@@ -111,6 +132,29 @@ class CompareConfig(ConfigGroup):
                 "> 0, or leave it out to have it tuned."
             )
         return rate
+
+    def grid(self, contender: str, epsilon: float) -> Sequence[float]:
+        """Return the learning rates that are tried for a contender at a budget; none if it sets its own."""
+        if self.own_learning_rate(contender) is not None or not self.runs_at(contender, epsilon):
+            return ()
+        if not epsilon:
+            return self.learning_rates_without_privacy
+        base = self.learning_rates_of.get(contender.removesuffix(_VARIANT), self.learning_rates)
+        return self.learning_rates_of.get(contender, base)
+
+    def runs_at(self, contender: str, epsilon: float) -> bool:
+        """Return whether a contender is run at a budget: there is no noise to share without privacy."""
+        base = contender.removesuffix(_VARIANT)
+        return epsilon > 0 or base == contender or base not in (self.with_shared_noise or ())
+
+    def run_overrides(self, contender: str, epsilon: float) -> list[str]:
+        """Return what a contender overrides at a budget, including the privacy."""
+        own = self.contenders[contender]
+        if epsilon:
+            return ["privacy=dp_sgd", f"privacy.target_epsilon={epsilon:g}", *own]
+        settings = [item for name in (_ALL, contender) for item in self.without_privacy.get(name, ())]
+        # Options of a mechanism that is not used; some of them would be refused.
+        return ["privacy=none", *settings, *(item for item in own if not item.startswith("privacy."))]
 
     @property
     def chosen_contenders(self) -> tuple[str, ...]:

@@ -19,7 +19,9 @@ from fedsvd.config.compare import CompareConfig
 from fedsvd.config.task import TASKS, Metric
 from fedsvd.report.figures import literal_legend, log_failure, new_figure, save_png, set_literal
 from fedsvd.report.literal import code_span, markdown_text
+from fedsvd.report.plateau import plateau_section
 from fedsvd.report.plots import PALETTE
+from fedsvd.report.statistics import mean_and_error, paired_difference, scale
 from fedsvd.runs.folder import write_text
 
 Rows = Sequence[Mapping[str, Any]]
@@ -39,6 +41,9 @@ def write_report(rows: Rows, settings: CompareConfig, folder: Path, command: str
     parts = [code_span(command), *(_task_section(rows, settings, task) for task in settings.chosen_tasks)]
     if len(settings.chosen_contenders) > 1:
         parts.append(_rank_section(rows, settings))
+    metrics = {task: task_metric(rows, task) for task in settings.chosen_tasks}
+    if plateau := plateau_section(rows, settings, metrics):
+        parts.append(plateau)
     path = folder / "comparison.md"
     write_text(path, "\n\n".join(parts) + "\n")
     return path
@@ -55,55 +60,14 @@ def _cell_rows(rows: Rows, task: str, contender: str, epsilon: float) -> Rows:
     return [row for row in rows if tuple(row[key] for key in keys) == cell]
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and its standard error (NaN for a single value)."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.nan
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
-
-
-def mean_cell(values: Sequence[float], metric: Metric) -> str:
-    """Format the mean of a metric over runs with its standard error and the number of runs."""
-    if not values:
-        return "–"
-    mean, error = mean_and_error(values)
-    factor, spec = _scale(metric)
-    margin = "" if math.isnan(error) else f" ± {factor * error:{spec}}"
-    return f"{factor * mean:{spec}}{margin} ({len(values)})"
-
-
-def _scale(metric: Metric) -> tuple[int, str]:
-    return (100, ".1f") if metric.is_share else (1, ".3f")
-
-
-def paired_difference(contender: Mapping[int, float], baseline: Mapping[int, float]) -> tuple[float, float, float]:
-    """Compare two contenders over the seeds they have in common.
-
-    Args:
-        contender: Accuracies by seed.
-        baseline: Accuracies by seed to subtract.
-
-    Returns:
-        Mean difference, its standard error, and the p value of a two-sided paired t test (NaN where it is undefined).
-    """
-    seeds = sorted(contender.keys() & baseline.keys())
-    differences = [contender[seed] - baseline[seed] for seed in seeds]
-    mean, error = mean_and_error(differences)
-    if len(seeds) < 2 or not error:
-        return mean, error, math.nan
-    test = stats.ttest_rel([contender[seed] for seed in seeds], [baseline[seed] for seed in seeds])
-    return mean, error, float(test.pvalue)
-
-
 def mean_ranks(rows: Rows, settings: CompareConfig, epsilon: float) -> dict[str, tuple[float, float]]:
     """Return each contender's mean rank by accuracy at one ε, and its standard error.
 
-    All contenders are ranked for each task and seed for which all have a result; 1 is the best, and equal accuracies
-    share the mean of their ranks. Empty if there is no such task and seed.
+    All contenders that are run at this ε are ranked for each task and seed for which all have a result; 1 is the best,
+    and equal accuracies share the mean of their ranks. Empty if there is no such task and seed.
     """
-    contenders, ranks = settings.chosen_contenders, []
+    contenders = [name for name in settings.chosen_contenders if settings.runs_at(name, epsilon)]
+    ranks: list[list[float]] = []
     for task in settings.chosen_tasks:
         cells = [accuracies(rows, task, contender, epsilon) for contender in contenders]
         seeds = sorted(set.intersection(*(set(cell) for cell in cells)))
@@ -215,7 +179,7 @@ def _cell(rows: Rows, metric: Metric, task: str, contender: str, epsilon: float)
     if not values:
         return f"–{mark}"
     mean, error = mean_and_error(values)
-    factor, spec = _scale(metric)
+    factor, spec = scale(metric)
     return f"{factor * mean:{spec}}" + ("" if math.isnan(error) else f" ± {factor * error:{spec}}") + mark
 
 
@@ -224,7 +188,7 @@ def _difference(rows: Rows, settings: CompareConfig, metric: Metric, task: str, 
     if not own.keys() & baseline.keys():
         return "–"
     mean, error, p = paired_difference(own, baseline)
-    factor, spec = _scale(metric)
+    factor, spec = scale(metric)
     text = f"{factor * mean:+{spec}}"
     return (
         text if math.isnan(error) else f"{text} ± {factor * error:{spec}}" + ("" if math.isnan(p) else f" (p {p:.3f})")

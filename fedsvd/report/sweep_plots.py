@@ -11,11 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from fedsvd.config.task import ACCURACY, Metric
-from fedsvd.report.comparison import mean_and_error
 from fedsvd.report.figures import literal_legend, new_figure, set_literal
 from fedsvd.report.loaded_runs import Run, best_run, common_metric
 from fedsvd.report.plots import LINE_COLORS, MARKERS
 from fedsvd.report.run_plots import style_axes
+from fedsvd.report.statistics import mean_and_error
 
 # Scores by label and budget; an infinite budget means no privacy.
 Cells = Mapping[str, Mapping[float, Sequence[float]]]

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedsvd.report.comparison import mean_cell
 from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure_block
 from fedsvd.report.labels import method_label, planned_rounds
 from fedsvd.report.loaded_runs import Run, best_run, changed_keys, common_metric, varied_keys
@@ -23,6 +22,7 @@ from fedsvd.report.run_sections import (
     run_sections,
     yaml_text,
 )
+from fedsvd.report.statistics import mean_cell
 from fedsvd.report.sweep_plots import (
     budget_or_infinity,
     format_budget,

@@ -18,11 +18,14 @@ from fedsvd.comparison.workers import Job, Workers, _run_job, take_job_group
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.compose import compose, compose_compare
 from fedsvd.errors import ConfigError, RunError
-from fedsvd.report.comparison import mean_and_error, mean_ranks, paired_difference, write_report
+from fedsvd.report.comparison import mean_ranks, write_report
+from fedsvd.report.plateau import late_gain
+from fedsvd.report.statistics import mean_and_error, paired_difference
 
 SMALL = [
     "compare.only_contenders=[fedsvd,flora]", "compare.only_tasks=[movies]", "compare.epsilons=[0,3]",
     "compare.seeds=[0,1]", "compare.learning_rates=[0.5,1]", "compare.clipping_factors=null",
+    "compare.without_privacy={all:['train.head_rounds=0']}", "compare.learning_rates_without_privacy=[0.25]",
 ]  # fmt: skip
 
 
@@ -61,7 +64,7 @@ def test_comparison_writes_a_table_and_resumes(tmp_path: Path, capsys: pytest.Ca
     # The table contains only the requested results. A single seed has no standard error.
     assert main([*arguments, "compare.seeds=[1]"]) == 0
     assert "over 1 seeds" in (one_seed := (tmp_path / "comparison.md").read_text(encoding="utf-8"))
-    assert one_seed.count("±") == 2  # in the two headings
+    assert one_seed.count("±") == 3  # in the three headings
     assert len(read_rows(path)) == 12
 
     # The same names with other overrides.
@@ -104,6 +107,9 @@ def test_every_run_composes_as_a_separate_run() -> None:
         )
         assert run.privacy.max_grad_norm == pytest.approx(job.clipping_factor * original.privacy.max_grad_norm)
         assert run.train.learning_rate == pytest.approx(0.3 / job.clipping_factor)
+        head = original.train.head_learning_rate
+        assert head is not None
+        assert run.train.head_learning_rate == pytest.approx(head / job.clipping_factor, rel=1e-5)
     jobs = final_jobs(config, rates)
     assert len(jobs) == len(config.tasks) * len(config.contenders) * 2
     assert all(overrides(job, [], config)[-1] == "data.evaluate_on=test" for job in jobs)
@@ -231,6 +237,49 @@ def test_mean_ranks_match_hand_computed_values(tmp_path: Path) -> None:
     assert "not tuned" not in table
 
 
+def test_the_gain_in_the_second_half_is_the_last_minus_the_middle_evaluation(tmp_path: Path) -> None:
+    assert late_gain({"evaluations": {"0": 0.5, "10": 0.7, "20": 0.8, "30": 0.75}}) == pytest.approx(0.05)
+    assert late_gain({"evaluations": {"0": 0.5, "40": 0.75}}) is None
+    assert late_gain({"evaluations": {"0": 0.5, "20": None, "40": 0.75}}) is None
+    assert late_gain({}) is None
+
+    rows = [
+        row(name, last, phase="final", seed=seed, epsilon=0, evaluations={"0": 0.5, "2": 0.7, "4": last})
+        for name, last in (("fedsvd", 0.71), ("flora", 0.8))
+        for seed in (0, 1)
+    ]
+    table = write_report(rows, settings(), tmp_path, "fedsvd compare").read_text(encoding="utf-8")
+    assert "| fedsvd | +1.0 ± 0.0 |" in table
+    assert "| flora | +10.0 ± 0.0 |" in table
+
+
+def test_runs_without_privacy_have_their_own_settings_and_rates_and_no_variant_with_shared_noise() -> None:
+    names = "compare.only_contenders=[tangent,tangent_shared_noise,fedsvd_a,fedsvd_a_shared_noise,fedsvd]"
+    config = compose_compare([
+        names, "compare.only_tasks=[movies]", "compare.epsilons=[0,3]", "compare.learning_rates_of={fedsvd_a:[0.7]}",
+        "compare.learning_rates=[0.1]", "compare.learning_rates_without_privacy=[0.02]",
+    ])[1]  # fmt: skip
+    tuning = {(job.contender, job.epsilon): job for job in tuning_jobs(config)}
+    rates = {key: job.learning_rate for key, job in tuning.items()}
+    private = {
+        "tangent": 0.1,
+        "tangent_shared_noise": 0.1,
+        "fedsvd_a": 0.7,
+        "fedsvd_a_shared_noise": 0.7,
+        "fedsvd": 0.1,
+    }
+    assert rates == {(name, 3): rate for name, rate in private.items()} | {
+        (name, 0): 0.02 for name in ("tangent", "fedsvd_a", "fedsvd")
+    }
+    runs = {key: compose(overrides(job, ["experiment=compare"], config)) for key, job in tuning.items()}
+    assert (runs["fedsvd", 0].train.optimizer, runs["fedsvd", 0].train.local_steps) == ("adamw", 10)
+    assert (runs["tangent", 0].train.optimizer, runs["tangent", 0].train.local_steps) == ("adamw", 1)
+    assert (runs["tangent", 3].train.optimizer, runs["tangent", 3].train.num_rounds) == ("sgd", 40)
+    for key in ("learning_rates_of.other=[1]", "without_privacy.other=['seed=1']"):
+        with pytest.raises(ConfigError, match="names other, which is not among the contenders"):
+            compose_compare([f"+compare.{key}"])
+
+
 def test_results_of_another_task_are_in_its_own_metric(tmp_path: Path) -> None:
     config = settings("compare.epsilons=[3]")
     rows = [
@@ -287,7 +336,10 @@ def test_failed_runs_have_no_accuracy_and_are_marked(tmp_path: Path) -> None:
 def test_a_failed_run_is_run_again_and_a_contender_without_results_ends_the_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = settings("compare.only_contenders=[fedsvd]", "compare.epsilons=[0]", "compare.tuning_epsilons=[0]")
+    small = settings(
+        "compare.only_contenders=[fedsvd]", "compare.epsilons=[0]", "compare.tuning_epsilons=[0]",
+        "compare.learning_rates_without_privacy=[0.5,1]",
+    )  # fmt: skip
     ran: list[Job] = []
 
     class FailingWorkers(Workers):
