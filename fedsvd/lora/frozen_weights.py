@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -46,9 +46,9 @@ def quantized_sites(model: nn.Module) -> list[str]:
     return [name for name, base in bases if is_quantized(base) or not base.weight.is_floating_point()]
 
 
-def has_merged_base(model: nn.Module) -> bool:
-    """Return whether a base is merged into the frozen weights of a site."""
-    return any(layer in _ORIGINAL_WEIGHTS for _, layer in adapted_layers(model))
+def has_merged_base(layers: Iterable[Any]) -> bool:
+    """Return whether a base is merged into the frozen weight of one of PEFT's layers."""
+    return any(layer in _ORIGINAL_WEIGHTS for layer in layers)
 
 
 @torch.no_grad()

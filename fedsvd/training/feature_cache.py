@@ -155,7 +155,7 @@ class FeatureCache:
 
     def _factor_state(self) -> bytes | None:
         """Return a digest of what the sites add to the frozen model, or None if frozen weights are modified."""
-        if has_merged_base(self._model):
+        if has_merged_base(site.layer for site in self._sites):
             return None
         tensors = [(site.A, site.B, site.core, site.layer.disable_adapters) for site in self._sites]
         versions = tuple((_version(A), _version(B), _version(core), off) for A, B, core, off in tensors)

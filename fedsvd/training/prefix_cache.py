@@ -102,6 +102,8 @@ class PrefixCache:
             for key, state in computed.items():
                 self._store.add(key, state)
         unpadded = [computed[key] if state is None else state for key, state in zip(keys, rows, strict=True)]
+        if bool(mask.all()):
+            return concatenate(unpadded, device).view(*mask.shape, -1)
         padded = unpadded[0].new_zeros(mask.numel(), unpadded[0].shape[-1], device=device)
         # Found on the CPU: indexing with a mask on a GPU would wait for it.
         positions = mask.flatten().nonzero().squeeze(1).to(device, non_blocking=True)

@@ -111,7 +111,8 @@ def test_every_run_composes_as_a_separate_run() -> None:
         assert head is not None
         assert run.train.head_learning_rate == pytest.approx(head / job.clipping_factor, rel=1e-5)
     jobs = final_jobs(config, rates)
-    assert len(jobs) == len(config.tasks) * len(config.contenders) * 2
+    # Each contender at two budgets, but the variants with shared noise only at the private one.
+    assert len(jobs) == len(config.tasks) * (2 * len(config.contenders) - len(config.with_shared_noise or ()))
     assert all(overrides(job, [], config)[-1] == "data.evaluate_on=test" for job in jobs)
 
 
