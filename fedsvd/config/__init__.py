@@ -23,6 +23,7 @@ from fedsvd.config.partition import PartitionConfig
 from fedsvd.config.privacy import PrivacyConfig
 from fedsvd.config.secure_aggregation import check_secure
 from fedsvd.config.targets import check_targets
+from fedsvd.config.task import ONE_PREDICTION_TASKS
 from fedsvd.config.tracking import TrackingConfig
 from fedsvd.config.train import TrainConfig
 from fedsvd.config.types import Fraction, Seed, Text
@@ -170,8 +171,7 @@ def _check_public_text(config: Config) -> None:
             f"model.public_text = {source} is not possible: the clients' private data are the same text. Set it to "
             "another text that is public."
         )
-    one_output = ("sequence_classification", "regression")
-    if config.privacy.project_public_mean and config.model.task not in one_output:
+    if config.privacy.project_public_mean and config.model.task not in ONE_PREDICTION_TASKS:
         raise ConfigError(
             f"privacy.project_public_mean = True is not possible with model.task = {config.model.task}, where a text "
             "does not have one of several classes: set it to false, or use model.task=sequence_classification."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedsvd.config.data import DataConfig
 from fedsvd.config.model import ModelConfig
 from fedsvd.config.privacy import PrivacyConfig
+from fedsvd.config.task import ONE_PREDICTION_TASKS
 from fedsvd.config.train import TrainConfig
 from fedsvd.errors import ConfigError
 
@@ -50,7 +51,7 @@ def _check_no_head(train: TrainConfig, privacy: PrivacyConfig) -> None:
 
 
 def _check_zero_shot(model: ModelConfig, data: DataConfig) -> None:
-    if model.task not in ("sequence_classification", "regression"):
+    if model.task not in ONE_PREDICTION_TASKS:
         raise ConfigError(
             f"train.head_init = zero_shot is not possible with model.task = {model.task}: it separates classes that "
             "exclude each other. Set train.head_init=random or zeros."

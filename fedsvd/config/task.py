@@ -96,6 +96,9 @@ TASKS: Mapping[str, Task] = {
     PLAIN_TEXT: Task("CausalLM", "text-generation", (_TOKEN_ACCURACY,), has_head=False, reads_tokens=True),
 }
 
+# Tasks with one prediction per text: one of several classes, or a number.
+ONE_PREDICTION_TASKS = ("sequence_classification", "regression")
+
 
 def task_name(config: Mapping[str, Any]) -> str:
     """Return the name of a run's task, a key of `TASKS`: ``model.task``, or `PLAIN_TEXT`.

@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedsvd.config import Config, plugins
-from fedsvd.config.federation import settings_of_unknown_noise
 from fedsvd.errors import ConfigError
+from fedsvd.methods import checks
 from fedsvd.methods.fed_sb import FedSB
 from fedsvd.methods.fedavg_lora import FedAvgLoRA
 from fedsvd.methods.fedex_lora import FedExLoRA
 from fedsvd.methods.fedsa_lora import FedSALoRA
 from fedsvd.methods.fedsvd import FedSVD
+from fedsvd.methods.fedsvd_per_site import FedSVDPerSite
 from fedsvd.methods.ffa_lora import FFALoRA
 from fedsvd.methods.flexlora import FlexLoRA
 from fedsvd.methods.flora import FLoRA
@@ -33,6 +34,7 @@ __all__ = ["METHODS", "Method", "State", "Step", "Traits", "build_method", "buil
 
 METHODS: Mapping[str, Callable[..., Method]] = {
     "fedsvd": FedSVD,
+    "fedsvd_per_site": FedSVDPerSite,
     "ffa_lora": FFALoRA,
     "fedavg_lora": FedAvgLoRA,
     "fedex_lora": FedExLoRA,
@@ -104,7 +106,8 @@ def check_method(method: Method, config: Config) -> None:
             that requires equal ranks; client-level privacy with a method that has personal factors; shrinkage with
             settings under which the noise in the mean is unknown; quantized weights with a method that changes them; a
             distributed model with maps of gradients; several local steps, weight decay or a server optimizer with a
-            method that averages tangent vectors.
+            method that averages tangent vectors; settings that change frozen factors, or under which the noise is
+            unknown, with a method that trains one factor per site.
     """
     name, federation = config.method["name"], config.federation
     mean_only = {
@@ -126,104 +129,20 @@ def check_method(method: Method, config: Config) -> None:
             f"its options: its factors can be averaged for equal ranks only. Methods that support it: {supported}."
         )
     if method.traits.merges:
-        _check_unquantized(config)
+        checks.check_unquantized(config)
     if method.traits.personal and config.privacy.name == "client_level":
         raise ConfigError(
             f"privacy.name = client_level is unsupported with method.name = {name}: a client's personal factors "
             "influence what it reports, and no noise protects them. Set privacy=dp_sgd."
         )
-    _check_distributed(method, config)
+    checks.check_distributed(method, config)
     if config.method.get("shrinkage", "none") != "none":
-        check_known_noise(config)
+        checks.check_known_noise(config, f"method.shrinkage = {config.method['shrinkage']!r}")
     if method.traits.tangent:
-        check_single_step(config)
-    _check_public_coordinates(method, config)
-
-
-def _check_unquantized(config: Config) -> None:
-    if config.model.quantization != "none":
-        raise ConfigError(
-            f"model.quantization = {config.model.quantization} is unsupported with method.name = "
-            f"{config.method['name']}, which adds updates to the frozen weights in each round: quantized weights "
-            "would round them away. Set model.quantization=none, or choose another method."
-        )
-
-
-def _check_distributed(method: Method, config: Config) -> None:
-    if config.model.device_map == "auto" and (method.traits.tangent or config.privacy.project_public_mean):
-        raise ConfigError(
-            f"model.device_map = auto is unsupported with method.name = {config.method['name']} and "
-            f"privacy.project_public_mean = {config.privacy.project_public_mean}: one combines the gradients of "
-            "layers on different devices. Set model.device_map=none."
-        )
-
-
-def _check_public_coordinates(method: Method, config: Config) -> None:
-    if config.privacy.standardize_inputs:
-        rounds = range(1, config.train.rounds + 1)
-        trains_a = any("A" in method.trains(number) for number in rounds)
-        if method.traits.tangent or (not trains_a and not config.train.is_head_only):
-            raise ConfigError(
-                f"privacy.standardize_inputs = True is unsupported with method.name = {config.method['name']} and its "
-                "options: it changes the coordinates in which A is trained, and the method "
-                + ("has coordinates of its own" if method.traits.tangent else "does not train A")
-                + ". Set it to false, or choose another method."
-            )
-    if method.init_b == "public_jacobian" and config.train.head_init == "zeros":
-        raise ConfigError(
-            "method.init_b = public_jacobian is not possible with train.head_init = zeros: a head of zeros does not "
-            "depend on any layer. Set train.head_init=zero_shot, or another initial head."
-        )
-    if method.init_b == "public_jacobian" and config.model.task not in ("sequence_classification", "regression"):
-        raise ConfigError(
-            f"method.init_b = public_jacobian is not possible with model.task = {config.model.task}: it needs one "
-            "prediction per text. Choose another initialization."
-        )
-
-
-def check_single_step(config: Config) -> None:
-    """Check that clients take one gradient step from the factors that they received, and nothing else.
-
-    Raises:
-        ConfigError: There are several local steps, weight decay, or a server optimizer, whose moments would belong to
-            the tangent space of an earlier round.
-    """
-    train = config.train
-    settings = {
-        f"train.local_steps = {train.local_steps}": train.local_steps > 1,
-        f"train.weight_decay = {train.weight_decay}": train.weight_decay > 0,
-        f"train.server_optimizer = {train.server_optimizer}": train.server_optimizer != "none",
-    }
-    for setting, is_set in settings.items():
-        if is_set:
-            raise ConfigError(
-                f"{setting} is unsupported with method.name = {config.method['name']}: its clients take one step in "
-                "the tangent space at the factors that they received. Set train.local_steps=1, train.weight_decay=0 "
-                "and train.server_optimizer=none, or choose another method."
-            )
-
-
-def check_known_noise(config: Config) -> None:
-    """Check that the standard deviation of the noise in the mean is known, as shrinkage requires.
-
-    Raises:
-        ConfigError: A setting makes the noise in the mean unknown.
-    """
-    train = config.train
-    unknown_mean = {
-        f"federation.weighting = {config.federation.weighting}": config.federation.weighting == "uniform",
-        f"train.weight_decay = {train.weight_decay}": train.weight_decay > 0,
-        f"train.server_optimizer = {train.server_optimizer}": train.server_optimizer != "none",
-        f"aggregation.name = {config.aggregation.name}": config.aggregation.name != "mean",
-    }
-    conflicts = settings_of_unknown_noise(train, config.federation)
-    conflicts += [setting for setting, is_set in unknown_mean.items() if is_set]
-    if conflicts:
-        raise ConfigError(
-            f"method.shrinkage = {config.method['shrinkage']!r} is unsupported with {conflicts[0]}: shrinkage requires "
-            "a known standard deviation of the noise in the mean. Use plain SGD without momentum or weight decay, "
-            "weighting by examples, the plain mean without secure aggregation, and no server optimizer."
-        )
+        checks.check_single_step(config)
+    if method.traits.per_site:
+        checks.check_per_site(config)
+    checks.check_public_coordinates(method, config)
 
 
 def _suggest(value: str, allowed: Mapping[str, Any] | list[str]) -> str:

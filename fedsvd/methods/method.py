@@ -25,6 +25,8 @@ class Traits:
         core: Whether there is an r × r matrix between B and A.
         tangent: Whether clients send the coordinates of a tangent vector at the factors that they received, from a
             single step (see `fedsvd.lora.tangent`).
+        per_site: Whether clients train one factor at each site, the one that is not orthonormal (see
+            `fedsvd.lora.trained_factor`).
         merges: Whether the server step moves updates into the frozen weights, which can then not be quantized.
         personal: Factors that stay with each client. If there are any, there is no single global model.
     """
@@ -33,6 +35,7 @@ class Traits:
     heterogeneous: bool = False
     core: bool = False
     tangent: bool = False
+    per_site: bool = False
     merges: bool = False
     personal: frozenset[Factor] = frozenset()
 

@@ -10,6 +10,7 @@ from fedsvd.config import Config
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Part
 from fedsvd.lora.tangent import TangentMap
+from fedsvd.lora.trained_factor import TrainedFactorMap
 from fedsvd.methods import build_run_method
 from fedsvd.privacy.gradient_maps import GradientMap, Preconditioning
 from fedsvd.runtime.losses import load_prefix_cache
@@ -30,8 +31,11 @@ def round_maps(config: Config, model: peft.PeftModel, parts: Collection[Part]) -
         matrices = input_preconditioners(model, config.model)
         sites = peft_model.lora_sites(model)
         maps.append(Preconditioning({id(site.A): matrices[name].to(site.A) for name, site in sites.items()}))
-    if build_run_method(config).traits.tangent and {"A", "B"} <= set(parts):
+    traits = build_run_method(config).traits
+    if traits.tangent and {"A", "B"} <= set(parts):
         maps.append(TangentMap.of_model(model))
+    if traits.per_site and {"A", "B"} <= set(parts):
+        maps.append(TrainedFactorMap.of_model(model))
     if config.privacy.name == "dp_sgd" and config.privacy.project_public_mean:
         head = set(peft_model.set_trainable(model, ["head"]))
         factors = [parameter for parameter in peft_model.set_trainable(model, parts) if parameter not in head]
