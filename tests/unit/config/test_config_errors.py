@@ -29,7 +29,7 @@ WRONG = [
         [
             "method = 'fedsdv'",
             "did you mean fedsvd?",
-            "fed_sb, fedavg_lora, fedex_lora, fedsa_lora, fedsvd, ffa_lora, flexlora, flora, rolora",
+            "fed_sb, fedavg_lora, fedex_lora, fedsa_lora, fedsvd, fedsvd_per_site, ffa_lora, flexlora, flora, rolora",
         ],
     ),
     (
