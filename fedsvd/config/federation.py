@@ -46,8 +46,9 @@ class FederationConfig(ConfigGroup):
         max_num_examples: Largest number of examples that the server accepts from a client.
         max_reply_norm: Largest L2 norm of a client's update that the server accepts; DP-SGD's clipping implies a lower
             limit.
-        client_num_cpus: CPU cores of a simulated client.
-        client_num_gpus: GPUs of a simulated client; a fraction lets clients share one.
+        client_num_cpus: CPU cores of a simulated client; ``auto``: as many clients run at the same time as fit into the
+            memory of this machine, which is measured on a training step before the run.
+        client_num_gpus: GPUs of a simulated client; a fraction lets clients share one. ``auto`` as above.
         ray_address: Address of a running Ray cluster; null starts a local one.
         superlink: Address of the SuperLink, ``host:port``.
         root_certificates: CA certificate that verifies the SuperLink's certificate; null: no TLS.
@@ -76,8 +77,8 @@ class FederationConfig(ConfigGroup):
     retry_after_s: NonNegativeFloat = 1.0
     max_num_examples: Count = 10_000_000
     max_reply_norm: PositiveFloat = 10_000.0
-    client_num_cpus: PositiveFloat = 1.0
-    client_num_gpus: NonNegativeFloat = 0.0
+    client_num_cpus: PositiveFloat | Literal["auto"] = 1.0
+    client_num_gpus: NonNegativeFloat | Literal["auto"] = 0.0
     ray_address: Text | None = None
     superlink: Address = "127.0.0.1:8000"
     root_certificates: Text | None = "certs/ca.crt"

@@ -109,9 +109,10 @@ def _run_on_this_machine(config: Config, overrides: Sequence[str], run_folder: R
         server_app, client_app = load_apps()
         if config.federation.name == "simulation":
             # Flower's engine brings a web server and a database, which no other run needs.
+            from fedsvd.launch.packing import packed_federation
             from fedsvd.launch.simulation import run_simulation
 
-            run_simulation(server_app, client_app, config.federation, run_config)
+            run_simulation(server_app, client_app, packed_federation(config, others), run_config)
         else:
             run_local(server_app, client_app, config.federation.num_clients, run_config)
 

@@ -44,12 +44,13 @@ def assert_same_model(adapter: dict[str, torch.Tensor], expected: dict[str, torc
 def test_simulation_engine_gives_the_same_model(local: dict[str, torch.Tensor], tmp_path: Path) -> None:
     # In a separate process, because Ray stays in the process that starts it.
     command = [sys.executable, "-m", "fedsvd.cli", "train", *OVERRIDES, "federation=simulation"]
-    overrides = ["federation.num_clients=2", "federation.client_num_cpus=0.5", f"hydra.run.dir={tmp_path}"]
+    overrides = ["federation.num_clients=2", "federation.client_num_cpus=auto", f"hydra.run.dir={tmp_path}"]
     completed = subprocess.run(
         [*command, *overrides], capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path, env=RAY
     )
 
     assert completed.returncode == 0, completed.stderr[-2000:]
+    assert "packing: " in completed.stdout
     assert_same_model(load_adapter(tmp_path), local)
 
 
