@@ -17,7 +17,7 @@ from fedsvd.config import Config
 from fedsvd.errors import DataError, PayloadError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter
-from fedsvd.methods import build_run_method
+from fedsvd.methods import Method, build_run_method
 from fedsvd.methods.aggregate import flatten_parts, unflatten_parts
 from fedsvd.privacy.client_level import add_noise, clip_update, run_spend
 from fedsvd.privacy.noise_share import client_noise_multiplier
@@ -69,6 +69,26 @@ def run_local_round(
     if not 1 <= task.server_round <= config.train.rounds:
         raise PayloadError(f"server_round = {task.server_round} is invalid: expected 1 to {config.train.rounds}.")
     method = build_run_method(config)
+    _check_parts(config, method, task)
+    received = received_adapter(config, identity, task, factors, RecordDict() if state is None else state)
+    data = load_client_data(config, identity.partition_id)
+    if not len(data.examples):
+        raise DataError(f"client {identity.partition_id} has no examples: at least 1 is needed to take part.")
+    warn_unusual_settings(config, identity.partition_id, len(data.examples))
+    report, trained = _train(config, identity, task, received, data, message_id)
+    if method.traits.personal:
+        save_personal_factors(identity.personal, trained, method.traits.personal)
+        evaluation = evaluate_personal_model(config) if task.evaluate else None
+        if evaluation is not None:
+            report = replace(report, accuracy=evaluation.accuracy, loss=evaluation.loss)
+    report = replace(report, seconds=time.perf_counter() - started, server_round=task.server_round)
+    if config.federation.weighting == "uniform":
+        report = train_messages.hide_counts(report)
+    return train_messages.train_reply(report, payload.pack(trained, task.uplink))
+
+
+def _check_parts(config: Config, method: Method, task: TrainTask) -> None:
+    """Check that the method trains and sends what the server requests."""
     allowed = trained_parts(method, config, task.server_round)
     if not task.trains <= allowed:
         raise PayloadError(
@@ -81,29 +101,19 @@ def run_local_round(
             f"server requests {sorted(task.uplink)} from this client: with this method a client sends at most "
             f"{sorted(allowed_uplink)}; check that server and clients run the same configuration."
         )
-    received = received_adapter(config, identity, task, factors, RecordDict() if state is None else state)
-    data = load_client_data(config, identity.partition_id)
-    if not len(data.examples):
-        raise DataError(f"client {identity.partition_id} has no examples: at least 1 is needed to take part.")
-    warn_unusual_settings(config, identity.partition_id, len(data.examples))
+
+
+def _train(
+    config: Config, identity: ClientIdentity, task: TrainTask, received: Adapter, data: ClientData, message_id: str
+) -> tuple[ClientReport, Adapter]:
+    """Train as the configured privacy requires; return the report, and what may leave this client."""
     if config.privacy.name == "dp_sgd":
         report = _train_dp_sgd(config, identity, task, received, data, message_id)
-        trained = peft_model.read(load_model(config))
-    elif config.privacy.name == "client_level":
+        return report, peft_model.read(load_model(config))
+    if config.privacy.name == "client_level":
         report = _train_for_client_level(config, identity, task, received, data)
-        trained = _clipped_update(received, peft_model.read(load_model(config)), task, config)
-    else:
-        report = _train_without_noise(config, identity, task, received, data)
-        trained = peft_model.read(load_model(config))
-    if method.traits.personal:
-        save_personal_factors(identity.personal, trained, method.traits.personal)
-        evaluation = evaluate_personal_model(config) if task.evaluate else None
-        if evaluation is not None:
-            report = replace(report, accuracy=evaluation.accuracy, loss=evaluation.loss)
-    report = replace(report, seconds=time.perf_counter() - started, server_round=task.server_round)
-    if config.federation.weighting == "uniform":
-        report = train_messages.hide_counts(report)
-    return train_messages.train_reply(report, payload.pack(trained, task.uplink))
+        return report, _clipped_update(received, peft_model.read(load_model(config)), task, config)
+    return _train_without_noise(config, identity, task, received, data), peft_model.read(load_model(config))
 
 
 def _train_dp_sgd(

@@ -142,6 +142,13 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
         check_updates_used(callback.history)
         callback.finish()
         best = _write_result(config, folder, strategy, callback.history)
+    return _report_end(config, reporter, callback, best)
+
+
+def _report_end(
+    config: Config, reporter: Reporter, callback: RoundEndCallback, best: BestRound | None
+) -> EarlyStop | None:
+    """Print what the run has reached and spent; return why rounds were left out, if any were."""
     document = privacy_document(config, callback.history, callback.clients)
     line = privacy_line(claim_of(config, callback.history, callback.clients))
     reporter.finished(callback.history, document["clients"], line)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,13 +80,17 @@ def partition(
             f"partition.name = {name!r} (partition.skew = {skew!r}) is unknown; allowed: {', '.join(NAMES)}, with "
             f"partition.skew one of {', '.join(_SKEWS)}."
         )
+    _check_smallest(name, parts, min_size)
+    return parts
+
+
+def _check_smallest(name: str, parts: Sequence[Dataset], min_size: int) -> None:
     smallest = min(map(len, parts))
     if smallest < min_size:
         raise DataError(
             f"partition={name} gives a client {smallest} examples, fewer than partition.min_partition_size = "
             f"{min_size}; lower partition.min_partition_size or federation.num_clients, or add data."
         )
-    return parts
 
 
 def _dirichlet(

@@ -93,14 +93,7 @@ def attach(
     if core:
         for _, layer in adapted_layers(adapted):
             layer.lora_B[PEFT_NAME] = CoreAndB(layer.get_parameter(f"lora_B.{PEFT_NAME}.weight"))
-    sites = _named_parts(adapted)
-    for name, A in sites["A"].items():
-        d_out, d_in = len(sites["B"][name]), A.shape[1]
-        if rank > min(d_out, d_in):
-            raise ModelError(
-                f"model.rank = {rank} is invalid for layer {name} of shape {d_out}×{d_in}; allowed: 1 to "
-                f"{min(d_out, d_in)}. Lower model.rank."
-            )
+    _check_rank(adapted, rank)
     return adapted
 
 
@@ -183,6 +176,17 @@ def save_pretrained(model: peft.PeftModel, adapter: Adapter, folder: Path) -> No
         metadata={"format": "pt"},
     )
     config.save_pretrained(str(folder))
+
+
+def _check_rank(model: nn.Module, rank: int) -> None:
+    sites = _named_parts(model)
+    for name, A in sites["A"].items():
+        d_out, d_in = len(sites["B"][name]), A.shape[1]
+        if rank > min(d_out, d_in):
+            raise ModelError(
+                f"model.rank = {rank} is invalid for layer {name} of shape {d_out}×{d_in}; allowed: 1 to "
+                f"{min(d_out, d_in)}. Lower model.rank."
+            )
 
 
 def _cast_head_to_float32(model: nn.Module) -> None:
