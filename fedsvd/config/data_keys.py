@@ -18,6 +18,7 @@ _USED: Mapping[str, tuple[str, ...]] = {
     "reuters_r8": (),
     "newsgroups": (),
     "bbc_news": ("test_fraction",),
+    "chitchat": ("test_fraction", *_COLUMNS),
     "csv": (*_FILE, "separator"),
     "jsonl": _FILE,
     "parquet": _FILE,

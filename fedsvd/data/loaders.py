@@ -10,6 +10,7 @@ from datasets import ClassLabel, DatasetDict
 
 from fedsvd.config import DataConfig, plugins
 from fedsvd.config.task import VALUE
+from fedsvd.data.chats import chitchat_file
 from fedsvd.data.conversations import CanLearn
 from fedsvd.data.node_data import empty_dataset, load_node_file, read_node_file
 from fedsvd.data.rows import ANY_CLASS, Columns, LeftOut, drop_unassigned
@@ -149,6 +150,11 @@ def _bbc_news(config: DataConfig, seed: int, columns: Columns) -> DatasetDict:
     return load_bbc_news(test_fraction=config.test_fraction, seed=seed)
 
 
+def _chitchat(config: DataConfig, seed: int, columns: Columns) -> Loaded:
+    path = str(chitchat_file())
+    return load_files("jsonl", path, None, columns, test_fraction=config.test_fraction, seed=seed)
+
+
 def _files(config: DataConfig, seed: int, columns: Columns) -> Loaded:
     return load_files(
         config.name,
@@ -242,6 +248,7 @@ _LOADERS: Mapping[str, Loader] = {
     "reuters_r8": _reuters_r8,
     "newsgroups": _newsgroups,
     "bbc_news": _bbc_news,
+    "chitchat": _chitchat,
     "hub": _hub,
     "node": _node,
     **dict.fromkeys(FILE_FORMATS, _files),

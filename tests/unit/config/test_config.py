@@ -54,7 +54,8 @@ def commands(path: Path) -> list[list[str]]:
 @pytest.mark.parametrize("path", OPTIONS, ids=str)
 def test_every_option_composes_to_the_values_of_its_yaml(path: Path) -> None:
     group_name, _, option = path.with_suffix("").as_posix().partition("/")
-    config = compose([f"{group_name}={option}"])
+    # Conversations are for language models only.
+    config = compose([f"{group_name}={option}", *(["model=smollm2"] if option == "chitchat" else [])])
     for key, value in OmegaConf.to_container(OmegaConf.load(conf_dir() / path)).items():
         if group_name != "experiment":
             group = as_dict(config)[group_name]
