@@ -1,0 +1,87 @@
+"""The report of a comparison: statistics and tables, against values by hand."""
+
+import math
+from pathlib import Path
+
+import pytest
+from comparison_rows import row, settings
+
+from fedsvd.comparison.tuning import Choice, choose
+from fedsvd.report.comparison import mean_ranks, write_report
+from fedsvd.report.plateau import late_gain
+from fedsvd.report.statistics import mean_and_error, paired_difference
+
+
+def test_means_errors_and_paired_differences_match_hand_computed_values() -> None:
+    assert mean_and_error([1.0, 3.0]) == (2.0, 1.0)
+    assert math.isnan(mean_and_error([1.0])[1])
+    # Differences 1, 2, 3: mean 2, error 1/√3, t = 2√3 with 2 degrees of freedom.
+    mean, error, p = paired_difference({0: 2.0, 1: 4.0, 2: 6.0, 7: 0.0}, {0: 1.0, 1: 2.0, 2: 3.0})
+    assert (mean, error) == (2.0, pytest.approx(1 / math.sqrt(3)))
+    assert p == pytest.approx(0.0742, abs=1e-4)
+
+
+def test_mean_ranks_match_hand_computed_values(tmp_path: Path) -> None:
+    config = settings("compare.only_tasks=[movies,domains]")
+    # Ranks of fedsvd: 1, shared 1.5, 2; domains at seed 1 has one result, so it counts for nobody.
+    values = {("movies", 0): (0.8, 0.7), ("movies", 1): (0.6, 0.6), ("domains", 0): (0.5, 0.9), ("domains", 1): (1.0,)}
+    rows = [
+        row(name, accuracy, phase="final", task=task, seed=seed)
+        for (task, seed), pair in values.items()
+        for name, accuracy in zip(("fedsvd", "flora"), pair, strict=False)
+    ]
+
+    ranks = mean_ranks(rows, config, 3)
+
+    assert ranks == {"fedsvd": pytest.approx((1.5, 0.5 / 3**0.5)), "flora": pytest.approx((1.5, 0.5 / 3**0.5))}
+    assert mean_ranks(rows, config, 0) == {}
+    table = write_report(rows, config, tmp_path, "fedsvd compare").read_text(encoding="utf-8")
+    assert "| fedsvd | – | 1.5 ± 0.3 |" in table
+    assert "not tuned" not in table
+
+
+def test_the_gain_in_the_second_half_is_the_last_minus_the_middle_evaluation(tmp_path: Path) -> None:
+    assert late_gain({"evaluations": {"0": 0.5, "10": 0.7, "20": 0.8, "30": 0.75}}) == pytest.approx(0.05)
+    assert late_gain({"evaluations": {"0": 0.5, "40": 0.75}}) is None
+    assert late_gain({"evaluations": {"0": 0.5, "20": None, "40": 0.75}}) is None
+    assert late_gain({}) is None
+
+    rows = [
+        row(name, last, phase="final", seed=seed, epsilon=0, evaluations={"0": 0.5, "2": 0.7, "4": last})
+        for name, last in (("fedsvd", 0.71), ("flora", 0.8))
+        for seed in (0, 1)
+    ]
+    table = write_report(rows, settings(), tmp_path, "fedsvd compare").read_text(encoding="utf-8")
+    assert "| fedsvd | +1.0 ± 0.0 |" in table
+    assert "| flora | +10.0 ± 0.0 |" in table
+
+
+def test_results_of_another_task_are_in_its_own_metric(tmp_path: Path) -> None:
+    config = settings("compare.epsilons=[3]")
+    rows = [
+        row(name, value + 0.01 * seed, phase="final", seed=seed, model_task="regression")
+        for name, value in (("fedsvd", 0.6), ("flora", 0.65))
+        for seed in (0, 1)
+    ]
+    table = write_report(rows, config, tmp_path, "fedsvd compare").read_text(encoding="utf-8")
+    assert "Held-out Spearman, mean" in table
+    assert "| fedsvd | 0.605 ± 0.005 |" in table
+    assert "| flora | +0.050 ± 0.000" in table
+
+
+def test_cells_without_a_run_are_dashes(tmp_path: Path) -> None:
+    rows = [row("fedsvd", 0.6, phase="final", seed=seed) for seed in (0, 1)]
+    table = write_report(rows, settings(), tmp_path, "a command").read_text(encoding="utf-8")
+    assert "| fedsvd | – | 60.0 ± 0.0 | private: 0.5 |" in table
+    assert "| flora | – | – |  |" in table
+
+
+def test_failed_runs_have_no_accuracy_and_are_marked(tmp_path: Path) -> None:
+    lost = {"accuracy": None, "failed": "RunError: away"}
+    rows = [row("fedsvd", 0.6, phase="final", seed=0), {**row("fedsvd", 0, phase="final", seed=1), **lost}]
+    rows += [{**row("flora", 0, phase="final", seed=0), **lost}]
+    table = write_report(rows, settings(), tmp_path, "a command").read_text(encoding="utf-8")
+    assert "| fedsvd | – | 60.0 (1 failed) | private: 0.5 |" in table
+    assert "| flora | – | – (1 failed) |" in table
+    tuning = [row("fedsvd", 0.1, 1.0), {**row("fedsvd", 0, 0.5), **lost}]
+    assert choose(tuning) == {("movies", "fedsvd", 3): Choice(1.0)}
