@@ -61,7 +61,8 @@ class ModelConfig(ConfigGroup):
         dtype: Data type of the frozen model: ``float32``, or ``bfloat16``, which needs half the memory; the trained
             parameters are always float32.
         quantization: ``none``; ``nf4`` (4 bits) or ``int8``: quantize the frozen linear layers with bitsandbytes, an
-            optional package. ``dtype`` is then the data type of activations and of the other weights.
+            optional package; ``torchao``: the checkpoint has 8-bit weights of torchao, another optional package.
+            ``dtype`` is then the data type of activations and of the other weights.
         device_map: ``none``, or ``auto``: distribute the layers of the model over all GPUs of the machine.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         chat_template: Format prompts with the tokenizer's chat template (``causal_lm``).
@@ -95,7 +96,7 @@ class ModelConfig(ConfigGroup):
     max_length: Count = 64
     attn_implementation: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "sdpa"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    quantization: Literal["none", "nf4", "int8"] = "none"
+    quantization: Literal["none", "nf4", "int8", "torchao"] = "none"
     device_map: Literal["none", "auto"] = "none"
     gradient_checkpointing: bool = False
     chat_template: bool = False

@@ -19,6 +19,8 @@ def quiet_peft() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         # PEFT corrects the setting for GPT-2's Conv1D itself, and warns for each layer.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
+        # Exports dequantize the base before they merge, so that PEFT need not quantize it again.
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without", category=UserWarning)
         yield
 
 

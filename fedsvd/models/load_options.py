@@ -17,6 +17,9 @@ from fedsvd.errors import ModelError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # bitsandbytes' block of 4-bit numbers with a common scale.
 _BLOCK = 64
+# A checkpoint with 8-bit weights of torchao, and the type of its quantization.
+TORCHAO, _TORCHAO_TYPE = "torchao", "Int8WeightOnlyConfig"
+_ADAPTABLE = ("nf4", "int8", TORCHAO)
 # transformers' marks on a model for PEFT.
 _MARKS = ("is_loaded_in_4bit", "is_loaded_in_8bit")
 
@@ -29,7 +32,7 @@ class LoadOptions:
         attn_implementation: ``sdpa``, ``flash_attention_2`` or ``eager``, as in transformers; ``auto``: ``sdpa``
             where it exists, else ``eager``.
         dtype: Data type of the weights, and of the products with quantized ones.
-        quantization: How the frozen linear layers are quantized: ``none``, ``nf4`` or ``int8``.
+        quantization: How the frozen linear layers are quantized: ``none``, ``nf4``, ``int8`` or ``torchao``.
         device: The device on which weights are quantized; other models are loaded on the CPU.
         device_map: ``auto``: distribute the layers over all GPUs; ``none``: one device.
     """
@@ -68,6 +71,9 @@ def loader_arguments(options: LoadOptions, architecture: PreTrainedConfig, sourc
         arguments["device_map"] = "auto"
     if options.quantization == "none":
         return arguments
+    if options.quantization == TORCHAO:
+        _check_torchao(is_prequantized, source)
+        return {"device_map": {"": options.device}, **arguments}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
             f"model.quantization = {options.quantization} needs bitsandbytes, which is not installed. Install it with: "
@@ -162,11 +168,34 @@ def _check_checkpoint(found: Any, options: LoadOptions, source: str) -> bool:
     if "bitsandbytes" in kind or "bnb" in kind:
         four = "nf4" if values.get("bnb_4bit_quant_type") == "nf4" else "fp4"
         kind = four if values.get("load_in_4bit") else "int8"
-    if kind in ("nf4", "int8") and options.quantization == kind:
+    if kind == TORCHAO:
+        kind = _torchao_type(values)
+    if kind in _ADAPTABLE and options.quantization == kind:
         return True
-    remedy = f"set model.quantization={kind}" if kind in ("nf4", "int8") else "choose the unquantized checkpoint, and"
-    remedy += "" if kind in ("nf4", "int8") else " set model.quantization=nf4 or int8 to quantize it"
+    remedy = f"set model.quantization={kind}" if kind in _ADAPTABLE else "choose the unquantized checkpoint, and"
+    remedy += "" if kind in _ADAPTABLE else " set model.quantization=nf4 or int8 to quantize it"
     raise ModelError(
         f"model.source = {source!r} is a checkpoint that was quantized with {kind}, and model.quantization = "
-        f"{options.quantization}. Only checkpoints in nf4 and int8 of bitsandbytes can be adapted; {remedy}."
+        f"{options.quantization}. Only checkpoints in nf4 and int8 of bitsandbytes and with {_TORCHAO_TYPE} of torchao "
+        f"can be adapted; {remedy}."
     )
+
+
+def _torchao_type(values: dict[str, Any]) -> str:
+    """Return ``torchao`` if the checkpoint has 8-bit weights and plain activations, else what it has."""
+    found = values.get("quant_type")
+    types = {name: value.get("_type") for name, value in found.items()} if isinstance(found, dict) else {"": str(found)}
+    return TORCHAO if types == {"default": _TORCHAO_TYPE} else f"torchao ({', '.join(map(str, types.values()))})"
+
+
+def _check_torchao(is_prequantized: bool, source: str) -> None:
+    if not is_prequantized:
+        raise ModelError(
+            "model.quantization = torchao needs a checkpoint that torchao has quantized, and model.source = "
+            f"{source!r} is not quantized. Set model.quantization=nf4 or int8 to quantize it, or none."
+        )
+    if importlib.util.find_spec("torchao") is None:
+        raise ModelError(
+            "model.quantization = torchao needs the package torchao, which is not installed. Install it with: pip "
+            "install 'fedsvd[torchao]', or choose another checkpoint."
+        )

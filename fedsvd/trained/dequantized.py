@@ -13,6 +13,8 @@ from fedsvd.lora.quantized import dequantized_weight, is_quantized
 
 # What transformers sets on quantized models, which could neither be converted nor be saved as others can.
 _MARKS = ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit")
+# transformers' conversions of weights between a checkpoint and a model.
+_CONVERSIONS = "_weight_conversions"
 
 
 def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -29,9 +31,20 @@ def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         if isinstance(module, PreTrainedModel):
             for mark in _MARKS:
                 vars(module).pop(mark, None)
+            if conversions := vars(module).get(_CONVERSIONS):
+                setattr(module, _CONVERSIONS, [found for found in conversions if _has_reverse(found)])
             vars(module.config).pop("quantization_config", None)
     model.to(dtype)  # type: ignore[arg-type]
     return model
+
+
+def _has_reverse(conversion: Any) -> bool:
+    """Return whether a conversion of weights, made at loading, can be undone at saving; those of torchao cannot."""
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _plain_layer(quantized: Any) -> nn.Module:
@@ -39,7 +52,7 @@ def _plain_layer(quantized: Any) -> nn.Module:
     has_bias = quantized.bias is not None
     plain: Any
     # bitsandbytes stores the weights of GPT-2's layers like those of linear layers.
-    if quantized.source_cls is Conv1D:
+    if getattr(quantized, "source_cls", nn.Linear) is Conv1D:
         plain, weight = Conv1D(len(weight), weight.shape[1]), weight.mT.contiguous()  # type: ignore[no-untyped-call]
     else:
         plain = nn.Linear(weight.shape[1], len(weight), bias=has_bias, device="meta")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedsvd.lora.frozen_weights import frozen_weights
 from fedsvd.lora.peft_model import lora_sites
+from fedsvd.lora.quantized import is_quantized
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def collect_linears(layer: nn.Module, inputs: Sequence[Tensor]) -> Iterator[list
 
     # Factors are excluded even if frozen in this round, since another round may train them.
     factors = {id(factor) for site in lora_sites(layer).values() for factor in (site.A, site.B, site.core)}
-    base = [m for m in layer.modules() if type(m) is nn.Linear and id(m.weight) not in factors]
+    linear = [m for m in layer.modules() if type(m) is nn.Linear and not is_quantized(m)]
+    base = [m for m in linear if id(m.weight) not in factors]
     hooks = [module.register_forward_pre_hook(collect) for module in base]
     try:
         yield linears
