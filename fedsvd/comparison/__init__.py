@@ -177,12 +177,12 @@ def _run_missing(
 def split_jobs(jobs: Sequence[Job], num_workers: int) -> list[list[Job]]:
     """Split jobs into groups for the workers.
 
-    Jobs of one task and seed share cached data, so they form one group. If there are fewer such groups than workers,
-    each group is divided among all workers.
+    Jobs of one task and seed share cached data, so they form one group. Groups that would be left for some of the
+    workers only are divided among all of them.
     """
     groups: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.task, job.seed), []).append(job)
-    if len(groups) >= num_workers:
-        return list(groups.values())
-    return [group[first::num_workers] for group in groups.values() for first in range(num_workers)]
+    ordered = list(groups.values())
+    whole = len(ordered) - len(ordered) % num_workers
+    return ordered[:whole] + [group[first::num_workers] for group in ordered[whole:] for first in range(num_workers)]

@@ -39,6 +39,8 @@ def test_jobs_are_split_by_task_and_seed_if_there_are_enough() -> None:
     dealt = split_jobs(jobs, 2)
     assert sorted(map(len, dealt)) == [3, 3, 3, 3]
     assert all(len({(job.task, job.seed) for job in share}) == 1 for share in dealt)
+    # Three workers share the fourth task and seed.
+    assert [len(share) for share in split_jobs(jobs, 3)] == [3, 3, 3, 1, 1, 1]
     # Two workers share one task and seed.
     assert sorted(len(share) for share in split_jobs(jobs[:3], 2)) == [1, 2]
 
