@@ -82,8 +82,8 @@ class CompareConfig(ConfigGroup):
                 raise ConfigError(
                     f"compare.only_{key} names {', '.join(unknown)}; allowed: {', '.join(getattr(self, key))}."
                 )
-        for key in ("learning_rates_of", "without_privacy"):
-            unknown = sorted(set(getattr(self, key)) - set(self.contenders) - {_ALL})
+        for key, names in (("learning_rates_of", {*self.contenders}), ("without_privacy", {*self.contenders, _ALL})):
+            unknown = sorted({*getattr(self, key)} - names)
             if unknown:
                 raise ConfigError(
                     f"compare.{key} names {', '.join(unknown)}, which is not among the contenders: give some of "
