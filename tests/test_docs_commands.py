@@ -30,6 +30,7 @@ ELSEWHERE = {
     "experiment=paper/": "tests/integration/test_paper.py",
     "fedsvd trainer": "a real node: tests/unit/trainer",
     "model.quantization=": "bitsandbytes: tests/quantization",
+    "data=chitchat": "the unit tests of its conversations, and tests/integration for others",
     "runs/smollm2": "a run with a quantized model: tests/quantization",
     "fedsvd watch": "tests/unit/watch",
     "lerning_rate": "an error that is shown",
@@ -46,12 +47,16 @@ IN_SMALL = {
     # The runs without privacy in docs/comparison.md.
     "train.local_steps=176": "train.local_steps=1", "train.num_rounds=6": "train.num_rounds=1",
     "train.local_steps=133": "train.local_steps=1", "train.num_rounds=5": "train.num_rounds=1",
+    # The runs of SmolLM2 in docs/large_models.md.
+    "data.max_train_examples=null": "data.max_train_examples=240", "train.batch_size=500": "train.batch_size=16",
+    "data.max_test_examples=500": "data.max_test_examples=40",
 }  # fmt: skip
 # The tiny model has two layers.
 POOLED = ["model.pooling_layer=1", "federation.num_clients=4"]
 ADDED = {
     "experiment=best": POOLED, "experiment=best_large": POOLED, "experiment=shared_noise": POOLED,
     "data.messages_column=messages": ["model.source=models/chat"],
+    "experiment=causal_lm": ["model=tiny_llama"],
     "experiment=epsilon_sweep": ["seed=0", "method=fedsvd", *POOLED],
     "experiment=tune": ["hydra.sweeper.n_trials=2", *POOLED],
 }  # fmt: skip
