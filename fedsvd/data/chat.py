@@ -36,7 +36,7 @@ def encode_conversation(
         encoded = _apply(tokenizer, turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         ids, is_learned = list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]]
     else:
-        ids, is_learned = _encode_by_prefixes(turns, tokenizer)
+        ids, is_learned = _encode_by_prefixes(turns, tokenizer, max_length)
     labels = [token if learned else IGNORED for token, learned in zip(ids, is_learned, strict=True)]
     return ids[:max_length], labels[:max_length]
 
@@ -88,13 +88,18 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return last if last in _special_tokens(tokenizer) else None
 
 
-def _encode_by_prefixes(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+def _encode_by_prefixes(
+    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[int], list[bool]]:
     text = _render(tokenizer, turns)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    ids, offsets = list(encoded["input_ids"])[:max_length], list(encoded["offset_mapping"])[:max_length]
     special = _special_tokens(tokenizer)
-    is_learned = [False] * len(ids)
+    is_learned, end = [False] * len(ids), offsets[-1][1] if offsets else 0
     for start, stop in _assistant_spans(turns, tokenizer, text):
+        if start >= end:
+            # This turn is beyond the last token, and so are all others: rendering them would take most of the time.
+            break
         inside = [index for index, (first, last) in enumerate(offsets) if first < stop and last > max(start, first)]
         ends = [index for index in inside if ids[index] in special]
         if ends and not text[offsets[ends[-1]][1] : stop].strip():

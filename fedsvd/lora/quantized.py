@@ -20,18 +20,12 @@ def dequantized_weight(layer: Any) -> Tensor:
 
     With bitsandbytes, it is float32 for 8 bits; otherwise, it has the dtype that the weight had before.
     """
+    weight: Tensor
     if _is_torchao(layer.weight):
-        return plain_tensor(layer.weight)
-    weight: Tensor = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))
+        weight = layer.weight.dequantize()
+    else:
+        weight = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))
     return weight.detach()
-
-
-def plain_tensor(tensor: Tensor) -> Tensor:
-    """Return the values of a tensor of torchao as a plain tensor; other tensors are returned as they are."""
-    if not _is_torchao(tensor):
-        return tensor.detach()
-    values: Tensor = tensor.dequantize()
-    return values.detach()
 
 
 def _is_torchao(tensor: Tensor) -> bool:

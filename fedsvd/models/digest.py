@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fedsvd.lora.quantized import plain_tensor
-
 
 def add_tensors(digest: hashlib._Hash, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Add the names and the bytes of tensors to a digest."""
     for name, tensor in tensors:
         digest.update(name.encode())
-        digest.update(plain_tensor(tensor).cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        # Tensors of torchao consist of others and have no bytes of their own.
+        plain = tensor.dequantize() if hasattr(tensor, "__tensor_flatten__") else tensor
+        digest.update(plain.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

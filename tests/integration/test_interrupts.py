@@ -151,7 +151,10 @@ def test_an_interrupted_sweep_continues_with_the_printed_command(launcher: list[
 
 
 def test_an_interrupted_comparison_keeps_its_runs(tmp_path: Path) -> None:
-    chosen = ["compare.only_contenders=[fedsvd]", "compare.only_tasks=[movies]", "compare.epsilons=[0]"]
+    chosen = [
+        "compare.only_contenders=[fedsvd]", "compare.only_tasks=[movies]", "compare.epsilons=[0]",
+        "compare.without_privacy={all:['train.head_rounds=0']}",
+    ]  # fmt: skip
     process = ForkedCommand(tmp_path, "compare", *TINY, *chosen, "compare.tuning_epsilons=[0]", "run_dir=cmp")
     results = tmp_path / "cmp" / "results.jsonl"
     wait_until(lambda: results.exists() and results.stat().st_size > 0, 300, "the first run")

@@ -72,6 +72,29 @@ def test_assistant_turns_are_learned_with_their_end_of_turn_tokens(tokenizer: Pr
     assert [labels[index] for index in (18, 19, 20, 35, 36)] == [ids[index] for index in (18, 19, 20, 35, 36)]
 
 
+def test_a_shorter_sequence_is_the_beginning_of_a_longer_one(tokenizer: PreTrainedTokenizerBase) -> None:
+    chat = [SYSTEM, *[HELLO, HI, SUM, FOUR] * 3]
+    whole = encode_conversation(chat, tokenizer, 10**6)
+    for max_length in range(1, len(whole[0]) + 2):
+        assert encode_conversation(chat, tokenizer, max_length) == (whole[0][:max_length], whole[1][:max_length])
+
+
+def test_turns_beyond_the_longest_sequence_are_not_rendered(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[int] = []
+    apply = tokenizer.apply_chat_template
+
+    def count(turns: list[Turn], **options: Any) -> Any:
+        rendered.append(len(turns))
+        return apply(turns, **options)
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", count)
+    encode_conversation([HELLO, HI] * 50, tokenizer, 20)
+    # The whole, and two renderings for each assistant turn that begins within 20 tokens, or first after them.
+    assert len(rendered) <= 7
+
+
 def test_marks_of_the_template_give_the_same_labels(tokenizer: PreTrainedTokenizerBase) -> None:
     assert encode_conversation(CHAT, with_template(MARKED), 100) == encode_conversation(CHAT, tokenizer, 100)
     assert end_of_turn(with_template(MARKED)) == end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
