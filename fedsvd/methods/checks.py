@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fedsvd.config import Config
 from fedsvd.config.federation import settings_of_unknown_noise
 from fedsvd.config.task import ONE_PREDICTION_TASKS
@@ -66,12 +68,21 @@ def check_single_step(config: Config) -> None:
         f"train.weight_decay = {train.weight_decay}": train.weight_decay > 0,
         f"train.server_optimizer = {train.server_optimizer}": train.server_optimizer != "none",
     }
+    _refuse(
+        config,
+        settings,
+        "its clients take one step in the tangent space at the factors that they received. Set train.local_steps=1, "
+        "train.weight_decay=0 and train.server_optimizer=none",
+    )
+
+
+def _refuse(config: Config, settings: Mapping[str, bool], reason: str) -> None:
+    """Raise `ConfigError` for the first setting that is set, with a reason that ends with what to set instead."""
     for setting, is_set in settings.items():
         if is_set:
             raise ConfigError(
-                f"{setting} is unsupported with method.name = {config.method['name']}: its clients take one step in "
-                "the tangent space at the factors that they received. Set train.local_steps=1, train.weight_decay=0 "
-                "and train.server_optimizer=none, or choose another method."
+                f"{setting} is unsupported with method.name = {config.method['name']}: {reason}, or choose another "
+                "method."
             )
 
 
@@ -86,13 +97,12 @@ def check_per_site(config: Config) -> None:
         f"train.weight_decay = {train.weight_decay}": train.weight_decay > 0,
         f"train.server_optimizer = {train.server_optimizer}": train.server_optimizer != "none",
     }
-    for setting, is_set in changes.items():
-        if is_set:
-            raise ConfigError(
-                f"{setting} is unsupported with method.name = {config.method['name']}: at each site, one factor is "
-                "frozen, and which one changes with the rounds. Set train.weight_decay=0 and "
-                "train.server_optimizer=none, or choose another method."
-            )
+    _refuse(
+        config,
+        changes,
+        "at each site, one factor is frozen, and which one changes with the rounds. Set train.weight_decay=0 and "
+        "train.server_optimizer=none",
+    )
     if config.privacy.name != "none":
         check_known_noise(config, f"method.name = {config.method['name']}")
 

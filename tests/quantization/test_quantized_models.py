@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from families import save_checkpoint
-from torch import Tensor, nn
+from token_losses import LENGTHS, losses
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: scripts/test_quantized")
@@ -29,7 +29,6 @@ from fedsvd.trained.run import load_trained_model, read_run
 from fedsvd.training.per_example_gradients import fused_gradients
 
 KINDS = ("nf4", "int8")
-LENGTHS = (3, 9, 6, 2)
 TEXTS = ["A fine film.", "Dull, dull, dull."]
 # bitsandbytes' 4-bit products on a CPU need inputs that are multiples of 64.
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64}
@@ -57,15 +56,6 @@ def adapt(base: Any, parts: set[Any], init_a: str = "orthonormal") -> Any:
     peft_model.write(model, drawn)
     peft_model.set_trainable(model, parts)
     return model
-
-
-def losses(model: nn.Module, positions: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    rows = [torch.randint(200, 30000, (length,), generator=generator) for length in LENGTHS]
-    ids = torch.stack([nn.functional.pad(rows[i], (0, max(LENGTHS) - LENGTHS[i])) for i in positions])
-    mask = (ids != 0).long()
-    logits = model(input_ids=ids, attention_mask=mask).logits.float()
-    return (torch.logsumexp(logits, -1) * mask).sum(1) / 10
 
 
 def gpt2(folder: Path) -> str:

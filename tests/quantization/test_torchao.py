@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from families import save_checkpoint
-from torch import Tensor, nn
+from token_losses import LENGTHS, losses
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, TorchAoConfig
 
 pytest.importorskip("torchao", reason="needs torchao: scripts/test_quantized")
@@ -27,7 +27,6 @@ from fedsvd.runs.folder import read_json, read_rows
 from fedsvd.trained.run import load_trained_model, read_run
 from fedsvd.training.per_example_gradients import fused_gradients
 
-LENGTHS = (3, 9, 6, 2)
 SITE = "model.layers.0.self_attn.q_proj"
 
 
@@ -48,15 +47,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def checkpoint(plain: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return quantized(plain, tmp_path_factory.mktemp("torchao"), Int8WeightOnlyConfig())
-
-
-def losses(model: nn.Module, positions: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    rows = [torch.randint(200, 30000, (length,), generator=generator) for length in LENGTHS]
-    ids = torch.stack([nn.functional.pad(rows[i], (0, max(LENGTHS) - LENGTHS[i])) for i in positions])
-    mask = (ids != 0).long()
-    logits = model(input_ids=ids, attention_mask=mask).logits.float()
-    return (torch.logsumexp(logits, -1) * mask).sum(1) / 10
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
