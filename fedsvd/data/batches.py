@@ -49,9 +49,9 @@ def tokenize(
         A dataset with columns ``input_ids`` and ``labels``. For text pairs, ``token_type_ids`` is included if the
         tokenizer produces it.
     """
-    pairs = list(dataset["text_pair"]) if "text_pair" in dataset.column_names else None
-    encoded = tokenizer(list(dataset["text"]), pairs, truncation=True, max_length=max_length)
-    columns = {"input_ids": encoded["input_ids"], "labels": list(dataset["label"]) if labels is None else labels}
+    pairs = dataset["text_pair"][:] if "text_pair" in dataset.column_names else None
+    encoded = tokenizer(dataset["text"][:], pairs, truncation=True, max_length=max_length)
+    columns = {"input_ids": encoded["input_ids"], "labels": dataset["label"][:] if labels is None else labels}
     if pairs is not None and "token_type_ids" in encoded:
         columns["token_type_ids"] = encoded["token_type_ids"]
     return Dataset.from_dict(columns)
@@ -90,7 +90,7 @@ def _pad_rows(rows: Sequence[list[int]], fill: int | None, length: int) -> Tenso
 
 def sort_by_length(dataset: Dataset) -> Dataset:
     """Return the examples sorted by token count, shortest first; the sort is stable."""
-    lengths = [len(ids) for ids in dataset["input_ids"]]
+    lengths = [len(ids) for ids in dataset["input_ids"][:]]
     return dataset.select(sorted(range(len(lengths)), key=lengths.__getitem__))
 
 
@@ -104,7 +104,7 @@ def eval_batches(dataset: Dataset, batch_size: int, tokenizer: PreTrainedTokeniz
 def _indicators(dataset: Dataset, config: DataConfig) -> list[list[float]]:
     """Return 1.0 for each class of a text and 0.0 for the others."""
     numbers = range(len(dataset_classes(dataset)))
-    return [[float(number in row) for number in numbers] for row in map(set, dataset["label"])]
+    return [[float(number in row) for number in numbers] for row in map(set, dataset["label"][:])]
 
 
 def _encode_texts(labels: Callable[[Dataset, DataConfig], list[Any]]) -> _Encoder:
@@ -115,9 +115,9 @@ def _encode_texts(labels: Callable[[Dataset, DataConfig], list[Any]]) -> _Encode
 
 
 _ENCODERS: Mapping[str, _Encoder] = {
-    "sequence_classification": _encode_texts(lambda dataset, config: list(dataset["label"])),
+    "sequence_classification": _encode_texts(lambda dataset, config: dataset["label"][:]),
     "multi_label_classification": _encode_texts(_indicators),
-    "regression": _encode_texts(lambda dataset, config: scaled(dataset["label"], config.label_range)),
+    "regression": _encode_texts(lambda dataset, config: scaled(dataset["label"][:], config.label_range)),
     "token_classification": lambda dataset, config, model, tokenizer: tokenize_words(
         dataset, tokenizer, model.max_length
     ),

@@ -53,14 +53,14 @@ def build_instructions(
         DataError: ``chat_template`` is set, but the tokenizer has no chat template.
     """
     names = dataset.features["label"].names
-    answers = dataset["response"] if "response" in dataset.column_names else [names[i] for i in dataset["label"]]
-    pairs = dataset["text_pair"] if "text_pair" in dataset.column_names else [""] * len(dataset)
+    answers = dataset["response"][:] if "response" in dataset.column_names else [names[i] for i in dataset["label"][:]]
+    pairs = dataset["text_pair"][:] if "text_pair" in dataset.column_names else [""] * len(dataset)
     before, _, after = config.prompt_template.partition("{text}")
     chat_prefix, chat_suffix = _chat_affixes(tokenizer) if chat_template else ("", "")
     # Language-model tokenizers encode a word together with the space before it.
     space = "" if chat_template or config.prompt_template[-1:].isspace() else " "
     rows = []
-    for text, pair, answer in zip(dataset["text"], pairs, answers, strict=True):
+    for text, pair, answer in zip(dataset["text"][:], pairs, answers, strict=True):
         values = {"text_pair": pair, "choices": ", ".join(names)}
         start, end = chat_prefix + before.format_map(values), after.format_map(values) + chat_suffix
         rows.append(Instruction(start, text, end, space + answer.strip()))
@@ -127,7 +127,7 @@ def pack_sequences(dataset: Dataset, max_length: int) -> Dataset:
         excluded from the loss, so that it is not predicted from the preceding sequence.
     """
     columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
-    for ids, labels in zip(dataset["input_ids"], dataset["labels"], strict=True):
+    for ids, labels in zip(dataset["input_ids"][:], dataset["labels"][:], strict=True):
         if not columns["input_ids"] or len(columns["input_ids"][-1]) + len(ids) > max_length:
             for column in columns.values():
                 column.append([])

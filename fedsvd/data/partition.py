@@ -126,7 +126,7 @@ def _by_column(dataset: Dataset, num_partitions: int, column: str) -> list[Datas
             f"partition.column = {column!r} is not a column of the dataset; set it to one of "
             f"{', '.join(dataset.column_names)}."
         )
-    row_values, feature = list(dataset[name]), dataset.features[name]
+    row_values, feature = dataset[name][:], dataset.features[name]
     distinct = set(row_values)
     values = sorted_values(list(distinct)) if all(isinstance(value, str) for value in distinct) else sorted(distinct)
     if len(values) != num_partitions:
@@ -169,6 +169,6 @@ def fingerprint(dataset: Dataset) -> str:
     The fingerprint does not hide the data: anybody who guesses all of a small dataset can confirm the guess.
     """
     names = ("label", "text", "text_pair", "response", "messages")
-    columns = [dataset[name] for name in names if name in dataset.column_names]
+    columns = [dataset[name][:] for name in names if name in dataset.column_names]
     digests = sorted(hashlib.sha256("\x1f".join(map(str, row)).encode()).digest() for row in zip(*columns, strict=True))
     return hashlib.sha256(b"".join(digests)).hexdigest()

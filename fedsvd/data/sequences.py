@@ -49,9 +49,11 @@ def tokenize_rows(
         DataError: A chat template is missing or cannot be used, or a conversation has no token to learn.
     """
     if config.row_format == "messages":
-        return _tokenize_conversations(list(map(load_conversation, dataset["messages"])), tokenizer, model.max_length)
+        return _tokenize_conversations(
+            [load_conversation(text) for text in dataset["messages"][:]], tokenizer, model.max_length
+        )
     if config.row_format == "plain_text":
-        return _tokenize_texts(list(dataset["text"]), tokenizer, model.max_length)
+        return _tokenize_texts(dataset["text"][:], tokenizer, model.max_length)
     rows = build_instructions(dataset, config, tokenizer, model.chat_template)
     return tokenize_instructions(rows, tokenizer, model.max_length, model.chat_template)
 
@@ -82,10 +84,10 @@ def build_prompts(
         DataError: A chat template is missing or cannot be used.
     """
     if config.row_format == "messages":
-        conversations = list(map(load_conversation, dataset["messages"]))
+        conversations = [load_conversation(text) for text in dataset["messages"][:]]
         return [_conversation_prompt(turns, tokenizer, max_length, with_answers) for turns in conversations]
     if config.row_format == "plain_text":
-        halves = [_halve(text) if with_answers else (text, "") for text in dataset["text"]]
+        halves = [_halve(text) if with_answers else (text, "") for text in dataset["text"][:]]
         return [Prompt(tokenize_prompt(text, tokenizer)[-max_length:], text, rest) for text, rest in halves]
     rows = build_instructions(dataset, config, tokenizer, model.chat_template)
     return [

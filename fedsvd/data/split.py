@@ -22,7 +22,7 @@ def hold_out(dataset: Dataset, test_fraction: float, seed: int) -> DatasetDict:
         DataError: The fraction is out of range or leaves a split empty.
     """
     has_class = isinstance(dataset.features["label"], ClassLabel)
-    labels = np.asarray(dataset["label"]) if has_class else np.zeros(len(dataset))
+    labels = np.asarray(dataset["label"][:]) if has_class else np.zeros(len(dataset))
     generator = np.random.default_rng(seed)
     indices: dict[str, list[int]] = {"train": [], "test": []}
     for label in np.unique(labels):

@@ -139,7 +139,7 @@ def count_labels(dataset: Dataset) -> dict[str, int]:
     feature = _class_feature(dataset)
     if feature is None:
         return {"texts": len(dataset)}
-    labels, is_list = dataset["label"], not isinstance(dataset.features["label"], ClassLabel)
+    labels, is_list = dataset["label"][:], not isinstance(dataset.features["label"], ClassLabel)
     counts = Counter(number for row in labels for number in row) if is_list else Counter(labels)
     return {name: counts[index] for index, name in enumerate(feature.names)}
 
@@ -151,7 +151,7 @@ def with_positions(dataset: Dataset, names: Sequence[str]) -> Dataset:
         return dataset
     positions = {number: list(names).index(name) for number, name in enumerate(feature.names) if name in names}
     is_list = not isinstance(dataset.features["label"], ClassLabel)
-    labels = [[positions[i] for i in row] if is_list else positions[row] for row in dataset["label"]]
+    labels = [[positions[i] for i in row] if is_list else positions[row] for row in dataset["label"][:]]
     new: Any = ClassLabel(names=list(names))
     return dataset.remove_columns("label").add_column("label", labels, feature=List(new) if is_list else new)
 

@@ -92,7 +92,7 @@ def tokenize_words(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_len
         DataError: See `locate_words`.
     """
     columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for words, tags in zip(dataset["text"], dataset["label"], strict=True):
+    for words, tags in zip(dataset["text"][:], dataset["label"][:], strict=True):
         ids, positions = locate_words(words, tokenizer, max_length)
         labels = [IGNORED] * len(ids)
         for position, tag in zip(positions, tags, strict=True):

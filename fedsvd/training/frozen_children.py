@@ -93,6 +93,32 @@ def record_children(layer: nn.Module, stops: type[Exception] | None = None) -> I
 
 
 @contextmanager
+def record_source(model: nn.Module, layer: nn.Module) -> Iterator[list[FrozenChild]]:
+    """Record the outermost part of a model whose output a layer takes as its input, such as the embeddings.
+
+    The yielded list has this part after a forward pass inside the context; it stays empty if there is none.
+    """
+    returned: list[tuple[nn.Module, Tensor]] = []
+    found: list[FrozenChild] = []
+
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            returned.append((module, output))
+
+    def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        found[:] = [FrozenChild(source, 0) for source, output in returned if output is states][-1:]
+
+    hooks = [module.register_forward_hook(record) for module in model.modules()]
+    hooks.append(layer.register_forward_pre_hook(compare, with_kwargs=True))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def use_outputs(children: Sequence[FrozenChild], outputs: Sequence[Tensor]) -> Iterator[None]:
     """Make children return cached outputs instead of computing, inside the context."""
 

@@ -2,9 +2,9 @@
 
 With factors in the top layers only (``model.lora_layers=top_K``), an example's hidden states at the lowest adapted
 layer do not depend on any trained parameter. They are cached without padding, on the GPU while they fit and on the CPU
-otherwise, and the layers below return them instead of computing. The forward pass of transformers still builds the
-masks and runs everything above. The first use compares one forward pass with and without the cache; if the outputs
-differ, the architecture is not supported and the cache is disabled.
+otherwise, and the embeddings and the layers below return them instead of computing. The forward pass of transformers
+still builds the masks and runs everything above. The first use compares one forward pass with and without the cache; if
+the outputs differ, the architecture is not supported and the cache is disabled.
 
 If only the last layer is adapted, most of the remaining work is in its frozen weights. The outputs of its parts before
 the first site (`fedsvd.training.frozen_children`), and the products of frozen weights with what is cached (such as
@@ -16,15 +16,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedsvd.lora.peft_model import lora_sites
-from fedsvd.training.frozen_children import FrozenChild, digest_of, record_children, use_outputs
+from fedsvd.training.frozen_children import FrozenChild, digest_of, record_children, record_source, use_outputs
 from fedsvd.training.frozen_products import FrozenLinear, collect_linears, loaded_weights, use_products
-from fedsvd.training.state_store import StateStore, concatenate
+from fedsvd.training.state_store import StateStore, padded
 
 logger = logging.getLogger(__name__)
 _TOLERANCE = 1e-3
@@ -42,6 +43,8 @@ class PrefixCache:
     def __init__(self, model: nn.Module, store: StateStore) -> None:
         self._layers, only_last_adapted = _layers_below(model) if store.budget.limit_bytes else ([], False)
         self._caches_products = only_last_adapted
+        # What computes the input of the first layer, if that can be skipped, too.
+        self._embeddings: list[FrozenChild] = []
         self._children: list[FrozenChild] = []
         self._linears: list[FrozenLinear] = []
         self._widths: list[int] = []
@@ -78,6 +81,7 @@ class PrefixCache:
         sources, products = parts[: 1 + len(self._children)], parts[1 + len(self._children) :]
         with (
             _bypass(self._layers[:-1], sources[0], self._returns_tuple),
+            use_outputs(self._embeddings, [sources[0] for _ in self._embeddings]),
             use_outputs(self._children, sources[1:]),
             use_products(self._linears, sources, products),
         ):
@@ -102,12 +106,7 @@ class PrefixCache:
             for key, state in computed.items():
                 self._store.add(key, state)
         unpadded = [computed[key] if state is None else state for key, state in zip(keys, rows, strict=True)]
-        if bool(mask.all()):
-            return concatenate(unpadded, device).view(*mask.shape, -1)
-        padded = unpadded[0].new_zeros(mask.numel(), unpadded[0].shape[-1], device=device)
-        # Found on the CPU: indexing with a mask on a GPU would wait for it.
-        positions = mask.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
-        return padded.index_copy_(0, positions, concatenate(unpadded, device)).view(*mask.shape, -1)
+        return padded(unpadded, mask, device)
 
     @torch.no_grad()
     def _compute(self, model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
@@ -152,18 +151,19 @@ class PrefixCache:
         with (
             self._layers[0].register_forward_hook(lambda module, args, output: outputs.append(output)),
             record_children(layer) as called,
+            record_source(model, self._layers[0]) as embeddings,
         ):
             expected = model(**inputs).logits
         self._returns_tuple = bool(outputs) and isinstance(outputs[0], tuple)
-        self._children = called.children if self._caches_products else []
+        children = called.children if self._caches_products else []
+        self._children = children
         sources = self._compute(model, inputs)
         if sources[0].dim() != 3 or any(states.shape[:2] != mask.shape for states in sources):
             return f"the layers take states of shape {tuple(sources[0].shape)}, expected (batch, length, d)"
-        if not self._matches(model, inputs, sources, expected):
-            self._children = []
-            if not self._matches(model, inputs, sources[:1], expected):
-                return "cached states change the model's output"
-        return None
+        for self._embeddings, self._children in product((embeddings, []) if embeddings else ([],), (children, [])):
+            if self._matches(model, inputs, sources[: 1 + len(self._children)], expected):
+                return None
+        return "cached states change the model's output"
 
     def _matches(self, model: nn.Module, inputs: dict[str, Tensor], sources: list[Tensor], expected: Tensor) -> bool:
         """Return whether the logits stay the same with cached sources; then record what to cache with them."""

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 CPU = torch.device("cpu")
 # A device, and a number of bytes on it.
@@ -96,6 +98,29 @@ class StateStore:
         if self._product_weights is None:
             self._product_weights = [weight.clone() for weight in weights]
         return self._product_weights
+
+
+def padded(states: Sequence[Tensor], mask: Tensor, device: torch.device) -> Tensor:
+    """Return the states of several examples in one tensor on a device, zeros at padding.
+
+    Args:
+        states: The states of each example, shape (tokens, d).
+        mask: On the CPU, shape (batch, length), True at an example's tokens, which come before its padding.
+        device: A device.
+
+    Returns:
+        A tensor of shape (batch, length, d).
+    """
+    if bool(mask.all()):
+        return concatenate(states, device).view(*mask.shape, -1)
+    if device == CPU:
+        # One copy; on a GPU, one small copy per example would take longer than the following two large ones.
+        rows = pad_sequence(list(states), batch_first=True)
+        return functional.pad(rows, (0, 0, 0, mask.shape[1] - rows.shape[1]))
+    result = states[0].new_zeros(mask.numel(), states[0].shape[-1], device=device)
+    # Found on the CPU: indexing with a mask on a GPU would wait for it.
+    positions = mask.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
+    return result.index_copy_(0, positions, concatenate(states, device)).view(*mask.shape, -1)
 
 
 def concatenate(states: Sequence[Tensor], device: torch.device) -> Tensor:

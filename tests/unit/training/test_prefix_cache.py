@@ -310,6 +310,26 @@ def test_left_padding_disables_the_cache_with_one_warning(caplog: pytest.LogCapt
     assert len(cache) == 0
 
 
+@pytest.mark.parametrize("reads_embeddings", [False, True])
+def test_embeddings_are_skipped_unless_another_layer_reads_them(reads_embeddings: bool) -> None:
+    model, positions = adapted(), [0, 3, 1]
+    bert = model.base_model.model.bert
+    embedded, calls = [], []
+    bert.embeddings.register_forward_hook(lambda module, args, output: embedded.append(output))
+    bert.embeddings.word_embeddings.register_forward_hook(lambda *_: calls.append(1))
+    if reads_embeddings:
+        bert.encoder.layer[2].register_forward_hook(lambda module, args, output: output + embedded[-1])
+    expected = losses(model, positions)
+    cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
+
+    torch.testing.assert_close(losses(model, positions, cache), expected, atol=1e-6, rtol=1e-5)
+    calls.clear()
+    torch.testing.assert_close(losses(model, positions, cache), expected, atol=1e-6, rtol=1e-5)
+
+    assert len(calls) == reads_embeddings
+    assert len(cache) == 3
+
+
 def test_a_model_with_a_skip_connection_over_the_prefix_is_detected(caplog: pytest.LogCaptureFixture) -> None:
     model = adapted()
     layers = model.base_model.model.bert.encoder.layer

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from fedsvd.training.state_store import MemoryBudget, StateStore, concatenate
+from fedsvd.training.state_store import MemoryBudget, StateStore, concatenate, padded
 
 GPU, META = torch.device("cuda", 0), torch.device("meta")
+NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 def test_gpu_keeps_at_most_half_of_its_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,8 +47,23 @@ def test_states_are_concatenated_in_order_from_any_device() -> None:
     assert concatenate(mixed, META).device == META
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_states_from_gpu_and_cpu_keep_their_order_on_the_gpu() -> None:
     states = [torch.full((n, 3), float(n)) for n in (2, 1, 3, 4)]
     mixed = [state.to(GPU) if index % 2 else state for index, state in enumerate(states)]
     assert torch.equal(concatenate(mixed, GPU).cpu(), torch.cat(states))
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), pytest.param(GPU, marks=NEEDS_GPU)])
+@pytest.mark.parametrize(("counts", "length"), [([2, 3, 1], 3), ([2, 2], 2), ([1, 2], 4)])
+def test_states_are_padded_with_zeros(counts: list[int], length: int, device: torch.device) -> None:
+    states = [torch.full((count, 2), 1.0 + row) for row, count in enumerate(counts)]
+    mask = torch.arange(length) < torch.tensor(counts).unsqueeze(1)
+
+    result = padded(states, mask, device).cpu()
+
+    expected = [
+        [[1.0 + row] * 2 if at < count else [0.0] * 2 for at in range(length)] for row, count in enumerate(counts)
+    ]
+    assert result.tolist() == expected
