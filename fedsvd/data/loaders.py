@@ -6,10 +6,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from datasets import ClassLabel, DatasetDict
+from datasets import DatasetDict
 
 from fedsvd.config import DataConfig, plugins
 from fedsvd.config.task import VALUE
+from fedsvd.data.added import checked_splits
 from fedsvd.data.chats import chitchat_file
 from fedsvd.data.conversations import CanLearn
 from fedsvd.data.node_data import empty_dataset, load_node_file, read_node_file
@@ -19,7 +20,7 @@ from fedsvd.data.split import hold_out, limit_examples
 from fedsvd.data.targets import TargetKind, target_kind
 from fedsvd.data.topics import load_bbc_news, load_newsgroups, load_reuters_r8
 from fedsvd.data.user_data import FILE_FORMATS, Loaded, load_files, load_hub
-from fedsvd.errors import ConfigError, DataError
+from fedsvd.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -98,29 +99,10 @@ def _find_loader(name: str, task: str) -> Loader:
         return built_in
 
     def load_added(config: DataConfig, seed: int, columns: Columns) -> DatasetDict:
-        splits, kind = loader(config, seed), target_kind(task, config)
-        _check_added(name, splits, one_class=kind.has_classes and not kind.is_list)
-        return DatasetDict({"train": splits["train"], "test": splits["test"]})
+        kind = target_kind(task, config)
+        return checked_splits(name, loader(config, seed), one_class=kind.has_classes and not kind.is_list)
 
     return load_added
-
-
-def _check_added(name: str, splits: object, *, one_class: bool) -> None:
-    """Check what the loader of another package returns.
-
-    Raises:
-        DataError: It is not a `DatasetDict` with both splits and the columns ``text`` and ``label``.
-    """
-    found = {key: split.features for key, split in splits.items()} if isinstance(splits, DatasetDict) else {}
-    for split in ("train", "test"):
-        features = found.get(split, {})
-        if not {"text", "label"} <= set(features) or (one_class and not isinstance(features["label"], ClassLabel)):
-            columns = {key: list(value) for key, value in found.items()}
-            raise DataError(
-                f"data.name = {name!r}: the loader of another package returns a {type(splits).__name__} with columns "
-                f"{columns or 'of no split'}: expected a DatasetDict with the splits train and test, each with the "
-                "columns text and label, the classes as a ClassLabel. Correct the loader."
-            )
 
 
 def _movie_reviews(config: DataConfig, seed: int, columns: Columns) -> DatasetDict:

@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from fedsvd.config import plugins
 from fedsvd.config.compose import compose
 from fedsvd.data import loaders
+from fedsvd.data.added import checked_splits
 from fedsvd.errors import ConfigError, DataError
 from fedsvd.methods import build_method
 
@@ -115,4 +116,4 @@ def test_a_loader_that_returns_something_else_is_refused() -> None:
     table = Dataset.from_dict({"text": ["a"]})
     for splits in (table, DatasetDict({"train": table, "test": table}), None):
         with pytest.raises(DataError, match="expected a DatasetDict"):
-            loaders._check_added("mine", splits, one_class=False)
+            checked_splits("mine", splits, one_class=False)
