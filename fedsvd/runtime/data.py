@@ -134,7 +134,8 @@ def _load_conversation_check(reading: _Reading) -> CanLearn | None:
 
 
 @lru_cache(maxsize=2)
-def _load_data(config: DataConfig, seed: int, reading: _Reading, keep_column: str | None = None) -> LoadedData:
+def _load_data(config: DataConfig, seed: int, reading: _Reading, keep_column: str | None) -> LoadedData:
+    # Without default values: the cache would hold a call that leaves an argument out a second time.
     return data.load_data(config, seed, keep_column, _load_conversation_check(reading), reading[0])
 
 
@@ -164,7 +165,7 @@ def _load_partition(
     config: DataConfig, partition: PartitionConfig, reading: _Reading, num_clients: int, seed: int, partition_id: int
 ) -> Dataset:
     if config.name == "node":
-        return _load_data(config, seed, reading).splits["train"]
+        return _load_data(config, seed, reading, None).splits["train"]
     return _load_partitions(config, partition, reading, num_clients, seed)[partition_id]
 
 
@@ -189,7 +190,7 @@ def _load_client_data(
 @lru_cache(maxsize=2)
 def _load_test_batches(config: DataConfig, model: ModelConfig, batch_size: int, seed: int) -> list[Batch]:
     tokenizer = _load_tokenizer(model.source)
-    held_out = _load_data(config, seed, _reading(config, model)).splits["test"]
+    held_out = _load_data(config, seed, _reading(config, model), None).splits["test"]
     if not len(held_out):
         return []
     examples = data.encode(held_out, config, model, tokenizer)
