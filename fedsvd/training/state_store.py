@@ -116,7 +116,8 @@ def padded(states: Sequence[Tensor], mask: Tensor, device: torch.device) -> Tens
     if device == CPU:
         # One copy; on a GPU, one small copy per example would take longer than the following two large ones.
         rows = pad_sequence(list(states), batch_first=True)
-        return functional.pad(rows, (0, 0, 0, mask.shape[1] - rows.shape[1]))
+        missing = mask.shape[1] - rows.shape[1]
+        return functional.pad(rows, (0, 0, 0, missing)) if missing else rows
     result = states[0].new_zeros(mask.numel(), states[0].shape[-1], device=device)
     # Found on the CPU: indexing with a mask on a GPU would wait for it.
     positions = mask.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
