@@ -16,7 +16,8 @@ from fedsvd.lora import peft_model
 from fedsvd.lora.initialization import initialize_factors
 from fedsvd.models.load_options import LoadOptions
 from fedsvd.models.loading import load_classifier
-from fedsvd.privacy.dp_sgd import DPSGD, GradSampleMode, opacus_hooks, train_dp_sgd
+from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
+from fedsvd.privacy.grad_sample_modes import GradSampleMode, opacus_hooks
 from fedsvd.privacy.randomness import SecureRandomness
 from fedsvd.runtime.data import load_test_batches
 from fedsvd.training.per_example_gradients import fused_gradients

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsvd.lora.refactorize import orthonormal_rows, refactorize
-from fedsvd.privacy.dp_sgd import opacus_hooks
+from fedsvd.privacy.grad_sample_modes import opacus_hooks
 from fedsvd.runs.folder import read_rows
 from fedsvd.training.per_example_gradients import fused_gradients
 

@@ -16,6 +16,7 @@ from fedsvd.config.task import TASKS
 from fedsvd.launch.budget import check_remaining_budget
 from fedsvd.launch.resume import check_new, check_resume
 from fedsvd.lora import peft_model
+from fedsvd.lora.adapter import Adapter
 from fedsvd.lora.frozen_weights import frozen_weights
 from fedsvd.methods import build_run_method
 from fedsvd.privacy.noise_share import ASSUMPTIONS
@@ -131,18 +132,25 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
         reporter.started(strategy.first_round, federation.num_sampled)
         for note in describe_classifier(config):
             reporter.note(note)
-        with suppress(StoppedEarly):
-            strategy.start(
-                secure or RetryGrid(polling, strategy.full_request, federation.retries, federation.retry_after_s),
-                payload.pack(adapter, ["A", "B"]),
-                num_rounds=config.train.rounds - strategy.first_round,
-                timeout=federation.round_timeout_s,
-                evaluate_fn=callback,
-            )
+        retrying = RetryGrid(polling, strategy.full_request, federation.retries, federation.retry_after_s)
+        _run_rounds(strategy, secure or retrying, config, adapter, callback)
         check_updates_used(callback.history)
         callback.finish()
         best = _write_result(config, folder, strategy, callback.history)
     return _report_end(config, reporter, callback, best)
+
+
+def _run_rounds(
+    strategy: FederatedLoRA, grid: Grid, config: Config, adapter: Adapter, callback: RoundEndCallback
+) -> None:
+    with suppress(StoppedEarly):
+        strategy.start(
+            grid,
+            payload.pack(adapter, ["A", "B"]),
+            num_rounds=config.train.rounds - strategy.first_round,
+            timeout=config.federation.round_timeout_s,
+            evaluate_fn=callback,
+        )
 
 
 def _report_end(

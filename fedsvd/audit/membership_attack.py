@@ -15,7 +15,7 @@ from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
 from fedsvd.errors import DataError
 from fedsvd.lora import peft_model
-from fedsvd.privacy.dp_sgd import LossFunction
+from fedsvd.privacy.grad_sample_modes import LossFunction
 from fedsvd.privacy.membership import Roc, lira_scores, logit_confidence, roc
 from fedsvd.privacy.plan import calibrate_run
 from fedsvd.runtime.data import load_client_data

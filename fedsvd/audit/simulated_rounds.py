@@ -13,7 +13,8 @@ from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import State, build_run_method
 from fedsvd.methods.aggregate import Reply, flatten_parts
 from fedsvd.privacy.canaries import Canaries
-from fedsvd.privacy.dp_sgd import DPSGD, LossFunction
+from fedsvd.privacy.dp_sgd import DPSGD
+from fedsvd.privacy.grad_sample_modes import LossFunction
 from fedsvd.runtime.model import initial_adapter, load_model, resolve_device
 from fedsvd.runtime.private_round import train_privately
 from fedsvd.runtime.round_parts import trained_parts

@@ -80,21 +80,25 @@ def attach(
         lora_dropout=lora_dropout,
         modules_to_save=list(head_modules),
     )
-    try:
-        with quiet_peft():
-            adapted = peft.get_peft_model(model, config)
-    except ValueError as error:
-        where = "" if lora_layers == "all" else f" in the layers of model.lora_layers = {lora_layers}"
-        raise ModelError(
-            f"model.target_modules = {names} matches no layer of {type(model).__name__}{where}; choose from its linear "
-            f"layers: {', '.join(linear_names(model))}."
-        ) from error
+    adapted = _adapt(model, config, names, lora_layers)
     _cast_head_to_float32(adapted)
     if core:
         for _, layer in adapted_layers(adapted):
             layer.lora_B[PEFT_NAME] = CoreAndB(layer.get_parameter(f"lora_B.{PEFT_NAME}.weight"))
     _check_rank(adapted, rank)
     return adapted
+
+
+def _adapt(model: PreTrainedModel, config: peft.LoraConfig, names: Sequence[str], lora_layers: str) -> peft.PeftModel:
+    try:
+        with quiet_peft():
+            return peft.get_peft_model(model, config)
+    except ValueError as error:
+        where = "" if lora_layers == "all" else f" in the layers of model.lora_layers = {lora_layers}"
+        raise ModelError(
+            f"model.target_modules = {names} matches no layer of {type(model).__name__}{where}; choose from its linear "
+            f"layers: {', '.join(linear_names(model))}."
+        ) from error
 
 
 def read(model: peft.PeftModel) -> Adapter:

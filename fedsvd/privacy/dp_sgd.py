@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from opacus import GradSampleModule
-from torch import Tensor, nn
+from torch import nn
 
-from fedsvd.compat.opacus import delete_attributes
-from fedsvd.errors import PrivacyError
 from fedsvd.privacy.canaries import Canaries
 from fedsvd.privacy.clipping_groups import split_by_share
 from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR, ClippingMeter, ClippingStatistics
+from fedsvd.privacy.grad_sample_modes import (
+    GradSampleMode,
+    LossFunction,
+    check_per_example_gradients,
+    compute_grad_samples,
+    opacus_hooks,
+)
 from fedsvd.privacy.gradient_maps import GradientMap
 from fedsvd.privacy.noise_ahead import NoiseAhead
 from fedsvd.privacy.noisy_optimizer import NoisyOptimizer
 from fedsvd.privacy.physical_batches import BatchLimit, preparation, run_physical_batches, with_following
 from fedsvd.privacy.randomness import Randomness
-
-# Maps a model to a context in which backward passes set `parameter.grad_sample`, of shape (batch, *parameter).
-GradSampleMode = Callable[[nn.Module], AbstractContextManager[nn.Module]]
-# Maps a model and the positions of examples to each example's loss, of shape (batch,).
-LossFunction = Callable[[nn.Module, Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,20 +100,10 @@ def train_dp_sgd(
     if mechanism.statistics:
         meter = ClippingMeter(mechanism.noise_multiplier, mechanism.max_grad_norm, divisor, randomness)
     with (
-        _compute_grad_samples(model, grad_sample_mode or opacus_hooks) as wrapped,
+        compute_grad_samples(model, grad_sample_mode or opacus_hooks) as wrapped,
         NoiseAhead(randomness) as noise,
     ):
-        private = NoisyOptimizer(
-            optimizer,
-            noise,
-            meter,
-            split_by_share(optimizer, head, mechanism.head_clipping_share, mechanism.max_grad_norm),
-            maps,
-            noise_multiplier=mechanism.noise_multiplier * (GRADIENT_NOISE_FACTOR if meter else 1.0),
-            max_grad_norm=mechanism.max_grad_norm,
-            expected_batch_size=divisor,
-            loss_reduction="mean",
-        )
+        private = _noisy_optimizer(optimizer, mechanism, divisor, noise, meter, head, maps)
         model.train()
         total = num_examples + (canaries.count if canaries else 0)
         examples = _DataAndCanaries(losses, num_examples, canaries)
@@ -129,14 +116,26 @@ def train_dp_sgd(
     return meter.statistics if meter else None
 
 
-def per_example_gradients(
-    model: nn.Module, losses: LossFunction, positions: Sequence[int], grad_sample_mode: GradSampleMode | None = None
-) -> dict[str, Tensor]:
-    """Return the unclipped per-example gradients, of shape (batch, *parameter), by name of the trained parameter."""
-    with _compute_grad_samples(model, grad_sample_mode or opacus_hooks) as wrapped:
-        model.train()
-        losses(wrapped, positions).sum().backward()  # type: ignore[no-untyped-call]
-        return {name: p.grad_sample for name, p in model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
+def _noisy_optimizer(
+    optimizer: torch.optim.Optimizer,
+    mechanism: DPSGD,
+    divisor: float,
+    noise: NoiseAhead,
+    meter: ClippingMeter | None,
+    head: Sequence[nn.Parameter],
+    maps: Sequence[GradientMap],
+) -> NoisyOptimizer:
+    return NoisyOptimizer(
+        optimizer,
+        noise,
+        meter,
+        split_by_share(optimizer, head, mechanism.head_clipping_share, mechanism.max_grad_norm),
+        maps,
+        noise_multiplier=mechanism.noise_multiplier * (GRADIENT_NOISE_FACTOR if meter else 1.0),
+        max_grad_norm=mechanism.max_grad_norm,
+        expected_batch_size=divisor,
+        loss_reduction="mean",
+    )
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,7 @@ def _backward(model: nn.Module, optimizer: NoisyOptimizer, examples: _DataAndCan
     positions = examples.real(part)
     if positions:
         examples.losses(model, positions).sum().backward()  # type: ignore[no-untyped-call]
-        _check_per_example_gradients(optimizer.params, len(positions))
+        check_per_example_gradients(optimizer.params, len(positions))
         optimizer.map_samples()
     else:
         for parameter in optimizer.params:
@@ -203,48 +202,3 @@ def _add_canaries(optimizer: NoisyOptimizer, canaries: Canaries, num_examples: i
     if indices:
         for parameter, rows in zip(optimizer.params, canaries.gradients(indices, optimizer.params), strict=True):
             parameter.grad_sample = torch.cat([parameter.grad_sample, rows])
-
-
-def _check_per_example_gradients(parameters: Sequence[nn.Parameter], num_examples: int) -> None:
-    for parameter in parameters:
-        sample = getattr(parameter, "grad_sample", None)
-        if sample is None or sample.shape != (num_examples, *parameter.shape):
-            actual = "none" if sample is None else f"shape {tuple(sample.shape)}"
-            raise PrivacyError(
-                f"a batch of {num_examples} examples gave per-example gradients of {actual} for a parameter of shape "
-                f"{tuple(parameter.shape)}: this model does not keep examples apart in its first dimension, or does "
-                "not use all trained parameters. Use another model."
-            )
-
-
-@contextmanager
-def opacus_hooks(model: nn.Module) -> Iterator[nn.Module]:
-    """Compute per-example gradients with Opacus' hooks: every backward pass sets ``parameter.grad_sample``.
-
-    Raises:
-        PrivacyError: Opacus does not support a trained layer.
-    """
-    unsupported = GradSampleModule.validate(model)
-    if unsupported:
-        raise PrivacyError(f"Opacus cannot compute per-example gradients of these trained layers: {unsupported}.")
-    wrapped = GradSampleModule(model, loss_reduction="sum")
-    try:
-        with warnings.catch_warnings():
-            # The input of the lowest adapted layer comes from frozen layers and needs no gradient. torch warns about
-            # this in every step.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
-            yield wrapped
-    finally:
-        wrapped.remove_hooks()
-
-
-@contextmanager
-def _compute_grad_samples(model: nn.Module, grad_sample_mode: GradSampleMode) -> Iterator[nn.Module]:
-    """Enter a grad sample mode, and on exit remove all gradients and the attributes that Opacus sets."""
-    try:
-        with grad_sample_mode(model) as wrapped:
-            yield wrapped
-    finally:
-        for parameter in model.parameters():
-            parameter.grad = None
-            delete_attributes(parameter)

@@ -10,7 +10,8 @@ from fedsvd.lora.adapter import Part
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.canaries import Canaries
 from fedsvd.privacy.clipping_statistics import ClippingStatistics
-from fedsvd.privacy.dp_sgd import DPSGD, LossFunction, opacus_hooks, train_dp_sgd
+from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
+from fedsvd.privacy.grad_sample_modes import LossFunction, opacus_hooks
 from fedsvd.privacy.noise_share import client_noise_multiplier
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
 from fedsvd.runtime.losses import batch_limit

@@ -30,7 +30,7 @@ from torch.nn import functional
 from fedsvd.errors import PrivacyError
 from fedsvd.lora.peft_model import lora_sites
 from fedsvd.lora.site import LoraSite
-from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks
+from fedsvd.privacy.grad_sample_modes import GradSampleMode, opacus_hooks
 from fedsvd.training.gradient_functions import Site, TrainedLinear, TrainedScale
 
 logger = logging.getLogger(__name__)

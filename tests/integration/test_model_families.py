@@ -15,7 +15,7 @@ import fedsvd
 from fedsvd import data
 from fedsvd.cli import main
 from fedsvd.lora import peft_model
-from fedsvd.privacy.dp_sgd import per_example_gradients
+from fedsvd.privacy.grad_sample_modes import per_example_gradients
 from fedsvd.runs.folder import read_rows
 from fedsvd.runtime.data import load_client_data, load_tokenizer
 from fedsvd.runtime.model import clear_model_cache, load_model

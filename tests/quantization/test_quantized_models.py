@@ -22,7 +22,7 @@ from fedsvd.lora.initialization import initialize_factors
 from fedsvd.lora.quantized import is_quantized
 from fedsvd.models.load_options import LoadOptions
 from fedsvd.models.loading import load_base, load_causal_lm, load_tokenizer
-from fedsvd.privacy.dp_sgd import per_example_gradients
+from fedsvd.privacy.grad_sample_modes import per_example_gradients
 from fedsvd.runs.folder import read_json, read_rows
 from fedsvd.trained.prediction import class_logits, unlabeled_dataset
 from fedsvd.trained.run import load_trained_model, read_run

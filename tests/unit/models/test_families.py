@@ -29,7 +29,7 @@ from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Part
 from fedsvd.lora.initialization import initialize_factors
 from fedsvd.models.loading import checkpoint_activations
-from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks, per_example_gradients
+from fedsvd.privacy.grad_sample_modes import GradSampleMode, opacus_hooks, per_example_gradients
 from fedsvd.training.loop import model_inputs
 from fedsvd.training.objectives import make_objective
 from fedsvd.training.per_example_gradients import choose_grad_sample_mode, fused_gradients, unsupported_reason

@@ -21,7 +21,7 @@ from transformers import (
 from fedsvd.lora import peft_model
 from fedsvd.lora.initialization import initialize_factors
 from fedsvd.models.first_token import use_first_token_only
-from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks, per_example_gradients
+from fedsvd.privacy.grad_sample_modes import GradSampleMode, opacus_hooks, per_example_gradients
 from fedsvd.training.per_example_gradients import fused_gradients
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -15,7 +15,7 @@ from fedsvd.errors import ConfigError, ModelError
 from fedsvd.lora import peft_model
 from fedsvd.models.heads import build_head
 from fedsvd.models.pooled import PooledClassifier
-from fedsvd.privacy.dp_sgd import opacus_hooks
+from fedsvd.privacy.grad_sample_modes import opacus_hooks
 from fedsvd.trained.export import export_model
 from fedsvd.training.per_example_gradients import fused_gradients, unsupported_reason
 

@@ -27,7 +27,7 @@ from fedsvd.models.pooled import PooledClassifier, Pooling
 from fedsvd.models.pooled_loading import PublicText, load_pooled
 from fedsvd.models.pooling import PoolingChoice
 from fedsvd.models.standardization import FEATURE_NORM, Standardization, half_whitening
-from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks, per_example_gradients
+from fedsvd.privacy.grad_sample_modes import GradSampleMode, opacus_hooks, per_example_gradients
 from fedsvd.training.feature_cache import FeatureCache, FeatureStore
 from fedsvd.training.per_example_gradients import fused_gradients, unsupported_reason
 from fedsvd.training.prefix_cache import PrefixCache

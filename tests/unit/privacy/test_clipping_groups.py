@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fedsvd.privacy.clipping_groups import split_by_share
 from fedsvd.privacy.clipping_statistics import ClippingMeter
-from fedsvd.privacy.dp_sgd import DPSGD, GradSampleMode, opacus_hooks, train_dp_sgd
+from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
+from fedsvd.privacy.grad_sample_modes import GradSampleMode, opacus_hooks
 from fedsvd.privacy.randomness import TorchRandomness
 from fedsvd.training.per_example_gradients import fused_gradients
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fedsvd.errors import PrivacyError
 from fedsvd.lora.adapter import Part
-from fedsvd.privacy.dp_sgd import DPSGD, GradSampleMode, opacus_hooks, per_example_gradients, train_dp_sgd
+from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
+from fedsvd.privacy.grad_sample_modes import GradSampleMode, opacus_hooks, per_example_gradients
 from fedsvd.privacy.randomness import TorchRandomness, poisson_batches
 from fedsvd.training.per_example_gradients import fused_gradients
 

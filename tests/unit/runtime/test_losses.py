@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fedsvd.config.compose import compose
 from fedsvd.lora import peft_model
-from fedsvd.privacy.dp_sgd import per_example_gradients
+from fedsvd.privacy.grad_sample_modes import per_example_gradients
 from fedsvd.runtime.data import load_client_data
 from fedsvd.runtime.losses import clear_caches, per_example_losses
 from fedsvd.runtime.model import load_model

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsvd.data.instructions import IGNORED
-from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks, per_example_gradients
+from fedsvd.privacy.grad_sample_modes import GradSampleMode, opacus_hooks, per_example_gradients
 from fedsvd.training.loop import Batch
 from fedsvd.training.objectives import Labels, make_objective
 from fedsvd.training.per_example_gradients import fused_gradients

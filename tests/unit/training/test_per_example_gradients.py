@@ -26,7 +26,12 @@ from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Part
 from fedsvd.lora.frozen_weights import frozen_weights
 from fedsvd.lora.initialization import initialize_factors
-from fedsvd.privacy.dp_sgd import GradSampleMode, _check_per_example_gradients, opacus_hooks, per_example_gradients
+from fedsvd.privacy.grad_sample_modes import (
+    GradSampleMode,
+    check_per_example_gradients,
+    opacus_hooks,
+    per_example_gradients,
+)
 from fedsvd.training.per_example_gradients import (
     _warn_once,
     choose_grad_sample_mode,
@@ -193,7 +198,7 @@ def test_a_model_that_mixes_examples_is_rejected() -> None:
         flattened(model, range(4)).sum().backward()
         assert trained[0].grad_sample.shape[0] == 1
     with pytest.raises(PrivacyError, match="does not keep examples apart"):
-        _check_per_example_gradients(trained, 4)
+        check_per_example_gradients(trained, 4)
 
 
 @pytest.mark.filterwarnings("ignore:Secure RNG turned off:UserWarning", "ignore:Full backward hook:UserWarning")

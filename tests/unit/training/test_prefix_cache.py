@@ -20,7 +20,7 @@ from transformers import (
 
 from fedsvd.lora import peft_model
 from fedsvd.lora.initialization import initialize_factors
-from fedsvd.privacy.dp_sgd import GradSampleMode, opacus_hooks, per_example_gradients
+from fedsvd.privacy.grad_sample_modes import GradSampleMode, opacus_hooks, per_example_gradients
 from fedsvd.training.per_example_gradients import fused_gradients
 from fedsvd.training.prefix_cache import PrefixCache
 from fedsvd.training.state_store import MemoryBudget, StateStore

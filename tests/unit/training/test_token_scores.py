@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsvd.lora import peft_model
 from fedsvd.models.loading import load_causal_lm
-from fedsvd.privacy.dp_sgd import per_example_gradients
+from fedsvd.privacy.grad_sample_modes import per_example_gradients
 from fedsvd.training import token_scores
 from fedsvd.training.causal_lm import score_answers
 from fedsvd.training.per_example_gradients import fused_gradients
