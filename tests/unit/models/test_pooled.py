@@ -1,8 +1,5 @@
-"""Classifiers on pooled features: padding, standardization, per-example gradients, and caches of frozen layers."""
+"""Classifiers on pooled features: padding, per-example gradients, and caches of frozen layers."""
 
-from pathlib import Path
-
-import numpy as np
 import peft
 import pytest
 import torch
@@ -18,14 +15,10 @@ from transformers import (
     MPNetModel,
 )
 
-from fedsvd.config import ModelConfig
-from fedsvd.errors import ModelError
 from fedsvd.lora import peft_model
 from fedsvd.lora.initialization import initialize_factors
 from fedsvd.models.loading import checkpoint_activations
 from fedsvd.models.pooled import PooledClassifier, Pooling
-from fedsvd.models.pooled_loading import PublicText, load_pooled
-from fedsvd.models.pooling import PoolingChoice
 from fedsvd.models.standardization import FEATURE_NORM, Standardization, half_whitening
 from fedsvd.privacy.grad_sample_modes import GradSampleMode, opacus_hooks, per_example_gradients
 from fedsvd.training.feature_cache import FeatureCache, FeatureStore
@@ -116,43 +109,12 @@ def test_padding_changes_nothing(kind: str, pooling: Pooling, public: bool) -> N
     assert (batch[0] - batch[1]).abs().max() > 0.1
 
 
-def test_half_whitening_equals_its_definition() -> None:
-    generator = np.random.default_rng(0)
-    x = generator.normal(size=(200, 8)) @ generator.normal(size=(8, 8)) + generator.normal(size=8)
-    found = half_whitening(torch.from_numpy(x), CORPUS)
-
-    centered = x - x.mean(axis=0)
-    values, vectors = np.linalg.eigh(np.cov(centered.T))
-    power = vectors @ np.diag((values + 0.1 * values.mean()) ** -0.25) @ vectors.T
-    expected = power * values.mean() ** 0.25
-    expected *= FEATURE_NORM / np.linalg.norm(centered @ expected, axis=1).mean()
-    np.testing.assert_allclose(found.mean, x.mean(axis=0), atol=1e-12)
-    np.testing.assert_allclose(found.matrix, expected, atol=1e-10)
-    assert torch.equal(found.matrix, found.matrix.T)
-
-
-def test_fewer_texts_than_dimensions_are_enough() -> None:
-    found = half_whitening(torch.randn(10, 32, generator=torch.Generator().manual_seed(0)), CORPUS)
-
-    assert found.matrix.isfinite().all()
-
-
 def test_features_have_the_same_norm_with_and_without_standardization() -> None:
     plain = classifier("bert", "mean", public=False)
 
     norms = plain.features(**INPUTS).norm(dim=1)
 
     torch.testing.assert_close(norms, torch.full((4,), FEATURE_NORM), atol=1e-3, rtol=0)
-
-
-def test_a_standardization_survives_its_file(tmp_path: Path) -> None:
-    before = standardization()
-    before.save(tmp_path / "s.safetensors")
-    after = Standardization.load(tmp_path / "s.safetensors")
-
-    assert torch.equal(before.mean, after.mean)
-    assert torch.equal(before.matrix, after.matrix)
-    assert after.corpus == CORPUS
 
 
 @pytest.mark.parametrize("per_example", [fused_gradients, opacus_hooks])
@@ -259,63 +221,3 @@ def test_features_that_do_not_fit_are_computed_again() -> None:
             cached = model(**INPUTS).logits
         torch.testing.assert_close(cached, model(**INPUTS).logits)
     assert len(cache) == 1
-
-
-def model_config(source: str, **settings: object) -> ModelConfig:
-    return ModelConfig("own", source, pooling="auto", **settings)  # type: ignore[arg-type]
-
-
-def public_text(count: int = 120) -> PublicText:
-    words = ["market", "film", "match", "phone", "party", "film", "goal"]
-    texts = [" ".join(words[(i * j) % 7] for j in range(1, 3 + i % 5)) + f" {i}" for i in range(count)]
-    return PublicText(tuple(texts), {**CORPUS, "num_texts": str(count)})
-
-
-def test_layers_above_the_pooled_one_are_not_loaded() -> None:
-    choice = PoolingChoice("mean", 1, False, "as configured")
-    model = load_pooled(model_config("embedded:tiny", pooling_layer=1), choice, 3, 0)
-    whole = load_pooled(model_config("embedded:tiny"), PoolingChoice("mean", None, False, ""), 3, 0)
-
-    assert len(model.backbone.encoder.layer) == 1
-    assert model.backbone.pooler is None
-    ids = torch.arange(100, 110)[None]
-    states = whole.backbone(input_ids=ids, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(model.backbone(input_ids=ids).last_hidden_state, states[1])
-
-
-def test_the_seed_decides_the_head_alone() -> None:
-    choice = PoolingChoice("mean", None, False, "as configured")
-    one, same, other = (load_pooled(model_config("embedded:tiny"), choice, 2, seed) for seed in (0, 0, 1))
-
-    assert torch.equal(one.classifier.weight, same.classifier.weight)
-    assert not torch.equal(one.classifier.weight, other.classifier.weight)
-    assert not one.classifier.bias.any()
-
-
-def test_statistics_are_computed_once_and_are_those_of_the_features(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fedsvd.models.pooled_loading.cache_folder", lambda: tmp_path)
-    settings, choice = model_config("embedded:tiny", standardize="public"), PoolingChoice("mean", None, False, "")
-    public = public_text()
-    model = load_pooled(settings, choice, 2, 0, public)
-
-    folders = list(tmp_path.iterdir())
-    again = load_pooled(settings, choice, 3, 5, public)
-    assert list(tmp_path.iterdir()) == folders
-    assert len(folders) == 1
-    assert again.standardization is not None
-    assert model.standardization is not None
-    assert torch.equal(again.standardization.matrix, model.standardization.matrix)
-    load_pooled(settings, PoolingChoice("first", None, False, ""), 2, 0, public)
-    load_pooled(model_config("embedded:tiny", standardize="public", max_length=3), choice, 2, 0, public)
-    load_pooled(settings, choice, 2, 0, PublicText(public.texts[:50], {**CORPUS, "sha256": "1"}))
-    assert len(list(tmp_path.iterdir())) == 4
-
-
-def test_an_incomplete_checkpoint_is_rejected(tmp_path: Path) -> None:
-    model = BACKBONES["bert"]()
-    state = {name: tensor for name, tensor in model.state_dict().items() if "layer.1" not in name}
-    model.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(ModelError, match=r"lacks parameters of BertModel: .*layer\.1"):
-        load_pooled(model_config(str(tmp_path)), PoolingChoice("mean", None, False, ""), 2, 0)

@@ -1,0 +1,75 @@
+"""Loading of classifiers on pooled features, and of their public statistics."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from fedsvd.config import ModelConfig
+from fedsvd.errors import ModelError
+from fedsvd.models.pooled_loading import PublicText, load_pooled
+from fedsvd.models.pooling import PoolingChoice
+
+CORPUS = {"name": "made up", "sha256": "0", "num_texts": "50"}
+
+
+def model_config(source: str, **settings: object) -> ModelConfig:
+    return ModelConfig("own", source, pooling="auto", **settings)  # type: ignore[arg-type]
+
+
+def public_text(count: int = 120) -> PublicText:
+    words = ["market", "film", "match", "phone", "party", "film", "goal"]
+    texts = [" ".join(words[(i * j) % 7] for j in range(1, 3 + i % 5)) + f" {i}" for i in range(count)]
+    return PublicText(tuple(texts), {**CORPUS, "num_texts": str(count)})
+
+
+def test_layers_above_the_pooled_one_are_not_loaded() -> None:
+    choice = PoolingChoice("mean", 1, False, "as configured")
+    model = load_pooled(model_config("embedded:tiny", pooling_layer=1), choice, 3, 0)
+    whole = load_pooled(model_config("embedded:tiny"), PoolingChoice("mean", None, False, ""), 3, 0)
+
+    assert len(model.backbone.encoder.layer) == 1
+    assert model.backbone.pooler is None
+    ids = torch.arange(100, 110)[None]
+    states = whole.backbone(input_ids=ids, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(model.backbone(input_ids=ids).last_hidden_state, states[1])
+
+
+def test_the_seed_decides_the_head_alone() -> None:
+    choice = PoolingChoice("mean", None, False, "as configured")
+    one, same, other = (load_pooled(model_config("embedded:tiny"), choice, 2, seed) for seed in (0, 0, 1))
+
+    assert torch.equal(one.classifier.weight, same.classifier.weight)
+    assert not torch.equal(one.classifier.weight, other.classifier.weight)
+    assert not one.classifier.bias.any()
+
+
+def test_statistics_are_computed_once_and_are_those_of_the_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedsvd.models.pooled_loading.cache_folder", lambda: tmp_path)
+    settings, choice = model_config("embedded:tiny", standardize="public"), PoolingChoice("mean", None, False, "")
+    public = public_text()
+    model = load_pooled(settings, choice, 2, 0, public)
+
+    folders = list(tmp_path.iterdir())
+    again = load_pooled(settings, choice, 3, 5, public)
+    assert list(tmp_path.iterdir()) == folders
+    assert len(folders) == 1
+    assert again.standardization is not None
+    assert model.standardization is not None
+    assert torch.equal(again.standardization.matrix, model.standardization.matrix)
+    load_pooled(settings, PoolingChoice("first", None, False, ""), 2, 0, public)
+    load_pooled(model_config("embedded:tiny", standardize="public", max_length=3), choice, 2, 0, public)
+    load_pooled(settings, choice, 2, 0, PublicText(public.texts[:50], {**CORPUS, "sha256": "1"}))
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_an_incomplete_checkpoint_is_rejected(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    model = BertModel(BertConfig(vocab_size=60, **sizes), add_pooling_layer=False)
+    state = {name: tensor for name, tensor in model.state_dict().items() if "layer.1" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(ModelError, match=r"lacks parameters of BertModel: .*layer\.1"):
+        load_pooled(model_config(str(tmp_path)), PoolingChoice("mean", None, False, ""), 2, 0)
