@@ -2,35 +2,24 @@
 
 import csv
 import hashlib
-import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from opacus.accountants import create_accountant
+from resumed_runs import COMMON, PRIVATE, KilledError, accounted, claimed, recorded, strip_settings
 
-import client.local_round
 import fedsvd
 import server.evaluation
 from fedsvd.cli import main
-from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.report.privacy_statement import guarantee_line, statement_markdown
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_rows
 from fedsvd.runtime.data import clear_data_cache
 
 pytestmark = pytest.mark.slow
-
-COMMON = ["experiment=smoke", "plots=false", "data.max_train_examples=60", "data.max_test_examples=20",
-          "train.local_steps=1"]  # fmt: skip
-# Calibrated with an accountant that is fast, and with room for more rounds.
-PRIVATE = ["privacy.accountant=rdp", "privacy.max_epsilon=40"]
 
 
 def train(folder: Path, *overrides: str) -> Path:
@@ -56,31 +45,6 @@ def digest(folder: Path) -> dict[str, str]:
         for path in files
         if path.suffix != ".log" and path.name != ".running"
     }
-
-
-def accounted(charges: Sequence[Spend], delta: float = 1e-5) -> float:
-    """Return ε of charges, from Opacus itself."""
-    accountant = create_accountant("rdp")
-    accountant.history = [(spend.noise_multiplier, spend.sample_rate, spend.steps) for spend in charges]
-    return float(accountant.get_epsilon(delta)) if charges else 0.0
-
-
-def recorded(rows: Sequence[dict[str, Any]]) -> dict[str, list[Spend]]:
-    """Return the charges that rows record, by client."""
-    charges: dict[str, list[Spend]] = {}
-    for row in rows:
-        for name, charge in row.get("privacy", {}).get("charges", {}).items():
-            spend = Spend(charge["noise_multiplier"], charge["sample_rate"], charge["steps"])
-            charges.setdefault(name, []).append(spend)
-    return charges
-
-
-def claimed(folder: Path) -> float | None:
-    """Return the ε that the statement of a run claims; None if it gives no guarantee."""
-    statement = statement_markdown(folder)
-    found = re.search(r"differentially private for it, with ε = ([0-9.]+)", statement)
-    assert (found is None) == ("no guarantee" in statement or "has reported a" in statement or "no round" in statement)
-    return float(found[1]) if found else None
 
 
 @pytest.mark.parametrize(
@@ -222,12 +186,6 @@ def test_predict_and_export_state_the_guarantee(
         assert ("- differential-privacy" in card) == (folder == private_run)
 
 
-def strip_settings(folder: Path) -> None:
-    """Make rows like those of an earlier version of fedsvd."""
-    rows = read_rows(folder / "metrics.jsonl")
-    write_rows(folder / "metrics.jsonl", [{k: v for k, v in row.items() if k != "privacy"} for row in rows])
-
-
 def test_runs_of_earlier_versions_claim_no_more_than_their_rows_prove(
     open_run: Path, private_run: Path, tmp_path: Path
 ) -> None:
@@ -247,112 +205,3 @@ def test_runs_of_earlier_versions_claim_no_more_than_their_rows_prove(
     assert "differentially private for it" not in (mixed / "report.md").read_text(encoding="utf-8")
     # It stays so, whatever follows.
     assert main(["train", f"resume={mixed}", "train.num_rounds=3"]) == 0
-
-
-class KilledError(BaseException):
-    """Ends a run at once, like a signal: nothing handles it."""
-
-
-@pytest.fixture
-def fast_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the gradient steps and the evaluation; everything else is real."""
-    result = type("Result", (), {"metrics": {"accuracy": 0.5}, "loss": 0.7, "seconds": 0.0})()
-    monkeypatch.setattr("fedsvd.runtime.private_round.train_privately", lambda *arguments, **options: None)
-    monkeypatch.setattr(client.local_round, "train_plain", lambda *arguments, **options: 0.5)
-    monkeypatch.setattr(server.evaluation, "evaluate", lambda *arguments, **options: result)
-
-
-def run_killed(arguments: Sequence[str], kill: str, at_round: int) -> None:
-    """Run a command, and end it at a point of a round."""
-    originals = {"save_checkpoint": server.evaluation.save_checkpoint, "write_rows": server.evaluation.write_rows}
-    released = client.local_round.mark_released
-
-    def before(name: str, reached: Callable[..., bool]) -> Callable[..., Any]:
-        def wrapped(*values: Any, **options: Any) -> Any:
-            if reached(*values):
-                raise KilledError
-            return originals[name](*values, **options)
-
-        return wrapped
-
-    with pytest.MonkeyPatch.context() as patch:
-        if kill == "before the checkpoint":
-            reached = before("save_checkpoint", lambda path, checkpoint, keep: checkpoint.server_round == at_round)
-            patch.setattr(server.evaluation, "save_checkpoint", reached)
-        elif kill == "before the rows":
-            reached = before("write_rows", lambda path, rows: rows[-1]["server_round"] == at_round)
-            patch.setattr(server.evaluation, "write_rows", reached)
-        elif kill == "in a client":
-
-            def die(*values: Any) -> None:
-                released(*values)
-                raise KilledError
-
-            patch.setattr(client.local_round, "mark_released", die)
-        with suppress(KilledError):
-            main(list(arguments))
-
-
-STARTS = st.sampled_from(
-    [("privacy=none",), ("privacy=client_level", "privacy.accountant=rdp"), tuple(PRIVATE), tuple(PRIVATE)]
-)
-OVERRIDES = (
-    "train.num_rounds=1", "train.num_rounds=3", "train.num_rounds=4", "train.num_rounds=5", "privacy=none",
-    "privacy=dp_sgd", "privacy=client_level", "privacy.secure_random=false", "privacy.target_delta=1e-3",
-    "privacy.target_epsilon=20", "privacy.max_epsilon=60", "privacy.noise_multiplier=0.5", "privacy.ledger_dir=other",
-    "privacy.accountant=prv", "train.batch_size=4", "train.local_steps=3", "federation.retries=0", "seed=1",
-)  # fmt: skip
-STEPS = st.tuples(
-    st.lists(st.sampled_from(OVERRIDES), max_size=2),
-    st.sampled_from(["", "", "before the checkpoint", "before the rows", "in a client"]),
-    st.integers(1, 4),
-    st.sampled_from(["", "", "", "ledgers deleted", "an earlier version's rows"]),
-)
-
-
-@pytest.mark.usefixtures("fast_rounds")
-@settings(
-    max_examples=8, derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
-@given(
-    start=STARTS,
-    first_kill=st.sampled_from(["", "before the checkpoint", "in a client"]),
-    steps=st.lists(STEPS, max_size=4),
-)
-def test_no_sequence_of_train_resume_and_kill_claims_too_little(
-    start: Sequence[str], first_kill: str, steps: Sequence[Any], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("sequence") / "run"
-    run_killed(["train", *COMMON, f"hydra.run.dir='{folder}'", *start], first_kill, 2)
-    check(folder, intact=True)
-    intact = True
-    for overrides, kill, at_round, tampering in steps:
-        if tampering == "ledgers deleted":
-            shutil.rmtree(folder / "clients", ignore_errors=True)
-            intact = False
-        elif tampering:
-            strip_settings(folder)
-        run_killed(["train", f"resume={folder}", *overrides], kill, at_round)
-        check(folder, intact)
-
-
-def check(folder: Path, intact: bool) -> None:
-    """Compare the claim of a run with its rows and, unless a process was just interrupted, with its ledgers."""
-    rows, claim = read_rows(folder / "metrics.jsonl"), claimed(folder)
-    trained = [row for row in rows if row["server_round"]]
-    names = {row["privacy"]["name"] for row in trained if "privacy" in row}
-    if "none" in names or any(row["train_loss"] is not None for row in trained):
-        assert claim is None
-    if claim is None:
-        return
-    charges = recorded(rows)
-    assert claim >= max((accounted(spends) for spends in charges.values()), default=0.0)
-    assert claim >= max(row["epsilon"] or 0.0 for row in rows)
-    assert len(names) <= 1
-    if "dp_sgd" in names and intact and read_json(folder / "run.json")["state"] == "finished":
-        for name in charges:
-            with Ledger.read(RunFolder(folder).ledger(int(name))) as ledger:
-                assert claim >= accounted(ledger.history())
-    document = json.loads((folder / "privacy.json").read_text())
-    assert (document["guarantee"]["status"] == "none") == (document["unit"] is None)
