@@ -80,7 +80,7 @@ def run_local_round(
         save_personal_factors(identity.personal, trained, method.traits.personal)
         evaluation = evaluate_personal_model(config) if task.evaluate else None
         if evaluation is not None:
-            report = replace(report, accuracy=evaluation.accuracy, loss=evaluation.loss)
+            report = replace(report, loss=evaluation.loss, metrics=evaluation.metrics)
     report = replace(report, seconds=time.perf_counter() - started, server_round=task.server_round)
     if config.federation.weighting == "uniform":
         report = train_messages.hide_counts(report)

@@ -7,11 +7,7 @@ from typing import Any
 
 from fedsvd.config import Config
 from fedsvd.errors import ConfigError
-from fedsvd.methods import build_run_method
-from fedsvd.runs.best_round import EarlyStop, early_stop, metric_of
-
-# Metrics of the clients' own models (see `server.personal_metrics`); perplexity follows from the loss.
-_PERSONAL = ("accuracy", "perplexity")
+from fedsvd.runs.best_round import EarlyStop, early_stop
 
 
 class StoppedEarly(Exception):  # noqa: N818 - not an error
@@ -35,17 +31,10 @@ def check_evaluated(config: Config, facts: Mapping[str, Any]) -> None:
         facts: The description of the run, see `fedsvd.runtime.description.describe_run`.
 
     Raises:
-        ConfigError: Nothing is held out, or the clients evaluate models of their own by other metrics.
+        ConfigError: Nothing is held out.
     """
     if config.train.early_stopping is None:
         return
-    metric = metric_of(config.model.task)
-    if build_run_method(config).traits.personal and metric.key not in _PERSONAL:
-        raise ConfigError(
-            f"train.early_stopping = {config.train.early_stopping} is not possible with method="
-            f"{config.method['name']} and model.task = {config.model.task}: the {metric.label} of the clients' own "
-            "models is not computed. Set it to null, or choose another method."
-        )
     if not facts["held_out"]["num_examples"]:
         raise ConfigError(
             f"train.early_stopping = {config.train.early_stopping} is not possible with data={config.data.name}, of "

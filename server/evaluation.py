@@ -126,7 +126,7 @@ class RoundEndCallback:
         return {"accuracy": None, **result.metrics, "loss": result.loss, "seconds_evaluate": result.seconds}
 
     def _update_spends(self, record: RoundRecord) -> None:
-        per_round = ("seconds", "train_loss", "server_round", "accuracy", "loss")
+        per_round = ("seconds", "train_loss", "server_round", "loss", "metrics")
         for report in record.reports:
             before = self.clients.get(str(report.partition_id), {}).get("epsilon")
             # ε falls if a node's owner opens a new account during the run; for the people before, the larger one holds.

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from statistics import fmean
 
 from fedsvd.wire.train_messages import ClientReport
 
 
 def mean_personal_metrics(reports: Iterable[ClientReport]) -> dict[str, float | None]:
-    """Return the unweighted mean of the clients' accuracy and loss; empty if no client evaluated its model.
+    """Return the unweighted means of the clients' metrics and loss; empty if no client evaluated its model.
 
-    The accuracy of a regression is None.
+    A metric that is undefined for a client is averaged over the others; an accuracy that is undefined for all is None.
     """
-    evaluated = [report for report in reports if report.loss is not None]
-    if not evaluated:
+    rows = [{**report.metrics, "loss": report.loss} for report in reports if report.loss is not None]
+    if not rows:
         return {}
-    columns = {"accuracy": [r.accuracy for r in evaluated], "loss": [r.loss for r in evaluated]}
-    return {name: _mean([value for value in values if value is not None]) for name, values in columns.items()}
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {"accuracy": None, **{key: fmean(row[key] for row in rows if key in row) for key in keys}}

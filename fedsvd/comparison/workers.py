@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import signal
 import tempfile
@@ -165,12 +166,16 @@ def _run_job(overrides: list[str]) -> dict[str, Any]:
         except FedSVDError as error:
             # This says nothing about the contender: the run has no result, and is run again next time.
             return {"accuracy": None, "failed": describe(error), "overrides": overrides}
-        rows, metric = read_metrics(RunFolder(folder).metrics), TASKS[config.task].metrics[0].key
+        rows, metric = read_metrics(RunFolder(folder).metrics), TASKS[config.task].metrics[0]
+    if math.isnan(accuracy):
+        # Such as a correlation with constant predictions.
+        reason = f"the {metric.label} of the last model is undefined"
+        return {"accuracy": 0.0, "diverged": reason, "overrides": overrides}
     return {
         "accuracy": accuracy,
         "model_task": config.task,
         "loss": rows[-1]["loss"],
-        "evaluations": {row["server_round"]: row.get(metric) for row in rows if row["seconds_evaluate"]},
+        "evaluations": {row["server_round"]: row.get(metric.key) for row in rows if row["seconds_evaluate"]},
         "epsilon_spent": rows[-1]["epsilon"],
         "bytes_down": sum(row["bytes_down"] for row in rows),
         "bytes_up": sum(row["bytes_up"] for row in rows),

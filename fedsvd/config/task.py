@@ -7,6 +7,7 @@ package, by the name of the task: its loss and its metrics in `fedsvd.training.o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,13 @@ class Metric:
         key: Its key in a row of ``metrics.jsonl``.
         label: Its name for people.
         is_share: Whether it is a share of examples, which is written in percent.
+        bounds: Its smallest and its largest possible value.
     """
 
     key: str
     label: str
     is_share: bool = True
+    bounds: tuple[float, float] = (0.0, 1.0)
 
     @property
     def title(self) -> str:
@@ -63,8 +66,10 @@ class Task:
 ACCURACY, _EXACT_MATCH = Metric("accuracy", "accuracy"), Metric("accuracy", "exact match")
 _SUBSET_ACCURACY, _TOKEN_ACCURACY = Metric("accuracy", "subset accuracy"), Metric("accuracy", "token accuracy")
 _MACRO_F1, _AUROC = Metric("macro_f1", "macro-F1", is_share=False), Metric("auroc", "AUROC", is_share=False)
-_MICRO_F1, _RMSE = Metric("micro_f1", "micro-F1", is_share=False), Metric("rmse", "RMSE", is_share=False)
-_SPEARMAN, _PEARSON = Metric("spearman", "Spearman", is_share=False), Metric("pearson", "Pearson", is_share=False)
+_MICRO_F1 = Metric("micro_f1", "micro-F1", is_share=False)
+_RMSE = Metric("rmse", "RMSE", is_share=False, bounds=(0.0, math.inf))
+_SPEARMAN = Metric("spearman", "Spearman", is_share=False, bounds=(-1.0, 1.0))
+_PEARSON = Metric("pearson", "Pearson", is_share=False, bounds=(-1.0, 1.0))
 
 _SPAN_F1, _SPAN_RECALL = Metric("span_f1", "span-F1", is_share=False), Metric("span_recall", "span recall")
 _SPAN_PRECISION = Metric("span_precision", "span precision")
@@ -95,6 +100,9 @@ TASKS: Mapping[str, Task] = {
     # A language model that learns every token of a text, which has no answer to match.
     PLAIN_TEXT: Task("CausalLM", "text-generation", (_TOKEN_ACCURACY,), has_head=False, reads_tokens=True),
 }
+
+# The metrics of all tasks, by key.
+METRICS: Mapping[str, Metric] = {metric.key: metric for task in TASKS.values() for metric in task.metrics}
 
 # Tasks with one prediction per text: one of several classes, or a number.
 ONE_PREDICTION_TASKS = ("sequence_classification", "regression")

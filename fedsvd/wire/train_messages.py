@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedsvd.config.task import METRICS as METRICS_BY_KEY
 from fedsvd.errors import PayloadError
 from fedsvd.lora.adapter import PARTS, Part
 
@@ -25,7 +26,9 @@ MAX_NUM_EXAMPLES = 2**40
 MAX_REASON_LENGTH = 400
 VERSIONED = ("A", "B", "base")
 _INTEGERS = ("partition_id", "num_examples", "steps", "server_round")
-_FRACTIONS = ("sample_rate", "clipped_share", "accuracy")
+_FRACTIONS = ("sample_rate", "clipped_share")
+# Starts the key of a metric of a client's personalized model.
+_METRIC = "metric."
 _SIGNED = ("train_loss",)
 
 
@@ -76,9 +79,9 @@ class ClientReport:
         mean_grad_norm: Mean norm of the clipped gradients, with noise as for ``clipped_share``; None if it is not
             computed.
         server_round: The round that the report belongs to, so that the server can reject a reply to another round.
-        accuracy: Accuracy of the client's personalized model after training, on held-out data that is nobody's private
-            data; None if all clients share one model or the task did not request an evaluation.
-        loss: Loss of the same evaluation.
+        loss: Loss of the client's personalized model after training, on held-out data that is nobody's private data;
+            None if all clients share one model or the task did not request an evaluation.
+        metrics: Metrics of the same evaluation, by their keys in `fedsvd.config.task.METRICS`.
     """
 
     partition_id: int
@@ -92,8 +95,8 @@ class ClientReport:
     clipped_share: float | None = None
     mean_grad_norm: float | None = None
     server_round: int | None = None
-    accuracy: float | None = None
     loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def partition_reply(partition_id: int, reason: str = "") -> RecordDict:
@@ -149,7 +152,9 @@ def read_train_request(content: RecordDict) -> tuple[TrainTask, ArrayRecord]:
 
 def train_reply(report: ClientReport, factors: ArrayRecord) -> RecordDict:
     """Build the content of a client's reply."""
-    values = {key.replace("_", "-"): value for key, value in vars(report).items() if value is not None}
+    numbers = {key: value for key, value in vars(report).items() if key != "metrics" and value is not None}
+    values = {key.replace("_", "-"): value for key, value in numbers.items()}
+    values |= {f"{_METRIC}{key}": value for key, value in report.metrics.items()}
     return RecordDict({FACTORS: factors, METRICS: MetricRecord(values)})
 
 
@@ -189,16 +194,19 @@ def read_train_reply(content: RecordDict) -> tuple[ClientReport, ArrayRecord]:
         PayloadError: If a record or a number is missing, has the wrong type, or is out of range.
     """
     try:
-        metrics, factors = content.metric_records[METRICS], content.array_records.get(FACTORS, ArrayRecord())
-        values = {key.replace("-", "_"): value for key, value in metrics.items()}
-        report = ClientReport(**{"num_examples": None, **values})  # type: ignore[arg-type]
+        record, factors = content.metric_records[METRICS], content.array_records.get(FACTORS, ArrayRecord())
+        metrics = {key.removeprefix(_METRIC): value for key, value in record.items() if key.startswith(_METRIC)}
+        values = {key.replace("-", "_"): value for key, value in record.items() if not key.startswith(_METRIC)}
+        report = ClientReport(**{"num_examples": None, **values, "metrics": metrics})  # type: ignore[arg-type]
     except (KeyError, TypeError) as error:
         raise PayloadError(
             f"train reply is invalid ({error!r}): check that server and clients run the same version of fedsvd."
         ) from error
     for key, value in vars(report).items():
-        if value is not None:
+        if key != "metrics" and value is not None:
             _check_number(key, value)
+    for key, value in report.metrics.items():
+        _check_metric(key, value)
     if report.num_examples is not None and not (
         isinstance(report.num_examples, int) and 1 <= report.num_examples <= MAX_NUM_EXAMPLES
     ):
@@ -217,6 +225,16 @@ def _check_number(key: str, value: object) -> None:
     if (value < 0 and key not in _SIGNED) or (value > 1 and key in _FRACTIONS):
         expected = "a number from 0 to 1" if key in _FRACTIONS else "a number >= 0"
         raise PayloadError(f"{key} = {value} is invalid: expected {expected}.")
+
+
+def _check_metric(key: str, value: float) -> None:
+    if key not in METRICS_BY_KEY:
+        raise PayloadError(f"metric {one_line(key)!r} is unknown: expected one of {', '.join(METRICS_BY_KEY)}.")
+    low, high = METRICS_BY_KEY[key].bounds
+    if type(value) not in (int, float) or not (math.isfinite(value) and low <= value <= high):
+        raise PayloadError(
+            f"metric {key} = {one_line(str(value))} is invalid: expected a number from {low:g} to {high:g}."
+        )
 
 
 def hide_counts(report: ClientReport) -> ClientReport:

@@ -13,6 +13,7 @@ from client.local_round import run_local_round
 from client.personal_factors import save_personal_factors, with_personal_factors
 from fedsvd.cli import main
 from fedsvd.config.compose import compose
+from fedsvd.config.task import TASKS
 from fedsvd.errors import PayloadError, RunError
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
@@ -52,6 +53,16 @@ def test_clients_evaluate_their_personal_models(tmp_path: Path) -> None:
     assert [row["accuracy"] is None for row in rows] == [False, True, True, False]
     # The server has only A, and B is zero: its loss would be the same as at the start.
     assert rows[-1]["loss"] != rows[0]["loss"]
+
+
+def test_metrics_of_personal_models_are_those_of_the_task(tmp_path: Path) -> None:
+    ratings = ["data.min_abs_rating=0", "data.label_range=[-4,4]", "model.task=regression", "partition=iid"]
+    run = fedsvd.train(*OVERRIDES, *ratings, "method=fedsa_lora", "train.early_stopping=3", run_dir=tmp_path)
+
+    metrics = {metric.key for metric in TASKS["regression"].metrics}
+    for row in run.metrics:
+        assert metrics <= row.keys()
+        assert row["accuracy"] is None
 
 
 def test_server_cannot_request_personal_factors(tmp_path: Path) -> None:

@@ -110,13 +110,16 @@ def test_contenders_of_different_tasks_are_rejected(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_only_divergence_counts_as_accuracy_zero(tmp_path: Path) -> None:
+def test_divergence_and_an_undefined_metric_count_as_zero_and_other_failures_do_not(tmp_path: Path) -> None:
     smoke = ["experiment=smoke", "plots=false", "train.num_rounds=1"]
     diverged = _run_job([*smoke, "privacy=none", "train.learning_rate=1e30", "train.local_steps=20"])
+    ratings = ["data.min_abs_rating=0", "data.label_range=[-4,4]", "model.task=regression", "partition=iid"]
+    constant = _run_job([*smoke, *ratings, "train.trains=none", "train.head_init=zeros"])
     failed = _run_job([*smoke, "privacy=none", "data=csv", f"data.path={tmp_path / 'missing.csv'}"])
     no_clients = _run_job([*smoke, "privacy.noise_multiplier=0.3", "privacy.target_epsilon=0.1"])
 
     assert (diverged["accuracy"], "diverged" in diverged["diverged"]) == (0.0, True)
+    assert (constant["accuracy"], constant["diverged"]) == (0.0, "the Spearman of the last model is undefined")
     assert failed["accuracy"] is None
     assert "missing.csv" in failed["failed"]
     assert no_clients["accuracy"] is None

@@ -93,15 +93,3 @@ def test_a_rule_without_a_metric_is_refused() -> None:
     check_evaluated(config, {"held_out": {"num_examples": 1}})
     with pytest.raises(ConfigError, match=r"train\.early_stopping = 2 is not possible .*holds out no texts"):
         check_evaluated(config, {"held_out": {"num_examples": 0}})
-
-
-def test_a_metric_that_personal_models_lack_is_refused() -> None:
-    personal, facts = (
-        ["experiment=smoke", "train.early_stopping=2", "method=fedsa_lora"],
-        {"held_out": {"num_examples": 1}},
-    )
-    files = ["data=jsonl", "data.path=own.jsonl", "partition=iid", "model.task=regression"]
-
-    check_evaluated(compose(personal), facts)
-    with pytest.raises(ConfigError, match="the Spearman of the clients' own models is not computed"):
-        check_evaluated(compose([*personal, *files]), facts)

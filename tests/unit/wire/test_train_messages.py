@@ -1,5 +1,7 @@
 """Round trips of messages and payloads, and rejection of invalid ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,7 @@ def test_invalid_requests_are_rejected(config: dict[str, object]) -> None:
 
 def test_train_reply_round_trip() -> None:
     report = train_messages.ClientReport(2, 100, 1.5, epsilon=3.0, noise_multiplier=0.9, sample_rate=0.1, steps=4)
+    report = replace(report, loss=0.5, metrics={"spearman": -0.25, "rmse": 3.5})
 
     decoded, _ = train_messages.read_train_reply(train_messages.train_reply(report, ArrayRecord()))
 
@@ -104,6 +107,11 @@ def test_train_reply_round_trip() -> None:
         {"partition-id": 0, "num-examples": 3, "seconds": float("nan")},
         {"partition-id": 0, "num-examples": [3], "seconds": 1.0},
         {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "unknown": 1},
+        {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "metric.epsilon": 1.0},
+        {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "metric.accuracy": 1.5},
+        {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "metric.spearman": float("nan")},
+        {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "metric.rmse": float("inf")},
+        {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "metric.rmse": [1.0]},
     ],
 )
 def test_invalid_replies_are_rejected(metrics: dict[str, object]) -> None:
