@@ -79,7 +79,7 @@ def final_jobs(settings: CompareConfig, choices: Mapping[Cell, Choice]) -> list[
 
 def overrides(job: Job, base: Sequence[str], settings: CompareConfig) -> list[str]:
     """Return the overrides of one run; ``fedsvd train`` with these overrides repeats it."""
-    shared = [*base, *settings.tasks[job.task], *settings.run_overrides(job.contender, job.epsilon)]
+    shared = [*base, *settings.tasks[job.task], *settings.run_overrides(job.contender, job.epsilon, job.task)]
     if job.clipping_factor != 1:
         shared += _rescaled_clipping(compose([*shared, f"seed={job.seed}"]), job.clipping_factor)
     rate = [] if settings.own_learning_rate(job.contender) else [f"train.learning_rate={job.learning_rate:g}"]

@@ -34,6 +34,7 @@ class CompareConfig(ConfigGroup):
         contenders: The overrides of each contender, by its name. One that sets ``train.learning_rate`` is not tuned.
         with_shared_noise: Contenders of which there is also a variant, ``NAME_shared_noise``; null for none.
         shared_noise: What the variants override in addition.
+        shared_noise_of: What they override after that on a task, by its name.
         tasks: The overrides of each task, by its name.
         without_privacy: What runs with ε = 0 override in addition, before the contender's own overrides: those of
             ``all``, then those of the contender's name.
@@ -58,6 +59,7 @@ class CompareConfig(ConfigGroup):
     contenders: NamedOverrides
     with_shared_noise: Names | None
     shared_noise: NonEmptyTuple[Text]
+    shared_noise_of: NamedOverrides
     tasks: NamedOverrides
     without_privacy: NamedOverrides
     epsilons: NonEmptyTuple[NonNegativeFloat]
@@ -82,12 +84,16 @@ class CompareConfig(ConfigGroup):
                 raise ConfigError(
                     f"compare.only_{key} names {', '.join(unknown)}; allowed: {', '.join(getattr(self, key))}."
                 )
-        for key, names in (("learning_rates_of", {*self.contenders}), ("without_privacy", {*self.contenders, _ALL})):
+        for key, kind, names in (
+            ("learning_rates_of", "contenders", {*self.contenders}),
+            ("without_privacy", "contenders", {*self.contenders, _ALL}),
+            ("shared_noise_of", "tasks", {*self.tasks}),
+        ):
             unknown = sorted({*getattr(self, key)} - names)
             if unknown:
                 raise ConfigError(
-                    f"compare.{key} names {', '.join(unknown)}, which is not among the contenders: give some of "
-                    f"{', '.join(self.contenders)}."
+                    f"compare.{key} names {', '.join(unknown)}, which is not among the {kind}: give some of "
+                    f"{', '.join(getattr(self, kind))}."
                 )
         if self.baseline not in self.contenders:
             raise ConfigError(
@@ -144,12 +150,17 @@ class CompareConfig(ConfigGroup):
 
     def runs_at(self, contender: str, epsilon: float) -> bool:
         """Return whether a contender is run at a budget: there is no noise to share without privacy."""
-        base = contender.removesuffix(_VARIANT)
-        return epsilon > 0 or base == contender or base not in (self.with_shared_noise or ())
+        return epsilon > 0 or not self._is_variant(contender)
 
-    def run_overrides(self, contender: str, epsilon: float) -> list[str]:
-        """Return what a contender overrides at a budget, including the privacy."""
+    def _is_variant(self, contender: str) -> bool:
+        base = contender.removesuffix(_VARIANT)
+        return base != contender and base in (self.with_shared_noise or ())
+
+    def run_overrides(self, contender: str, epsilon: float, task: str) -> list[str]:
+        """Return what a contender overrides at a budget on a task, including the privacy."""
         own = self.contenders[contender]
+        if self._is_variant(contender):
+            own = [*own, *self.shared_noise_of.get(task, ())]
         if epsilon:
             return ["privacy=dp_sgd", f"privacy.target_epsilon={epsilon:g}", *own]
         settings = [item for name in (_ALL, contender) for item in self.without_privacy.get(name, ())]

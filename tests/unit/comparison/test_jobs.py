@@ -60,6 +60,18 @@ def test_variants_with_shared_noise_add_its_overrides() -> None:
     assert "fedsvd_shared_noise" not in settings("compare.with_shared_noise=null").contenders
 
 
+def test_the_divisor_of_shared_noise_is_that_of_the_task() -> None:
+    config = settings("compare.only_contenders=[fedsvd_shared_noise]", "compare.only_tasks=null")
+    jobs = {job.task: job for job in tuning_jobs(config)}
+
+    sizes = {
+        task: compose(overrides(job, ["experiment=compare"], config)).train.batch_size for task, job in jobs.items()
+    }
+    assert sizes == {"movies": 2000, "domains": 3800, "newsgroups": 2800, "ratings": 2000}
+    with pytest.raises(ConfigError, match=r"compare\.shared_noise_of names other, which is not among the tasks: give"):
+        settings("+compare.shared_noise_of.other=['train.batch_size=5']")
+
+
 def test_contender_with_a_learning_rate_of_its_own_is_not_tuned(tmp_path: Path) -> None:
     own = "+compare.contenders.fixed=['method=ffa_lora','train.learning_rate=7']"
     config = settings(
