@@ -190,9 +190,10 @@ def _difference(rows: Rows, settings: CompareConfig, metric: Metric, task: str, 
     mean, error, p = paired_difference(own, baseline)
     factor, spec = scale(metric)
     text = f"{factor * mean:+{spec}}"
-    return (
-        text if math.isnan(error) else f"{text} ± {factor * error:{spec}}" + ("" if math.isnan(p) else f" (p {p:.3f})")
-    )
+    if math.isnan(error):
+        return text
+    p_value = "" if math.isnan(p) else f" (p {p:.3f})" if p >= 0.0005 else " (p < 0.001)"
+    return f"{text} ± {factor * error:{spec}}{p_value}"
 
 
 def _tuned_settings(rows: Rows, settings: CompareConfig, task: str, contender: str) -> str:

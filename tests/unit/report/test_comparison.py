@@ -40,6 +40,16 @@ def test_mean_ranks_match_hand_computed_values(tmp_path: Path) -> None:
     assert "not tuned" not in table
 
 
+def test_a_small_p_value_is_not_shown_as_zero(tmp_path: Path) -> None:
+    rows = [
+        row(name, accuracy, phase="final", seed=seed)
+        for seed in range(5)
+        for name, accuracy in (("fedsvd", 0.5), ("flora", 0.6 + 1e-4 * seed))
+    ]
+    table = write_report(rows, settings("compare.epsilons=[3]"), tmp_path, "fedsvd compare").read_text(encoding="utf-8")
+    assert "| flora | +10.0 ± 0.0 (p < 0.001) |" in table
+
+
 def test_the_gain_in_the_second_half_is_the_last_minus_the_middle_evaluation(tmp_path: Path) -> None:
     assert late_gain({"evaluations": {"0": 0.5, "10": 0.7, "20": 0.8, "30": 0.75}}) == pytest.approx(0.05)
     assert late_gain({"evaluations": {"0": 0.5, "40": 0.75}}) is None
