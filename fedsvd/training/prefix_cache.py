@@ -81,7 +81,8 @@ class PrefixCache:
         sources, products = parts[: 1 + len(self._children)], parts[1 + len(self._children) :]
         with (
             _bypass(self._layers[:-1], sources[0], self._returns_tuple),
-            use_outputs(self._embeddings, [sources[0] for _ in self._embeddings]),
+            # Detached: with gradient checkpointing, a hook makes the output of the embeddings require a gradient.
+            use_outputs(self._embeddings, [sources[0].detach() for _ in self._embeddings]),
             use_outputs(self._children, sources[1:]),
             use_products(self._linears, sources, products),
         ):
