@@ -75,17 +75,21 @@ def _run(arguments: Sequence[str]) -> int:
         return 0
     for name, value in _NO_TELEMETRY.items():
         os.environ.setdefault(name, value)
-    with InterruptGuard() as guard:
-        try:
-            _run_command(command, rest)
-        except KeyboardInterrupt as stopped:
-            _print_interruption(arguments, stopped)
-            return _INTERRUPTED
-        except Exception as error:
-            if guard.received:
+    guard = InterruptGuard()
+    try:
+        with guard:
+            try:
+                _run_command(command, rest)
+            except Exception as error:
+                if not guard.received:
+                    return _report_error(error)
                 _print_interruption(arguments, error)
                 return _INTERRUPTED
-            return _report_error(error)
+    except KeyboardInterrupt as stopped:
+        # Around the context: an interrupt may arrive while it ends.
+        guard.end()
+        _print_interruption(arguments, stopped)
+        return _INTERRUPTED
     return 0
 
 

@@ -40,11 +40,18 @@ class InterruptGuard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Restore the handler; again without effect. An interrupt may have arrived before this context could end."""
         self._ended.set()
         if self._is_installed:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._is_installed = False
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._ended.is_set():
+            return
         if not self.received:
             self.received = True
             threading.Thread(target=self._repeat, daemon=True).start()
