@@ -20,19 +20,19 @@ from fedsvd.models.digest import add_tensors
 
 
 @dataclass(frozen=True)
-class FrozenChild:
-    """A direct child of the layer, whose output is cached.
+class FrozenPart:
+    """A part of the model whose output is cached.
 
     Attributes:
-        module: The child.
-        tuple_length: Length of the tuple that it returns, of which the layer reads the first entry; 0 for a tensor.
+        module: The part.
+        tuple_length: Length of the tuple that it returns, of which the first entry is read; 0 for a tensor.
     """
 
     module: nn.Module
     tuple_length: int
 
     def output(self, cached: Tensor) -> Any:
-        """Return cached states in the form of the child's output."""
+        """Return cached states in the form of the part's output."""
         return (cached, *[None] * (self.tuple_length - 1)) if self.tuple_length else cached
 
 
@@ -46,7 +46,7 @@ class CalledChildren:
         has_ended: Whether a child with a site, or one that cannot be cached, has been called.
     """
 
-    children: list[FrozenChild] = field(default_factory=list)
+    children: list[FrozenPart] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     has_ended: bool = False
 
@@ -59,7 +59,7 @@ class CalledChildren:
         if was_called or not isinstance(states, Tensor) or states.dim() != 3:
             self.has_ended = True
             return
-        self.children.append(FrozenChild(child, len(output) if isinstance(output, tuple) else 0))
+        self.children.append(FrozenPart(child, len(output) if isinstance(output, tuple) else 0))
         self.outputs.append(states)
 
 
@@ -93,13 +93,13 @@ def record_children(layer: nn.Module, stops: type[Exception] | None = None) -> I
 
 
 @contextmanager
-def record_source(model: nn.Module, layer: nn.Module) -> Iterator[list[FrozenChild]]:
+def record_source(model: nn.Module, layer: nn.Module) -> Iterator[list[FrozenPart]]:
     """Record the outermost part of a model whose output a layer takes as its input, such as the embeddings.
 
     The yielded list has this part after a forward pass inside the context; it stays empty if there is none.
     """
     returned: list[tuple[nn.Module, Tensor]] = []
-    found: list[FrozenChild] = []
+    found: list[FrozenPart] = []
 
     def record(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor):
@@ -107,7 +107,7 @@ def record_source(model: nn.Module, layer: nn.Module) -> Iterator[list[FrozenChi
 
     def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
-        found[:] = [FrozenChild(source, 0) for source, output in returned if output is states][-1:]
+        found[:] = [FrozenPart(source, 0) for source, output in returned if output is states][-1:]
 
     hooks = [module.register_forward_hook(record) for module in model.modules()]
     hooks.append(layer.register_forward_pre_hook(compare, with_kwargs=True))
@@ -119,22 +119,25 @@ def record_source(model: nn.Module, layer: nn.Module) -> Iterator[list[FrozenChi
 
 
 @contextmanager
-def use_outputs(children: Sequence[FrozenChild], outputs: Sequence[Tensor]) -> Iterator[None]:
-    """Make children return cached outputs instead of computing, inside the context."""
+def use_outputs(parts: Sequence[FrozenPart], outputs: Sequence[Tensor]) -> Iterator[None]:
+    """Make parts return cached outputs instead of computing, inside the context.
 
-    def return_output(child: FrozenChild, cached: Tensor) -> Any:
-        return lambda *args, **kwargs: child.output(cached)
+    Not a replaced input of the next layer: a backward pass that recomputes it (gradient checkpointing) reads them, too.
+    """
 
-    for child, cached in zip(children, outputs, strict=True):
-        child.module.forward = return_output(child, cached)
+    def return_output(part: FrozenPart, cached: Tensor) -> Any:
+        return lambda *args, **kwargs: part.output(cached)
+
+    for part, cached in zip(parts, outputs, strict=True):
+        part.module.forward = return_output(part, cached)
     try:
         yield
     finally:
-        for child in children:
-            del child.module.forward
+        for part in parts:
+            del part.module.forward
 
 
-def digest_of(layer: nn.Module, children: Sequence[FrozenChild]) -> bytes:
+def digest_of(layer: nn.Module, children: Sequence[FrozenPart]) -> bytes:
     """Return a digest of which children are cached and of their weights; empty without any."""
     if not children:
         return b""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsvd.lora.peft_model import lora_sites
-from fedsvd.training.frozen_children import FrozenChild, digest_of, record_children, record_source, use_outputs
+from fedsvd.training.frozen_children import FrozenPart, digest_of, record_children, record_source, use_outputs
 from fedsvd.training.frozen_products import FrozenLinear, collect_linears, loaded_weights, use_products
 from fedsvd.training.state_store import StateStore, padded
 
@@ -43,13 +43,12 @@ class PrefixCache:
     def __init__(self, model: nn.Module, store: StateStore) -> None:
         self._layers, only_last_adapted = _layers_below(model) if store.budget.limit_bytes else ([], False)
         self._caches_products = only_last_adapted
-        # What computes the input of the first layer, if that can be skipped, too.
-        self._embeddings: list[FrozenChild] = []
-        self._children: list[FrozenChild] = []
+        # The layers below, and the embeddings if they can be skipped, too. All return the cached states.
+        self._skipped: list[FrozenPart] = []
+        self._children: list[FrozenPart] = []
         self._linears: list[FrozenLinear] = []
         self._widths: list[int] = []
         self._store = store
-        self._returns_tuple = False
         self._checked = False
 
     def __len__(self) -> int:
@@ -80,9 +79,8 @@ class PrefixCache:
         """Bypass what is cached: states, outputs of the children, and products, shape (batch, length, d) each."""
         sources, products = parts[: 1 + len(self._children)], parts[1 + len(self._children) :]
         with (
-            _bypass(self._layers[:-1], sources[0], self._returns_tuple),
             # Detached: with gradient checkpointing, a hook makes the output of the embeddings require a gradient.
-            use_outputs(self._embeddings, [sources[0].detach() for _ in self._embeddings]),
+            use_outputs(self._skipped, [sources[0].detach() for _ in self._skipped]),
             use_outputs(self._children, sources[1:]),
             use_products(self._linears, sources, products),
         ):
@@ -155,13 +153,14 @@ class PrefixCache:
             record_source(model, self._layers[0]) as embeddings,
         ):
             expected = model(**inputs).logits
-        self._returns_tuple = bool(outputs) and isinstance(outputs[0], tuple)
+        tuple_length = int(bool(outputs) and isinstance(outputs[0], tuple))
+        below = [FrozenPart(lower, tuple_length) for lower in self._layers[:-1]]
         children = called.children if self._caches_products else []
         self._children = children
         sources = self._compute(model, inputs)
         if sources[0].dim() != 3 or any(states.shape[:2] != mask.shape for states in sources):
             return f"the layers take states of shape {tuple(sources[0].shape)}, expected (batch, length, d)"
-        for self._embeddings, self._children in product((embeddings, []) if embeddings else ([],), (children, [])):
+        for self._skipped, self._children in product(([*embeddings, *below], below), (children, [])):
             if self._matches(model, inputs, sources[: 1 + len(self._children)], expected):
                 return None
         return "cached states change the model's output"
@@ -218,23 +217,3 @@ def _layers_below(model: nn.Module) -> tuple[list[nn.Module], bool]:
             lowest = is_adapted.index(True)
             return (list(stack[: lowest + 1]) if lowest else []), lowest == len(stack) - 1
     return [], False
-
-
-@contextmanager
-def _bypass(layers: Sequence[nn.Module], states: Tensor, returns_tuple: bool) -> Iterator[None]:
-    """Make layers return cached states instead of computing.
-
-    The states are the output of the last bypassed layer, not a replaced input of the next one, so that a backward pass
-    that recomputes the next layer (gradient checkpointing) reads them, too.
-    """
-
-    def return_states(*args: Any, **kwargs: Any) -> Any:
-        return (states,) if returns_tuple else states
-
-    for layer in layers:
-        layer.forward = return_states
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
