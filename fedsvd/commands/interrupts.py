@@ -43,7 +43,7 @@ class InterruptGuard:
         self.end()
 
     def end(self) -> None:
-        """Restore the handler; again without effect. An interrupt may have arrived before this context could end."""
+        """Restore the handler, also if an interrupt arrived before the context could end; again, it does nothing."""
         self._ended.set()
         if self._is_installed:
             signal.signal(signal.SIGINT, signal.default_int_handler)

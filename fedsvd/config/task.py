@@ -102,7 +102,7 @@ TASKS: Mapping[str, Task] = {
 }
 
 # The metrics of all tasks, by key.
-METRICS: Mapping[str, Metric] = {metric.key: metric for task in TASKS.values() for metric in task.metrics}
+METRICS_BY_KEY: Mapping[str, Metric] = {metric.key: metric for task in TASKS.values() for metric in task.metrics}
 
 # Tasks with one prediction per text: one of several classes, or a number.
 ONE_PREDICTION_TASKS = ("sequence_classification", "regression")

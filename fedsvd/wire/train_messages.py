@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedsvd.config.task import METRICS as METRICS_BY_KEY
+from fedsvd.config.task import METRICS_BY_KEY
 from fedsvd.errors import PayloadError
 from fedsvd.lora.adapter import PARTS, Part
 
@@ -81,7 +81,7 @@ class ClientReport:
         server_round: The round that the report belongs to, so that the server can reject a reply to another round.
         loss: Loss of the client's personalized model after training, on held-out data that is nobody's private data;
             None if all clients share one model or the task did not request an evaluation.
-        metrics: Metrics of the same evaluation, by their keys in `fedsvd.config.task.METRICS`.
+        metrics: Metrics of the same evaluation, by their keys in `fedsvd.config.task.METRICS_BY_KEY`.
     """
 
     partition_id: int
@@ -215,26 +215,27 @@ def read_train_reply(content: RecordDict) -> tuple[ClientReport, ArrayRecord]:
 
 
 def _check_number(key: str, value: object) -> None:
-    # The exact type is compared because bool is a subclass of int.
-    if type(value) is not int and not (type(value) is float and math.isfinite(value)):
-        raise PayloadError(
-            f"{key} is {value if type(value) is float else type(value).__name__}: expected a finite number."
-        )
+    number = _finite(key, value)
     if key in _INTEGERS and type(value) is not int:
         raise PayloadError(f"{key} = {value} is invalid: expected an integer.")
-    if (value < 0 and key not in _SIGNED) or (value > 1 and key in _FRACTIONS):
+    if (number < 0 and key not in _SIGNED) or (number > 1 and key in _FRACTIONS):
         expected = "a number from 0 to 1" if key in _FRACTIONS else "a number >= 0"
         raise PayloadError(f"{key} = {value} is invalid: expected {expected}.")
 
 
-def _check_metric(key: str, value: float) -> None:
+def _finite(key: str, value: object) -> float:
+    # The exact type is compared because bool is a subclass of int.
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return value
+    raise PayloadError(f"{key} is {value if type(value) is float else type(value).__name__}: expected a finite number.")
+
+
+def _check_metric(key: str, value: object) -> None:
     if key not in METRICS_BY_KEY:
         raise PayloadError(f"metric {one_line(key)!r} is unknown: expected one of {', '.join(METRICS_BY_KEY)}.")
     low, high = METRICS_BY_KEY[key].bounds
-    if type(value) not in (int, float) or not (math.isfinite(value) and low <= value <= high):
-        raise PayloadError(
-            f"metric {key} = {one_line(str(value))} is invalid: expected a number from {low:g} to {high:g}."
-        )
+    if not low <= _finite(f"metric {key}", value) <= high:
+        raise PayloadError(f"metric {key} = {value} is invalid: expected a number from {low:g} to {high:g}.")
 
 
 def hide_counts(report: ClientReport) -> ClientReport:
