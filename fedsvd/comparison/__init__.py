@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fedsvd.comparison.tuning import Cell, Choice, nearest_budget, tune
+from fedsvd.comparison.tuning import Cell, Choice, tune
 from fedsvd.comparison.workers import Job, Workers
 from fedsvd.config import Config
 from fedsvd.config.compare import CompareConfig
@@ -63,7 +63,7 @@ def final_jobs(settings: CompareConfig, choices: Mapping[Cell, Choice]) -> list[
     def job(task: str, contender: str, epsilon: float, seed: int) -> Job:
         own = settings.own_learning_rate(contender)
         tuned_on = settings.tuning_task or task
-        choice = Choice(own) if own else choices[tuned_on, contender, nearest_budget(epsilon, settings)]
+        choice = Choice(own) if own else choices[tuned_on, contender, settings.nearest_tuning_epsilon(epsilon)]
         factor = choice.clipping_factor if epsilon else 1.0
         return Job("final", task, contender, epsilon, seed, choice.learning_rate, factor)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsvd.comparison.workers import Job
-from fedsvd.config.compare import CompareConfig
+from fedsvd.config.compare import CompareConfig, at_an_end
 from fedsvd.errors import RunError
 
 Rows = Sequence[Mapping[str, Any]]
@@ -38,6 +38,32 @@ def tuning_jobs(settings: CompareConfig) -> list[Job]:
         for epsilon in settings.tuning_epsilons
         for rate in settings.grid(contender, epsilon)
     ]
+
+
+def extension_jobs(settings: CompareConfig, rows: Rows) -> list[Job]:
+    """Return runs with one more learning rate for each cell whose best rate is at an end of those tried.
+
+    Args:
+        settings: The configuration group ``compare``.
+        rows: The rows of all tuning runs so far, without those of other clipping norms.
+    """
+    tried: dict[Cell, set[float]] = {}
+    for row in rows:
+        tried.setdefault((row["task"], row["contender"], row["epsilon"]), set()).add(row["learning_rate"])
+    return [
+        Job("tuning", *cell, settings.tuning_seed, rate)
+        for cell, choice in choose(rows).items()
+        if (rate := _next_rate(sorted(tried[cell]), choice.learning_rate)) is not None
+    ]
+
+
+def _next_rate(rates: Sequence[float], best: float) -> float | None:
+    """Return the rate that continues the ascending ``rates`` beyond ``best``; None if ``best`` is inside them."""
+    if not at_an_end(rates, best):
+        return None
+    neighbour = rates[1] if best == rates[0] else rates[-2]
+    # Two digits: the same rate in each comparison, and one that can be read.
+    return float(f"{best * best / neighbour:.2g}")
 
 
 def clipping_jobs(settings: CompareConfig, rates: Mapping[Cell, Choice]) -> list[Job]:
@@ -88,22 +114,12 @@ def tune(settings: CompareConfig, execute: Callable[[Sequence[Job]], Rows]) -> d
         RunError: All runs that would choose a contender's learning rate failed.
     """
     rows: list[Mapping[str, Any]] = []
-    if jobs := tuning_jobs(settings):
+    jobs = tuning_jobs(settings)
+    for _ in range(1 + settings.grid_extensions):
+        if not jobs:
+            break
         rows += execute(jobs)
+        jobs = extension_jobs(settings, rows)
     if jobs := clipping_jobs(settings, choose(rows)):
         rows += execute(jobs)
     return choose(rows)
-
-
-def nearest_budget(epsilon: float, settings: CompareConfig) -> float:
-    """Return the tuning budget nearest to ``epsilon`` by ratio.
-
-    Runs without privacy (0) use the settings that were tuned without privacy, if it is among the tuning budgets.
-    """
-
-    def distance(other: float) -> float:
-        if not epsilon or not other:
-            return 0.0 if epsilon == other else math.inf
-        return abs(math.log(epsilon / other))
-
-    return min(settings.tuning_epsilons, key=distance)

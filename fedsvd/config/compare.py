@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from pydantic.dataclasses import dataclass
 
 from fedsvd.config.group import ConfigGroup
@@ -43,6 +43,8 @@ class CompareConfig(ConfigGroup):
         learning_rates: Grid from which each contender's learning rate is chosen, by accuracy on validation texts.
         learning_rates_of: Other grids, by the name of the contender. They hold for its variant, too.
         learning_rates_without_privacy: The grid of all contenders with ε = 0.
+        grid_extensions: How often a grid is extended by one rate where its smallest or largest rate is the best one, in
+            the ratio of its last two rates; 0 keeps all grids as they are.
         clipping_factors: Multiples of ``privacy.max_grad_norm`` that are tried on the same validation texts with the
             chosen learning rate, and that of the head, divided by the multiple; null keeps the norm.
         tuning_epsilons: Budgets at which the learning rate is chosen; other budgets use the choice at the nearest one.
@@ -67,6 +69,7 @@ class CompareConfig(ConfigGroup):
     learning_rates: NonEmptyTuple[PositiveFloat]
     learning_rates_of: Grids
     learning_rates_without_privacy: NonEmptyTuple[PositiveFloat]
+    grid_extensions: NonNegativeInt
     clipping_factors: NonEmptyTuple[PositiveFloat] | None
     tuning_epsilons: NonEmptyTuple[NonNegativeFloat]
     tuning_task: Text | None
@@ -156,6 +159,19 @@ class CompareConfig(ConfigGroup):
         base = contender.removesuffix(_VARIANT)
         return base != contender and base in (self.with_shared_noise or ())
 
+    def nearest_tuning_epsilon(self, epsilon: float) -> float:
+        """Return the tuning budget nearest to ``epsilon`` by ratio.
+
+        Runs without privacy (0) use the settings that were tuned without privacy, if it is among the tuning budgets.
+        """
+
+        def distance(other: float) -> float:
+            if not epsilon or not other:
+                return 0.0 if epsilon == other else math.inf
+            return abs(math.log(epsilon / other))
+
+        return min(self.tuning_epsilons, key=distance)
+
     def run_overrides(self, contender: str, epsilon: float, task: str) -> list[str]:
         """Return what a contender overrides at a budget on a task, including the privacy."""
         own = self.contenders[contender]
@@ -176,3 +192,8 @@ class CompareConfig(ConfigGroup):
     def chosen_tasks(self) -> tuple[str, ...]:
         """Names of the tasks to run."""
         return self.only_tasks or tuple(self.tasks)
+
+
+def at_an_end(rates: Sequence[float], best: float) -> bool:
+    """Return whether the best learning rate is the smallest or the largest of several that were tried."""
+    return len(set(rates)) > 1 and best in (min(rates), max(rates))

@@ -15,7 +15,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.ticker import PercentFormatter
 from scipy import stats
 
-from fedsvd.config.compare import CompareConfig
+from fedsvd.config.compare import CompareConfig, at_an_end
 from fedsvd.config.task import TASKS, Metric
 from fedsvd.report.figures import literal_legend, log_failure, new_figure, save_png, set_literal
 from fedsvd.report.literal import code_span, markdown_text
@@ -199,10 +199,18 @@ def _difference(rows: Rows, settings: CompareConfig, metric: Metric, task: str, 
 def _tuned_settings(rows: Rows, settings: CompareConfig, task: str, contender: str) -> str:
     if settings.own_learning_rate(contender) is not None:
         return "not tuned"
-    final = [row for row in rows if (row["phase"], row["task"], row["contender"]) == ("final", task, contender)]
+    final, tuning = (
+        [row for row in rows if (row["phase"], row["task"], row["contender"]) == (phase, task, contender)]
+        for phase in ("final", "tuning")
+    )
     tuned = {}
     for row in final:
         factor = row.get("clipping_factor", 1.0)
         clipping = "" if factor == 1 else f" (× {factor:g})"
-        tuned["private" if row["epsilon"] else "∞"] = f"{row['learning_rate']:g}{clipping}"
+        budget = settings.nearest_tuning_epsilon(row["epsilon"])
+        tried = [other for other in tuning if other["epsilon"] == budget and other.get("clipping_factor", 1.0) == 1]
+        # The clipping norm was tried at the chosen rate, divided by the factor.
+        best = min(tried, key=lambda other: abs(other["learning_rate"] - row["learning_rate"] * factor), default=row)
+        mark = ", an end of its grid" if at_an_end([r["learning_rate"] for r in tried], best["learning_rate"]) else ""
+        tuned["private" if row["epsilon"] else "∞"] = f"{row['learning_rate']:g}{clipping}{mark}"
     return ", ".join(f"{key}: {text}" for key, text in tuned.items())

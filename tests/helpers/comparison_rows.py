@@ -7,6 +7,7 @@ SMALL = [
     "compare.only_contenders=[fedsvd,flora]", "compare.only_tasks=[movies]", "compare.epsilons=[0,3]",
     "compare.seeds=[0,1]", "compare.learning_rates=[0.5,1]", "compare.clipping_factors=null",
     "compare.without_privacy={all:['train.head_rounds=0']}", "compare.learning_rates_without_privacy=[0.25]",
+    "compare.grid_extensions=0",
 ]  # fmt: skip
 
 

@@ -126,6 +126,14 @@ def test_divergence_and_an_undefined_metric_count_as_zero_and_other_failures_do_
     assert "no client's update was used" in no_clients["failed"]
 
 
+def test_models_that_clients_evaluate_themselves_have_results_of_each_evaluated_round() -> None:
+    base = ["experiment=smoke", "privacy=none", "train.num_rounds=3", "train.eval_every=2"]
+    server, own = (_run_job([*base, f"method={name}"]) for name in ("fedsvd", "fedsa_lora"))
+    assert [*server["evaluations"]] == [0, 2, 3]
+    assert [*own["evaluations"]] == [0, 2, 3]
+    assert own["evaluations"][3] == own["accuracy"]
+
+
 def test_a_failed_run_is_run_again_and_a_contender_without_results_ends_the_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

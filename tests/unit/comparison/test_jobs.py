@@ -1,12 +1,14 @@
 """The runs of a comparison, and the choice of learning rates and clipping norms."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from comparison_rows import row, settings
 
 from fedsvd.comparison import final_jobs, overrides, split_jobs
-from fedsvd.comparison.tuning import Choice, choose, clipping_jobs, nearest_budget, tuning_jobs
+from fedsvd.comparison.tuning import Choice, choose, clipping_jobs, extension_jobs, tune, tuning_jobs
 from fedsvd.comparison.workers import Job, take_job_group
 from fedsvd.config.compose import compose, compose_compare
 from fedsvd.errors import ConfigError
@@ -114,7 +116,7 @@ def test_clipping_norms_are_tried_at_the_chosen_rate_and_the_best_is_used_with_p
 
 @pytest.mark.parametrize(("epsilon", "expected"), [(0, 0), (6, 3), (1, 3), (3, 3)])
 def test_each_budget_uses_the_choice_of_the_nearest_tuned_budget(epsilon: float, expected: float) -> None:
-    assert nearest_budget(epsilon, settings()) == expected
+    assert settings().nearest_tuning_epsilon(epsilon) == expected
 
 
 def test_runs_without_privacy_have_their_own_settings_and_rates_and_no_variant_with_shared_noise() -> None:
@@ -142,3 +144,54 @@ def test_runs_without_privacy_have_their_own_settings_and_rates_and_no_variant_w
     for key in ("learning_rates_of.other=[1]", "without_privacy.other=['seed=1']"):
         with pytest.raises(ConfigError, match="names other, which is not among the contenders"):
             compose_compare([f"+compare.{key}"])
+
+
+def test_a_grid_is_extended_while_its_best_rate_is_at_an_end() -> None:
+    config = settings("compare.epsilons=[3]", "compare.tuning_epsilons=[3]", "compare.grid_extensions=2")
+    best, asked = {"fedsvd": 5.0, "flora": 0.6}, []
+
+    def execute(jobs: Sequence[Job]) -> list[dict[str, object]]:
+        asked.append([(job.contender, job.learning_rate) for job in jobs])
+        # The nearer a rate is to the contender's best one, the better.
+        distances = [abs(math.log(job.learning_rate / best[job.contender])) for job in jobs]
+        return [row(job.contender, 1 - d, job.learning_rate) for job, d in zip(jobs, distances, strict=True)]
+
+    chosen = tune(config, execute)
+
+    grid = [(name, rate) for name in ("fedsvd", "flora") for rate in (0.5, 1.0)]
+    # With two rates, each of them is at an end.
+    assert asked == [grid, [("fedsvd", 2.0), ("flora", 0.25)], [("fedsvd", 4.0)]]
+    assert {name: choice.learning_rate for (_, name, _), choice in chosen.items()} == {"fedsvd": 4.0, "flora": 0.5}
+
+
+def test_a_grid_is_kept_if_it_must_not_be_extended_or_has_one_rate() -> None:
+    rows = [row("fedsvd", 0.6, 1.0), row("fedsvd", 0.5, 0.5), row("flora", 0.5, 0.5)]
+    assert [job.learning_rate for job in extension_jobs(settings(), rows)] == [2.0]
+    assert extension_jobs(settings(), rows[2:]) == []
+
+    executed: list[Job] = []
+
+    def execute(jobs: Sequence[Job]) -> list[dict[str, object]]:
+        executed.extend(jobs)
+        return [row(job.contender, job.learning_rate, job.learning_rate) for job in jobs]
+
+    tune(settings("compare.grid_extensions=0", "compare.epsilons=[3]", "compare.tuning_epsilons=[3]"), execute)
+    assert {job.learning_rate for job in executed} == {0.5, 1.0}
+
+
+def test_report_marks_a_choice_at_an_end_of_its_grid(tmp_path: Path) -> None:
+    config = settings("compare.epsilons=[3]", "compare.tuning_epsilons=[3]")
+    rates = {"fedsvd": 1.0, "flora": 1.0}
+    rows = [row("fedsvd", rate, rate) for rate in (0.5, 1.0)] + [
+        row("flora", 1 - rate / 9, rate) for rate in (0.5, 1, 2)
+    ]
+    rows += [row(name, 0.7, rate, phase="final", seed=0) for name, rate in rates.items()]
+    table = write_report(rows, config, tmp_path, "fedsvd compare").read_text(encoding="utf-8")
+    assert "| private: 1, an end of its grid |" in table
+    assert "| private: 1 |" in table
+
+    # The chosen clipping norm is another one, and the rate was divided by its factor.
+    rows = [row("fedsvd", rate, rate) for rate in (0.5, 1.0)]
+    rows += [row("fedsvd", 0.9, 0.25, clipping_factor=4.0, **more) for more in ({}, {"phase": "final", "seed": 0})]
+    table = write_report(rows, config, tmp_path, "fedsvd compare").read_text(encoding="utf-8")
+    assert "| private: 0.25 (× 4), an end of its grid |" in table
