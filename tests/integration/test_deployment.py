@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import pandas
 import pytest
 import torch
 from chat_model import save_chat_model
@@ -20,6 +19,7 @@ from compose_processes import ROOT, Compose, running
 from factors import weight_updates
 from flwr.app import Context, RecordDict
 from loopback import free_ports, wait_until
+from site_data import FILES, write_site_data
 
 from fedsvd.cli import main
 from fedsvd.compat.flower import parse_node_config
@@ -34,29 +34,6 @@ RUN = ["experiment=smoke", "plots=false", "data=node", "data.labels=[poor,fine]"
 RUN += ["federation.connect_timeout_s=600"]
 PLAIN = ["privacy=none", "train.head=private", "federation.num_clients=3"]
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
-FILES = {0: "site.csv", 1: "site.jsonl", 2: "site.parquet"}
-
-
-def write_site_data(folder: Path, number: int) -> None:
-    """Write a site's data. Sites differ in size and file format, and the last one in its column names.
-
-    The first two have conversations, too.
-    """
-    rows = [
-        (f"case {number}.{i}: the stay was {word}", word) for i in range(20 + 8 * number) for word in ("fine", "poor")
-    ]
-    frame = pandas.DataFrame(rows, columns=["report", "outcome"] if number == 2 else ["text", "label"])
-    folder.mkdir(parents=True)
-    path = folder / FILES[number]
-    if number < 2:
-        turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": word}] for text, word in rows]
-        frame["messages"] = turns if number else [json.dumps(conversation) for conversation in turns]
-    if number == 0:
-        frame.to_csv(path, index=False)
-    elif number == 1:
-        frame.to_json(path, orient="records", lines=True)
-    else:
-        frame.to_parquet(path)
 
 
 @pytest.fixture(scope="module")

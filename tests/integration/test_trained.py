@@ -248,9 +248,3 @@ def test_run_without_a_final_adapter_raises_run_error(classifier: Path, tmp_path
     shutil.copytree(classifier, tmp_path / "cut", ignore=shutil.ignore_patterns("adapter"))
     with pytest.raises(RunError, match="has not finished"):
         read_run(tmp_path / "cut")
-
-
-def test_personalized_method_has_no_single_model(tmp_path: Path) -> None:
-    folder = train(tmp_path, "method=fedsa_lora", "train.num_rounds=1", "privacy=none")
-    with pytest.raises(RunError, match="each client keeps its own B"):
-        read_run(folder)

@@ -53,7 +53,6 @@ GRAD_SAMPLE_MODES = pytest.mark.parametrize("grad_sample_mode", [opacus_hooks, f
 @pytest.mark.parametrize("parts", PARTS, ids=lambda parts: "+".join(sorted(parts)))
 def test_per_example_gradients_equal_a_loop(parts: set[Part], grad_sample_mode: GradSampleMode) -> None:
     model, trained = make_model(parts)
-
     names = {parameter: name for name, parameter in model.named_parameters()}
 
     found = per_example_gradients(model, make_losses(), range(NUM_EXAMPLES), grad_sample_mode)
