@@ -200,8 +200,8 @@ def _tuned_settings(rows: Rows, settings: CompareConfig, task: str, contender: s
     if settings.own_learning_rate(contender) is not None:
         return "not tuned"
     final, tuning = (
-        [row for row in rows if (row["phase"], row["task"], row["contender"]) == (phase, task, contender)]
-        for phase in ("final", "tuning")
+        [row for row in rows if (row["phase"], row["task"], row["contender"]) == (phase, of, contender)]
+        for phase, of in (("final", task), ("tuning", settings.tuning_task or task))
     )
     tuned = {}
     for row in final:

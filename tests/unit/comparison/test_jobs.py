@@ -189,6 +189,10 @@ def test_report_marks_a_choice_at_an_end_of_its_grid(tmp_path: Path) -> None:
     table = write_report(rows, config, tmp_path, "fedsvd compare").read_text(encoding="utf-8")
     assert "| private: 1, an end of its grid |" in table
     assert "| private: 1 |" in table
+    # Another task chose the rates.
+    rows = [item | {"task": "domains"} if item["phase"] == "tuning" else item for item in rows]
+    elsewhere = settings("compare.epsilons=[3]", "compare.tuning_epsilons=[3]", "compare.tuning_task=domains")
+    assert write_report(rows, elsewhere, tmp_path, "fedsvd compare").read_text(encoding="utf-8") == table
 
     # The chosen clipping norm is another one, and the rate was divided by its factor.
     rows = [row("fedsvd", rate, rate) for rate in (0.5, 1.0)]
