@@ -47,13 +47,11 @@ def extension_jobs(settings: CompareConfig, rows: Rows) -> list[Job]:
         settings: The configuration group ``compare``.
         rows: The rows of all tuning runs so far, without those of other clipping norms.
     """
-    tried: dict[Cell, set[float]] = {}
-    for row in rows:
-        tried.setdefault((row["task"], row["contender"], row["epsilon"]), set()).add(row["learning_rate"])
+    cells = _tuning_cells(rows)
     return [
         Job("tuning", *cell, settings.tuning_seed, rate)
         for cell, choice in choose(rows).items()
-        if (rate := _next_rate(sorted(tried[cell]), choice.learning_rate)) is not None
+        if (rate := _next_rate(sorted({row["learning_rate"] for row in cells[cell]}), choice.learning_rate)) is not None
     ]
 
 
@@ -86,12 +84,8 @@ def choose(rows: Rows) -> dict[Cell, Choice]:
     Raises:
         RunError: A contender has no result from which to choose.
     """
-    cells: dict[Cell, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["phase"] == "tuning":
-            cells.setdefault((row["task"], row["contender"], row["epsilon"]), []).append(row)
     chosen = {}
-    for (task, contender, epsilon), cell in cells.items():
+    for (task, contender, epsilon), cell in _tuning_cells(rows).items():
         results = [row for row in cell if row["accuracy"] is not None]
         if not results:
             raise RunError(
@@ -101,6 +95,14 @@ def choose(rows: Rows) -> dict[Cell, Choice]:
         best = max(results, key=lambda row: (row["accuracy"], -row["learning_rate"]))
         chosen[task, contender, epsilon] = Choice(best["learning_rate"], best.get("clipping_factor", 1.0))
     return chosen
+
+
+def _tuning_cells(rows: Rows) -> dict[Cell, list[Mapping[str, Any]]]:
+    cells: dict[Cell, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["phase"] == "tuning":
+            cells.setdefault((row["task"], row["contender"], row["epsilon"]), []).append(row)
+    return cells
 
 
 def tune(settings: CompareConfig, execute: Callable[[Sequence[Job]], Rows]) -> dict[Cell, Choice]:
