@@ -144,7 +144,8 @@ def _participants(
 
 
 def _num_trained_values(config: Config) -> int:
+    """Return the number of values trained in the round that trains the fewest: a canary needs its coordinate in all."""
     method = build_run_method(config)
     adapter = initial_adapter(config, method)
-    parts = trained_parts(method, config, 1)
-    return sum(tensor.numel() for part in parts for tensor in adapter.part(part).values())
+    rounds = {trained_parts(method, config, number) for number in range(1, config.train.num_rounds + 1)}
+    return min(sum(tensor.numel() for part in parts for tensor in adapter.part(part).values()) for parts in rounds)

@@ -57,6 +57,8 @@ def test_broken_build_is_contradicted(sabotage: str, tmp_path: Path, capsys: pyt
         ["method=ffa_lora", "train.head=private", "audit.partition_id=1"],
         ["method=fedavg_lora", "audit.other_clients=false"],
         ["method=flora"],
+        # B has fewer values than A, and each is trained in half of the rounds.
+        ["method.pivot=AB", "method.init_a=zeros", "method.init_b=orthonormal", "model.target_modules=[output.dense]"],
         ["train=adamw", "train.num_rounds=5", "train.local_steps=2", "train.grad_sample_mode=hooks"],
     ],
 )
