@@ -96,6 +96,8 @@ def finish_loading(model: PreTrainedModel, options: LoadOptions, source: str) ->
     if options.device_map == "none":
         # PEFT would distribute a model with a map that names the CPU.
         vars(model).pop("hf_device_map", None)
+    if options.quantization in ("nf4", "int8"):
+        _convert_unquantized(model, DTYPES[options.dtype])
     for name, layer in model.named_modules() if options.quantization != "none" else ():
         if type(layer).__name__ == "Linear4bit" and isinstance(layer, nn.Linear):
             if options.device == "cpu" and layer.in_features % _BLOCK:
@@ -107,12 +109,22 @@ def finish_loading(model: PreTrainedModel, options: LoadOptions, source: str) ->
             # In evaluation on processors with bfloat16 instructions, it would replace the weights by rounded ones, for
             # which there is no backward pass.
             vars(layer)["support_avx512bf16_for_cpu"] = False
+            # A checkpoint in 4 bits has a type of its own for products.
+            vars(layer).update(compute_dtype=DTYPES[options.dtype], compute_type_is_set=True)
         if type(layer).__name__ == "Linear8bitLt":
             # Above a threshold, activations of one example would decide how those of others are rounded.
             vars(layer)["state"].threshold = 0.0
             if options.device == "cpu":
                 # Its forward pass in evaluation rounds activations on a CPU; that in training does not.
                 layer.register_forward_pre_hook(_stay_in_training_mode)
+
+
+def _convert_unquantized(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Convert the weights that are not quantized, which in a quantized checkpoint keep their own type, in place."""
+    keep = model._keep_in_fp32_modules or ()
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not any(part in name for part in keep):
+            parameter.data = parameter.data.to(dtype)
 
 
 def copy_marks(source: nn.Module, target: nn.Module) -> None:

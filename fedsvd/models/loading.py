@@ -27,6 +27,7 @@ from fedsvd.models.embedded import quiet_transformers, resolve_source
 from fedsvd.models.load_errors import convert_errors
 from fedsvd.models.load_options import LoadOptions, finish_loading, load_options, loader_arguments
 from fedsvd.models.positions import check_max_length
+from fedsvd.models.unquantized import keep_unquantized
 
 _CLASSIFIERS: Mapping[str, Any] = {
     "SequenceClassification": AutoModelForSequenceClassification,
@@ -62,7 +63,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token is None:
             raise ModelError(
                 f"model.source = {source!r} has a tokenizer with neither a padding nor an end token; set its pad_token "
-                "and save it again."
+                "(for a language model also its eos_token) and save it again."
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -194,8 +195,7 @@ def _load(
         adjust_config(config, source)
         renews_head = new_head and has_head(config)
         arguments = loader_arguments(options, config, source)
-        if "quantization_config" in arguments:
-            arguments["quantization_config"].llm_int8_skip_modules = _unquantized(auto_class, config)
+        keep_unquantized(auto_class, config, arguments.get("quantization_config"))
         model, info = auto_class.from_pretrained(
             folder, config=config, output_loading_info=True, ignore_mismatched_sizes=renews_head, **arguments
         )
@@ -204,15 +204,6 @@ def _load(
             return LoadedModel(model, tuple(sorted(info["missing_keys"])), folder)
         torch.default_generator.manual_seed(seed)
         return LoadedModel(model, _renewed(model, info, source), folder)
-
-
-def _unquantized(auto_class: Any, architecture: PreTrainedConfig) -> list[str]:
-    """Return the modules to keep in full precision: the output layer of a language model, or a classifier's head."""
-    with torch.device("meta"):
-        model: PreTrainedModel = auto_class.from_config(architecture)
-    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    # Named separately: where it shares its weight with the token embeddings, it has no parameter of its own.
-    return [*whole_heads(model, head_modules(model)), *(n for n, layer in model.named_modules() if layer is output)]
 
 
 def _renewed(model: PreTrainedModel, info: Mapping[str, Any], source: str) -> tuple[str, ...]:

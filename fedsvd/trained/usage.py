@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fedsvd.config.task import TASKS
 from fedsvd.report.literal import code_span
@@ -23,10 +24,14 @@ _QUANTIZATION = {
     load_in_4bit=True,
     bnb_4bit_quant_type="nf4",
     bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype="{dtype}",
+    bnb_4bit_compute_dtype="{dtype}",{heads}
 )
 """,
-    "int8": "quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)\n",
+    "int8": """quantization = BitsAndBytesConfig(
+    load_in_8bit=True,
+    llm_int8_threshold=0.0,{heads}
+)
+""",
 }
 _SENTENCE_USAGE = """## Usage
 
@@ -46,8 +51,11 @@ Replace `FOLDER` with the path of this directory.
 def usage(run: TrainedRun, layout: Layout) -> str:
     """Return the section on how to load an export."""
     auto = TASKS[run.config.model.task].auto_class
-    setup = _QUANTIZATION.get(run.config.model.quantization, "").format(dtype=run.config.model.dtype)
-    argument, extra = (", quantization_config=quantization", ", BitsAndBytesConfig") if setup else ("", "")
+    setup, extra = _quantization(run), ""
+    # The type of the checkpoint may be another one than that of the run.
+    argument = f', dtype="{run.config.model.dtype}"'
+    if setup:
+        argument, extra = f"{argument}, quantization_config=quantization", ", BitsAndBytesConfig"
     if layout == "sentence":
         return _SENTENCE_USAGE.format(classes=list(run.classes), result=OUTPUTS[run.config.model.task].usage)
     if layout == "merged":
@@ -72,6 +80,14 @@ def usage(run: TrainedRun, layout: Layout) -> str:
     return f"## Usage\n\n```python\n{code}```\n\nReplace `FOLDER` with the path of this directory.\n{prompt}" + (
         f"\n{note}\n" if note else ""
     )
+
+
+def _quantization(run: TrainedRun) -> str:
+    """Return the code that defines the quantization of an adapter's base model; the trained head is not quantized."""
+    adapter: Any = json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    heads = sorted(set(adapter.get("modules_to_save") or ()))
+    kept = f"\n    llm_int8_skip_modules={json.dumps(heads)}," if heads else ""
+    return _QUANTIZATION.get(run.config.model.quantization, "").format(dtype=run.config.model.dtype, heads=kept)
 
 
 def _inputs(run: TrainedRun) -> str:

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from families import save_checkpoint
 from token_losses import LENGTHS, losses
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: scripts/test_quantized")
 
@@ -21,7 +20,7 @@ from fedsvd.lora.frozen_weights import frozen_weights
 from fedsvd.lora.initialization import initialize_factors
 from fedsvd.lora.quantized import is_quantized
 from fedsvd.models.load_options import LoadOptions
-from fedsvd.models.loading import load_base, load_causal_lm, load_tokenizer
+from fedsvd.models.loading import load_base, load_causal_lm
 from fedsvd.privacy.grad_sample_modes import per_example_gradients
 from fedsvd.runs.folder import read_json, read_rows
 from fedsvd.trained.prediction import class_logits, unlabeled_dataset
@@ -30,23 +29,6 @@ from fedsvd.training.per_example_gradients import fused_gradients
 
 KINDS = ("nf4", "int8")
 TEXTS = ["A fine film.", "Dull, dull, dull."]
-# bitsandbytes' 4-bit products on a CPU need inputs that are multiples of 64.
-SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64}
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_checkpoint("mistral", tmp_path_factory.mktemp("decoder"), **SIZES, head_dim=32)
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("encoder")
-    config = AutoConfig.for_model("bert", vocab_size=30522, num_hidden_layers=2, num_attention_heads=2, **SIZES)
-    torch.manual_seed(0)
-    AutoModel.from_config(config).save_pretrained(folder)
-    load_tokenizer("embedded:tiny").save_pretrained(folder)
-    return str(folder)
 
 
 def adapt(base: Any, parts: set[Any], init_a: str = "orthonormal") -> Any:
