@@ -106,7 +106,7 @@ class DataConfig(ConfigGroup):
     max_test_examples: Count | None = None
 
     def __post_init__(self) -> None:
-        _check_template(self.prompt_template)
+        _check_template(self)
         _check_row_format(self)
 
     @property
@@ -141,7 +141,8 @@ def _check_row_format(data: DataConfig) -> None:
             )
 
 
-def _check_template(template: str) -> None:
+def _check_template(data: DataConfig) -> None:
+    template = data.prompt_template
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
@@ -153,3 +154,11 @@ def _check_template(template: str) -> None:
             f"data.prompt_template = {template!r} is invalid: it must contain {{text}} once, and may contain "
             "{text_pair} and {choices} (the names of the classes)."
         )
+    columns = {"text_pair": data.text_pair_column, "choices": data.label_column}
+    for field in set(fields) & set(columns):
+        if columns[field] is None:
+            key = "text_pair_column" if field == "text_pair" else "label_column"
+            raise ConfigError(
+                f"data.prompt_template = {template!r} is not possible with data.{key} = None, which would fill "
+                f"{{{field}}}: name the column, or remove {{{field}}} from the template."
+            )

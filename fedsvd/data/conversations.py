@@ -58,7 +58,7 @@ def load_conversation(text: str) -> list[Turn]:
 
 def unanswered(turns: Sequence[Turn]) -> list[Turn]:
     """Return what a model answers: all turns, or those before the last one if it is the assistant's."""
-    return list(turns[:-1] if turns[-1]["role"] == ASSISTANT else turns)
+    return list(turns[:-1] if turns and turns[-1]["role"] == ASSISTANT else turns)
 
 
 def learnable_conversations(

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from fedsvd.config import DataConfig
-from fedsvd.errors import DataError
+from fedsvd.errors import DataError, ModelError
 
 # The label of positions that do not enter the loss.
 IGNORED = -100
@@ -95,16 +95,32 @@ def tokenize_instructions(
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that ends a sequence."""
+    """Return the token that ends a sequence.
+
+    Raises:
+        ModelError: The tokenizer has none.
+    """
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if end is None:
+        raise ModelError(
+            "the model's tokenizer has no end token, with which a language model ends its answers: set its eos_token "
+            "and save it again."
+        )
     return int(end)
 
 
 def tokenize_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, *, special: bool = True) -> list[int]:
-    """Tokenize a prompt with the tokenizer's special tokens at the start, if ``special``, but none at the end."""
+    """Tokenize a prompt with the tokenizer's special tokens at the start, if ``special``, but none at the end.
+
+    A prompt without any token becomes the end token, after which a model can continue.
+    """
     ids: list[int] = list(tokenizer(prompt, add_special_tokens=special)["input_ids"])
     end_tokens = (tokenizer.eos_token_id, tokenizer.sep_token_id)
-    return ids[:-1] if special and len(ids) > 1 and ids[-1] in end_tokens else ids
+    if special and len(ids) > 1 and ids[-1] in end_tokens:
+        # An end token may also be written in the prompt.
+        written = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        ids = ids[:-1] if ids[-len(written) - 1 : -1] == written else ids
+    return ids or [end_token(tokenizer)]
 
 
 def prompt_ids(

@@ -81,11 +81,13 @@ def build_prompts(
             first half of a plain text.
 
     Raises:
-        DataError: A chat template is missing or cannot be used.
+        DataError: A chat template is missing, cannot be used, or cannot render a conversation.
     """
     if config.row_format == "messages":
-        conversations = [load_conversation(text) for text in dataset["messages"][:]]
-        return [_conversation_prompt(turns, tokenizer, max_length, with_answers) for turns in conversations]
+        return [
+            _conversation_prompt(load_conversation(text), number, tokenizer, max_length, with_answers)
+            for number, text in enumerate(dataset["messages"][:], start=1)
+        ]
     if config.row_format == "plain_text":
         halves = [_halve(text) if with_answers else (text, "") for text in dataset["text"][:]]
         return [Prompt(tokenize_prompt(text, tokenizer)[-max_length:], text, rest) for text, rest in halves]
@@ -120,19 +122,21 @@ def _tokenize_conversations(
 def _tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Tokenize texts with the tokenizer's tokens at the start and an end token; a longer text loses its end."""
     end = end_token(tokenizer)
-    # A text may consist of characters that the tokenizer removes, and the first token of a sequence is not predicted.
-    sequences = [[*(tokenize_prompt(text, tokenizer) or [end]), end][:max_length] for text in texts]
+    sequences = [[*tokenize_prompt(text, tokenizer), end][:max_length] for text in texts]
     return Dataset.from_dict({"input_ids": sequences, "labels": sequences})
 
 
 def _conversation_prompt(
-    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, max_length: int, with_answer: bool
+    turns: Sequence[Turn], number: int, tokenizer: PreTrainedTokenizerBase, max_length: int, with_answer: bool
 ) -> Prompt:
     count = len(turns)
     if with_answer:
         count = max((number for number, turn in enumerate(turns, start=1) if turn["role"] == ASSISTANT), default=count)
-    answer = turns[count - 1]["content"] if turns[count - 1]["role"] == ASSISTANT else ""
-    text = render_prompt(unanswered(turns[:count]), tokenizer)
+    answer = turns[count - 1]["content"] if turns and turns[count - 1]["role"] == ASSISTANT else ""
+    try:
+        text = render_prompt(unanswered(turns[:count]), tokenizer)
+    except DataError as error:
+        raise DataError(f"conversation {number}: {error}") from error
     ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return Prompt(ids[-max_length:], text, answer.strip())
 

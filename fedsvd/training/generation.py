@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
 from fedsvd import data
 from fedsvd.config import DataConfig, ModelConfig
+from fedsvd.models.embedded import quiet_transformers
 from fedsvd.models.positions import position_limit
 
 MAX_NEW_TOKENS = 48
@@ -53,20 +56,32 @@ def generate(
         rows = [list(row) for row in prompts[start : start + size]]
         batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="left").to(device)
         room = max_new_tokens if positions is None else positions - batch["input_ids"].shape[1]
-        generated: Any = model.generate(  # type: ignore[operator]
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=min(max_new_tokens, room),
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=ends,
-            pad_token_id=tokenizer.pad_token_id,
-            streamer=None if on_text is None else _Pieces(tokenizer, on_text),
-        )
+        with _plain_generation(model), quiet_transformers():
+            generated: Any = model.generate(  # type: ignore[operator]
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=min(max_new_tokens, room),
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=ends,
+                pad_token_id=tokenizer.pad_token_id,
+                streamer=None if on_text is None else _Pieces(tokenizer, on_text),
+            )
         new = generated[:, batch["input_ids"].shape[1] :]
         answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     model.train(was_training)
     return answers
+
+
+@contextmanager
+def _plain_generation(model: Any) -> Iterator[None]:
+    """Replace a checkpoint's own settings of generation, such as beams or a repetition penalty, by the defaults."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    own, base.generation_config = base.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 class _Pieces(TextStreamer):

@@ -54,8 +54,8 @@ def check_batch_layout(model: nn.Module, parts: Collection[Part]) -> None:
     if mixed:
         raise PrivacyError(
             f"privacy=dp_sgd is not possible: {', '.join(mixed)} of model.target_modules process the tokens of all "
-            "examples together in this architecture, so no gradient belongs to one example. Leave them out, or use "
-            "privacy=client_level."
+            "examples together in this architecture, or a table that all share, so no gradient belongs to one example. "
+            "Leave them out, or use privacy=client_level."
         )
 
 

@@ -208,7 +208,7 @@ def test_model_card_shows_loading_code_and_the_privacy_guarantee(exports: Path, 
     assert "δ = 1e-05" in merged
     assert re.search(r"federated learning over \d+ clients; their data stayed where they were", merged)
     adapter = (exports / "answerer-adapter" / "README.md").read_text(encoding="utf-8")
-    assert 'AutoPeftModelForCausalLM.from_pretrained("FOLDER")' in adapter
+    assert 'AutoPeftModelForCausalLM.from_pretrained("FOLDER", dtype="float32")' in adapter
     assert "without differential privacy" in adapter
 
 
