@@ -6,15 +6,22 @@ the accountant computes from the recorded charges, whatever the clients reported
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fedsvd.errors import PrivacyError
-from fedsvd.privacy.accounting import Spend, epsilon
+from fedsvd.privacy.accounting import Spend
+from fedsvd.privacy.recorded_charges import (
+    Row,
+    accounted_epsilons,
+    needs_accountant,
+    record,
+    recorded_charges,
+    replaced_ledgers,
+)
 from fedsvd.privacy.round_settings import ROW_KEY, recorded_settings, round_settings
 
-Row = Mapping[str, Any]
 Status = Literal["private", "unrecorded", "none"]
 
 
@@ -36,6 +43,7 @@ class Claim:
         presumed: Clients that may have been charged for updates that the server did not accept; ε includes these
             charges where the client's mechanism is recorded.
         num_rounds: Number of rounds that were completed.
+        ledgers: The number of ledgers of each client whose ledger was replaced and whose mechanism is not recorded.
     """
 
     status: Status
@@ -48,6 +56,7 @@ class Claim:
     charges: Mapping[str, Sequence[Spend]] = field(default_factory=dict)
     presumed: Sequence[str] = ()
     num_rounds: int = 0
+    ledgers: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_given(self) -> bool:
@@ -88,23 +97,27 @@ def weakest_claim(
     if status == "none":
         return Claim(status, reason, None, None, 0.0, settings, num_rounds=num_rounds)
     delta = max(float(item["target_delta"]) for item in settings)
-    charges, spent = _charges(trained), _reported_epsilons(rows, reported or {})
+    charges, spent = recorded_charges(trained), _reported_epsilons(rows, reported or {})
     if interrupted and charges:
         # As if a row recorded that every client may have been charged for the next round.
         most = int(config.get("train.local_steps", 1)) * (1 + int(config.get("federation.retries", 0))) * interrupted
         presumed_steps = {name: interrupted if name == "server" else most for name in charges}
         last = trained[-1].get(ROW_KEY) or {}
         trained.append({**trained[-1], ROW_KEY: {**last, "charges": {}, "presumed": presumed_steps}})
-    presumed = sorted({name for row in trained for name in _record(row, "presumed")} - {"server"})
-    if _needs_accountant(trained):
+    presumed = sorted({name for row in trained for name in record(row, "presumed")} - {"server"})
+    if needs_accountant(trained):
         try:
-            spent |= _accounted_epsilons(trained, charges, delta, settings, spent)
+            spent |= accounted_epsilons(trained, charges, delta, settings, spent)
         except PrivacyError as error:
             reason = f"the accountant finds no finite ε for the recorded charges ({error})"
             return Claim("none", reason, None, None, delta, settings, num_rounds=num_rounds)
+    replaced = replaced_ledgers(trained, reported or {})
+    spent |= {name: max(total, spent.get(name, 0.0)) for name, (total, _) in replaced.items()}
+    ledgers = {name: count for name, (_, count) in replaced.items()}
     largest = max([*spent.values(), *(row["epsilon"] for row in rows if row["epsilon"] is not None)], default=None)
     unit = str(settings[0]["unit"])
-    return Claim(status, reason, unit, largest, delta, settings, spent, charges, presumed, num_rounds)
+    delta *= max(ledgers.values(), default=1)
+    return Claim(status, reason, unit, largest, delta, settings, spent, charges, presumed, num_rounds, ledgers)
 
 
 def unprotected_rounds(rows: Iterable[Row]) -> list[int]:
@@ -156,28 +169,6 @@ def _distinct(settings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return distinct
 
 
-def _record(row: Row, key: str) -> Mapping[str, Any]:
-    value = (row.get(ROW_KEY) or {}).get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _row_charges(trained: Sequence[Row]) -> Iterator[tuple[str, Spend]]:
-    for row in trained:
-        for name, charge in _record(row, "charges").items():
-            # Clients that do not disclose the size of their data send neither value.
-            if charge["noise_multiplier"] is not None and charge["sample_rate"] is not None:
-                yield name, Spend(charge["noise_multiplier"], charge["sample_rate"], charge["steps"])
-
-
-def _charges(trained: Sequence[Row]) -> dict[str, list[Spend]]:
-    steps: dict[str, dict[tuple[float, float], int]] = {}
-    for name, spend in _row_charges(trained):
-        mechanism = (spend.noise_multiplier, spend.sample_rate)
-        by_mechanism = steps.setdefault(name, {})
-        by_mechanism[mechanism] = by_mechanism.get(mechanism, 0) + spend.steps
-    return {name: [Spend(*key, count) for key, count in items.items()] for name, items in steps.items()}
-
-
 def _reported_epsilons(rows: Sequence[Row], reported: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     pairs = [pair for row in rows for pair in row.get("client_epsilons", {}).items()]
     pairs += [(name, client.get("epsilon")) for name, client in reported.items()]
@@ -186,60 +177,3 @@ def _reported_epsilons(rows: Sequence[Row], reported: Mapping[str, Mapping[str, 
         if value is not None:
             spent[name] = max(value, spent.get(name, 0.0))
     return spent
-
-
-def _needs_accountant(trained: Sequence[Row]) -> bool:
-    """Return whether a client's ledger may lack charges of this run, so that its reported ε may be too small.
-
-    Only between two processes can a ledger be replaced; within one, the reported ε covers all that the rows record.
-    """
-    if len({(row.get(ROW_KEY) or {}).get("start", 0) for row in trained}) > 1:
-        return True
-    charged: dict[str, int] = {}
-    for row in trained:
-        if _record(row, "presumed"):
-            return True
-        for name, charge in _record(row, "charges").items():
-            charged[name] = charged.get(name, 0) + charge["steps"]
-            if charge.get("ledger_steps") is not None and charge["ledger_steps"] < charged[name]:
-                return True
-    return False
-
-
-def _accounted_epsilons(
-    trained: Sequence[Row],
-    charges: Mapping[str, Sequence[Spend]],
-    delta: float,
-    settings: Sequence[Mapping[str, Any]],
-    spent: Mapping[str, float],
-) -> dict[str, float]:
-    """Return for each client with recorded charges the larger of its reported ε and the accountant's."""
-    result = {}
-    for name, spends in charges.items():
-        history = [*spends, *_presumed_spend(name, trained, spends)]
-        bounds = [epsilon(history, delta, str(accountant)) for accountant in {item["accountant"] for item in settings}]
-        result[name] = max(spent.get(name, 0.0), *bounds)
-    return result
-
-
-def _presumed_spend(name: str, trained: Sequence[Row], spends: Sequence[Spend]) -> list[Spend]:
-    """Return a bound on the charges that neither the rows nor the client's reported ε cover.
-
-    Within one process, an accepted report covers the charges before it. In a resumed run, the ledger that it comes from
-    may not be the one that was charged before, so all presumed charges count.
-    """
-    presumed, charged, ledger_steps = 0, 0, 0
-    is_one_process = len({(row.get(ROW_KEY) or {}).get("start", 0) for row in trained}) == 1
-    for row in trained:
-        charge = _record(row, "charges").get(name)
-        if charge is not None:
-            charged, ledger_steps = charged + charge["steps"], charge.get("ledger_steps") or 0
-            # A ledger with fewer steps than the rows is not the one that was charged before.
-            presumed = 0 if is_one_process and ledger_steps >= charged else presumed
-        presumed += int(_record(row, "presumed").get(name, 0))
-    if not presumed:
-        return []
-    # Charges that only the ledger records, such as those of interrupted rounds, count at the weakest mechanism.
-    steps = presumed + max(0, ledger_steps - charged)
-    weakest = min(spend.noise_multiplier for spend in spends), max(spend.sample_rate for spend in spends)
-    return [Spend(*weakest, steps)]

@@ -59,6 +59,13 @@ def caveats(claim: Claim) -> list[Block]:
         if unknown:
             text += f", except those of clients {', '.join(unknown)}, whose settings are only in their own ledgers"
         blocks.append(Paragraph(f"{text}.", "warning" if unknown else "note"))
+    if claim.ledgers:
+        names = ", ".join(f"{name} ({count} ledgers)" for name, count in sorted(claim.ledgers.items()))
+        text = (
+            f"The ledger of clients {names} was replaced during the run, and their settings are only in their ledgers: "
+            "ε is the sum of what all ledgers of a client reported, and δ counts once for each."
+        )
+        blocks.append(Paragraph(text, "warning"))
     return blocks
 
 

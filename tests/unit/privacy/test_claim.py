@@ -10,11 +10,11 @@ from opacus.accountants import create_accountant
 
 from fedsvd.config.compose import as_dict, compose
 from fedsvd.errors import PrivacyError
-from fedsvd.privacy import claim as claim_module
+from fedsvd.privacy import recorded_charges as charges_module
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.claim import format_rounds, unprotected_rounds, weakest_claim
 from fedsvd.privacy.round_settings import ROW_KEY, round_settings
-from fedsvd.report.claim_text import privacy_line
+from fedsvd.report.claim_text import caveats, privacy_line
 from fedsvd.report.loaded_runs import flatten
 
 DP, CLIENT, NONE = (
@@ -98,6 +98,23 @@ def test_weakest_settings_count() -> None:
     assert claim.some("secure_random")
     assert claim.delta == 1e-4
     assert max(claim.values("clipping_norm")) == 9.0
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 4)), min_size=1, max_size=6))
+def test_a_replaced_ledger_of_a_client_that_hides_its_mechanism_adds_to_the_ones_before(rounds: list[Any]) -> None:
+    rows, ledgers = [], [0]
+    for number, (is_replaced, steps) in enumerate(rounds, start=1):
+        ledgers = [*ledgers, 0] if is_replaced and number > 1 else ledgers
+        ledgers[-1] += steps
+        hidden = {"noise_multiplier": None, "sample_rate": None, "steps": steps, "ledger_steps": ledgers[-1]}
+        # Any increasing function of a ledger's steps stands for its ε.
+        rows.append(row(number, DP, {"0": 0.5 * ledgers[-1]}, {"0": hidden}, start=len(ledgers)))
+    claim = weakest_claim(rows, DP, {"0": {"epsilon": 0.5 * ledgers[-1]}})
+
+    assert claim.epsilon == pytest.approx(0.5 * sum(ledgers))
+    assert claim.delta == pytest.approx(1e-5 * len(ledgers))
+    assert (claim.ledgers == {"0": len(ledgers)}) == (len(ledgers) > 1)
+    assert any("was replaced during the run" in str(block) for block in caveats(claim)) == (len(ledgers) > 1)
 
 
 def test_a_replaced_ledger_does_not_lower_epsilon() -> None:
@@ -218,7 +235,7 @@ def test_charges_without_a_finite_epsilon_are_no_guarantee(monkeypatch: pytest.M
     def no_bound(*_: object) -> float:
         raise PrivacyError("too little noise")
 
-    monkeypatch.setattr(claim_module, "epsilon", no_bound)
+    monkeypatch.setattr(charges_module, "epsilon", no_bound)
     rows = [row(1, DP, {"0": 0.5}, {"0": charge(1.0)}), row(2, DP, {"0": 0.6}, {"0": charge(1.0)}, start=1)]
     claim = weakest_claim(rows, DP)
     assert (claim.status, claim.epsilon, claim.delta) == ("none", None, 1e-5)
