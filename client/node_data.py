@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from flwr.app import Context
 
 from fedsvd.config import Config
-from fedsvd.errors import DataError, FedSVDError, NodeDataError
+from fedsvd.errors import DataError, FedSVDError, NodeDataError, PublicTextError
 from fedsvd.trainer.settings import shares_errors
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,8 @@ def hide_private_details(context: Context) -> Iterator[None]:
     The server receives only the replacement; it has the details if the node's owner allows it (``share-errors``).
 
     Raises:
-        DataError: Instead of a `NodeDataError` or an unexpected error, either of which may quote the data.
+        DataError: Instead of a `NodeDataError`, an unexpected error or, on a node with its own data, a
+            `PublicTextError`, all of which may tell about its files.
     """
     shares = shares_errors(context.node_config)
     try:
@@ -152,6 +153,12 @@ def hide_private_details(context: Context) -> Iterator[None]:
         logger.error("this node's own data cannot be used: %s", visible(error, keep="\n"))
         reason = str(error) if shares else "see the node's log for the reason."
         raise DataError(f"this node's own data cannot be used: {reason}") from None
+    except PublicTextError as error:
+        if "data-path" not in context.node_config or shares:
+            raise
+        # The run names the file: what is wrong with it could tell about any file of this node.
+        logger.error("%s", error)
+        raise DataError("model.public_text cannot be used on this node: see the node's log for the reason.") from None
     except FedSVDError:
         raise
     except Exception as error:

@@ -9,6 +9,7 @@ Each message says what was wrong, the value, what is allowed, and what to do.
     │   └── ResumeError           settings or data with which a run cannot be resumed
     ├── DataError                 a data set that cannot be obtained, read or split
     │   ├── AssetError            a packaged file that cannot be fetched or has unexpected content
+    │   ├── PublicTextError       a file of public text that cannot be used
     │   └── NodeDataError         invalid node data; the details concern the node's owner alone
     ├── ModelError                a model that cannot be loaded, or an adapter that does not fit it
     ├── PrivacyError              a privacy guarantee that cannot be given
@@ -57,6 +58,10 @@ class DataError(FedSVDError):
 
 class AssetError(DataError):
     """A packaged file that cannot be fetched, or whose content differs from the recorded digest."""
+
+
+class PublicTextError(DataError):
+    """A file of public text (``model.public_text``) that cannot be used."""
 
 
 class NodeDataError(DataError):

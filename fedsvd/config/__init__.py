@@ -7,6 +7,7 @@ annotation (`fedsvd.config.group`); ``__post_init__`` checks constraints between
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -165,17 +166,27 @@ def _check_row_format(model: ModelConfig, data: DataConfig) -> None:
 def _check_public_text(config: Config) -> None:
     """Reject private text as public text."""
     source = config.model.public_text
-    own = {config.data.path, config.data.test_path, f"embedded:{config.data.name}"}
-    if config.public_text_uses and source in own:
+    own = (config.data.path, config.data.test_path)
+    is_own = source == f"embedded:{config.data.name}" or any(path and _is_same_file(source, path) for path in own)
+    if config.public_text_uses and is_own:
         raise ConfigError(
-            f"model.public_text = {source} is not possible: the clients' private data are the same text. Set it to "
-            "another text that is public."
+            f"model.public_text = {source} is not possible: the clients' own data are the same text. Set it to another "
+            "text that is public."
         )
     if config.privacy.project_public_mean and config.model.task not in ONE_PREDICTION_TASKS:
         raise ConfigError(
             f"privacy.project_public_mean = True is not possible with model.task = {config.model.task}, where a text "
             "does not have one of several classes: set it to false, or use model.task=sequence_classification."
         )
+
+
+def _is_same_file(first: str, second: str) -> bool:
+    """Return whether two paths name one file, also by a link or in another notation."""
+    try:
+        return Path(first).samefile(second)
+    except OSError:
+        # One of them does not exist on this machine.
+        return Path(first).resolve() == Path(second).resolve()
 
 
 def _check_client_level(config: Config) -> None:

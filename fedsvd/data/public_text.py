@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedsvd.data.text_files import TextLayout, read_texts
 from fedsvd.data.topics import load_bbc_news
-from fedsvd.errors import DataError
+from fedsvd.errors import AssetError, DataError, PublicTextError
 
 EMBEDDED = "embedded:bbc_news"
 MAX_TEXTS = 4000
@@ -23,12 +23,17 @@ def load_public_text(source: str) -> list[str]:
         source: ``embedded:bbc_news`` (its sentences), or the path of a file as for `fedsvd.data.text_files.read_texts`.
 
     Raises:
-        DataError: The file is missing or unreadable, or has too few texts.
+        PublicTextError: The file is missing or unreadable, or has too few texts.
         AssetError: The package of the embedded texts is unavailable.
     """
-    texts = _bbc_sentences() if source == EMBEDDED else _read_file(source)
+    try:
+        texts = _bbc_sentences() if source == EMBEDDED else _read_file(source)
+    except AssetError:
+        raise
+    except DataError as error:
+        raise PublicTextError(str(error)) from error
     if len(texts) < _MIN_TEXTS:
-        raise DataError(
+        raise PublicTextError(
             f"model.public_text = {source!r} has {len(texts)} different texts: expected at least {_MIN_TEXTS}, better "
             f"{MAX_TEXTS}. Set it to a file with more texts, or to {EMBEDDED}."
         )

@@ -56,7 +56,7 @@ def test_the_projection_removes_the_mean_gradient_of_public_text(
     ("overrides", "message"),
     [
         (["privacy=client_level"], "clips no example's gradient"),
-        (["data=bbc_news"], "private data are the same text"),
+        (["data=bbc_news"], "own data are the same text"),
         (["model.task=causal_lm", "train.head=frozen"], "does not have one of several classes"),
     ],
 )
@@ -104,7 +104,7 @@ def test_a_is_trained_in_coordinates_of_public_inputs(tmp_path: Path, monkeypatc
         (["method=tangent", "train.local_steps=1"], "has coordinates of its own"),
         (["train.head_init=zeros"], "a head of zeros does not depend on any layer"),
         (["model.task=causal_lm", "model=tiny_llama", "train.head=frozen"], "it needs one prediction per text"),
-        (["data=bbc_news"], "private data are the same text"),
+        (["data=bbc_news"], "own data are the same text"),
     ],
 )
 def test_settings_without_coordinates_of_public_text_are_rejected(overrides: list[str], message: str) -> None:
