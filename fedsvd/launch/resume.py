@@ -16,12 +16,11 @@ from fedsvd.config import Config
 from fedsvd.config.compose import as_dict, compose, read_config
 from fedsvd.config.paths import absolute_values
 from fedsvd.errors import ResumeError
+from fedsvd.launch.resumed_data import NEW_RUN, check_data
 from fedsvd.methods import build_method
 from fedsvd.privacy.round_settings import recorded_settings, round_settings
 from fedsvd.report.loaded_runs import flatten
-from fedsvd.runs.folder import RunFolder, read_json, read_rows
-from fedsvd.runtime.data import class_names
-from fedsvd.runtime.description import describe_partitions
+from fedsvd.runs.folder import RunFolder, read_rows
 
 # Keys whose value may differ from that of the earlier process, and why this changes neither guarantee nor data.
 MAY_CHANGE: Mapping[str, str] = {
@@ -67,7 +66,6 @@ MAY_CHANGE: Mapping[str, str] = {
     "resume": "the location of the run",
 }  # fmt: skip
 _SIMULATED = ("local", "simulation")
-_NEW_RUN = "start a new run (without resume)"
 
 
 def check_resume(folder: RunFolder, config: Config, facts: Mapping[str, Any]) -> None:
@@ -83,7 +81,7 @@ def check_resume(folder: RunFolder, config: Config, facts: Mapping[str, Any]) ->
             requested than are done, or the classes or the data differ.
     """
     check_settings(folder, config)
-    _check_data(folder, config, facts)
+    check_data(folder, config, facts)
 
 
 def check_settings(folder: RunFolder, config: Config) -> None:
@@ -122,14 +120,14 @@ def _check_config(folder: RunFolder, earlier: Config, config: Config) -> None:
     if changes:
         raise ResumeError(
             f"resume = {str(folder.root)!r} cannot change {', '.join(changes)}: a run keeps the privacy settings, data "
-            f"and model that it started with. Leave the override out, or {_NEW_RUN}; docs/runs.md lists what may "
+            f"and model that it started with. Leave the override out, or {NEW_RUN}; docs/runs.md lists what may "
             "change."
         )
     if config.privacy.name == "client_level" and config.train.num_rounds != earlier.train.num_rounds:
         raise ResumeError(
             f"resume = {str(folder.root)!r} cannot change train.num_rounds from {earlier.train.num_rounds} to "
             f"{config.train.num_rounds}: with privacy.name = client_level, all clients were charged for the whole run "
-            f"in advance. Leave train.num_rounds out, or {_NEW_RUN}."
+            f"in advance. Leave train.num_rounds out, or {NEW_RUN}."
         )
 
 
@@ -177,7 +175,7 @@ def _check_rows(folder: RunFolder, config: Config) -> None:
     if config.train.num_rounds < done:
         raise ResumeError(
             f"train.num_rounds = {config.train.num_rounds} is below the {done} rounds that {folder.root} has done: "
-            f"give {done} or more, or {_NEW_RUN}."
+            f"give {done} or more, or {NEW_RUN}."
         )
     settings = round_settings(flatten(as_dict(config)))
     for row in rows:
@@ -187,7 +185,7 @@ def _check_rows(folder: RunFolder, config: Config) -> None:
                 raise ResumeError(
                     f"resume = {str(folder.root)!r} cannot change the privacy setting {key} from {_shown(old)}, as in "
                     f"round {row['server_round']}, to {new}: the rounds would have no common guarantee. Leave it as it "
-                    f"was, or {_NEW_RUN}."
+                    f"was, or {NEW_RUN}."
                 )
 
 
@@ -204,43 +202,6 @@ def _rounds_done(folder: RunFolder) -> int:
     numbers = [path.name.removeprefix("round-") for path in folder.checkpoints.glob("round-*")]
     saved = [int(number) for number in numbers if number.isdigit()]
     return max([*saved, *(row["server_round"] for row in _rows(folder))], default=0)
-
-
-def _check_data(folder: RunFolder, config: Config, facts: Mapping[str, Any]) -> None:
-    """Compare classes and fingerprints; what an earlier version did not record cannot be compared."""
-    names = class_names(config)
-    recorded = _read_names(folder.classes)
-    if recorded is not None and recorded != names:
-        raise _other_data(folder, "the classes", ", ".join(recorded), ", ".join(names))
-    old, new = read_json(folder.record).get("held_out") or {}, facts["held_out"]
-    if old.get("fingerprint", new["fingerprint"]) != new["fingerprint"]:
-        raise _other_data(folder, "the held-out examples", _summary(old), _summary(new))
-    if config.data.name == "node":
-        return
-    before, after = read_json(folder.partitions).get("clients", []), describe_partitions(config)["clients"]
-    for number, (old, new) in enumerate(zip(before, after, strict=False)):
-        if old["fingerprint"] != new["fingerprint"]:
-            raise _other_data(folder, f"the data of client {number}", _summary(old), _summary(new))
-
-
-def _other_data(folder: RunFolder, subject: str, old: str, new: str) -> ResumeError:
-    return ResumeError(
-        f"resume = {str(folder.root)!r} cannot change {subject} from {old} to {new}: the run would mix what it was "
-        f"trained on with other data. Restore the data, or {_NEW_RUN}."
-    )
-
-
-def _summary(data: Mapping[str, Any]) -> str:
-    counts = data.get("examples_by_class") or {}
-    number = data.get("num_examples", sum(counts.values()))
-    return f"{number} examples (SHA-256 {data['fingerprint'][:12]}…)"
-
-
-def _read_names(path: Path) -> list[str] | None:
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
 
 
 def _shown(value: object) -> str:

@@ -1,0 +1,62 @@
+"""The data of a run that is resumed: classes and examples must be those that it started with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsvd.config import Config
+from fedsvd.errors import ResumeError
+from fedsvd.runs.folder import RunFolder, read_json
+from fedsvd.runtime.data import class_names
+from fedsvd.runtime.description import describe_partitions
+
+NEW_RUN = "start a new run (without resume)"
+
+
+def check_data(folder: RunFolder, config: Config, facts: Mapping[str, Any]) -> None:
+    """Compare classes and fingerprints; what an earlier version did not record cannot be compared.
+
+    Args:
+        folder: Directory of the run to resume.
+        config: The configuration to resume it with.
+        facts: The description of the run with this configuration, see `fedsvd.runtime.description.describe_run`.
+
+    Raises:
+        ResumeError: The classes, the held-out examples or a simulated client's examples differ.
+    """
+    names = class_names(config)
+    recorded = _read_names(folder.classes)
+    if recorded is not None and recorded != names:
+        raise _other_data(folder, "the classes", ", ".join(recorded), ", ".join(names))
+    old, new = read_json(folder.record).get("held_out") or {}, facts["held_out"]
+    if old.get("fingerprint", new["fingerprint"]) != new["fingerprint"]:
+        raise _other_data(folder, "the held-out examples", _summary(old), _summary(new))
+    if config.data.name == "node":
+        return
+    before, after = read_json(folder.partitions).get("clients", []), describe_partitions(config)["clients"]
+    for number, (old, new) in enumerate(zip(before, after, strict=False)):
+        if old["fingerprint"] != new["fingerprint"]:
+            raise _other_data(folder, f"the data of client {number}", _summary(old), _summary(new))
+
+
+def _other_data(folder: RunFolder, subject: str, old: str, new: str) -> ResumeError:
+    return ResumeError(
+        f"resume = {str(folder.root)!r} cannot change {subject} from {old} to {new}: the run would mix what it was "
+        f"trained on with other data. Restore the data, or {NEW_RUN}."
+    )
+
+
+def _summary(data: Mapping[str, Any]) -> str:
+    counts = data.get("examples_by_class") or {}
+    number = data.get("num_examples", sum(counts.values()))
+    return f"{number} examples (SHA-256 {data['fingerprint'][:12]}…)"
+
+
+def _read_names(path: Path) -> list[str] | None:
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
