@@ -78,7 +78,7 @@ def check_resume(folder: RunFolder, config: Config, facts: Mapping[str, Any]) ->
 
     Raises:
         ResumeError: A setting differs that must not change, the privacy settings of a round differ, fewer rounds are
-            requested than are done, or the classes or the data differ.
+            requested than are done, or the classes, the data or the public text differ.
     """
     check_settings(folder, config)
     check_data(folder, config, facts)

@@ -1,4 +1,4 @@
-"""The data of a run that is resumed: classes and examples must be those that it started with."""
+"""The data of a run that is resumed: classes, examples and public text must be those that it started with."""
 
 from __future__ import annotations
 
@@ -25,21 +25,33 @@ def check_data(folder: RunFolder, config: Config, facts: Mapping[str, Any]) -> N
         facts: The description of the run with this configuration, see `fedsvd.runtime.description.describe_run`.
 
     Raises:
-        ResumeError: The classes, the held-out examples or a simulated client's examples differ.
+        ResumeError: The classes, the held-out examples, the public text or a simulated client's examples differ.
     """
-    names = class_names(config)
+    names, record = class_names(config), read_json(folder.record)
     recorded = _read_names(folder.classes)
     if recorded is not None and recorded != names:
         raise _other_data(folder, "the classes", ", ".join(recorded), ", ".join(names))
-    old, new = read_json(folder.record).get("held_out") or {}, facts["held_out"]
+    old, new = record.get("held_out") or {}, facts["held_out"]
     if old.get("fingerprint", new["fingerprint"]) != new["fingerprint"]:
         raise _other_data(folder, "the held-out examples", _summary(old), _summary(new))
+    _check_public_text(folder, record, facts)
     if config.data.name == "node":
         return
     before, after = read_json(folder.partitions).get("clients", []), describe_partitions(config)["clients"]
     for number, (old, new) in enumerate(zip(before, after, strict=False)):
         if old["fingerprint"] != new["fingerprint"]:
             raise _other_data(folder, f"the data of client {number}", _summary(old), _summary(new))
+
+
+def _check_public_text(folder: RunFolder, record: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    old, new = _public_text(record), _public_text(facts)
+    if old and new and old["sha256"] != new["sha256"]:
+        raise _other_data(folder, "the public text (model.public_text)", _corpus(old), _corpus(new))
+
+
+def _public_text(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the description of the public text; runs of earlier versions have it only with their pooling."""
+    return facts.get("public_text") or (facts.get("pooling") or {}).get("public_text")
 
 
 def _other_data(folder: RunFolder, subject: str, old: str, new: str) -> ResumeError:
@@ -53,6 +65,10 @@ def _summary(data: Mapping[str, Any]) -> str:
     counts = data.get("examples_by_class") or {}
     number = data.get("num_examples", sum(counts.values()))
     return f"{number} examples (SHA-256 {data['fingerprint'][:12]}…)"
+
+
+def _corpus(text: Mapping[str, Any]) -> str:
+    return f"{text['num_texts']} texts (SHA-256 {text['sha256'][:12]}…)"
 
 
 def _read_names(path: Path) -> list[str] | None:

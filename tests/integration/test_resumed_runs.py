@@ -16,7 +16,8 @@ import server.evaluation
 from fedsvd.cli import main
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.report.privacy_statement import guarantee_line, statement_markdown
-from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_rows
+from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_json, write_rows
+from fedsvd.runtime.base_model import load_public_corpus
 from fedsvd.runtime.data import clear_data_cache
 
 pytestmark = pytest.mark.slow
@@ -169,6 +170,34 @@ def test_other_data_and_classes_are_refused(tmp_path: Path, capsys: pytest.Captu
     path.unlink()
     moved = write_csv(tmp_path / "moved.csv", "01")
     assert main(["train", f"resume={folder}", "train.num_rounds=2", f"data.path={moved}"]) == 0
+
+
+def write_public_text(path: Path, word: str) -> Path:
+    path.write_text("".join(f"The {word} of page {number} is public.\n" for number in range(120)), encoding="utf-8")
+    # As in another process.
+    load_public_corpus.cache_clear()
+    return path
+
+
+@pytest.mark.parametrize("use", ["model.standardize=public", "method.init_b=public_jacobian"])
+def test_another_public_text_is_refused(use: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_public_text(tmp_path / "public.txt", "text")
+    options = (use, f"model.public_text={path}", "privacy=none", "train.num_rounds=1")
+    folder = train(tmp_path / "run", "model.pooling=mean", *options)
+    if "standardize" in use:
+        # As an earlier version recorded it.
+        write_json(folder / "run.json", {k: v for k, v in read_json(folder / "run.json").items() if k != "public_text"})
+    before = digest(folder)
+
+    write_public_text(path, "content")
+    assert main(["train", f"resume={folder}", "train.num_rounds=2"]) == 2
+    corpus = r"120 texts \(SHA-256 [0-9a-f]{12}…\)"
+    message = rf"cannot change the public text \(model\.public_text\) from {corpus} to {corpus}: "
+    assert re.search(message, capsys.readouterr().err)
+    assert digest(folder) == before
+
+    write_public_text(path, "text")
+    assert main(["train", f"resume={folder}", "train.num_rounds=2"]) == 0
 
 
 def test_predict_and_export_state_the_guarantee(
