@@ -75,27 +75,25 @@ def plan_table(plans: Sequence[ClientPlan], target_delta: float, unit: str) -> T
 
 
 def sample_rates_table(costs: Sequence[SampleRateCost], plans: Sequence[ClientPlan], config: Config) -> Table:
-    """Return a table with one row per sample rate: its noise, each client's expected batch, and who has it now."""
+    """Return a table with one row per sample rate: its noise, each client's expected batch, and who has it now.
+
+    At a fixed noise multiplier, it has the ε of each sample rate in place of the noise multiplier.
+    """
     privacy, steps = config.privacy, plans[0].run.steps
-    table = Table(
-        title=f"Noise by sample rate, for ε = {privacy.target_epsilon:g} at δ = {privacy.target_delta:g} and "
-        f"{steps} steps"
-    )
+    what, heading = f"Noise by sample rate, for ε = {privacy.target_epsilon:g}", "noise\nmultiplier"
+    if privacy.noise_multiplier is not None:
+        what, heading = f"ε by sample rate, for σ = {privacy.noise_multiplier:g}", "ε of\nthis run"
+    table = Table(title=f"{what} at δ = {privacy.target_delta:g} and {steps} steps")
     shown = plans[:_MAX_CLIENTS]
     names = ", ".join(map(str, range(len(shown)))) + (", …" if len(plans) > len(shown) else "")
     clients = f"client {names}" if len(plans) == 1 else f"clients {names}"
-    for heading in (
-        "sample\nrate",
-        "noise\nmultiplier",
-        "noise of a step\n(all examples: 1)",
-        f"batch of\n{clients}",
-        "now",
-    ):
-        table.add_column(heading, justify="right")
+    for column in ("sample\nrate", heading, "noise of a step\n(all examples: 1)", f"batch of\n{clients}", "now"):
+        table.add_column(column, justify="right")
     for cost in costs:
         sizes = ", ".join(f"{cost.sample_rate * plan.num_examples:.0f}" for plan in shown)
         now = ", ".join(map(str, cost.clients[:_MAX_CLIENTS])) + (", …" if len(cost.clients) > _MAX_CLIENTS else "")
-        row = [f"{cost.sample_rate:.4f}", f"{cost.noise_multiplier:.3f}", f"{cost.relative_noise:.2f}", sizes, now]
+        value = f"{cost.noise_multiplier:.3f}" if cost.epsilon is None else rounded_up(cost.epsilon, 3)
+        row = [f"{cost.sample_rate:.4f}", value, f"{cost.relative_noise:.2f}", sizes, now]
         table.add_row(*row, style="bold" if cost.clients else "")
     return table
 

@@ -84,6 +84,20 @@ def test_plan_warns_of_unusual_settings(capsys: pytest.CaptureFixture[str]) -> N
     assert "train.batch_size = 500 is more than its" in output
 
 
+def test_plan_with_a_fixed_noise_multiplier_shows_the_epsilon_of_each_sample_rate(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    overrides = ["experiment=smoke", "privacy.accountant=rdp", "privacy.noise_multiplier=0.9", "train.sample_rate=0.4"]
+    assert main(["privacy", "plan", *overrides]) == 0
+
+    output = capsys.readouterr().out
+    planned, (rate, cost) = client_cells(output, "0")[5], re.findall(r"│ +(0\.4000) │ +([\d.]+) │ +2\.50 │", output)[0]
+    assert (rate, cost) == ("0.4000", planned)
+    assert "ε by sample rate, for σ = 0.9 at δ = 1e-05 and 4 steps" in output
+    assert "Set train.sample_rate" not in output
+    assert "No sample rate is recommended" in output
+
+
 def test_plan_of_client_level_privacy_matches_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["experiment=smoke", "privacy=client_level", f"privacy.ledger_dir={tmp_path / 'ledgers'}"]
     assert main(["privacy", "plan", *overrides]) == 0

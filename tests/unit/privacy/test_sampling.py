@@ -44,6 +44,20 @@ def test_every_rate_costs_the_same_epsilon_and_the_clients_are_marked() -> None:
     assert "train.sample_rate=1 " in recommend(costs)
 
 
+def test_at_a_fixed_noise_multiplier_larger_rates_cost_more_and_none_is_recommended() -> None:
+    config = compose([*RUN, "privacy.noise_multiplier=0.9"])
+    plans = [plan_client(config, 64, []), plan_client(config, 160, [])]
+    costs = sample_rate_costs(config, plans)
+
+    assert {cost.noise_multiplier for cost in costs} == {0.9}
+    for cost in costs:
+        assert cost.epsilon == pytest.approx(epsilon([Spend(0.9, cost.sample_rate, 12)], 1e-5, "rdp"))
+        assert cost.relative_noise == pytest.approx(1 / cost.sample_rate)
+    assert [cost.epsilon for cost in costs if cost.clients == (0,)] == [plans[0].epsilon_run]
+    assert costs == sorted(costs, key=lambda cost: cost.epsilon or 0)
+    assert recommend(costs).startswith("No sample rate is recommended, since privacy.noise_multiplier is fixed")
+
+
 def test_recommendations() -> None:
     full = SampleRateCost(1.0, 4.0, 1.0)
     assert "have 2.50 times its noise" in recommend([SampleRateCost(0.1, 1.0, 2.5, (0,)), full])
