@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,29 +23,29 @@ class PlannedRun:
     """The planned privacy cost of a run, with its ledgers and the rounds that an earlier process completed.
 
     Attributes:
-        clients: One plan per client.
+        clients: The plan of each client that takes part, by its number.
         rounds_done: Number of rounds that are done.
         changed: Numbers of the clients whose ledgers were last charged for other data.
     """
 
-    clients: Sequence[ClientPlan]
+    clients: Mapping[int, ClientPlan]
     rounds_done: int
     changed: Sequence[int]
 
 
 def plan_run(config: Config) -> PlannedRun:
-    """Plan a run with simulated clients.
+    """Plan a run with simulated clients; those that do not take part are left out.
 
     Raises:
         LedgerError: A ledger is damaged, not a ledger, or cannot be charged for the client's data.
         PrivacyError: No amount of noise satisfies the budget.
     """
     done = (completed_rounds(Path(config.resume)) or 0) if config.resume else 0
-    plans, changed = [], []
-    for number in range(config.federation.num_clients):
+    plans, changed = {}, []
+    for number in _participants(config):
         part = load_partition(config, number)
         history, has_changed = _history(config, number, data.fingerprint(part))
-        plans.append(plan_client(config, len(part), history, done))
+        plans[number] = plan_client(config, len(part), history, done)
         changed += [number] if has_changed else []
     return PlannedRun(plans, done, changed)
 
@@ -62,14 +62,14 @@ def check_remaining_budget(config: Config) -> list[str]:
     """
     if config.resume is None or config.privacy.name == "none" or config.data.name == "node":
         return []
-    numbers = range(config.federation.num_clients)
     # Real clients keep their ledgers on their own machines.
-    if not any(ledger_path(config.privacy.ledger_dir, Path(config.resume), number).exists() for number in numbers):
+    ledgers = [ledger_path(config.privacy.ledger_dir, Path(config.resume), number) for number in _participants(config)]
+    if not any(path.exists() for path in ledgers):
         return []
     plans, budget = plan_run(config).clients, configured_budget(config.privacy)
-    remaining = plans[0].remaining_rounds
-    if remaining > 0 and not any(plan.affordable_rounds for plan in plans):
-        spent = max(plan.epsilon_before for plan in plans)
+    remaining = next(iter(plans.values())).remaining_rounds
+    if remaining > 0 and not any(plan.affordable_rounds for plan in plans.values()):
+        spent = max(plan.epsilon_before for plan in plans.values())
         raise BudgetExceededError(
             f"resume = {config.resume!r} cannot continue: no client's budget holds one of the {remaining} remaining "
             f"rounds (up to ε = {rounded_up(spent, 2)} of {budget.max_epsilon:g} is spent, at δ = "
@@ -78,9 +78,14 @@ def check_remaining_budget(config: Config) -> list[str]:
     return [
         f"client {number}: its budget holds {plan.affordable_rounds} of the {remaining} remaining rounds; it will "
         "decline the others."
-        for number, plan in enumerate(plans)
+        for number, plan in plans.items()
         if plan.affordable_rounds < remaining
     ]
+
+
+def _participants(config: Config) -> list[int]:
+    federation = config.federation
+    return [number for number in range(federation.num_clients) if federation.takes_part(number)]
 
 
 def _history(config: Config, partition_id: int, fingerprint: str) -> tuple[list[Spend], bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedsvd.config import Config, TrainConfig
@@ -126,8 +126,8 @@ def plan_client(config: Config, num_examples: int, history: Sequence[Spend], rou
     )
 
 
-def plan_warnings(config: Config, plans: Sequence[ClientPlan]) -> list[str]:
-    """Return warnings to show before such a run."""
+def plan_warnings(config: Config, plans: Mapping[int, ClientPlan]) -> list[str]:
+    """Return warnings to show before such a run, given the clients' plans by number."""
     privacy, num_clients = config.privacy, config.federation.num_clients
     warnings = []
     if privacy.name == "client_level" and privacy.target_delta * num_clients >= 1:
@@ -135,7 +135,7 @@ def plan_warnings(config: Config, plans: Sequence[ClientPlan]) -> list[str]:
             f"privacy.target_delta = {privacy.target_delta:g} is at least 1/{num_clients}, one over the number of "
             f"clients; set it well below {1 / num_clients:.1g}."
         )
-    for number, plan in enumerate(plans):
+    for number, plan in plans.items():
         if privacy.name == "dp_sgd":
             data_warnings = example_warnings(plan.num_examples, privacy.target_delta, config.train)
             warnings += [f"client {number}: {warning}" for warning in data_warnings]

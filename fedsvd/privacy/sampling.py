@@ -8,7 +8,7 @@ noise in a step, too, but costs more ε.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -41,19 +41,19 @@ class SampleRateCost:
     epsilon: float | None = None
 
 
-def sample_rate_costs(config: Config, plans: Sequence[ClientPlan]) -> list[SampleRateCost]:
+def sample_rate_costs(config: Config, plans: Mapping[int, ClientPlan]) -> list[SampleRateCost]:
     """Return the noise at `RATES` and at the clients' own sample rates, in ascending order of the rates.
 
     Args:
         config: Configuration of the run, with ``privacy=dp_sgd``.
-        plans: The clients' plans; all have the same number of steps.
+        plans: The clients' plans, by number; all have the same number of steps.
     """
-    costs = []
-    for rate in sorted({*RATES, *(plan.run.sample_rate for plan in plans)}):
-        clients = tuple(number for number, plan in enumerate(plans) if plan.run.sample_rate == rate)
+    costs, steps = [], next(iter(plans.values())).run.steps
+    for rate in sorted({*RATES, *(plan.run.sample_rate for plan in plans.values())}):
+        clients = tuple(number for number, plan in plans.items() if plan.run.sample_rate == rate)
         # The plan itself reports an error for the clients' rates.
         with suppress(PrivacyError):
-            costs.append(_cost(config.privacy, rate, plans[0].run.steps, clients))
+            costs.append(_cost(config.privacy, rate, steps, clients))
     return costs
 
 

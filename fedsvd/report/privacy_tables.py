@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -39,11 +39,11 @@ class RunTotal:
     account: int = 1
 
 
-def plan_table(plans: Sequence[ClientPlan], target_delta: float, unit: str) -> Table:
+def plan_table(plans: Mapping[int, ClientPlan], target_delta: float, unit: str) -> Table:
     """Return a table with one row per client: its mechanism and the planned privacy cost.
 
     Args:
-        plans: Plans of the clients, in the order of their numbers.
+        plans: Plans of the clients, by number.
         target_delta: δ at which ε is reported.
         unit: Unit of protection, ``example`` or ``client``.
     """
@@ -59,7 +59,7 @@ def plan_table(plans: Sequence[ClientPlan], target_delta: float, unit: str) -> T
         "ε\ntotal",
     ):
         table.add_column(heading, justify="right")
-    for number, plan in enumerate(plans):
+    for number, plan in plans.items():
         table.add_row(
             str(number),
             str(plan.num_examples),
@@ -74,23 +74,23 @@ def plan_table(plans: Sequence[ClientPlan], target_delta: float, unit: str) -> T
     return table
 
 
-def sample_rates_table(costs: Sequence[SampleRateCost], plans: Sequence[ClientPlan], config: Config) -> Table:
+def sample_rates_table(costs: Sequence[SampleRateCost], plans: Mapping[int, ClientPlan], config: Config) -> Table:
     """Return a table with one row per sample rate: its noise, each client's expected batch, and who has it now.
 
     At a fixed noise multiplier, it has the ε of each sample rate in place of the noise multiplier.
     """
-    privacy, steps = config.privacy, plans[0].run.steps
+    privacy, steps = config.privacy, next(iter(plans.values())).run.steps
     what, heading = f"Noise by sample rate, for ε = {privacy.target_epsilon:g}", "noise\nmultiplier"
     if privacy.noise_multiplier is not None:
         what, heading = f"ε by sample rate, for σ = {privacy.noise_multiplier:g}", "ε of\nthis run"
     table = Table(title=f"{what} at δ = {privacy.target_delta:g} and {steps} steps")
-    shown = plans[:_MAX_CLIENTS]
-    names = ", ".join(map(str, range(len(shown)))) + (", …" if len(plans) > len(shown) else "")
+    shown = list(plans)[:_MAX_CLIENTS]
+    names = ", ".join(map(str, shown)) + (", …" if len(plans) > len(shown) else "")
     clients = f"client {names}" if len(plans) == 1 else f"clients {names}"
     for column in ("sample\nrate", heading, "noise of a step\n(all examples: 1)", f"batch of\n{clients}", "now"):
         table.add_column(column, justify="right")
     for cost in costs:
-        sizes = ", ".join(f"{cost.sample_rate * plan.num_examples:.0f}" for plan in shown)
+        sizes = ", ".join(f"{cost.sample_rate * plans[number].num_examples:.0f}" for number in shown)
         now = ", ".join(map(str, cost.clients[:_MAX_CLIENTS])) + (", …" if len(cost.clients) > _MAX_CLIENTS else "")
         value = f"{cost.noise_multiplier:.3f}" if cost.epsilon is None else rounded_up(cost.epsilon, 3)
         row = [f"{cost.sample_rate:.4f}", value, f"{cost.relative_noise:.2f}", sizes, now]

@@ -98,6 +98,20 @@ def test_plan_with_a_fixed_noise_multiplier_shows_the_epsilon_of_each_sample_rat
     assert "No sample rate is recommended" in output
 
 
+def test_plan_leaves_out_clients_that_do_not_take_part(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["experiment=smoke", "privacy.accountant=rdp", "train.batch_size=500"]
+    assert main(["privacy", "plan", *overrides]) == 0
+    everybody = client_cells(capsys.readouterr().out, "1")
+    assert main(["privacy", "plan", *overrides, "federation.participants=[1]"]) == 0
+
+    output = capsys.readouterr().out
+    assert client_cells(output, "1") == everybody
+    assert not re.search(r"^│ +0 │", output, re.MULTILINE)
+    assert "client 0" not in output
+    assert re.search(rf"│ 1.0000 │ .* │ +{everybody[1]} │ +1 │", output)
+    assert "client 1: train.batch_size = 500 is more than its" in output
+
+
 def test_plan_of_client_level_privacy_matches_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["experiment=smoke", "privacy=client_level", f"privacy.ledger_dir={tmp_path / 'ledgers'}"]
     assert main(["privacy", "plan", *overrides]) == 0

@@ -81,7 +81,8 @@ def test_clients_with_no_or_one_example() -> None:
 @pytest.mark.slow
 def test_warnings() -> None:
     config = compose([*SMOKE, "privacy.target_delta=0.02", "privacy.max_epsilon=3"])
-    plans = [plan_client(config, 40, []), plan_client(config, 60, []), plan_client(config, 8, [Spend(1.0, 1.0, 6)])]
+    clients = [(40, []), (60, []), (8, [Spend(1.0, 1.0, 6)])]
+    plans = {number: plan_client(config, *client) for number, client in enumerate(clients)}
     warnings = plan_warnings(config, plans)
 
     assert [line.partition(":")[0] for line in warnings] == ["client 1", "client 2", "client 2"]
@@ -98,5 +99,5 @@ def test_a_delta_of_one_over_the_number_of_examples_is_warned_of() -> None:
     [warning] = example_warnings(15, 1e-5, train)
     assert "train.batch_size = 16 is more than its 15 examples" in warning
     config = compose([*SMOKE, "privacy.target_delta=0.01"])
-    plans = [plan_client(config, 200, [])]
+    plans = {0: plan_client(config, 200, [])}
     assert any(warning.startswith("client 0: privacy.target_delta") for warning in plan_warnings(config, plans))

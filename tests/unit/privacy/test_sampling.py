@@ -22,7 +22,7 @@ def test_one_rate_for_all_clients() -> None:
 @pytest.mark.slow
 def test_the_cost_of_sampling_at_epsilon_three_and_twelve_steps() -> None:
     config = compose(["experiment=smoke", "privacy.target_epsilon=3", "train.num_rounds=12", "train.local_steps=1"])
-    costs = sample_rate_costs(config, [plan_client(config, 16, [])])
+    costs = sample_rate_costs(config, {0: plan_client(config, 16, [])})
 
     assert [cost.sample_rate for cost in costs] == list(RATES)
     # By dp-accounting: 3.31, 2.08, 1.46, 1.16.
@@ -32,7 +32,7 @@ def test_the_cost_of_sampling_at_epsilon_three_and_twelve_steps() -> None:
 
 def test_every_rate_costs_the_same_epsilon_and_the_clients_are_marked() -> None:
     config = compose(RUN)
-    plans = [plan_client(config, 64, []), plan_client(config, 160, []), plan_client(config, 160, [])]
+    plans = {number: plan_client(config, count, []) for number, count in enumerate((64, 160, 160))}
     costs = sample_rate_costs(config, plans)
 
     assert {cost.sample_rate: cost.clients for cost in costs if cost.clients} == {0.25: (0,), 0.1: (1, 2)}
@@ -46,7 +46,7 @@ def test_every_rate_costs_the_same_epsilon_and_the_clients_are_marked() -> None:
 
 def test_at_a_fixed_noise_multiplier_larger_rates_cost_more_and_none_is_recommended() -> None:
     config = compose([*RUN, "privacy.noise_multiplier=0.9"])
-    plans = [plan_client(config, 64, []), plan_client(config, 160, [])]
+    plans = {number: plan_client(config, count, []) for number, count in enumerate((64, 160))}
     costs = sample_rate_costs(config, plans)
 
     assert {cost.noise_multiplier for cost in costs} == {0.9}

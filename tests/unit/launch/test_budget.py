@@ -1,0 +1,35 @@
+"""The budgets that are checked before a run is resumed."""
+
+from pathlib import Path
+
+import pytest
+
+from fedsvd import data
+from fedsvd.config.compose import compose
+from fedsvd.errors import BudgetExceededError
+from fedsvd.launch.budget import check_remaining_budget, plan_run
+from fedsvd.privacy.accounting import Spend
+from fedsvd.privacy.ledger import Budget, Ledger
+from fedsvd.runtime.data import load_partition
+
+RUN = ["experiment=smoke", "privacy.accountant=rdp"]
+
+
+@pytest.mark.parametrize("spent", [0, 1])
+def test_clients_that_do_not_take_part_have_no_budget_to_check(spent: int, tmp_path: Path) -> None:
+    ledgers = f"privacy.ledger_dir={tmp_path}"
+    config = compose([*RUN, ledgers, f"resume={tmp_path / 'run'}", "federation.participants=[1]"])
+    for number in (0, 1):
+        with Ledger.open(tmp_path / f"{number}.sqlite", data.fingerprint(load_partition(config, number))) as ledger:
+            if number == spent:
+                ledger.reserve("earlier", 1, "1", Spend(1.0, 1.0, 9), Budget(90.0, 1e-5, 90.0, 1e-5, "rdp"))
+
+    assert list(plan_run(config).clients) == [1]
+    if spent == 0:
+        assert check_remaining_budget(config) == []
+    else:
+        with pytest.raises(BudgetExceededError, match="no client's budget holds one of the 2 remaining rounds"):
+            check_remaining_budget(config)
+    everybody = compose([*RUN, ledgers, f"resume={tmp_path / 'run'}"])
+    [warning] = check_remaining_budget(everybody)
+    assert warning.startswith(f"client {spent}: its budget holds 0 of the 2 remaining rounds")
