@@ -141,15 +141,15 @@ class SweepReporter:
     console: Console
     poll_interval_s: float = 1.0
     _previous: dict[str, RunStatus] = field(default_factory=dict)
-    _reported: set[tuple[str, float]] = field(default_factory=set)
+    _reported: set[str] = field(default_factory=set)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> SweepReporter:
         ended = _ended(self._read_statuses())
         # Runs that failed earlier are run again, so they do not count as done.
-        self._before = float(sum(status.state == "finished" for status in ended))
         self._failed_before = {(status.name, status.modified_at) for status in ended if status.state == "failed"}
-        self._reported = {(status.name, status.modified_at) for status in ended}
+        self._reported = {status.name for status in ended if status.state == "finished"}
+        self._before = float(len(self._reported))
         finished = f", {self._before:g} already finished" if self._before else ""
         self.console.print(literal(f"sweep of {self.total} runs{finished}  {self.folder}"), soft_wrap=True)
         self._started = time.monotonic()
@@ -183,10 +183,11 @@ class SweepReporter:
         if self.console.is_terminal:
             self._live.update(Group(self._progress, _running_table(running[:12])))
         for status in ended:
-            if (status.name, status.modified_at) not in self._reported:
-                self._reported.add((status.name, status.modified_at))
+            # By name alone: the record may be written once more after its end state was read.
+            if status.name not in self._reported:
+                self._reported.add(status.name)
                 estimate = f"  about {remaining}" if remaining and len(ended) < self.total else ""
-                line = f"run {len(ended)}/{self.total}  {status.name}  {status.summary()}{estimate}"
+                line = f"run {len(self._reported)}/{self.total}  {status.name}  {status.summary()}{estimate}"
                 self.console.print(literal(line), soft_wrap=True)
 
     def _watch(self) -> None:

@@ -167,6 +167,20 @@ def test_each_finished_run_is_reported_once_with_the_time_left(terminal: bool, t
     assert ("50%" in lines) == terminal
 
 
+def test_runs_are_numbered_one_by_one_and_a_later_write_of_the_record_is_no_new_run(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    with SweepReporter(tmp_path, 3, console, poll_interval_s=60.0) as reporter:
+        first = write_run(tmp_path / "seed=0", ["experiment=smoke"])
+        write_run(tmp_path / "seed=1", ["experiment=smoke"])
+        reporter.refresh()
+        os.utime(first / "run.json", (1e9, 1e9))
+        reporter.refresh()
+        write_run(tmp_path / "seed=2", ["experiment=smoke"])
+    lines = [line.split("  ")[:2] for line in console.file.getvalue().splitlines() if line.startswith("run ")]
+
+    assert lines == [["run 1/3", "seed=0"], ["run 2/3", "seed=1"], ["run 3/3", "seed=2"]]
+
+
 def test_the_overrides_of_a_sweep_are_saved(tmp_path: Path) -> None:
     plan_in(tmp_path, *OVERRIDES)
 
