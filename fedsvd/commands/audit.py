@@ -53,5 +53,5 @@ def run(arguments: Sequence[str]) -> None:
 
 def _new_directory(run_dir: str | None) -> Path:
     if run_dir is not None:
-        return use_directory(Path(run_dir), "run_dir")
+        return use_directory(Path(run_dir), "run_dir", can_resume=False)
     return create_directory(Path("runs", "audit", f"{datetime.now():%Y-%m-%d/%H-%M-%S}"), "run_dir")

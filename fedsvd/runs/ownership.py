@@ -40,11 +40,16 @@ def create_directory(folder: Path, key: str) -> Path:
         raise _not_writable(name, key, error) from error
 
 
-def use_directory(folder: Path, key: str) -> Path:
+def use_directory(folder: Path, key: str, *, can_resume: bool = True) -> Path:
     """Create a directory that a user has named, unless it exists, and return it.
 
+    Args:
+        folder: The directory.
+        key: The key that names it, for the error message.
+        can_resume: Whether the command can resume the run that it holds; no audit can be resumed.
+
     Raises:
-        ConfigError: It holds an earlier run.
+        ConfigError: It holds an earlier run or audit.
         RunError: It cannot be created.
     """
     try:
@@ -53,9 +58,11 @@ def use_directory(folder: Path, key: str) -> Path:
     except OSError as error:
         raise _not_writable(folder, key, error) from error
     if result:
+        is_audit = result == RunFolder(folder).audit.name
+        resume = f", or resume that run with resume={folder}" if can_resume and not is_audit else ""
         raise ConfigError(
-            f"{key} = {str(folder)!r} is invalid: it holds an earlier run ({result}), which a new run would overwrite. "
-            f"Choose another directory, or resume that run with resume={folder}."
+            f"{key} = {str(folder)!r} is invalid: it holds an earlier {'audit' if is_audit else 'run'} ({result}), "
+            f"which a new one would overwrite. Choose another directory{resume}."
         )
     return folder
 

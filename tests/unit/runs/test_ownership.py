@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from fedsvd.cli import main
 from fedsvd.errors import ConfigError, InUseError, RunError, StoppedError
 from fedsvd.runs import record
 from fedsvd.runs.folder import RunFolder, read_json
@@ -31,7 +32,7 @@ def test_directories_of_one_name_are_different(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "result", ["metrics.jsonl", "checkpoints/round-000000/x", "adapter/x", "privacy.json", "clients/0/ledger.sqlite",
-               "server/ledger.sqlite", "remote.json", "audit.json", "sweep.json"],
+               "server/ledger.sqlite", "remote.json", "sweep.json"],
 )  # fmt: skip
 def test_the_directory_of_an_earlier_run_is_refused(result: str, tmp_path: Path) -> None:
     (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +40,22 @@ def test_the_directory_of_an_earlier_run_is_refused(result: str, tmp_path: Path)
 
     with pytest.raises(ConfigError, match=f"key = .*holds an earlier run .{result.split('/')[0]}.*resume={tmp_path}"):
         use_directory(tmp_path, "key")
+
+
+@pytest.mark.parametrize(("result", "kind"), [("audit.json", "audit"), ("metrics.jsonl", "run")])
+def test_the_directory_of_an_earlier_audit_is_refused_without_an_offer_to_resume(
+    result: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / result).touch()
+
+    assert main(["audit", "experiment=smoke", f"run_dir={tmp_path}"]) == 2
+
+    printed = capsys.readouterr().err
+    assert f"it holds an earlier {kind} ({result}), which a new one would overwrite" in printed
+    assert "resume" not in printed
+    if kind == "audit":
+        with pytest.raises(ConfigError, match=r"earlier audit .*Choose another directory\.$"):
+            use_directory(tmp_path, "key")
 
 
 def test_other_directories_are_used(tmp_path: Path) -> None:
