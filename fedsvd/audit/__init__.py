@@ -30,7 +30,7 @@ def check_audit(config: Config, settings: AuditConfig) -> None:
 
     Raises:
         ConfigError: The run is not private per example, the audited client does not exist, clients have personal
-            models, the noise is shared, the trained parameters change between rounds, or the run is resumed; see also
+            models, the noise is shared, nothing is trained, or the run is resumed; see also
             `fedsvd.launch.check_config`.
     """
     check_config(config)
@@ -50,11 +50,9 @@ def check_audit(config: Config, settings: AuditConfig) -> None:
             "gives each client its own model, but an audit trains one model that all clients share: use another "
             "method, and set federation.client_ranks=null."
         )
-    if config.train.trains == "none" or 0 < config.train.head_rounds < config.train.num_rounds:
+    if config.train.trains == "none":
         raise ConfigError(
-            f"train.trains = {config.train.trains} with train.head_rounds = {config.train.head_rounds} does not train "
-            "the same parameters in every round, but an audit follows canaries in the same parameters over all rounds: "
-            "set train.head_rounds=0, and train.trains=head, factors or both."
+            "train.trains = none trains nothing that an audit could attack: set train.trains=head, factors or both."
         )
     if settings.partition_id >= config.federation.num_clients:
         raise ConfigError(
@@ -89,7 +87,7 @@ def run_audit(
     # The coin flips are the secret that the attack guesses, so they are seeded by the operating system, not by the
     # run's seed.
     rng = np.random.default_rng()
-    on_progress(f"training once with {settings.num_canaries} canaries …")
+    on_progress("training once with canaries …")
     one_run = audit_one_run(config, settings, rng)
     membership = None
     if settings.num_shadow_models:

@@ -27,6 +27,8 @@ from fedsvd.training.schedule import learning_rate
 
 # Fractions of the claimed noise for which a number of guesses is planned: all of it, too little, and hardly any.
 _NOISE_FRACTIONS = (1.0, 0.3, 0.05)
+# The number of canaries with audit.num_canaries=auto, if as many values are trained.
+_AUTO_CANARIES = 4000
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ def audit_one_run(config: Config, settings: AuditConfig, rng: np.random.Generato
         DivergedError: An update is not finite.
     """
     privacy = config.privacy
-    canaries = draw_canaries(
-        settings.num_canaries, _num_trained_values(config), CANARY_NORM * privacy.max_grad_norm, rng
-    )
+    num_values = _num_trained_values(config)
+    num_canaries = min(_AUTO_CANARIES, num_values) if settings.num_canaries == "auto" else settings.num_canaries
+    canaries = draw_canaries(num_canaries, num_values, CANARY_NORM * privacy.max_grad_norm, rng)
     spend = calibrate_run(config, len(load_client_data(config, settings.partition_id).examples))
     test_confidence = 1 - (1 - settings.confidence) / len(_NOISE_FRACTIONS)
     tests = tuple(

@@ -21,7 +21,8 @@ class AuditConfig(ConfigGroup):
     Attributes:
         partition_id: Partition of the attacked client.
         num_canaries: Number of canaries, each included in the client's data with probability 1/2. Each canary uses one
-            trained parameter, and no two share one.
+            parameter that is trained in every round, and no two share one. ``auto``: 4,000, or as many as there are
+            parameters.
         confidence: Confidence level of the lower bound on ε.
         other_clients: Train the other clients of the federation too; false trains only the attacked client, which is
             cheaper and changes only the model that its rounds start from.
@@ -34,7 +35,7 @@ class AuditConfig(ConfigGroup):
     group: ClassVar[str] = "audit"
 
     partition_id: NonNegativeInt
-    num_canaries: Count
+    num_canaries: Count | Literal["auto"]
     confidence: Fraction
     other_clients: bool
     num_shadow_models: NonNegativeInt

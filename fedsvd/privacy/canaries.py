@@ -42,7 +42,8 @@ class DiracCanaries:
     """Canaries of one audit, each of which is included in the training data or not.
 
     Attributes:
-        coordinates: Distinct positions in the concatenated trained parameters, shape (m,).
+        coordinates: Distinct positions in the concatenated trained parameters, counted from their end (-1 is the last),
+            shape (m,): so a value of the head, which comes last, keeps its position when the factors are frozen.
         signs: +1 or −1 for each canary, shape (m,).
         included: Whether each canary is in the training data, shape (m,): the secret that an attacker guesses.
         norm: L2 norm of each canary's gradient before clipping.
@@ -109,7 +110,7 @@ def draw_canaries(num_canaries: int, num_parameters: int, norm: float, rng: np.r
 
     Args:
         num_canaries: Number of canaries m.
-        num_parameters: Total number of trained values.
+        num_parameters: Number of trained values; if it changes between rounds, the smallest.
         norm: L2 norm of each canary's gradient before clipping.
         rng: Random generator for all draws.
 
@@ -118,10 +119,10 @@ def draw_canaries(num_canaries: int, num_parameters: int, norm: float, rng: np.r
     """
     if num_canaries > num_parameters:
         raise PrivacyError(
-            f"{num_canaries} canaries need one trained value each, but only {num_parameters} values are trained. Use "
-            f"at most {num_parameters} canaries, or train more values (larger model.rank, model.lora_layers=all, "
-            "train.head=private)."
+            f"{num_canaries} canaries need one trained value each, but only {num_parameters} values are trained in "
+            f"every round. Use at most {num_parameters} canaries, or train more values (larger model.rank, "
+            "model.lora_layers=all, train.head=private, train.head_rounds=0)."
         )
-    coordinates = rng.choice(num_parameters, num_canaries, replace=False)
+    coordinates = rng.choice(num_parameters, num_canaries, replace=False) - num_parameters
     signs = rng.choice([-1.0, 1.0], num_canaries)
     return DiracCanaries(coordinates, signs, rng.random(num_canaries) < 0.5, norm, np.zeros(num_canaries))

@@ -59,11 +59,13 @@ def test_broken_build_is_contradicted(sabotage: str, tmp_path: Path, capsys: pyt
         ["method=flora"],
         # B has fewer values than A, and each is trained in half of the rounds.
         ["method.pivot=AB", "method.init_a=zeros", "method.init_b=orthonormal", "model.target_modules=[output.dense]"],
+        # The head is trained in all rounds, B in the last two.
+        ["train.head=private", "train.head_rounds=8", "privacy.head_clipping_share=0.8", "audit.num_canaries=auto"],
         ["train=adamw", "train.num_rounds=5", "train.local_steps=2", "train.grad_sample_mode=hooks"],
     ],
 )
 def test_every_method_and_optimizer_can_be_audited(overrides: list[str], tmp_path: Path) -> None:
-    status, report = audit(tmp_path, *overrides, "audit.num_shadow_models=0", "audit.num_canaries=2000")
+    status, report = audit(tmp_path, "audit.num_shadow_models=0", "audit.num_canaries=2000", *overrides)
 
     assert status == 0
     assert report["attacks"]["canaries, every update"]["auc"] > 0.53
@@ -81,6 +83,7 @@ def test_every_method_and_optimizer_can_be_audited(overrides: list[str], tmp_pat
         (["audit.partition_id=2"], "expected 0 to 1"),
         (["privacy=none"], "set privacy=dp_sgd"),
         (["privacy=client_level"], "set privacy=dp_sgd"),
+        (["train.trains=none", "train.head=private"], "trains nothing that an audit could attack"),
         (
             [
                 "privacy.noise_share=true",
@@ -112,7 +115,7 @@ def test_invalid_arguments_give_a_readable_error(
 def test_more_canaries_than_trained_values_give_a_readable_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["audit", "experiment=smoke", f"run_dir={tmp_path / 'run'}"]) == 1
+    assert main(["audit", "experiment=smoke", f"run_dir={tmp_path / 'run'}", "audit.num_canaries=513"]) == 1
 
     assert "only 512 values are trained" in capsys.readouterr().err
 

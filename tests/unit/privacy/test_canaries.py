@@ -123,8 +123,8 @@ def test_draws_are_distinct_and_fair() -> None:
     drawn = draw_canaries(5000, 6000, 2.0, np.random.default_rng(0))
 
     assert len(set(drawn.coordinates.tolist())) == drawn.total == 5000
-    assert drawn.coordinates.min() >= 0
-    assert drawn.coordinates.max() < 6000
+    assert drawn.coordinates.min() >= -6000
+    assert drawn.coordinates.max() < 0
     assert abs(drawn.count - 2500) < 150
     assert abs(drawn.signs.sum()) < 300
 
@@ -136,6 +136,6 @@ def test_more_canaries_than_trained_values_are_rejected() -> None:
 
 def test_every_trained_value_can_have_a_canary() -> None:
     canaries = draw_canaries(6, 6, 1.0, np.random.default_rng(0))
-    assert sorted(canaries.coordinates) == list(range(6))
+    assert sorted(canaries.coordinates) == list(range(-6, 0))
     with pytest.raises(PrivacyError, match="7 canaries need one trained value each, but only 6"):
         draw_canaries(7, 6, 1.0, np.random.default_rng(0))
