@@ -56,7 +56,7 @@ def export_model(run: TrainedRun, to: Path, *, merge: bool) -> Layout:
     temporary = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}-"))
     try:
         layout = _write_model(run, temporary, to, merge)
-        loading.load_tokenizer(run.config.model.source).save_pretrained(temporary)
+        _write_tokenizer(run, temporary)
         (temporary / "README.md").write_text(model_card(run, layout), encoding="utf-8")
         temporary.chmod(0o755)
         if to.exists():
@@ -81,6 +81,14 @@ def _write_model(run: TrainedRun, folder: Path, target: Path, merge: bool) -> La
         state = rescale_state(load_file(path), load_base(run), run.config.data.label_range)
         save_file(state, path, metadata={"format": "pt"})
     return "adapter" if run.generates_text else _write_classes(run, folder, target)
+
+
+def _write_tokenizer(run: TrainedRun, folder: Path) -> None:
+    """Write the tokenizer; that of a classifier truncates texts as its run did, where the caller asks for it."""
+    tokenizer = loading.load_tokenizer(run.config.model.source)
+    if not run.generates_text:
+        tokenizer.model_max_length = run.config.model.max_length
+    tokenizer.save_pretrained(folder)
 
 
 def _write_classes(run: TrainedRun, folder: Path, target: Path) -> Layout:

@@ -77,6 +77,7 @@ def usage(run: TrainedRun, layout: Layout) -> str:
     note = base_note(run, layout)
     prompt = f"\nThe model was trained on {_inputs(run)}.\n" if run.generates_text else ""
     code += 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
+    code += "" if run.generates_text else _outputs(run)
     return f"## Usage\n\n```python\n{code}```\n\nReplace `FOLDER` with the path of this directory.\n{prompt}" + (
         f"\n{note}\n" if note else ""
     )
@@ -88,6 +89,16 @@ def _quantization(run: TrainedRun) -> str:
     heads = sorted(set(adapter.get("modules_to_save") or ()))
     kept = f"\n    llm_int8_skip_modules={json.dumps(heads)}," if heads else ""
     return _QUANTIZATION.get(run.config.model.quantization, "").format(dtype=run.config.model.dtype, heads=kept)
+
+
+def _outputs(run: TrainedRun) -> str:
+    """Return the code that computes the logits of a text, and prints what they predict."""
+    result = OUTPUTS[run.config.model.task].usage
+    code = f"\nclasses = {list(run.classes)!r}\n" if "classes" in result else "\n"
+    code += f"# Longer texts are truncated to {run.config.model.max_length} tokens, as in training.\n"
+    code += 'inputs = tokenizer(["A text."], truncation=True, padding=True, return_tensors="pt")\n'
+    code += "logits = model(**inputs).logits\n"
+    return code + (f"{result}\n" if result else "")
 
 
 def _inputs(run: TrainedRun) -> str:
