@@ -16,7 +16,7 @@ from fedsvd.errors import ModelError
 from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.lora.site import PEFT_PREFIX
 from fedsvd.models.embedded import quiet_transformers, resolve_source
-from fedsvd.models.loading import is_dropout
+from fedsvd.models.loading import is_dropout, load_tokenizer
 from fedsvd.models.pooled import PooledClassifier
 from fedsvd.trained.label_range import rescale_head, rescale_state
 from fedsvd.trained.run import TrainedRun, load_base
@@ -50,7 +50,7 @@ def export_pooled(run: TrainedRun, folder: Path, *, merge: bool, target: Path) -
             return _export_adapter(run, base, folder, target)
         merged: Any = load_pretrained(base, run.adapter).merge_and_unload()
         rescale_head(merged, run.config.data.label_range)
-        stock = to_stock(merged)
+        stock = to_stock(merged, load_tokenizer(run.config.model.source))
         if stock is not None:
             prepare_config(stock.config, run)
             stock.save_pretrained(folder)
@@ -82,7 +82,7 @@ def set_classes(config: Any, classes: Sequence[str], task: str) -> None:
 
 def _export_adapter(run: TrainedRun, base: PooledClassifier, folder: Path, target: Path) -> Layout:
     """Write the adapter, renamed for the stock class, and its base model in the subdirectory ``base``."""
-    stock = to_stock(base)
+    stock = to_stock(base, load_tokenizer(run.config.model.source))
     if stock is None:
         raise ModelError(
             f"the adapter of a run on pooled features of {run.config.model.source} ({run.pooling}) cannot be exported: "

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from fedsvd.lora.site import PEFT_PREFIX
 from fedsvd.models.embedded import quiet_transformers
@@ -33,14 +33,21 @@ _HEADS: Mapping[str, tuple[str, str]] = {
 _MEAN_SCALE = 2.0**24
 _TANH_SCALE = 2.0**-12
 _TOLERANCE = 1e-3
+_PROBES = (
+    "Yes.",
+    "The train to the coast was late again.",
+    "We met on a Monday, 3 May, and agreed on most of the plan.",
+)
+_PROBE_LENGTH = 16
 
 
 @torch.no_grad()
-def to_stock(model: PooledClassifier) -> PreTrainedModel | None:
+def to_stock(model: PooledClassifier, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
     """Return a stock classifier with the same logits, float32, or None if the architecture has none.
 
     Args:
         model: The classifier, without adapters, in float32.
+        tokenizer: The model's tokenizer.
     """
     heads = _HEADS.get(model.config.model_type)
     if heads is None or model.pooling == "last":
@@ -61,7 +68,7 @@ def to_stock(model: PooledClassifier) -> PreTrainedModel | None:
     output.weight.copy_(model.classifier.weight / _TANH_SCALE)
     output.bias.copy_(model.classifier.bias)
     exported: PreTrainedModel = stock.eval()
-    return exported if not unexpected and _agrees(exported, model) else None
+    return exported if not unexpected and _agrees(exported, model, tokenizer) else None
 
 
 def adapter_state(state: Mapping[str, Tensor], model: PooledClassifier, stock: PreTrainedModel) -> dict[str, Tensor]:
@@ -106,13 +113,11 @@ def _write_pooling_layer(layer: Any, takes_mean: bool) -> None:
         norm.bias.zero_()
 
 
-def _agrees(stock: PreTrainedModel, model: PooledClassifier) -> bool:
-    """Compare both models' logits of made-up texts of different lengths."""
-    vocabulary = int(model.config.vocab_size)
-    ids = torch.arange(100, 148).remainder(vocabulary).view(3, 16)
-    mask = torch.ones_like(ids)
-    mask[1, 9:], mask[2, 2:] = 0, 0
-    ids = ids.masked_fill(mask == 0, model.config.pad_token_id or 0)
-    expected = model(input_ids=ids, attention_mask=mask).logits
-    difference = (stock(input_ids=ids, attention_mask=mask).logits - expected).abs().max()
+def _agrees(stock: PreTrainedModel, model: PooledClassifier, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Compare both models' logits of texts of different lengths."""
+    # Texts, not any token ids: standardized states of another first token than a text's are far from all data.
+    found = tokenizer(list(_PROBES), padding=True, truncation=True, max_length=_PROBE_LENGTH, return_tensors="pt")
+    inputs = {name: found[name] for name in ("input_ids", "attention_mask")}
+    expected = model(**inputs).logits
+    difference = (stock(**inputs).logits - expected).abs().max()
     return bool(difference <= _TOLERANCE * expected.abs().max().clamp(min=1e-2))

@@ -8,12 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_bert import make_model
 from torch import Tensor, nn
-from transformers import BertModel, LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from fedsvd.config import ModelConfig
 from fedsvd.errors import ModelError
 from fedsvd.lora import peft_model
+from fedsvd.models.loading import load_tokenizer
 from fedsvd.models.output_layer import check_output_bias, output_layer
-from fedsvd.models.pooled import PooledClassifier
+from fedsvd.models.pooled_loading import load_pooled
+from fedsvd.models.pooling import PoolingChoice
 from fedsvd.trained.label_range import rescale_head, rescale_state
 from fedsvd.trained.stock_export import to_stock
 
@@ -41,11 +44,11 @@ def test_an_adapters_head_predicts_in_the_original_units(tmp_path: Path) -> None
 
 
 def test_a_pooled_head_predicts_in_the_original_units_as_a_stock_class() -> None:
-    backbone = BertModel(make_model({"B"})[0].config, add_pooling_layer=False)
-    model = PooledClassifier(backbone.eval(), "mean", 1, 0)
+    settings = ModelConfig("own", "embedded:tiny", pooling="mean")
+    model = load_pooled(settings, PoolingChoice("mean", None, False, ""), 1, 0)
     before = predictions(model)
     rescale_head(model, RANGE)
-    stock = to_stock(model)
+    stock = to_stock(model, load_tokenizer("embedded:tiny"))
 
     assert stock is not None
     torch.testing.assert_close(predictions(stock), 5 * before - 1, atol=1e-3, rtol=1e-3)

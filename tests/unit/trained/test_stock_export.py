@@ -21,6 +21,7 @@ from fedsvd.models.pooled import PooledClassifier, Pooling
 from fedsvd.models.pooled_loading import load_pooled
 from fedsvd.models.pooling import PoolingChoice
 from fedsvd.models.standardization import Standardization, half_whitening
+from fedsvd.runtime.base_model import load_public_corpus
 from fedsvd.trained.sentence_export import save_sentence_transformer
 from fedsvd.trained.stock_export import adapter_state, to_stock
 
@@ -61,8 +62,8 @@ def mpnet() -> PooledClassifier:
     return other(MPNetModel(sizes, add_pooling_layer=False))
 
 
-def batch() -> dict[str, Tensor]:
-    found = load_tokenizer("embedded:tiny")(TEXTS, padding=True, return_tensors="pt")
+def batch(source: str = "embedded:tiny") -> dict[str, Tensor]:
+    found = load_tokenizer(source)(TEXTS, padding=True, return_tensors="pt")
     return {name: found[name] for name in ("input_ids", "attention_mask")}
 
 
@@ -74,7 +75,7 @@ def test_the_stock_class_computes_the_same_logits(
 ) -> None:
     model = embedded(source, pooling, layer, public)
     expected = model(**batch()).logits
-    stock = to_stock(model)
+    stock = to_stock(model, load_tokenizer(source))
     assert stock is not None
     assert stock.config.num_hidden_layers == model.config.num_hidden_layers + 1
 
@@ -86,23 +87,35 @@ def test_the_stock_class_computes_the_same_logits(
     assert (expected[0] - expected[1]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("source", ["embedded:tiny", "embedded:tiny-roberta"])
+@torch.no_grad()
+def test_the_standardized_first_token_has_a_stock_class(source: str) -> None:
+    # The first token's states differ little between texts, so that those of any other token are far from all data.
+    choice, public = PoolingChoice("first", None, False, ""), load_public_corpus("embedded:bbc_news")
+    model = with_large_head(load_pooled(ModelConfig("own", source, pooling="first"), choice, 3, 0, public))
+    stock = to_stock(model, load_tokenizer(source))
+
+    assert stock is not None
+    torch.testing.assert_close(stock(**batch(source)).logits, model(**batch(source)).logits, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("make", [distilbert, mpnet, lambda: embedded("embedded:tiny", "last")])
 def test_an_architecture_without_a_fitting_stock_class_has_none(make: object) -> None:
-    assert to_stock(make()) is None  # type: ignore[operator]
+    assert to_stock(make(), load_tokenizer("embedded:tiny")) is None  # type: ignore[operator]
 
 
 @torch.no_grad()
 def test_a_stock_class_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsvd.trained.stock_export._MEAN_SCALE", 1.0)
 
-    assert to_stock(embedded("embedded:tiny", "mean")) is None
+    assert to_stock(embedded("embedded:tiny", "mean"), load_tokenizer("embedded:tiny")) is None
 
 
 @torch.no_grad()
 def test_an_adapters_head_is_rescaled_for_the_stock_class() -> None:
     for source in ("embedded:tiny", "embedded:tiny-roberta"):
         model = embedded(source, "mean")
-        stock = to_stock(model)
+        stock = to_stock(model, load_tokenizer(source))
         assert stock is not None
         model.classifier.weight.data.mul_(-2).add_(0.1)
         state = {
