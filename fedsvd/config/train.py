@@ -130,6 +130,12 @@ class TrainConfig(ConfigGroup):
                 raise ConfigError(
                     f"{setting} is not possible with train.head = frozen: set train.head=private, or leave it out."
                 )
+        if self.head_learning_rate is not None and self.trains == "factors" and not self.head_rounds:
+            raise ConfigError(
+                f"train.head_learning_rate = {self.head_learning_rate} has no effect with train.trains = factors and "
+                "train.head_rounds = 0, where no round trains the head: set train.trains=both, or train.head_rounds to "
+                "1 or more, or set train.head_learning_rate=null."
+            )
 
     @property
     def rounds(self) -> int:

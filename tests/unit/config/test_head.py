@@ -15,6 +15,7 @@ from fedsvd.errors import ConfigError
         ("train.head=frozen train.trains=head", "train.trains = head is not possible with train.head = frozen"),
         ("train.head=frozen train.head_rounds=2", "train.head_rounds = 2 is not possible with train.head = frozen"),
         ("train.head=frozen train.head_learning_rate=1", "train.head_learning_rate = 1.0 is not possible"),
+        ("train.trains=factors train.head_learning_rate=1", "train.head_learning_rate = 1.0 has no effect with"),
         ("model=tiny_llama train.trains=head", "train.trains = head is not possible with model.task = causal_lm"),
         ("model=tiny_llama train.head_rounds=1", "has no classification head"),
         ("model=tiny_llama train.head_init=zeros", "train.head_init = zeros is not possible"),
@@ -41,6 +42,11 @@ def test_a_sample_rate_replaces_a_batch_size_that_was_not_given() -> None:
     # With shared noise, the batch size is the common divisor.
     shared = compose("experiment=shared_noise train.sample_rate=0.5 train.batch_size=300")
     assert (shared.train.batch_size, shared.train.sample_rate) == (300, 0.5)
+
+
+def test_settings_of_the_head_are_accepted_where_a_round_trains_it() -> None:
+    later = "train.trains=factors train.head_rounds=1 train.head_learning_rate=1"
+    assert compose(later).train.head_learning_rate == 1.0
 
 
 def test_shared_noise_needs_one_rate_or_one_noise_multiplier() -> None:
