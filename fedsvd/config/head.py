@@ -14,11 +14,18 @@ def check_head(model: ModelConfig, data: DataConfig, train: TrainConfig, privacy
     """Reject settings of the head that have no effect or cannot be used together.
 
     Raises:
-        ConfigError: A language model has settings of a head, or the head's initialization does not fit its features.
+        ConfigError: A language model or a frozen head has settings of a trained head, or the head's initialization
+            does not fit its features.
     """
     if model.task == "causal_lm":
         _check_no_head(train, privacy)
-    elif train.head_init == "zero_shot":
+        return
+    if privacy.name == "dp_sgd" and privacy.head_clipping_share is not None and train.head == "frozen":
+        raise ConfigError(
+            f"privacy.head_clipping_share = {privacy.head_clipping_share} has no effect with train.head = frozen: "
+            "no round trains the head. Set it to null, or set train.head=private."
+        )
+    if train.head_init == "zero_shot":
         _check_zero_shot(model, data)
     elif train.head_init == "checkpoint" and not reads_stock_features(model):
         raise ConfigError(

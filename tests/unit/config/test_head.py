@@ -16,6 +16,10 @@ from fedsvd.errors import ConfigError
         ("train.head=frozen train.head_rounds=2", "train.head_rounds = 2 is not possible with train.head = frozen"),
         ("train.head=frozen train.head_learning_rate=1", "train.head_learning_rate = 1.0 is not possible"),
         ("train.trains=factors train.head_learning_rate=1", "train.head_learning_rate = 1.0 has no effect with"),
+        (
+            "privacy=dp_sgd train.head=frozen privacy.head_clipping_share=0.5",
+            "privacy.head_clipping_share = 0.5 has no effect with train.head = frozen",
+        ),
         ("model=tiny_llama train.trains=head", "train.trains = head is not possible with model.task = causal_lm"),
         ("model=tiny_llama train.head_rounds=1", "has no classification head"),
         ("model=tiny_llama train.head_init=zeros", "train.head_init = zeros is not possible"),
@@ -44,9 +48,12 @@ def test_a_sample_rate_replaces_a_batch_size_that_was_not_given() -> None:
     assert (shared.train.batch_size, shared.train.sample_rate) == (300, 0.5)
 
 
-def test_settings_of_the_head_are_accepted_where_a_round_trains_it() -> None:
+def test_settings_of_the_head_are_accepted_where_they_contradict_nothing() -> None:
     later = "train.trains=factors train.head_rounds=1 train.head_learning_rate=1"
     assert compose(later).train.head_learning_rate == 1.0
+    # Without privacy, nothing is clipped per example, whatever the group privacy says.
+    unused = "privacy=none train.head=frozen privacy.head_clipping_share=0.5"
+    assert compose(unused).privacy.head_clipping_share == 0.5
 
 
 def test_shared_noise_needs_one_rate_or_one_noise_multiplier() -> None:
