@@ -37,7 +37,8 @@ class PrivacyConfig(ConfigGroup):
         noise_multiplier: Noise multiplier σ to use instead of the calibrated one; null: calibrated. The resulting ε is
             accounted for in both cases.
         noise_share: Each client adds its share of the noise, so that the secure sum carries all of it (see
-            `fedsvd.privacy.noise_share`); needs ``federation.secure_aggregation``.
+            `fedsvd.privacy.noise_share`); needs ``federation.secure_aggregation``. All clients then have equal weights,
+            also with ``federation.weighting=examples``.
         clipping_statistics: Clients also report how many gradients they clipped, and the gradients' norms, under the
             same guarantee, at the cost of half a percent more noise (see `fedsvd.privacy.clipping_statistics`).
         ledger_dir: Directory of the simulated clients' ledgers, ``N.sqlite``, which persist across runs; null: the run
