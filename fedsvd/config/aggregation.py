@@ -33,8 +33,8 @@ def check_aggregation(aggregation: AggregationConfig, privacy: PrivacyConfig, fe
     """Reject robust aggregation where the server has only the sum of the updates, or where nothing would be trimmed.
 
     Raises:
-        ConfigError: Robust aggregation with secure aggregation or client-level privacy, or a ``trim_share`` that drops
-            no client.
+        ConfigError: Robust aggregation with secure aggregation, client-level privacy or weights by the noise, or a
+            ``trim_share`` that drops no client.
     """
     if aggregation.name == "mean":
         return
@@ -48,6 +48,11 @@ def check_aggregation(aggregation: AggregationConfig, privacy: PrivacyConfig, fe
                 f"aggregation.name = {aggregation.name} is not possible with {setting}: it needs the update of each "
                 "client, but the server has only their sum. Use aggregation=mean, or change that setting."
             )
+    if federation.weighting == "inverse_variance":
+        raise ConfigError(
+            f"federation.weighting = inverse_variance has no effect with aggregation.name = {aggregation.name}, which "
+            "gives all clients equal weights: set federation.weighting=examples, or use aggregation=mean."
+        )
     clients_per_round = federation.num_sampled
     if aggregation.name == "trimmed_mean" and int(aggregation.trim_share * clients_per_round) < 1:
         raise ConfigError(

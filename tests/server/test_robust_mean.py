@@ -142,10 +142,11 @@ def test_poisoned_clients_move_the_mean_but_not_the_robust_means(name: str) -> N
         (["aggregation=median", "federation.secure_aggregation=true"], "not possible with federation.secure_agg"),
         (["aggregation=trimmed_mean", "federation.num_clients=3"], "drops none of the 3 clients"),
         (["aggregation=median", "privacy=client_level", "federation.num_clients=10"], "privacy.name = client_level"),
+        (["aggregation=median", "federation.weighting=inverse_variance"], "weighting = inverse_variance has no effect"),
         (["aggregation.trim_share=0.5"], "trim_share = 0.5 is invalid"),
     ],
 )
-def test_robust_aggregation_without_individual_updates_is_a_configuration_error(
+def test_settings_that_robust_aggregation_does_not_support_are_configuration_errors(
     overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
