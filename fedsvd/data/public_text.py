@@ -66,5 +66,5 @@ def _read_file(source: str) -> list[str]:
     if not path.stat().st_size:
         raise DataError(f"model.public_text = {source!r} is empty: expected one public text per line.")
     # A table may have second texts; only the first are public text.
-    texts, _, _ = read_texts(path, TextLayout(formats=("jsonl",), ignore_pairs=True), "model.public_text =")
+    texts, _, _ = read_texts(path, TextLayout(formats=("jsonl",), ignore_pairs=True), "model.public_text")
     return list(dict.fromkeys(texts))

@@ -56,7 +56,8 @@ def read_texts(path: Path, layout: TextLayout, key: str = "--file") -> tuple[lis
         DataError: The file is unreadable, has no text, lacks a column, or has second texts that ``layout`` does not
             name.
     """
-    file_format, source = path.suffix.lstrip(".").lower(), f"{key} {path}"
+    file_format = path.suffix.lstrip(".").lower()
+    source = f"{key} {path}" if key.startswith("-") else f"{key} = {str(path)!r}"
     if file_format not in layout.formats:
         texts = _read_lines(path, source)
         return texts, None, LeftOut(source, len(texts), {})

@@ -37,3 +37,21 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message) as caught:
             load_public_text(str(path))
         assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bad.jsonl", b'{"body": "a"}\n', "has no column 'text'"),
+        ("bad.txt", b"\xff\n", "UTF-8"),
+        ("a.txt", b"\n", "no text"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_as_in_a_configuration(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_public_text(str(path))
+    assert str(caught.value).startswith(f"model.public_text = '{path}'")
