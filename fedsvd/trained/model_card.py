@@ -84,9 +84,12 @@ def _pooling(run: TrainedRun) -> str:
     pooling = read_json(run.folder.record).get("pooling") if run.folder.record.exists() else None
     if not pooling:
         return ""
-    corpus = pooling["public_text"]
-    fingerprint = f" The SHA-256 of the public texts is `{corpus['sha256']}`." if corpus else ""
-    return f"\nThe classifier reads: {pooling['summary']}.{fingerprint}\n"
+    summary, corpus = pooling["summary"], pooling["public_text"]
+    if not corpus:
+        return f"\nThe classifier reads: {summary}.\n"
+    # Others need no path of this machine; the fingerprint tells which file it was.
+    summary = summary.replace(corpus["name"], Path(corpus["name"]).name)
+    return f"\nThe classifier reads: {summary}. The SHA-256 of the public texts is `{corpus['sha256']}`.\n"
 
 
 def _data_name(run: TrainedRun) -> str:

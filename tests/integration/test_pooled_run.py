@@ -86,6 +86,19 @@ def test_exports_predict_the_same_without_fedsvd(pooled: Path, last_token: Path,
     assert "embedded:bbc_news" in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_card_names_the_file_of_public_texts_without_its_directory(tmp_path: Path) -> None:
+    texts = tmp_path / "public_notes.txt"
+    texts.write_text("".join(f"Note {number} was written in the morning.\n" for number in range(150)), encoding="utf-8")
+    settings = ["privacy=none", "train.num_rounds=1", "model.standardize=public", f"model.public_text={texts}"]
+    run = train(tmp_path / "run", *settings)
+    assert main(["export", str(run), "--to", str(tmp_path / "model"), "--merge"]) == 0
+
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "150 public texts of public_notes.txt (SHA-256 " in card
+    assert str(tmp_path) not in card
+    assert read_json(run / "run.json")["public_text"]["name"] == str(texts)
+
+
 def test_an_adapter_without_a_fitting_class_is_refused_with_the_remedy(
     last_token: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
