@@ -10,7 +10,6 @@ from factors import weight_updates
 from torch import Tensor
 
 import fedsvd
-from fedsvd.cli import main
 from fedsvd.config.compose import compose
 from fedsvd.models.pooled import PooledClassifier
 from fedsvd.report.loaded_runs import read_run
@@ -184,8 +183,3 @@ def test_the_experiment_with_shared_noise(tmp_path: Path) -> None:
     assert all(0.98 < client["epsilon"] <= 1 for client in privacy["clients"].values())
     config = compose("experiment=shared_noise")
     assert (config.train.local_steps, config.train.sample_rate, config.train.num_rounds) == (1, 1.0, 20)
-
-
-def test_an_audit_needs_the_same_parameters_in_every_round(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", *OVERRIDES, "train.head_rounds=1"]) == 2
-    assert "does not train the same parameters in every round" in capsys.readouterr().err
