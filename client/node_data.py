@@ -146,19 +146,19 @@ def hide_private_details(context: Context) -> Iterator[None]:
     shares = shares_errors(context.node_config)
     try:
         yield
-    except NodeDataError as error:
+    except (NodeDataError, PublicTextError) as error:
+        problem = "this node's own data cannot be used"
+        if isinstance(error, PublicTextError):
+            if "data-path" not in context.node_config:
+                raise
+            # The run names the file: what is wrong with it could tell about any file of this node.
+            problem = "model.public_text cannot be used on this node"
         from fedsvd.report.literal import visible
 
         # The error may quote the data, which may contain control characters of a terminal.
-        logger.error("this node's own data cannot be used: %s", visible(error, keep="\n"))
+        logger.error("%s: %s", problem, visible(error, keep="\n"))
         reason = str(error) if shares else "see the node's log for the reason."
-        raise DataError(f"this node's own data cannot be used: {reason}") from None
-    except PublicTextError as error:
-        if "data-path" not in context.node_config or shares:
-            raise
-        # The run names the file: what is wrong with it could tell about any file of this node.
-        logger.error("%s", error)
-        raise DataError("model.public_text cannot be used on this node: see the node's log for the reason.") from None
+        raise DataError(f"{problem}: {reason}") from None
     except FedSVDError:
         raise
     except Exception as error:
