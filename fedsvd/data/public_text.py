@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedsvd.data.text_files import TextLayout, read_texts
 from fedsvd.data.topics import load_bbc_news
-from fedsvd.errors import AssetError, DataError, PublicTextError
+from fedsvd.errors import DataError, PublicTextError
 
 EMBEDDED = "embedded:bbc_news"
 MAX_TEXTS = 4000
@@ -26,12 +26,7 @@ def load_public_text(source: str) -> list[str]:
         PublicTextError: The file is missing or unreadable, or has too few texts.
         AssetError: The package of the embedded texts is unavailable.
     """
-    try:
-        texts = _bbc_sentences() if source == EMBEDDED else _read_file(source)
-    except AssetError:
-        raise
-    except DataError as error:
-        raise PublicTextError(str(error)) from error
+    texts = _bbc_sentences() if source == EMBEDDED else _read_file(source)
     if len(texts) < _MIN_TEXTS:
         raise PublicTextError(
             f"model.public_text = {source!r} has {len(texts)} different texts: expected at least {_MIN_TEXTS}, better "
@@ -59,12 +54,16 @@ def _bbc_sentences() -> list[str]:
 def _read_file(source: str) -> list[str]:
     path = Path(source)
     if not path.is_file():
-        raise DataError(
+        raise PublicTextError(
             f"model.public_text = {source!r} is not a file: set it to {EMBEDDED}, or to a file of public texts, "
             "one per line (or .jsonl with the key text)."
         )
     if not path.stat().st_size:
-        raise DataError(f"model.public_text = {source!r} is empty: expected one public text per line.")
+        raise PublicTextError(f"model.public_text = {source!r} is empty: expected one public text per line.")
     # A table may have second texts; only the first are public text.
-    texts, _, _ = read_texts(path, TextLayout(formats=("jsonl",), ignore_pairs=True), "model.public_text")
+    layout = TextLayout(formats=("jsonl",), ignore_pairs=True)
+    try:
+        texts, _, _ = read_texts(path, layout, "model.public_text")
+    except DataError as error:
+        raise PublicTextError(str(error)) from error
     return list(dict.fromkeys(texts))
