@@ -154,10 +154,8 @@ def _check_template(data: DataConfig) -> None:
             f"data.prompt_template = {template!r} is invalid: it must contain {{text}} once, and may contain "
             "{text_pair} and {choices} (the names of the classes)."
         )
-    columns = {"text_pair": data.text_pair_column, "choices": data.label_column}
-    for field in set(fields) & set(columns):
-        if columns[field] is None:
-            key = "text_pair_column" if field == "text_pair" else "label_column"
+    for field, key in {"text_pair": "text_pair_column", "choices": "label_column"}.items():
+        if field in fields and getattr(data, key) is None:
             raise ConfigError(
                 f"data.prompt_template = {template!r} is not possible with data.{key} = None, which would fill "
                 f"{{{field}}}: name the column, or remove {{{field}}} from the template."
