@@ -104,17 +104,23 @@ def replaced_ledgers(trained: Sequence[Row], reported: Mapping[str, Mapping[str,
     names = {n for row in trained for n, item in record(row, "charges").items() if item["noise_multiplier"] is None}
     found = {}
     for name in names:
-        ledgers, before = [0.0], 0
-        for row in trained:
-            charge = record(row, "charges").get(name)
-            if charge is None:
-                continue
-            steps, total = charge["steps"], charge.get("ledger_steps")
-            if total is not None and total < before + steps:
-                ledgers.append(0.0)
-            before = before + steps if total is None else total
-            ledgers[-1] = max(ledgers[-1], row.get("client_epsilons", {}).get(name) or 0.0)
-        ledgers[-1] = max(ledgers[-1], reported.get(name, {}).get("epsilon") or 0.0)
-        if len(ledgers) > 1:
-            found[name] = (sum(ledgers), len(ledgers))
+        *replaced, last = _reports_by_ledger(name, trained)
+        if replaced:
+            last = max(last, reported.get(name, {}).get("epsilon") or 0.0)
+            found[name] = (sum(replaced) + last, len(replaced) + 1)
     return found
+
+
+def _reports_by_ledger(name: str, trained: Sequence[Row]) -> list[float]:
+    """Return the largest ε that each ledger of a client has reported, in the order of the ledgers."""
+    largest, before = [0.0], 0
+    for row in trained:
+        charge = record(row, "charges").get(name)
+        if charge is None:
+            continue
+        steps, total = charge["steps"], charge.get("ledger_steps")
+        if total is not None and total < before + steps:
+            largest.append(0.0)
+        before = before + steps if total is None else total
+        largest[-1] = max(largest[-1], row.get("client_epsilons", {}).get(name) or 0.0)
+    return largest
