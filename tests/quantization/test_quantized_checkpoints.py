@@ -1,11 +1,10 @@
 """Checkpoints that bitsandbytes has quantized, and adapters of quantized models as their model cards load them."""
 
-import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from model_cards import run_card
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -22,15 +21,6 @@ STOCK_CLASSIFIER = [
     "experiment=smoke", "model.pooling=stock", "model.target_modules=auto", "train.head=private", "train.num_rounds=1",
     "plots=false",
 ]  # fmt: skip
-
-
-def run_card(folder: Path) -> dict[str, Any]:
-    """Return the names that the code of a model card defines."""
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    assert code
-    names: dict[str, Any] = {}
-    exec(code[1].replace("FOLDER", str(folder)), names)
-    return names
 
 
 def test_the_card_of_a_quantized_classifier_loads_its_head_unquantized(encoder: str, tmp_path: Path) -> None:
