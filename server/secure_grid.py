@@ -21,6 +21,10 @@ from fedsvd.wire import train_messages
 
 logger = logging.getLogger(__name__)
 
+# The share of a round's time at which each stage ends at the latest, so that a silent client does not take the time of
+# the stages that follow. A stage that ends earlier leaves its time to them.
+STAGE_ENDS: Mapping[secure_messages.Stage, float] = {"setup": 0.25, "share": 0.35, "collect": 0.9, "unmask": 1.0}
+
 
 @dataclass(frozen=True)
 class SecureSum:
@@ -80,7 +84,7 @@ class _SecureRound:
     def __init__(self, grid: SecureGrid, sent: list[Message], timeout: float | None) -> None:
         self._grid = grid
         self._sent = {message.metadata.dst_node_id: message for message in sent}
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._started, self._timeout = time.monotonic(), timeout
         self._session = uuid4().hex
         self.replies: list[Message] = []
 
@@ -146,14 +150,14 @@ class _SecureRound:
         self, stage: secure_messages.Stage, fields: Mapping[int, Mapping[str, object]]
     ) -> dict[int, RecordDict]:
         """Send one stage to the given nodes, and return the answers of those that answered."""
-        training = stage == "collect"
+        training, timeout = stage == "collect", self._remaining(stage)
         sent = []
         for node, values in fields.items():
             original = self._sent[node]
             content = secure_messages.request(stage, self._session, original.content if training else None, **values)
-            ttl, group = original.metadata.ttl, original.metadata.group_id
-            sent.append(Message(content, node, MessageType.TRAIN, ttl=ttl, group_id=group))
-        timeout = None if self._deadline is None else max(0.1, self._deadline - time.monotonic())
+            # A client that receives the message after the end of its stage must not spend its budget on it.
+            ttl = original.metadata.ttl if timeout is None else min(original.metadata.ttl, timeout)
+            sent.append(Message(content, node, MessageType.TRAIN, ttl=ttl, group_id=original.metadata.group_id))
         grid = self._grid._grid if training else self._grid._control_grid
         answers: dict[int, RecordDict] = {}
         for reply in grid.send_and_receive(sent, timeout=timeout):
@@ -163,6 +167,12 @@ class _SecureRound:
             if not refused:
                 answers[reply.metadata.src_node_id] = reply.content
         return answers
+
+    def _remaining(self, stage: secure_messages.Stage) -> float | None:
+        """Return the seconds until the end of a stage; None if the round has no timeout."""
+        if self._timeout is None:
+            return None
+        return max(0.1, self._started + STAGE_ENDS[stage] * self._timeout - time.monotonic())
 
     def _require(self, nodes: Collection[int], needed: int, action: str) -> None:
         if len(nodes) < needed:
