@@ -27,7 +27,7 @@ from fedsvd.runtime.data import ClientData, load_client_data
 from fedsvd.runtime.losses import batch_limit, example_lengths, per_example_losses
 from fedsvd.runtime.model import check_model, client_config, load_model
 from fedsvd.runtime.round_maps import round_maps
-from fedsvd.runtime.round_parts import prepare_training, trained_parts
+from fedsvd.runtime.round_parts import prepare_training, sent_parts, trained_parts
 from fedsvd.training.loop import train_plain
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
@@ -88,19 +88,21 @@ def run_local_round(
 
 
 def _check_parts(config: Config, method: Method, task: TrainTask) -> None:
-    """Check that the method trains and sends what the server requests."""
+    """Check that the method trains and sends what the server requests, in this round or, after skipped ones, before."""
+    for number in range(task.server_round, 0, -1):
+        if task.trains <= trained_parts(method, config, number) and task.uplink <= sent_parts(method, config, number):
+            return
     allowed = trained_parts(method, config, task.server_round)
     if not task.trains <= allowed:
         raise PayloadError(
             f"server requests training of {sorted(task.trains)}: method and train.head allow {sorted(allowed)}; check "
             "that server and clients run the same configuration."
         )
-    allowed_uplink = method.uplink(task.server_round) | (allowed & {"head"})
-    if not task.uplink <= allowed_uplink:
-        raise PayloadError(
-            f"server requests {sorted(task.uplink)} from this client: with this method a client sends at most "
-            f"{sorted(allowed_uplink)}; check that server and clients run the same configuration."
-        )
+    raise PayloadError(
+        f"server requests {sorted(task.uplink)} from this client: with this method a client sends at most "
+        f"{sorted(sent_parts(method, config, task.server_round))}; check that server and clients run the same "
+        "configuration."
+    )
 
 
 def _train(

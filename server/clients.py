@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -43,6 +44,21 @@ class Clients:
     def nodes(self) -> list[int]:
         """The nodes in the order of their partitions."""
         return sorted(self.partitions, key=self.partitions.__getitem__)
+
+    @property
+    def participants(self) -> list[int]:
+        """Those of `nodes` whose clients take part in the run."""
+        return [node for node in self.nodes if self._federation.takes_part(self.partitions[node])]
+
+    def sample(self, seed: int, server_round: int) -> list[int]:
+        """Draw the nodes of a round (1-based), in the order of their partitions; the same for the same seed."""
+        nodes = self.participants
+        size = self._federation.clients_per_round or len(nodes)
+        if size >= len(nodes):
+            return nodes
+        # One random stream per round, so that a resumed run samples the same clients.
+        chosen = random.Random(f"{seed}/{server_round}").sample(range(len(nodes)), size)
+        return [nodes[i] for i in sorted(chosen)]
 
     def refresh(self, grid: Grid) -> None:
         """Wait for all clients on the first call; on later calls, add the clients that have connected since.

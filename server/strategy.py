@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -33,6 +33,10 @@ from server.secure_grid import SecureGrid
 from server.server_optimizer import apply_server_optimizer, transform_optimizer_state
 
 logger = logging.getLogger(__name__)
+
+# Time to live of a message that is resent when its round is about to end.
+MIN_TTL_S = 0.1
+_SKIPPED = "skipped"
 
 
 class FederatedLoRA(Strategy):
@@ -73,6 +77,8 @@ class FederatedLoRA(Strategy):
         self.round = RoundRecord(first_round, 0)
         self._method_state = _with_prefix(state or {}, "method.")
         self._moments = _with_prefix(state or {}, "optimizer.")
+        self._skipped = int(state[_SKIPPED]["rounds"]) if state and _SKIPPED in state else 0
+        self._method_round = 0
         self._clients = Clients(config.federation, board)
         self._num_examples: dict[int, int | None] = {}
         self._started = 0.0
@@ -87,7 +93,7 @@ class FederatedLoRA(Strategy):
         """The state that a resumed run needs in addition to the adapter."""
         method = {f"method.{key}": tensors for key, tensors in self._method_state.items()}
         optimizer = {f"optimizer.{key}": tensors for key, tensors in self._moments.items()}
-        return {**self.downlink.state, **method, **optimizer}
+        return {**self.downlink.state, **method, **optimizer, _SKIPPED: {"rounds": torch.tensor(self._skipped)}}
 
     def summary(self) -> None:
         """Log the method and the number of sites."""
@@ -101,23 +107,26 @@ class FederatedLoRA(Strategy):
         self._clients.refresh(grid)
         nodes = self._sample(this_round)
         self.round = RoundRecord(this_round, len(nodes), sampled_clients=self._clients.request(nodes, this_round))
+        # A skipped round changes no factor: the next one trains what that one would have.
+        self._method_round = this_round - self._skipped
         if self.secure:
-            self.secure.vector_size = payload.vector_size(self.adapter, self._uplink(this_round))
+            self.secure.vector_size = payload.vector_size(self.adapter, self._uplink)
         self._started = time.perf_counter()
-        return [self._request(node, this_round) for node in nodes]
+        return [self._request(node, this_round, self.config.federation.round_timeout_s) for node in nodes]
 
     def full_request(self, message: Message) -> Message:
         """Return a new request that replaces ``message`` and does not rely on the client's cache."""
         node = message.metadata.dst_node_id
         self.downlink.clear_client(node)
-        return self._request(node, int(message.metadata.group_id))
+        remaining = self.config.federation.round_timeout_s - (time.perf_counter() - self._started)
+        return self._request(node, int(message.metadata.group_id), max(remaining, MIN_TTL_S))
 
-    def _request(self, node: int, server_round: int) -> Message:
+    def _request(self, node: int, server_round: int, ttl: float) -> Message:
         account = self.client_level.account if self.client_level else ""
-        trains = trained_parts(self.method, self.config, server_round)
+        trains = trained_parts(self.method, self.config, self._method_round)
         due = server_round % self.config.train.eval_every == 0 or server_round == self.config.train.num_rounds
         evaluate = due and bool(self.method.traits.personal)
-        task = TrainTask(server_round, trains, self._uplink(server_round), account, evaluate=evaluate)
+        task = TrainTask(server_round, trains, self._uplink, account, evaluate=evaluate)
         core: frozenset[Part] = frozenset({"core"}) if self.method.traits.core else frozenset()
         # A head that was trained in earlier rounds is sent in those that do not train it, too.
         head = (trains | trained_parts(self.method, self.config, 1)) & {"head"}
@@ -127,8 +136,7 @@ class FederatedLoRA(Strategy):
             train_messages.train_request(request.task, request.factors),
             node,
             MessageType.TRAIN,
-            # A client that receives the message after the deadline must not spend its budget on it.
-            ttl=self.config.federation.round_timeout_s,
+            ttl=ttl,  # A client that receives the message after the deadline must not spend its budget on it.
             group_id=str(server_round),
         )
 
@@ -138,8 +146,8 @@ class FederatedLoRA(Strategy):
         """Drop invalid replies, and apply the server step to the others."""
         # Replies are consumed as they arrive. If only a sum is needed, no reply is stored.
         valid = valid_replies(replies, self.round, self._clients, self._read)
-        level, uplink = self.client_level, self._uplink(self.first_round + server_round)
-        clipped = level.sum_clipped_updates(self.adapter, valid, uplink) if level else []
+        level = self.client_level
+        clipped = level.sum_clipped_updates(self.adapter, valid, self._uplink) if level else []
         good = aggregate_replies(valid, self.adapter, self.method, self.config.aggregation)
         self.round.personal_metrics = mean_personal_metrics(self.round.reports)
         self._num_examples = {r.partition_id: r.num_examples for r in self.round.reports} | self._num_examples
@@ -169,7 +177,7 @@ class FederatedLoRA(Strategy):
         return payload.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
 
     def _diagnose(self, before: Adapter, good: Replies) -> None:
-        if self.method.uplink(self.round.server_round):
+        if self.method.uplink(self._method_round):
             self.round.sites = site_diagnostics(before, self.adapter)
         ratio = head_noise_ratio(self.config.train)
         self.round.signal_to_noise = signal_to_noise(before, average(before, good), mean_noise_std(good), ratio)
@@ -182,7 +190,7 @@ class FederatedLoRA(Strategy):
     def _step(self, good: Replies) -> None:
         before = self.adapter
         updated, moments = apply_server_optimizer(before, good, self._moments, self.config.train)
-        step = self.method.server_step(before, updated, self.round.server_round, self._method_state)
+        step = self.method.server_step(before, updated, self._method_round, self._method_state)
         self._moments = transform_optimizer_state(moments, step, before)
         self._method_state = step.state
         self.downlink.advance(step, self.round.server_round)
@@ -193,9 +201,8 @@ class FederatedLoRA(Strategy):
             return read_masked_reply(message, partition_id)
         rank = self._lower_rank(message.metadata.src_node_id)
         like = self.adapter if rank is None else truncate_rank(self.adapter, rank)
-        uplink = self._uplink(self.round.server_round)
         earlier, server_round = self._num_examples.get(partition_id), self.round.server_round
-        return read_plain_reply(message, partition_id, uplink, like, self.config, server_round, earlier)
+        return read_plain_reply(message, partition_id, self._uplink, like, self.config, server_round, earlier)
 
     def _lower_rank(self, node: int) -> int | None:
         ranks = self.config.federation.client_ranks
@@ -204,24 +211,24 @@ class FederatedLoRA(Strategy):
 
     def _secure_mean(self, secure: SecureGrid) -> Reply:
         assert secure.outcome is not None  # noqa: S101 - checked by the caller
-        uplink = self._uplink(self.round.server_round)
-        parts = payload.split_vector(secure.outcome.mean, uplink, self.adapter, self.adapter.device)
+        parts = payload.split_vector(secure.outcome.mean, self._uplink, self.adapter, self.adapter.device)
         return Reply(0, max(1, round(secure.outcome.weight)), parts)
 
     def _client_level_reply(self, client_level: ClientLevelServer, clipped: Sequence[Tensor]) -> Reply:
-        uplink = self._uplink(self.round.server_round)
         if self.secure and self.secure.outcome:
             mean, count = self._secure_mean(self.secure), self.secure.outcome.contributors
-            return client_level.aggregate_secure_mean(self.adapter, mean, count, uplink)
-        return client_level.aggregate(self.adapter, clipped, uplink)
+            return client_level.aggregate_secure_mean(self.adapter, mean, count, self._uplink)
+        return client_level.aggregate(self.adapter, clipped, self._uplink)
 
     def _skip(self, reason: str) -> tuple[None, None]:
         self.round.skipped = True
+        self._skipped += 1
         logger.warning("round %d skipped, model unchanged: %s", self.round.server_round, reason)
         return None, None
 
-    def _uplink(self, server_round: int) -> frozenset[Part]:
-        return sent_parts(self.method, self.config, server_round)
+    @property
+    def _uplink(self) -> frozenset[Part]:
+        return sent_parts(self.method, self.config, self._method_round)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -233,17 +240,10 @@ class FederatedLoRA(Strategy):
         """Do nothing: there are no evaluate messages."""
 
     def _sample(self, server_round: int) -> list[int]:
-        federation, partitions = self.config.federation, self._clients.partitions
-        ordered = [node for node in self._clients.nodes if federation.takes_part(partitions[node])]
-        if self.client_level:
-            drawn = set(self.client_level.sample_clients())
-            return [node for node in ordered if partitions[node] in drawn]
-        sample_size = federation.clients_per_round or len(ordered)
-        if sample_size >= len(ordered):
-            return ordered
-        # One random stream per round, so that a resumed run samples the same clients.
-        chosen = random.Random(f"{self.config.seed}/{server_round}").sample(range(len(ordered)), sample_size)
-        return [ordered[i] for i in sorted(chosen)]
+        if not self.client_level:
+            return self._clients.sample(self.config.seed, server_round)
+        drawn = set(self.client_level.sample_clients())
+        return [node for node in self._clients.participants if self._clients.partitions[node] in drawn]
 
 
 def _with_prefix(state: State, prefix: str) -> State:

@@ -58,6 +58,7 @@ class LoRAStrategy(FedAvg):
         self.method = method
         self._sent: SentArrays | None = None
         self._state: State = {}
+        self._skipped = self._method_round = 0
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -68,7 +69,9 @@ class LoRAStrategy(FedAvg):
             ModelError: The arrays are no state dict of a PEFT model with LoRA layers.
         """
         self._sent = SentArrays.from_record(arrays)
-        config[FACTORS_KEY] = "".join(sorted(self.method.trains(server_round)))
+        # A round without replies changes no factor: the next one trains what it would have trained.
+        self._method_round = server_round - self._skipped
+        config[FACTORS_KEY] = "".join(sorted(self.method.trains(self._method_round)))
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -83,16 +86,15 @@ class LoRAStrategy(FedAvg):
         sent = self._sent
         if sent is None:
             raise RunError("aggregate_train was called before configure_train: no arrays were sent.")
-        left, good = self._read(replies, sent, server_round)
+        left, good = self._read(replies, sent)
         # Flower checks the metrics of the replies that are left, and averages them. Its mean of the arrays is not used.
         arrays, metrics = super().aggregate_train(server_round, left)
         if arrays is None:
+            self._skipped += 1
             return None, metrics
-        return sent.to_record(self._step(sent, good, server_round)), metrics
+        return sent.to_record(self._step(sent, good)), metrics
 
-    def _read(
-        self, replies: Iterable[Message], sent: SentArrays, server_round: int
-    ) -> tuple[list[Message], list[Reply]]:
+    def _read(self, replies: Iterable[Message], sent: SentArrays) -> tuple[list[Message], list[Reply]]:
         """Return the replies without the unusable ones, and the content of those that are not errors."""
         left, good, reasons = [], [], []
         for message in replies:
@@ -102,7 +104,7 @@ class LoRAStrategy(FedAvg):
             node = message.metadata.src_node_id
             try:
                 weight = _weight(message, self.weighted_by_key)
-                good.append(Reply(node, weight, read_parts(message, sent, self.method.uplink(server_round))))
+                good.append(Reply(node, weight, read_parts(message, sent, self.method.uplink(self._method_round))))
                 left.append(message)
             except PayloadError as error:
                 reasons.append(error)
@@ -115,10 +117,11 @@ class LoRAStrategy(FedAvg):
             )
         return left, good
 
-    def _step(self, sent: SentArrays, replies: Replies, server_round: int) -> Adapter:
+    def _step(self, sent: SentArrays, replies: Replies) -> Adapter:
         """Apply the server step; tensors that the replies leave out stay as they are."""
         head = {key: sent.adapter.head[key] for key in replies[0].parts["head"]}
-        step = self.method.server_step(sent.adapter.with_parts({"head": head}), replies, server_round, self._state)
+        before = sent.adapter.with_parts({"head": head})
+        step = self.method.server_step(before, replies, self._method_round, self._state)
         self._state = step.state
         return step.adapter.with_parts({"head": {**sent.adapter.head, **step.adapter.head}})
 

@@ -70,6 +70,17 @@ def test_untrained_part_is_refused_before_spending(config: Config, identity: Cli
     assert not identity.ledger.exists()
 
 
+def test_parts_of_an_earlier_round_are_trained_after_skipped_rounds(identity: ClientIdentity) -> None:
+    config = compose(["experiment=smoke", "method.pivot=BA"])
+    start = initial_adapter(config, build_method(config.method))
+    task = TrainTask(2, B, B)
+    reply = run_local_round(config, identity, task, payload.pack(start, B), "message-2")
+
+    assert list(train_messages.read_train_reply(reply)[1]) == ["B"]
+    with pytest.raises(PayloadError, match=r"method and train\.head allow \['B'\]"):
+        run_round(config, identity, start, 1, frozenset({"A"}))
+
+
 def test_round_beyond_the_last_is_refused_before_spending(
     config: Config, identity: ClientIdentity, adapter: Adapter
 ) -> None:
