@@ -37,8 +37,8 @@ class FederationConfig(ConfigGroup):
             unchanged. 0: only ``min_replies`` applies.
         secure_aggregation: The server learns the sum of the clients' updates, and no single update.
         min_survivors: Minimum number of clients in a secure sum; with fewer, the round is skipped.
-        round_timeout_s: Timeout of a round in seconds; the round then continues without the missing replies. With secure
-            aggregation, training ends after 90 % of it, and the rest is for unmasking.
+        round_timeout_s: Timeout of a round in seconds; the round then continues without the missing replies. With
+            secure aggregation, training ends after 90 % of it, and the rest is for unmasking.
         connect_timeout_s: Timeout in seconds for all clients to connect at the start, and for a new client to identify
             itself.
         retries: How often a message is resent within a round to a client that has disconnected or crashed. If the

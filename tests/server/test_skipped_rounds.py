@@ -61,9 +61,7 @@ class Run:
         adapter = self.strategy.adapter
         size = {part: int(np.prod(SHAPES[part])) for part in task.trains}
         start = {part: adapter.part(part)["s"].numpy().ravel() for part in task.trains}
-        values = {
-            part: Array((start[part] + self._random.normal(size=size[part])).astype(np.float32)) for part in size
-        }
+        values = {part: Array((start[part] + self._random.normal(size=size[part])).astype(np.float32)) for part in size}
         report = ClientReport(partition_id, 10, 0.1, server_round=task.server_round)
         return train_messages.train_reply(report, ArrayRecord(values))
 
