@@ -103,11 +103,11 @@ def check_method(method: Method, config: Config) -> None:
     Raises:
         ConfigError: One of these combinations is configured: secure aggregation, client-level privacy, a server
             optimizer or robust aggregation with a method that needs each client's factors; client ranks with a method
-            that requires equal ranks; client-level privacy with a method that has personal factors; shrinkage with
-            settings under which the noise in the mean is unknown; quantized weights with a method that changes them; a
-            distributed model with maps of gradients; several local steps, weight decay or a server optimizer with a
-            method that averages tangent vectors; settings that change frozen factors, or under which the noise is
-            unknown, with a method that trains one factor per site.
+            that requires equal ranks; client-level privacy or shared noise with a method that has personal factors;
+            shrinkage with settings under which the noise in the mean is unknown; quantized weights with a method that
+            changes them; a distributed model with maps of gradients; several local steps, weight decay or a server
+            optimizer with a method that averages tangent vectors; settings that change frozen factors, or under which
+            the noise is unknown, with a method that trains one factor per site.
     """
     name, federation = config.method["name"], config.federation
     mean_only = {
@@ -130,11 +130,8 @@ def check_method(method: Method, config: Config) -> None:
         )
     if method.traits.merges:
         checks.check_unquantized(config)
-    if method.traits.personal and config.privacy.name == "client_level":
-        raise ConfigError(
-            f"privacy.name = client_level is unsupported with method.name = {name}: a client's personal factors "
-            "influence what it reports, and no noise protects them. Set privacy=dp_sgd."
-        )
+    if method.traits.personal:
+        checks.check_own_noise(config)
     checks.check_distributed(method, config)
     if config.method.get("shrinkage", "none") != "none":
         checks.check_known_noise(config, f"method.shrinkage = {config.method['shrinkage']!r}")

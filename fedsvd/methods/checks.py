@@ -21,6 +21,26 @@ def check_unquantized(config: Config) -> None:
         )
 
 
+def check_own_noise(config: Config) -> None:
+    """Check that each client adds all of its noise itself, which protects factors that never enter a sum.
+
+    Raises:
+        ConfigError: The server adds the noise, or the clients share it.
+    """
+    method = f"method.name = {config.method['name']}"
+    if config.privacy.name == "client_level":
+        raise ConfigError(
+            f"privacy.name = client_level is unsupported with {method}: a client's personal factors "
+            "influence what it reports, and no noise protects them. Set privacy=dp_sgd."
+        )
+    if config.privacy.noise_share:
+        raise ConfigError(
+            f"privacy.noise_share = True is unsupported with {method}: a client's personal factors are not part of the "
+            "secure sum, so they would have that client's share of the noise only. Set privacy.noise_share=false, or "
+            "choose another method."
+        )
+
+
 def check_distributed(method: Method, config: Config) -> None:
     """Check that no map of gradients combines layers of a distributed model; raise `ConfigError` otherwise."""
     if config.model.device_map == "auto" and (method.traits.tangent or config.privacy.project_public_mean):

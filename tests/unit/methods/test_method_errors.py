@@ -4,7 +4,7 @@ import pytest
 
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError
-from fedsvd.methods import METHODS, build_method, check_method
+from fedsvd.methods import METHODS, build_method, build_run_method, check_method
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,18 @@ def test_personal_factors_reject_client_level_privacy() -> None:
     config = compose(["experiment=smoke", "method=fedsa_lora", "privacy=client_level"])
     with pytest.raises(ConfigError, match="no noise protects them"):
         check_method(build_method(config.method), config)
+
+
+def test_personal_factors_reject_shared_noise() -> None:
+    shared = ["experiment=smoke", "federation.secure_aggregation=true", "privacy.noise_share=true",
+              "privacy.noise_multiplier=8", "train.local_steps=1"]  # fmt: skip
+    config = compose([*shared, "method=fedsa_lora"])
+    with pytest.raises(ConfigError, match=r"noise_share = True is unsupported .* that client's share of the noise"):
+        check_method(build_run_method(config), config)
+    # Without factors, nothing is personal.
+    for others in (["method=fedavg_lora"], ["method=fedsa_lora", "train.head=private", "train.trains=head"]):
+        config = compose([*shared, *others])
+        check_method(build_run_method(config), config)
 
 
 @pytest.mark.parametrize(
