@@ -28,6 +28,7 @@ from fedsvd.runtime.losses import batch_limit, example_lengths, per_example_loss
 from fedsvd.runtime.model import check_model, client_config, load_model
 from fedsvd.runtime.round_maps import round_maps
 from fedsvd.runtime.round_parts import prepare_training, sent_parts, trained_parts
+from fedsvd.runtime.run_checks import check_run
 from fedsvd.training.loop import train_plain
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
@@ -59,12 +60,14 @@ def run_local_round(
             method does not train or does not send.
         StaleCacheError: If the client's cache does not contain what the server assumes; nothing was spent.
         LimitError: If the run exceeds this client's limits; nothing was spent.
+        ConfigError: If the method does not support the run's settings; nothing was spent.
         ReplayedMessageError: If the message was charged before; nothing was spent.
         BudgetExceededError: If the round's steps would exceed this client's budget; nothing was spent.
         DataError: If the client has no examples; nothing was spent.
     """
     started = time.perf_counter()
     identity.limits.check(config)
+    check_run(config)
     config = client_config(config, identity.partition_id)
     if not 1 <= task.server_round <= config.train.rounds:
         raise PayloadError(f"server_round = {task.server_round} is invalid: expected 1 to {config.train.rounds}.")

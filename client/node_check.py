@@ -14,6 +14,7 @@ from fedsvd.data.partition import fingerprint
 from fedsvd.errors import DataError
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.runtime.data import load_partition
+from fedsvd.runtime.run_checks import check_run
 from fedsvd.trainer.settings import TrainerSettings, read_settings
 from fedsvd.trainer.sockets import check_length, connect, node_socket
 
@@ -31,6 +32,7 @@ def check_node(node_config: str, config: Config) -> list[str]:
     Raises:
         LimitError: If the partition, a limit, the ledger's policy or a setting of the trainer is invalid, or the run
             exceeds a limit.
+        ConfigError: If the method does not support the run's settings.
         TrainerError: If the socket of the trainer cannot be used.
         LedgerError: If the ledger is damaged, or may not be charged for this data.
         DataError: If the node configuration cannot be parsed, or the data cannot be read or does not fit the run.
@@ -45,6 +47,7 @@ def check_node(node_config: str, config: Config) -> list[str]:
     partition_id = read_partition_id(parsed)
     limits = read_limits(parsed)
     limits.check(config)
+    check_run(config)
     strict = has_strict_ledger(parsed)
     trainer = _describe_trainer(read_settings(parsed))
     data = load_partition(with_node_data(config, parsed), partition_id)

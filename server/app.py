@@ -35,6 +35,7 @@ from fedsvd.runtime.base_model import save_standardization
 from fedsvd.runtime.data import class_names, partition_counts
 from fedsvd.runtime.description import describe_classifier, describe_partitions, describe_run
 from fedsvd.runtime.model import check_model, initial_adapter, load_model, resolve_device
+from fedsvd.runtime.run_checks import check_run
 from fedsvd.services.reconnects import log_reconnects_once
 from fedsvd.tracking import open_tracker
 from fedsvd.wire import payload
@@ -62,6 +63,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that is configured by the run's overrides."""
     log_reconnects_once()
     config = from_run_config(context.run_config)
+    check_run(config)
     folder = RunFolder(run_root(config.run_dir, context.run_id))
     with _owned_on_server(config, folder):
         _run(grid, config, folder)

@@ -27,10 +27,9 @@ from fedsvd.errors import BudgetExceededError, ConfigError, DataError, RunError
 from fedsvd.launch.in_process import run_local
 from fedsvd.launch.remote import run_remote
 from fedsvd.launch.resume import check_settings
-from fedsvd.methods import build_method, build_run_method, check_method
-from fedsvd.privacy.accounting import check_delta
 from fedsvd.runs.folder import RunFolder, read_rows, write_json, write_text
 from fedsvd.runtime.model import resolve_device
+from fedsvd.runtime.run_checks import check_run
 from fedsvd.tracking import check_tracking
 
 
@@ -38,13 +37,11 @@ def check_config(config: Config) -> None:
     """Check a configuration before any data or model is loaded.
 
     Raises:
-        ConfigError: A method option, device, federation or tracking library is not available, or ``data=node`` is used
+        ConfigError: As `check_run`; also if a device or tracking library is not available, or ``data=node`` is used
             without real nodes.
-        PrivacyError: The accountant does not support the value of δ.
+        PrivacyError: As `check_run`.
     """
-    build_method(config.method)
-    check_method(build_run_method(config), config)
-    check_delta(config.privacy.target_delta, config.privacy.accountant)
+    check_run(config)
     if config.federation.name == "remote":
         return
     resolve_device(config.device)

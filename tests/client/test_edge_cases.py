@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import RecordDict
+from node_messages import decline_reason
 
 import client.local_round
 from client.identity import ClientIdentity
 from client.local_round import run_local_round
+from client.node_check import check_node
 from client.setting_warnings import _warn_once
 from fedsvd.cli import main
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
-from fedsvd.errors import DataError, RunError
+from fedsvd.errors import ConfigError, DataError, RunError
 from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
@@ -61,6 +63,27 @@ def test_client_without_examples_declines_before_spending(tmp_path: Path, monkey
     with pytest.raises(DataError, match="client 0 has no examples"):
         run_round(config, tmp_path)
     assert not (tmp_path / "ledger.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=fedsa_lora", "privacy=client_level"], "no noise protects them"),
+        (["method=flora", "privacy=client_level"], "privacy.name = client_level is unsupported"),
+        (["method=fedavg_lora", "federation.client_ranks=[2,4]"], "can be averaged for equal ranks only"),
+    ],
+)
+def test_client_declines_a_run_that_its_method_does_not_support(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger.sqlite"
+    reason = decline_reason({"ledger": str(ledger)}, overrides)
+
+    assert str(reason).startswith("ConfigError: ")
+    assert message in str(reason)
+    assert not ledger.exists()
+    with pytest.raises(ConfigError, match=message):
+        check_node("partition-id=0", compose(["experiment=smoke", *overrides]))
 
 
 def test_batch_larger_than_the_data_uses_all_examples_and_warns_once(
