@@ -134,12 +134,21 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
         reporter.started(strategy.first_round, federation.num_sampled)
         for note in describe_classifier(config):
             reporter.note(note)
-        retrying = RetryGrid(polling, strategy.full_request, federation.retries, federation.retry_after_s)
-        _run_rounds(strategy, secure or retrying, config, adapter, callback)
+        _run_rounds(strategy, secure or _retrying(polling, strategy, config), config, adapter, callback)
         check_updates_used(callback.history)
         callback.finish()
         best = _write_result(config, folder, strategy, callback.history)
     return _report_end(config, reporter, callback, best)
+
+
+def _retrying(grid: Grid, strategy: FederatedLoRA, config: Config) -> RetryGrid:
+    def count_lost_attempt(node: int) -> None:
+        strategy.round.lost_attempts[node] += 1
+
+    federation = config.federation
+    return RetryGrid(
+        grid, strategy.full_request, federation.retries, federation.retry_after_s, on_lost=count_lost_attempt
+    )
 
 
 def _run_rounds(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,8 @@ class RoundRecord:
 
     ``refused`` has the first reason of each client with a rejected reply, ``dropped`` counts all rejected replies, and
     ``diverged`` counts those of them whose update was not finite or exceeded its norm bound. ``personal_metrics`` has
-    the mean metrics of the clients' personalized models.
+    the mean metrics of the clients' personalized models. ``lost_attempts`` counts, by node, the attempts that failed
+    before the one whose reply was read, and ``lost_before_refusal`` those of each client with a rejected reply.
     """
 
     server_round: int
@@ -55,6 +57,8 @@ class RoundRecord:
     signal_to_noise: float | None = None
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     sampled_clients: tuple[int, ...] = ()
+    lost_attempts: Counter[int] = field(default_factory=Counter)
+    lost_before_refusal: dict[int, int] = field(default_factory=dict)
 
 
 def valid_replies(
@@ -81,6 +85,7 @@ def valid_replies(
             reply, report, size = _read(message, partition_id, record.server_round, read)
         except PayloadError as error:
             record.diverged += isinstance(error, DivergedUpdateError)
+            record.lost_before_refusal[partition_id] = record.lost_attempts[node]
             is_printed = clients.board.excluded(partition_id, str(error))
             _refuse(record, partition_id, node, str(error), log=not is_printed)
             continue

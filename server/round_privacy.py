@@ -8,6 +8,7 @@ from typing import Any
 
 from fedsvd.config import Config
 from fedsvd.config.compose import as_dict
+from fedsvd.errors import ReplayedMessageError
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.claim import Claim, format_rounds, weakest_claim
 from fedsvd.privacy.noise_share import ASSUMPTIONS
@@ -59,11 +60,20 @@ def _presumed_steps(config: Config, record: RoundRecord, interrupted: int) -> di
     These are those of lost and rejected replies, and those of ``interrupted`` earlier processes in the same round: a
     client whose budget they used up declines now. A client that reports accounts for all its charges.
     """
-    declined = {number for number, reason in record.refused.items() if reason.startswith(DECLINED)}
-    reported = {report.partition_id for report in record.reports}
-    rounds = {number: (number not in declined) + interrupted for number in sorted({*record.sampled_clients} - reported)}
-    steps = config.train.local_steps * (1 + config.federation.retries)
-    return {str(number): steps * count for number, count in rounds.items() if count}
+    most = 1 + config.federation.retries
+    silent = sorted({*record.sampled_clients} - {report.partition_id for report in record.reports})
+    attempts = {number: _attempts_without_result(record, number, most) + most * interrupted for number in silent}
+    return {str(number): config.train.local_steps * count for number, count in attempts.items() if count}
+
+
+def _attempts_without_result(record: RoundRecord, client: int, most: int) -> int:
+    """Return how many attempts a client without an accepted report may have been charged for in a round, at most."""
+    reason = record.refused.get(client, "")
+    if not reason.startswith(DECLINED):
+        return most
+    # A client charges nothing when it declines, but it may decline because of what lost attempts have cost, or because
+    # it was charged for the same message before.
+    return record.lost_before_refusal.get(client, 0) + reason.startswith(f"{DECLINED}{ReplayedMessageError.__name__}")
 
 
 def last_value(history: Sequence[Row], key: str) -> int:
