@@ -129,7 +129,8 @@ class RoundEndCallback:
         per_round = ("seconds", "train_loss", "server_round", "loss", "metrics")
         for report in record.reports:
             before = self.clients.get(str(report.partition_id), {}).get("epsilon")
-            # ε falls if a node's owner opens a new account during the run; for the people before, the larger one holds.
+            # ε falls if a node's owner opens a new account during the run. The largest report is kept; the claim, which
+            # follows from the rows, is at least the ε of the charges to both accounts.
             if before is not None and report.epsilon is not None and report.epsilon < before:
                 continue
             spent = {key: value for key, value in vars(report).items() if key not in per_round}

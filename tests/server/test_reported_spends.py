@@ -23,6 +23,6 @@ def test_epsilon_of_a_client_grows_with_its_reports() -> None:
 
 
 def test_new_account_during_a_run_does_not_lower_the_reported_epsilon() -> None:
-    # The people of the earlier account have spent the larger ε.
+    # The claim covers the charges to both accounts: tests/unit/privacy/test_claim.py.
     assert reported(1.0, 3.0, 0.5, 0.7) == (3.0, 20)
     assert reported(3.0, 0.5, 4.0) == (4.0, 30)
