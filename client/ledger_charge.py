@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from client.identity import ClientIdentity
 from fedsvd.config import Config
-from fedsvd.privacy.accounting import Spend
+from fedsvd.errors import LedgerError, PrivacyError, ReplayedMessageError
+from fedsvd.privacy.accounting import Spend, rounded_to_multiple
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.privacy.plan import calibrate_run
 
@@ -20,7 +23,9 @@ class Charge:
 
     Attributes:
         spend: What was charged: the steps of one round or of the whole run.
-        epsilon: ε of all charges of the ledger's current account at the run's δ.
+        epsilon: ε of all charges of the ledger's current account at the run's δ, as the server may know it: rounded up
+            to a multiple of ``privacy.target_epsilon`` if the exact value would tell a number of examples that the
+            server does not learn. Within a run of its own ledger, this is the target itself.
         steps: Noisy steps of all these charges.
     """
 
@@ -40,15 +45,18 @@ def charge_round(
         BudgetExceededError: If the round would exceed the budget.
         LedgerError: If the ledger is invalid or cannot be written.
     """
-    run = calibrate_run(config, num_examples)
-    identity.limits.check_noise(run)
+    with _numbers_in_log(identity, _tells_size(config)):
+        run = calibrate_run(config, num_examples)
+        identity.limits.check_noise(run)
     spend = Spend(run.noise_multiplier, run.sample_rate, config.train.local_steps)
     with _open(identity, fingerprint) as ledger:
         budget = identity.limits.budget(config.privacy)
         has_changed = ledger.check_data(fingerprint, strict=identity.strict_ledger)
-        epsilon = ledger.reserve(str(identity.run_id), server_round, message_id, spend, budget)
+        tells_size = _tells_size(config, spend, ledger.history())
+        with _numbers_in_log(identity, tells_size):
+            epsilon = ledger.reserve(str(identity.run_id), server_round, message_id, spend, budget)
         _log_change(ledger, has_changed)
-        return Charge(spend, epsilon, sum(entry.steps for entry in ledger.history()))
+        return _charge(config, spend, epsilon, ledger, tells_size)
 
 
 def mark_released(identity: ClientIdentity, fingerprint: str, message_id: str) -> None:
@@ -71,9 +79,49 @@ def charge_whole_run(config: Config, identity: ClientIdentity, fingerprint: str,
     with _open(identity, fingerprint) as ledger:
         run = calibrate_run(config, 1)
         has_changed = ledger.check_data(fingerprint, strict=identity.strict_ledger)
-        epsilon = ledger.reserve_run(account, run, identity.limits.budget(config.privacy))
+        tells_size = _tells_size(config, run, ledger.history())
+        with _numbers_in_log(identity, tells_size):
+            epsilon = ledger.reserve_run(account, run, identity.limits.budget(config.privacy))
         _log_change(ledger, has_changed)
-        return Charge(run, epsilon, sum(entry.steps for entry in ledger.history()))
+        return _charge(config, run, epsilon, ledger, tells_size)
+
+
+def _tells_size(config: Config, spend: Spend | None = None, history: Sequence[Spend] = ()) -> bool:
+    """Return whether ε or a mechanism tells the server a number of examples that it does not learn otherwise.
+
+    It does not if all charges are those of the mechanism of this run, and this mechanism is public.
+    """
+    if config.federation.discloses_counts:
+        return False
+    is_public = config.privacy.name == "client_level" or config.train.sample_rate is not None
+    mechanisms = {(earlier.noise_multiplier, earlier.sample_rate) for earlier in history}
+    return not is_public or (spend is not None and not mechanisms <= {(spend.noise_multiplier, spend.sample_rate)})
+
+
+@contextmanager
+def _numbers_in_log(identity: ClientIdentity, tells_size: bool) -> Iterator[None]:
+    """Write errors whose numbers tell the number of examples to the client's log, and raise them without numbers.
+
+    Raises:
+        PrivacyError: Of the same class, without numbers.
+    """
+    try:
+        yield
+    except (LedgerError, ReplayedMessageError):
+        raise
+    except PrivacyError as error:
+        if not tells_size or identity.limits.share_errors:
+            raise
+        logger.error("%s: %s", type(error).__name__, error)
+        raise type(error)(
+            "this client cannot train this round within its limits. Its log has the numbers, which would tell its "
+            "number of examples."
+        ) from None
+
+
+def _charge(config: Config, spend: Spend, epsilon: float, ledger: Ledger, tells_size: bool) -> Charge:
+    reported = rounded_to_multiple(epsilon, config.privacy.target_epsilon) if tells_size else epsilon
+    return Charge(spend, reported, sum(entry.steps for entry in ledger.history()))
 
 
 def _open(identity: ClientIdentity, fingerprint: str) -> Ledger:

@@ -97,7 +97,7 @@ class NodeLimits:
 
     def _check_counts(self, config: Config) -> None:
         federation = config.federation
-        if self.share_counts is False and federation.weighting != "uniform" and not federation.secure_aggregation:
+        if self.share_counts is False and federation.discloses_counts:
             raise LimitError(
                 f"federation.weighting = {federation.weighting}, but this client does not disclose its example count "
                 "(share-counts = false): set federation.weighting=uniform or federation.secure_aggregation=true."

@@ -33,7 +33,7 @@ from fedsvd.runs.ownership import owned
 from fedsvd.runs.record import FINISHED, record_run
 from fedsvd.runtime.base_model import save_standardization
 from fedsvd.runtime.data import class_names, partition_counts
-from fedsvd.runtime.description import describe_classifier, describe_partitions, describe_run
+from fedsvd.runtime.description import describe_classifier, describe_partitions, describe_reports, describe_run
 from fedsvd.runtime.model import check_model, initial_adapter, load_model, resolve_device
 from fedsvd.runtime.run_checks import check_run
 from fedsvd.services.reconnects import log_reconnects_once
@@ -132,7 +132,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
         listeners = (track, live.round_done, *([RunningReport(folder).round_done] if config.plots else ()))
         callback = RoundEndCallback(config, folder, strategy, reporter, listeners, checkpoint)
         reporter.started(strategy.first_round, federation.num_sampled)
-        for note in describe_classifier(config):
+        for note in (*describe_classifier(config), *describe_reports(config)):
             reporter.note(note)
         _run_rounds(strategy, secure or _retrying(polling, strategy, config), config, adapter, callback)
         check_updates_used(callback.history)

@@ -130,6 +130,11 @@ class FederationConfig(ConfigGroup):
         """Number of clients that are asked to train in a round."""
         return self.clients_per_round or self.num_participants
 
+    @property
+    def discloses_counts(self) -> bool:
+        """Whether the server learns each client's number of examples."""
+        return self.weighting != "uniform" and not self.secure_aggregation
+
     def takes_part(self, partition_id: int) -> bool:
         """Return whether a client takes part in the run."""
         return self.participants is None or partition_id in self.participants

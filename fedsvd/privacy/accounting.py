@@ -92,6 +92,11 @@ def epsilon(history: Sequence[Spend], target_delta: float, accountant: str = "pr
     return _round_up(bound)
 
 
+def rounded_to_multiple(spent: float, unit: float) -> float:
+    """Return ε rounded up to a multiple of ``unit``, a bound that depends on few details of the history."""
+    return max(spent, round(math.ceil(spent / unit) * unit, 2 * EPSILON_DIGITS))
+
+
 def _merge_equal_mechanisms(history: Sequence[Spend]) -> tuple[tuple[float, float, int], ...]:
     """Return sorted (noise multiplier, sample rate, steps) tuples, with the steps of equal mechanisms added up."""
     steps: dict[tuple[float, float], int] = {}

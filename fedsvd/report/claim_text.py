@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,12 +100,37 @@ def stopped_early(claim: Claim, stop: Mapping[str, Any] | None) -> list[Block]:
     if claim.unit == "client":
         text += f"Clients are charged for the whole run in advance, so ε is that of all {planned} rounds."
     else:
+        # Without recorded charges, ε may be rounded up to that of all planned rounds.
+        bound = "that of" if claim.charges else "a bound for"
         text += (
-            f"ε is that of the {done} rounds that took place, and holds for every outcome in which the run ends there. "
+            f"ε is {bound} the {done} rounds that took place, and holds for every outcome in which the run ends there. "
             f"What could be promised before the run, wherever it would end, is ε of all {planned} rounds, which is "
             "within the budget."
         )
     return [Paragraph(text)]
+
+
+def withholds_counts(run: Run) -> bool:
+    """Return whether the clients did not disclose their numbers of examples."""
+    clients = run.privacy.get("clients", {}).values()
+    return bool(clients) and all(client["num_examples"] is None for client in clients)
+
+
+def withheld_counts(run: Run) -> str:
+    """Return how well numbers of examples are hidden that clients do not send, if the server sees each update."""
+    # The standard deviation of the noise depends on the noise multiplier, and on the number of examples in a batch.
+    estimates = "; the noise in its updates permits estimates" if run.claim.unit == "example" else ""
+    return f"stays at the client{estimates}"
+
+
+def epsilon_protection(run: Run) -> str:
+    """Return how ε was kept from telling numbers of examples that clients do not send."""
+    spent = [value for row in run.rows for value in row.get("client_epsilons", {}).values() if value is not None]
+    budget = run.budget or math.inf
+    is_rounded = all(math.isclose(value / budget, round(value / budget)) for value in spent)
+    if run.claim.unit != "example" or not withholds_counts(run) or not is_rounded:
+        return "none: public"
+    return f"ε is rounded up to a multiple of {budget:g}, so that it does not tell the number of examples"
 
 
 def held_out_examples(run: Run) -> list[str]:

@@ -198,12 +198,12 @@ def _data_sent(run: Run) -> list[Block]:
     counts = "number of examples, sample rate, noise multiplier" if private else "number of examples"
     if _secure_aggregation(run):
         rows.append([counts, "no", "hidden in the sum"])
-    elif _counts_withheld(run):
-        rows.append([counts, "no", "stays at the client"])
+    elif claim_text.withholds_counts(run):
+        rows.append([counts, "no", claim_text.withheld_counts(run)])
     else:
         rows.append([counts, "yes", "none: public"])
     if private:
-        rows.append(["steps and ε spent", "yes", "none: public"])
+        rows.append(["steps and ε spent", "yes", claim_text.epsilon_protection(run)])
     if any(row.get("clipped_share") is not None for row in run.rows):
         rows.append(["share of examples clipped, mean gradient norm", "yes", "separate noise, within the same ε"])
     rows += [
@@ -216,12 +216,6 @@ def _data_sent(run: Run) -> list[Block]:
 
 def _client_level(run: Run) -> bool:
     return run.claim.unit == "client"
-
-
-def _counts_withheld(run: Run) -> bool:
-    """Return whether the clients did not disclose their numbers of examples."""
-    clients = run.privacy.get("clients", {}).values()
-    return bool(clients) and all(client["num_examples"] is None for client in clients)
 
 
 def _noise_shared(run: Run) -> bool:

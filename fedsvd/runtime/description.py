@@ -56,6 +56,16 @@ def describe_classifier(config: Config) -> Iterator[str]:
         yield f"class weights: {values} (from {weights['source']})"
 
 
+def describe_reports(config: Config) -> Iterator[str]:
+    """Yield a line for the console if the clients report a bound on ε instead of its value."""
+    privacy, federation = config.privacy, config.federation
+    if privacy.name == "dp_sgd" and config.train.sample_rate is None and not federation.discloses_counts:
+        yield (
+            "ε: clients do not send their number of examples, which the exact value would tell; they report ε rounded "
+            f"up to a multiple of privacy.target_epsilon = {privacy.target_epsilon:g} (exact with train.sample_rate)"
+        )
+
+
 def _report_left_out(config: Config) -> list[dict[str, Any]]:
     items = left_out(config)
     for item in items:

@@ -69,7 +69,7 @@ class ClientReport:
         partition_id: The client's number.
         num_examples: Size of the client's data set; treated as public (no noise is added). None if it is not disclosed.
         seconds: Duration of the local round.
-        epsilon: ε spent so far at the client's δ; None without privacy. Computed from public quantities only.
+        epsilon: ε spent so far at the client's δ, from public quantities only, or rounded up; None without privacy.
         noise_multiplier: σ of DP-SGD; None without privacy.
         sample_rate: Poisson sample rate; None without privacy.
         steps: Noisy steps charged so far; None without privacy.
@@ -239,7 +239,7 @@ def _check_metric(key: str, value: object) -> None:
 
 
 def hide_counts(report: ClientReport) -> ClientReport:
-    """Return a report without the numbers that disclose the size of the client's data set."""
+    """Return a report without the numbers that disclose the size of the client's data set; ε was rounded up before."""
     return replace(report, num_examples=None, noise_multiplier=None, sample_rate=None)
 
 

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from fedsvd.errors import PrivacyError
 from fedsvd.privacy import accounting
-from fedsvd.privacy.accounting import Spend, calibrate, epsilon
+from fedsvd.privacy.accounting import Spend, calibrate, epsilon, rounded_to_multiple
 
 DELTA = 1e-5
 
@@ -41,6 +41,17 @@ def test_without_subsampling_epsilon_is_an_upper_bound_on_the_exact_value(
 
 def test_empty_history_has_epsilon_zero() -> None:
     assert epsilon([], DELTA) == 0.0
+
+
+@given(st.floats(0, 100), st.floats(0.01, 50))
+def test_epsilon_is_rounded_up_to_the_next_multiple(spent: float, unit: float) -> None:
+    rounded = rounded_to_multiple(spent, unit)
+
+    assert spent <= rounded < spent + unit * (1 + 1e-6) + 1e-8
+    assert rounded / unit == pytest.approx(round(rounded / unit), abs=1e-5)
+    # Rounding errors do not add a multiple.
+    tenths = [round(number * 0.1, 4) for number in range(99)]
+    assert [rounded_to_multiple(tenth, 0.1) for tenth in tenths] == tenths
 
 
 def test_epsilon_does_not_depend_on_how_steps_are_split() -> None:

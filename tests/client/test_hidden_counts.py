@@ -1,0 +1,119 @@
+"""What clients that do not disclose their number of examples report and answer: nothing that tells it."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from client.identity import ClientIdentity
+from client.local_round import run_local_round
+from client.node_limits import NodeLimits
+from fedsvd.config import Config
+from fedsvd.config.compose import compose
+from fedsvd.errors import BudgetExceededError, LimitError, PrivacyError
+from fedsvd.lora.adapter import Part
+from fedsvd.methods import build_method
+from fedsvd.privacy.accounting import Spend, epsilon
+from fedsvd.privacy.ledger import Ledger
+from fedsvd.runtime.data import load_client_data
+from fedsvd.runtime.description import describe_reports
+from fedsvd.runtime.model import initial_adapter
+from fedsvd.wire import payload, train_messages
+from fedsvd.wire.train_messages import ClientReport, TrainTask
+
+B: frozenset[Part] = frozenset({"B"})
+RUN = ["experiment=smoke", "privacy.accountant=rdp", "partition=iid"]
+UNIFORM, SECURE = "federation.weighting=uniform", "federation.secure_aggregation=true"
+
+
+@pytest.fixture
+def identity(tmp_path: Path) -> ClientIdentity:
+    return ClientIdentity(0, 7, tmp_path / "ledger.sqlite")
+
+
+def run_round(config: Config, identity: ClientIdentity, server_round: int = 1) -> ClientReport:
+    factors = payload.pack(initial_adapter(config, build_method(config.method)), B)
+    message_id = f"run {identity.run_id} round {server_round}"
+    content = run_local_round(config, identity, TrainTask(server_round, B, B), factors, message_id)
+    return train_messages.read_train_reply(content)[0]
+
+
+def charged(config: Config, identity: ClientIdentity) -> list[Spend]:
+    with Ledger.open(identity.ledger, load_client_data(config, 0).fingerprint) as ledger:
+        return ledger.history()
+
+
+@pytest.mark.parametrize("hidden", [UNIFORM, SECURE])
+@pytest.mark.parametrize("noise", [[], ["privacy.noise_multiplier=3"]])
+def test_reported_epsilon_does_not_depend_on_the_number_of_examples(
+    hidden: str, noise: list[str], identity: ClientIdentity, tmp_path: Path
+) -> None:
+    for size in (90, 91, 200):
+        config = compose([*RUN, hidden, *noise, f"data.max_train_examples={size}"])
+        own = replace(identity, ledger=tmp_path / f"{size}.sqlite")
+        for server_round in (1, 2):
+            assert run_round(config, own, server_round).epsilon == config.privacy.target_epsilon
+            assert epsilon(charged(config, own), 1e-5, "rdp") <= config.privacy.target_epsilon
+
+
+def test_epsilon_is_exact_if_it_tells_nothing(identity: ClientIdentity, tmp_path: Path) -> None:
+    for overrides in ([], [UNIFORM, "train.sample_rate=0.2"], [UNIFORM, "privacy=client_level"]):
+        config = compose([*RUN, *overrides])
+        own = replace(identity, ledger=tmp_path / f"{len(overrides)} {overrides[-1:]}.sqlite")
+        factors = payload.pack(initial_adapter(config, build_method(config.method)), B)
+        content = run_local_round(config, own, TrainTask(1, B, B, account="a run"), factors, "message")
+        report = train_messages.read_train_reply(content)[0]
+        assert report.epsilon == epsilon(charged(config, own), 1e-5, "rdp")
+
+
+def test_earlier_charges_tell_nothing_either(identity: ClientIdentity) -> None:
+    earlier = compose([*RUN, UNIFORM])
+    run_round(earlier, identity)
+    config = compose([*RUN, UNIFORM, "train.sample_rate=0.2", "privacy.max_epsilon=30"])
+    for server_round in (1, 2):
+        report = run_round(config, replace(identity, run_id=8), server_round)
+        spent = epsilon(charged(config, identity), 1e-5, "rdp")
+        assert report.epsilon == (6.0 if spent <= 6 else 12.0)
+    assert 6 < spent <= 12
+
+
+@pytest.mark.parametrize(
+    ("limits", "overrides", "error", "number"),
+    [
+        (NodeLimits(), ["privacy.noise_multiplier=0.3"], BudgetExceededError, "at sample rate 0.16"),
+        (NodeLimits(min_noise_multiplier=9.0), [], LimitError, "noise multiplier = 0."),
+        (NodeLimits(), ["privacy.target_epsilon=1e-9"], PrivacyError, "at sample rate 0.16"),
+    ],
+)
+def test_numbers_that_tell_it_are_in_the_log_only(
+    limits: NodeLimits,
+    overrides: list[str],
+    error: type[PrivacyError],
+    number: str,
+    identity: ClientIdentity,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = [*RUN, "data.max_train_examples=200", *overrides]
+
+    with caplog.at_level(logging.ERROR), pytest.raises(error) as caught:
+        run_round(compose([*run, UNIFORM]), replace(identity, limits=limits))
+
+    assert type(caught.value) is error
+    assert str(caught.value).startswith("this client cannot train this round within its limits. Its log has")
+    assert not any(character.isdigit() for character in str(caught.value))
+    assert number in caplog.text
+    # The owner may let the server have the numbers, and so does a run that discloses them anyway.
+    for config, own in (
+        (compose([*run, UNIFORM]), replace(limits, share_errors=True)),
+        (compose(run), limits),
+    ):
+        with pytest.raises(error, match=number):
+            run_round(config, replace(identity, limits=own))
+
+
+def test_run_says_that_epsilon_is_rounded_up() -> None:
+    [note] = describe_reports(compose([*RUN, UNIFORM]))
+    assert "rounded up to a multiple of privacy.target_epsilon = 6" in note
+    for others in ([], [UNIFORM, "train.sample_rate=0.2"], [UNIFORM, "privacy=none"], [SECURE, "privacy=client_level"]):
+        assert not list(describe_reports(compose([*RUN, *others])))
