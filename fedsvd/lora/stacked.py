@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsvd.lora.adapter import Adapter
+from fedsvd.lora.refactorize import orthonormal_rows
 
 # Site name to tensor.
 Sites = Mapping[str, Tensor]
@@ -42,10 +43,12 @@ def truncated_svd(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tenso
     Args:
         left: Left factor, shape (d_out, R).
         right: Right factor, shape (R, d_in).
-        rank: Rank of the result. If it exceeds the number of singular values, the result is padded with zeros.
+        rank: Rank of the result. If it exceeds the number of singular values, ``U Σ`` is padded with zeros and the rows
+            of ``Vᵀ`` are completed, so that the new columns of ``U Σ`` have a gradient.
 
     Returns:
-        ``U Σ`` of shape (d_out, rank) and ``Vᵀ`` of shape (rank, d_in), in the dtypes of the factors.
+        ``U Σ`` of shape (d_out, rank) and ``Vᵀ`` of shape (rank, d_in), in the dtypes of the factors. The first
+        min(rank, d_in) rows of ``Vᵀ`` are orthonormal, the others zero.
     """
     left_q, left_r = torch.linalg.qr(left.double())
     right_q, right_r = torch.linalg.qr(right.double().mT)
@@ -54,8 +57,15 @@ def truncated_svd(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tenso
     new_left, new_right = (left_q @ U[:, :size]) * S[:size], Vh[:size] @ right_q.mT
     if size < rank:
         new_left = torch.cat([new_left, new_left.new_zeros(len(new_left), rank - size)], dim=1)
-        new_right = torch.cat([new_right, new_right.new_zeros(rank - size, new_right.shape[1])])
+        new_right = _complete_rows(new_right, rank)
     return new_left.to(left.dtype).contiguous(), new_right.to(right.dtype).contiguous()
+
+
+def _complete_rows(rows: Tensor, count: int) -> Tensor:
+    """Append orthonormal rows up to the width of the matrix, then rows of zeros."""
+    orthonormal = min(count, rows.shape[1])
+    completed = orthonormal_rows(torch.cat([rows, rows.new_zeros(orthonormal - len(rows), rows.shape[1])]))
+    return torch.cat([completed, rows.new_zeros(count - orthonormal, rows.shape[1])])
 
 
 def merge(adapter: Adapter, left: Sites, right: Sites) -> Adapter:

@@ -20,7 +20,8 @@ class FlexLoRA:
 
     ``Σ pₖ BₖAₖ = U Σ Vᵀ``, truncated at rank r: ``B ← U_r Σ_r`` and ``A ← V_rᵀ``. A client of rank rₖ receives the
     first rₖ columns of B and rows of A, the best approximation of that rank. The SVD is computed from the small core of
-    the stacked factors, with the same result as the SVD of the dense sum.
+    the stacked factors, with the same result as the SVD of the dense sum. If the replies' ranks sum to less than r, the
+    remaining columns of B are zero and the rows of A orthonormal, so that clients of higher rank can train them.
     """
 
     init_a: str = "kaiming"

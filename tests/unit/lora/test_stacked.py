@@ -21,6 +21,21 @@ def test_truncated_svd_is_the_best_approximation(seed: int, d_out: int, d_in: in
     assert (new_left.shape, new_right.shape) == ((d_out, rank), (rank, d_in))
     expected = (U[:, :rank] * S[:rank]) @ Vh[:rank]
     torch.testing.assert_close(new_left @ new_right, expected, atol=1e-9, rtol=1e-9)
+    orthonormal = new_right[: min(rank, d_in)]
+    identity = torch.eye(len(orthonormal), dtype=torch.float64)
+    torch.testing.assert_close(orthonormal @ orthonormal.mT, identity, atol=1e-9, rtol=0)
+
+
+def test_directions_beyond_the_rank_of_the_sum_can_be_trained() -> None:
+    left, right = torch.tensor([[3.0], [0.0], [4.0]]), torch.tensor([[0.0, 0.0, 2.0, 0.0]])
+
+    new_left, new_right = truncated_svd(left, right, 3)
+
+    torch.testing.assert_close(new_left @ new_right, left @ right)
+    assert not new_left[:, 1:].any()
+    # With B's columns at zero, the gradient of B is G Aᵀ: it is zero where A's rows are.
+    torch.testing.assert_close(new_right @ new_right.mT, torch.eye(3))
+    assert all(torch.equal(*pair) for pair in zip(truncated_svd(left, right, 3), (new_left, new_right), strict=True))
 
 
 def test_stack_equals_the_weighted_sum() -> None:

@@ -148,6 +148,10 @@ def test_flexlora_truncates_the_mean_product_to_its_largest_singular_values() ->
     torch.testing.assert_close(product(truncated), torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
     torch.testing.assert_close(product(full), torch.tensor([[4.0, 0.0, 0.0], [0.0, 3.0, 1.0]]))
     torch.testing.assert_close(full.A["s"] @ full.A["s"].mT, torch.eye(2))
+    # A round in which only the client of rank 1 replies: the other direction keeps a row of A, against which B trains.
+    low = method.server_step(adapter, [second], 1, {}).adapter
+    torch.testing.assert_close(product(low), torch.tensor([[0.0, 0.0, 0.0], [0.0, 6.0, 0.0]]))
+    torch.testing.assert_close(low.A["s"] @ low.A["s"].mT, torch.eye(2))
 
 
 def test_rolora_trains_b_in_odd_rounds_and_a_in_even_rounds() -> None:
