@@ -82,7 +82,7 @@ class Downlink:
         versions: dict[str, int] = {part: self._versions[part].version for part in FACTOR_PARTS}
         versions["base"] = self._base_version
         for part in FACTOR_PARTS:
-            if part in self.method.traits.personal:
+            if part in self.method.traits.personal or not self._needs_factors(task):
                 continue
             if rank is None:
                 record.update(self._pack_factor(part, cached.get(part)))
@@ -157,6 +157,12 @@ class Downlink:
             return frozenset()
         untrained = {part for part in FACTOR_PARTS if part not in task.trains and not self._is_seeded(part)}
         return frozenset(untrained | ({"base"} if self._base_version else set()))
+
+    def _needs_factors(self, task: TrainTask) -> bool:
+        """Return whether a round depends on the factors: not if it trains none, and B A is still 0 at every client."""
+        is_zero = "zeros" in (self.method.init_a, self.method.init_b)
+        untouched = is_zero and all(self._is_seeded(part) for part in FACTOR_PARTS)
+        return bool(task.trains - {"head"}) or not untouched
 
     def _is_seeded(self, part: Part) -> bool:
         init = self.method.init_a if part == "A" else self.method.init_b
