@@ -1,7 +1,8 @@
 """Robust aggregation: coordinate-wise median and trimmed mean, with equal weights.
 
-Both follow Yin et al. (ICML 2018, arXiv 1803.01498, Definitions 1 and 2). If fewer clients are malicious than are
-trimmed at each end (for the median, than half), each coordinate of the result lies between values of honest clients.
+Both follow Yin et al. (ICML 2018, arXiv 1803.01498, Definitions 1 and 2). If no more clients are malicious than are
+trimmed at each end (for the median, fewer than half), each coordinate of the result lies between values of honest
+clients. The number of trimmed replies does not depend on how many clients reply, since those that do not may be honest.
 The numbers of examples are not used as weights, since a malicious client could report a large one. All replies are
 stored until the last has arrived: unlike for the plain mean, memory grows with the number of clients in a round.
 """
@@ -31,18 +32,22 @@ def median(adapter: Adapter, replies: Replies) -> Reply:
     return _reduce_coordinates(adapter, replies, lambda values: _mean_of_middle(values, (len(values) - 1) // 2))
 
 
-def trimmed_mean(adapter: Adapter, replies: Replies, trim_share: float) -> Reply:
+def trimmed_mean(adapter: Adapter, replies: Replies, num_trimmed: int) -> Reply:
     """Return one reply with the trimmed mean of each coordinate.
 
     Args:
         adapter: As for `median`.
-        replies: At least one reply; all with the same parts.
-        trim_share: Fraction of the replies to trim at each end, below one half; the number of replies is rounded down.
+        replies: More than twice ``num_trimmed`` replies; all with the same parts.
+        num_trimmed: Number of replies to trim at each end: so many may be malicious.
 
     Raises:
-        RunError: If there are no replies, or their parts differ.
+        RunError: If there are too few replies, or their parts differ.
     """
-    return _reduce_coordinates(adapter, replies, lambda values: _mean_of_middle(values, int(trim_share * len(values))))
+    if len(replies) <= 2 * num_trimmed:
+        raise RunError(
+            f"cannot trim {num_trimmed} of {len(replies)} replies at each end: expected {2 * num_trimmed + 1} or more."
+        )
+    return _reduce_coordinates(adapter, replies, lambda values: _mean_of_middle(values, num_trimmed))
 
 
 def _mean_of_middle(values: Tensor, cut: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -28,7 +27,7 @@ from server.diagnostics import head_noise_ratio, signal_to_noise, site_diagnosti
 from server.downlink import Downlink
 from server.personal_metrics import mean_personal_metrics
 from server.replies import RoundRecord, check_divergence, read_masked_reply, read_plain_reply, valid_replies
-from server.reply_aggregation import aggregate_replies
+from server.reply_aggregation import aggregate_replies, min_replies
 from server.secure_grid import SecureGrid
 from server.server_optimizer import apply_server_optimizer, transform_optimizer_state
 
@@ -148,7 +147,7 @@ class FederatedLoRA(Strategy):
         valid = valid_replies(replies, self.round, self._clients, self._read)
         level = self.client_level
         clipped = level.sum_clipped_updates(self.adapter, valid, self._uplink) if level else []
-        good = aggregate_replies(valid, self.adapter, self.method, self.config.aggregation)
+        good = aggregate_replies(valid, self.adapter, self.method, self.config)
         self.round.personal_metrics = mean_personal_metrics(self.round.reports)
         self._num_examples = {r.partition_id: r.num_examples for r in self.round.reports} | self._num_examples
         self.round.seconds_train = time.perf_counter() - self._started
@@ -164,11 +163,11 @@ class FederatedLoRA(Strategy):
             good = [self._client_level_reply(level, clipped)]
         elif self.secure:
             good = [self._secure_mean(self.secure)]
-        elif len(self.round.reports) < self._min_replies:
+        elif len(self.round.reports) < (needed := min_replies(self.config, self.round.sampled)):
             check_divergence(self.round, self.config)
             return self._skip(
-                f"{len(self.round.reports)} valid replies of {self.round.sampled}, at least {self._min_replies} needed "
-                "(federation.min_replies, federation.min_completion)"
+                f"{len(self.round.reports)} valid replies of {self.round.sampled}, at least {needed} needed "
+                "(federation.min_replies, federation.min_completion, aggregation.trim_share)"
             )
         before = self.adapter
         self._step(good)
@@ -181,11 +180,6 @@ class FederatedLoRA(Strategy):
             self.round.sites = site_diagnostics(before, self.adapter)
         ratio = head_noise_ratio(self.config.train)
         self.round.signal_to_noise = signal_to_noise(before, average(before, good), mean_noise_std(good), ratio)
-
-    @property
-    def _min_replies(self) -> int:
-        federation = self.config.federation
-        return max(federation.min_replies, math.ceil(federation.min_completion * self.round.sampled))
 
     def _step(self, good: Replies) -> None:
         before = self.adapter

@@ -20,13 +20,22 @@ class AggregationConfig(ConfigGroup):
     Attributes:
         name: ``mean`` (weighted by number of examples), or ``trimmed_mean`` or ``median`` (per coordinate, all clients
             with equal weight; see `server.robust_mean`).
-        trim_share: Fraction of the clients that ``trimmed_mean`` drops at each end, rounded down to whole clients.
+        trim_share: Fraction of a round's clients that ``trimmed_mean`` drops at each end, rounded down to whole
+            clients. As many are dropped if replies are missing; a round with too few replies for that is skipped.
     """
 
     group: ClassVar[str] = "aggregation"
 
     name: Literal["mean", "trimmed_mean", "median"]
     trim_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.25
+
+    def num_trimmed(self, num_sampled: int) -> int:
+        """Return how many of a round's clients ``trimmed_mean`` drops at each end: so many may be malicious."""
+        return int(self.trim_share * num_sampled)
+
+    def min_replies(self, num_sampled: int) -> int:
+        """Return the minimum number of replies for which as many clients may be malicious as are in a full round."""
+        return 2 * self.num_trimmed(num_sampled) + 1 if self.name == "trimmed_mean" else 1
 
 
 def check_aggregation(aggregation: AggregationConfig, privacy: PrivacyConfig, federation: FederationConfig) -> None:
@@ -54,7 +63,7 @@ def check_aggregation(aggregation: AggregationConfig, privacy: PrivacyConfig, fe
             "gives all clients equal weights: set federation.weighting=examples, or use aggregation=mean."
         )
     clients_per_round = federation.num_sampled
-    if aggregation.name == "trimmed_mean" and int(aggregation.trim_share * clients_per_round) < 1:
+    if aggregation.name == "trimmed_mean" and aggregation.num_trimmed(clients_per_round) < 1:
         raise ConfigError(
             f"aggregation.trim_share = {aggregation.trim_share} drops none of the {clients_per_round} clients of a "
             f"round: give more than {1 / clients_per_round:.3g}, or use aggregation=median."

@@ -113,14 +113,14 @@ def test_replies_are_aggregated_as_configured() -> None:
 
     def first(aggregation: str, method: str) -> list[float]:
         config = compose([f"aggregation={aggregation}", f"method={method}", "federation.num_clients=5"])
-        aggregated = aggregate_replies(replies, ADAPTER, build_method(config.method), config.aggregation)
+        aggregated = aggregate_replies(replies, ADAPTER, build_method(config.method), config)
         return [float(reply.parts["B"]["t"][0, 0]) for reply in aggregated]
 
     assert first("mean", "ffa_lora") == [4.0]
     assert first("mean", "flora") == [1.0, 2.0, 9.0]
     assert first("median", "ffa_lora") == [2.0]
-    # A quarter of 3 replies, rounded down, is none.
-    assert first("trimmed_mean", "ffa_lora") == [4.0]
+    # A quarter of 5 clients, rounded down, is one: 2 is left.
+    assert first("trimmed_mean", "ffa_lora") == [2.0]
 
 
 def test_running_mean_keeps_what_a_sum_would_lose() -> None:

@@ -13,7 +13,7 @@ from fedsvd.errors import ConfigError, RunError
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method, check_method
 from fedsvd.methods.aggregate import Reply, average, mean_noise_std
-from server.reply_aggregation import aggregate_replies
+from server.reply_aggregation import aggregate_replies, min_replies
 from server.robust_mean import median, trimmed_mean
 from server.running_mean import running_mean
 
@@ -37,10 +37,36 @@ def test_median_by_hand() -> None:
 def test_trimmed_mean_by_hand() -> None:
     replies = [reply(k, 1, [value, -value]) for k, value in enumerate([1.0, 2.0, 6.0, 7.0, 1e9])]
 
-    # 0.2 · 5 = 1 at each end: (2 + 6 + 7) / 3.
-    assert trimmed_mean(make_adapter(), replies, 0.2).parts["B"]["s"].tolist() == [[5.0, -5.0]]
-    # 0.49 · 5 = 2.45: two at each end.
-    assert trimmed_mean(make_adapter(), replies, 0.49).parts["B"]["s"].tolist() == [[6.0, -6.0]]
+    # (2 + 6 + 7) / 3.
+    assert trimmed_mean(make_adapter(), replies, 1).parts["B"]["s"].tolist() == [[5.0, -5.0]]
+    assert trimmed_mean(make_adapter(), replies, 2).parts["B"]["s"].tolist() == [[6.0, -6.0]]
+    with pytest.raises(RunError, match="cannot trim 3 of 5 replies at each end: expected 7 or more"):
+        trimmed_mean(make_adapter(), replies, 3)
+
+
+def test_as_many_replies_are_trimmed_if_replies_are_missing() -> None:
+    # A quarter of 8 clients: 2 at each end, whoever replies.
+    config = compose(["aggregation=trimmed_mean", "aggregation.trim_share=0.25", "federation.num_clients=8"])
+    replies = [reply(k, 1, [value, -value]) for k, value in enumerate([1e9, 1e9, 1.0, 2.0, 4.0])]
+
+    def aggregate(count: int) -> list[list[list[float]]]:
+        aggregated = aggregate_replies(replies[:count], make_adapter(), build_method(config.method), config)
+        return [one.parts["B"]["s"].tolist() for one in aggregated]
+
+    # Of 1, 2, 4 and two false values, 4 is left.
+    assert (min_replies(config, 8), aggregate(5)) == (5, [[[4.0, -4.0]]])
+    assert aggregate(4) == []
+
+
+def test_settings_that_require_replies() -> None:
+    def required(*overrides: str) -> int:
+        return min_replies(compose(["federation.num_clients=8", *overrides]), 7)
+
+    assert required() == required("aggregation=median") == 1
+    # 0.3 · 7 = 2.1.
+    assert required("federation.min_replies=2", "federation.min_completion=0.3") == 3
+    assert required("federation.min_replies=4", "federation.min_completion=0.3") == 4
+    assert required("federation.min_replies=4", "aggregation=trimmed_mean") == 5
 
 
 def test_entries_that_a_lower_rank_client_lacks_keep_their_start_value() -> None:
@@ -67,7 +93,7 @@ def test_few_malicious_clients_cannot_move_a_coordinate_beyond_the_honest_values
     ]
     adapter = make_adapter(rows=2)
 
-    result = (median(adapter, replies) if name == "median" else trimmed_mean(adapter, replies, 0.3)).parts["B"]["s"]
+    result = (median(adapter, replies) if name == "median" else trimmed_mean(adapter, replies, 3)).parts["B"]["s"]
 
     bounds = torch.tensor(honest).reshape(7, 2, 2)
     assert bool((result >= bounds.amin(0) - 1e-12).all())
@@ -114,7 +140,7 @@ def test_mean_stores_no_replies() -> None:
             assert len(alive) <= 1
 
     config = compose(["method=ffa_lora"])
-    aggregated = aggregate_replies(arriving(), make_adapter(), build_method(config.method), config.aggregation)  # type: ignore[arg-type]
+    aggregated = aggregate_replies(arriving(), make_adapter(), build_method(config.method), config)  # type: ignore[arg-type]
 
     assert [r.num_examples for r in aggregated] == [50]
     assert aggregated[0].parts["B"]["s"].tolist() == [[24.5, 24.5]]
@@ -130,7 +156,7 @@ def test_poisoned_clients_move_the_mean_but_not_the_robust_means(name: str) -> N
     poisoned = [reply(k, 10_000, [-5e3, 5e3]) for k in range(7, 10)]
     adapter = make_adapter()
 
-    aggregated = aggregate_replies([*honest, *poisoned], adapter, build_method(config.method), config.aggregation)
+    aggregated = aggregate_replies([*honest, *poisoned], adapter, build_method(config.method), config)
     distance = float((average(adapter, aggregated).B["s"] - torch.tensor([[1.0, -1.0]])).norm())
 
     assert (distance > 1000) if name == "mean" else (distance < 0.1)
@@ -161,5 +187,5 @@ def test_methods_that_need_all_replies_do_not_support_robust_aggregation(overrid
 
 
 def test_trimmed_mean_increases_with_the_values() -> None:
-    values = [trimmed_mean(make_adapter(), [reply(k, 1, [float(k), 0.0]) for k in range(n)], 0.2) for n in range(5, 9)]
+    values = [trimmed_mean(make_adapter(), [reply(k, 1, [float(k), 0.0]) for k in range(n)], 1) for n in range(5, 9)]
     assert all(a.parts["B"]["s"][0, 0] < b.parts["B"]["s"][0, 0] for a, b in pairwise(values))

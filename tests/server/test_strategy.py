@@ -171,6 +171,22 @@ def test_too_few_valid_replies_leave_the_model_unchanged() -> None:
     assert torch.equal(strategy.adapter.B["s"], torch.zeros(4, 2))
 
 
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_trimmed_mean_tolerates_as_many_malicious_clients_as_configured_or_takes_no_step(missing: int) -> None:
+    def train(partition_id: int, task: train_messages.TrainTask, factors: ArrayRecord) -> RecordDict:
+        if partition_id < missing:
+            return train_messages.declined_reply("no")
+        report, _ = train_messages.read_train_reply(valid_reply(partition_id, task, factors))
+        value = 1e3 if partition_id == 3 else partition_id
+        return train_messages.train_reply(report, ArrayRecord({"B": Array(np.full(8, value, dtype=np.float32))}))
+
+    strategy = run_round(make_config("federation.num_clients=4", "aggregation=trimmed_mean"), train)
+
+    # A quarter of 4 clients: of 1, 2 and 1000, one is dropped at each end. Of 2 and 1000, none would be left.
+    assert strategy.round.skipped == (missing == 2)
+    assert torch.equal(strategy.adapter.B["s"], torch.full((4, 2), 2.0 if missing == 1 else 0.0))
+
+
 def test_sampling_is_seeded_by_round_and_covers_all_clients() -> None:
     config = make_config("federation.num_clients=5", "federation.clients_per_round=2")
     sampled: dict[int, list[int]] = {}
