@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -49,6 +50,24 @@ def quantized_sites(model: nn.Module) -> list[str]:
 def has_merged_base(layers: Iterable[Any]) -> bool:
     """Return whether a base is merged into the frozen weight of one of PEFT's layers."""
     return any(layer in _ORIGINAL_WEIGHTS for layer in layers)
+
+
+@contextmanager
+def without_merged_base(model: nn.Module) -> Iterator[None]:
+    """Restore the original weights of the layers into which a base is merged, and merge it again at the end."""
+    layers = [layer for _, layer in adapted_layers(model) if layer in _ORIGINAL_WEIGHTS]
+    merged = [base_weight(layer).detach().clone() for layer in layers]
+    _copy_weights(layers, [_ORIGINAL_WEIGHTS[layer] for layer in layers])
+    try:
+        yield
+    finally:
+        _copy_weights(layers, merged)
+
+
+@torch.no_grad()
+def _copy_weights(layers: Sequence[Any], weights: Sequence[Tensor]) -> None:
+    for layer, weight in zip(layers, weights, strict=True):
+        base_weight(layer).copy_(weight)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from torch import Tensor
 from fedsvd.assets import build_once, cache_folder
 from fedsvd.config import ModelConfig
 from fedsvd.data.public_text import spread
+from fedsvd.lora.frozen_weights import without_merged_base
 from fedsvd.lora.public_pca import leading_directions
 from fedsvd.models.digest import add_tensors
 from fedsvd.models.loading import load_tokenizer
@@ -89,7 +90,8 @@ def input_preconditioners(model: peft.PeftModel, config: ModelConfig) -> dict[st
     over its tokens. A linear classifier of mean-pooled features sees these means of the topmost layer only.
 
     Args:
-        model: The adapted model, without a merged base; its factors are disabled.
+        model: The adapted model; its factors are disabled and a merged base is taken out, so that M is the same in all
+            rounds and processes.
         config: The ``model`` configuration group.
 
     Raises:
@@ -101,7 +103,8 @@ def input_preconditioners(model: peft.PeftModel, config: ModelConfig) -> dict[st
             means = site_text_means(model, _batches(config, model, MAX_TEXTS))
         return {name: half_whitening_without_mean(inputs) for name, inputs in means.items()}
 
-    return _cached("inputs", model, config, {}, compute)
+    with without_merged_base(model):
+        return _cached("inputs", model, config, {}, compute)
 
 
 @contextmanager
