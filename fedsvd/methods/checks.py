@@ -123,8 +123,15 @@ def check_per_site(config: Config) -> None:
         "at each site, one factor is frozen, and which one changes with the rounds. Set train.weight_decay=0 and "
         "train.server_optimizer=none",
     )
-    if config.privacy.name != "none":
-        check_known_noise(config, f"method.name = {config.method['name']}")
+    if config.privacy.name == "none":
+        return
+    check_known_noise(config, f"method.name = {config.method['name']}")
+    _refuse(
+        config,
+        {f"privacy.standardize_inputs = {config.privacy.standardize_inputs}": config.privacy.standardize_inputs},
+        "the server must know the noise in each entry of A and B, and this option changes that in A. Set "
+        "privacy.standardize_inputs=false",
+    )
 
 
 def check_known_noise(config: Config, subject: str) -> None:

@@ -138,6 +138,7 @@ def test_frozen_factors_take_no_part_of_the_clipping_norm() -> None:
         (["train.weight_decay=0.1", "privacy=none"], "train.weight_decay = 0.1 is unsupported"),
         (["train.momentum=0.5"], "requires a known standard deviation of the noise"),
         (["federation.secure_aggregation=true"], "requires a known standard deviation of the noise"),
+        (["privacy.standardize_inputs=true"], r"unsupported with .* = fedsvd_per_site: the server must know the noise"),
     ],
 )
 def test_settings_that_change_frozen_factors_or_hide_the_noise_are_refused(overrides: list[str], message: str) -> None:
