@@ -16,6 +16,7 @@ from fedsvd.errors import DivergedError, DivergedUpdateError, PayloadError
 from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.methods.aggregate import Reply
 from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR
+from fedsvd.runtime.round_maps import max_stretch
 from fedsvd.secagg import messages
 from fedsvd.training.schedule import learning_rate
 from fedsvd.wire import payload, train_messages
@@ -179,7 +180,7 @@ def read_plain_reply(
         raise PayloadError(f"num_examples is missing: federation.weighting={weighting} requires it.")
     check_report(report, config, earlier_num_examples)
     tensors = payload.unpack(factors, parts, like, like.device)
-    check_update_norm(tensors, like, report, config, server_round)
+    check_update_norm(tensors, like, report, config, server_round, max_stretch(config, parts))
     noise_std = report_noise_std(report, config, server_round)
     weight = _weight(report, noise_std, weighting)
     return Reply(partition_id, weight, tensors, noise_std), report, payload.payload_bytes(factors)
@@ -210,7 +211,8 @@ def read_masked_reply(message: Message, partition_id: int) -> tuple[Reply, Clien
 def report_noise_std(report: ClientReport, config: Config, server_round: int) -> float:
     """Return the standard deviation of the noise in each entry of a client's factors; 0 if it is not known.
 
-    That in the head differs by `server.diagnostics.head_noise_ratio`.
+    That in the head differs by `server.diagnostics.head_noise_ratio`. With ``privacy.standardize_inputs``, that in A is
+    the one before A's public map, which is the same at all clients.
 
     Plain SGD adds noise of standard deviation ``learning_rate · σ · max_grad_norm / (sample_rate · num_examples)`` per
     step, and the variances of the steps add up.

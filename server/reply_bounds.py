@@ -68,9 +68,22 @@ def max_noise_multiplier(config: Config) -> float:
 
 
 def check_update_norm(
-    parts: Mapping[Part, Mapping[str, Tensor]], before: Adapter, report: ClientReport, config: Config, server_round: int
+    parts: Mapping[Part, Mapping[str, Tensor]],
+    before: Adapter,
+    report: ClientReport,
+    config: Config,
+    server_round: int,
+    stretch: float = 1.0,
 ) -> None:
     """Check that an update's norm is possible, given clipping, noise and learning rate.
+
+    Args:
+        parts: The received parts.
+        before: The adapter that the client started from.
+        report: The client's report.
+        config: The run's configuration.
+        server_round: 1-based.
+        stretch: See `max_update_norm`.
 
     Raises:
         DivergedUpdateError: If the norm exceeds the bound.
@@ -86,7 +99,7 @@ def check_update_norm(
     norm, allowed = math.sqrt(float(update_square)), config.federation.max_reply_norm
     if config.privacy.name == "dp_sgd":
         start_norm = math.sqrt(float(start_square))
-        allowed = min(allowed, max_update_norm(report, config, server_round, size, start_norm, parts.keys()))
+        allowed = min(allowed, max_update_norm(report, config, server_round, size, start_norm, parts, stretch))
     if not norm <= allowed:
         raise DivergedUpdateError(
             f"update norm {norm:.4g} is too large: the settings of this round allow at most {allowed:.4g}."
@@ -100,6 +113,7 @@ def max_update_norm(
     size: int,
     start_norm: float,
     parts: Collection[Part] = frozenset({"B"}),
+    stretch: float = 1.0,
 ) -> float:
     """Return an upper bound on the norm of one round's update under DP-SGD.
 
@@ -108,7 +122,8 @@ def max_update_norm(
     A step moves the parameters by ``η (Σ clip(gᵢ) + σ C z) / L``, where each clipped gradient has norm at most C, z is
     a vector of ``size`` standard normal numbers, and L is the expected batch size. T steps together move them by at
     most ``η C (N + σ √T ‖z‖) / L`` for N examples in all batches. Momentum μ multiplies this by at most
-    ``1 / (1 − μ)``. If head and factors have different learning rates, η is the larger one of the trained parts; if
+    ``1 / (1 − μ)``. Maps of the noised sum, as with ``privacy.standardize_inputs``, multiply it by at most their
+    spectral norm. If head and factors have different learning rates, η is the larger one of the trained parts; if
     they are clipped separately, their joint norm is still at most C. AdamW moves each coordinate by at most
     `MAX_ADAM_STEP` learning rates per step. Weight decay adds its fraction of the parameters.
 
@@ -120,6 +135,7 @@ def max_update_norm(
         size: Number of values in the update.
         start_norm: Norm of the parameters before the round.
         parts: The trained parts.
+        stretch: Upper bound on the spectral norm of the maps of the noised sum, see `fedsvd.runtime.round_maps`.
     """
     train, steps = config.train, config.train.local_steps
     rate = max(learning_rate(train, server_round, of_head=part == "head") for part in parts)
@@ -129,7 +145,7 @@ def max_update_norm(
         batch, examples = _batch_and_examples(report, train)
         sigma = report.noise_multiplier if report.noise_multiplier is not None else max_noise_multiplier(config)
         noise = sigma * GRADIENT_NOISE_FACTOR * math.sqrt(steps) * (math.sqrt(size) + TAIL_STDS)
-        update = rate * config.privacy.max_grad_norm * (examples + noise) / batch / (1 - train.momentum)
+        update = rate * config.privacy.max_grad_norm * stretch * (examples + noise) / batch / (1 - train.momentum)
     decay = rate * train.weight_decay * steps / (1 - train.momentum)
     # The added terms cover the float32 rounding of each parameter in each step.
     return (update + decay * (start_norm + update)) * (1 + 1e-3) + 1e-6 * start_norm * steps

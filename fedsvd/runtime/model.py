@@ -27,7 +27,7 @@ from fedsvd.models.pooled import PooledClassifier
 from fedsvd.models.zero_shot import RANGE_ENDS, sentences_by_class, zero_shot_head
 from fedsvd.runtime import base_model
 from fedsvd.runtime.data import class_names, load_held_out, load_tokenizer
-from fedsvd.runtime.public_statistics import input_preconditioners, public_columns, public_rows
+from fedsvd.runtime.public_statistics import clear_preconditioners, public_columns, public_rows
 from fedsvd.runtime.round_parts import trained_parts
 from fedsvd.training.generation import generate_samples
 from fedsvd.training.probes import check_batch_layout, check_causal, check_packing, check_padding
@@ -142,8 +142,9 @@ class _LoadedModel:
 
 def clear_model_cache() -> None:
     """Clear the caches of this module."""
-    for cached in (_load_model, _initial_adapter, _zero_shot_head, input_preconditioners):
+    for cached in (_load_model, _initial_adapter, _zero_shot_head):
         cached.cache_clear()
+    clear_preconditioners()
     # They hold models.
     for check in (_check_architecture, _check_batch_layout):
         check.cache_clear()

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import peft
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -105,6 +106,19 @@ def input_preconditioners(model: peft.PeftModel, config: ModelConfig) -> dict[st
 
     with without_merged_base(model):
         return _cached("inputs", model, config, {}, compute)
+
+
+@lru_cache(maxsize=2)
+def largest_preconditioner_norm(model: peft.PeftModel, config: ModelConfig) -> float:
+    """Return the largest spectral norm of the matrices of `input_preconditioners`; same arguments and errors."""
+    matrices = input_preconditioners(model, config).values()
+    return max(float(torch.linalg.eigvalsh(matrix.double()).abs().max()) for matrix in matrices)
+
+
+def clear_preconditioners() -> None:
+    """Clear the caches of `input_preconditioners` and `largest_preconditioner_norm`, which hold models."""
+    for cached in (input_preconditioners, largest_preconditioner_norm):
+        cached.cache_clear()
 
 
 @contextmanager

@@ -14,8 +14,29 @@ from fedsvd.lora.trained_factor import TrainedFactorMap
 from fedsvd.methods import build_run_method
 from fedsvd.privacy.gradient_maps import GradientMap, Preconditioning
 from fedsvd.runtime.losses import load_prefix_cache
+from fedsvd.runtime.model import load_model
 from fedsvd.runtime.public_mean import public_mean_projection
-from fedsvd.runtime.public_statistics import input_preconditioners
+from fedsvd.runtime.public_statistics import input_preconditioners, largest_preconditioner_norm
+
+
+def preconditions_a(config: Config, parts: Collection[Part]) -> bool:
+    """Return whether a round that trains these parts maps the noise in A, which then differs between its entries."""
+    return config.privacy.name == "dp_sgd" and config.privacy.standardize_inputs and "A" in parts
+
+
+def max_stretch(config: Config, parts: Collection[Part]) -> float:
+    """Return an upper bound on the spectral norm of the maps of the noised sum in a round, 1 or more.
+
+    It is that of `Preconditioning`, the largest norm of the matrices of all sites. All other maps of the noised sum are
+    projections.
+
+    Args:
+        config: The configuration of the run.
+        parts: The parts that the round trains.
+    """
+    if not preconditions_a(config, parts):
+        return 1.0
+    return max(1.0, largest_preconditioner_norm(load_model(config), config.model))
 
 
 def round_maps(config: Config, model: peft.PeftModel, parts: Collection[Part]) -> list[GradientMap]:
@@ -27,7 +48,7 @@ def round_maps(config: Config, model: peft.PeftModel, parts: Collection[Part]) -
         parts: The parts that the round trains.
     """
     maps: list[GradientMap] = []
-    if config.privacy.name == "dp_sgd" and config.privacy.standardize_inputs and "A" in parts:
+    if preconditions_a(config, parts):
         matrices = input_preconditioners(model, config.model)
         sites = peft_model.lora_sites(model)
         maps.append(Preconditioning({id(site.A): matrices[name].to(site.A) for name, site in sites.items()}))

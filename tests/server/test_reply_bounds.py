@@ -11,6 +11,7 @@ from fedsvd.lora.adapter import Adapter
 from fedsvd.privacy.accounting import calibrate
 from fedsvd.privacy.clipping_statistics import GRADIENT_NOISE_FACTOR
 from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
+from fedsvd.privacy.gradient_maps import Preconditioning
 from fedsvd.privacy.randomness import TorchRandomness
 from fedsvd.training.loop import make_optimizer
 from fedsvd.wire.train_messages import ClientReport
@@ -147,3 +148,22 @@ def test_bound_has_the_largest_learning_rate_of_the_trained_parts() -> None:
         return max_update_norm(report(), config, 1, 25, 0.0, frozenset(parts))  # type: ignore[arg-type]
 
     assert bound("B", "head") == bound("head") == pytest.approx(2 * bound("B"))
+
+
+def test_maps_of_the_noise_stretch_the_bound_by_their_norm() -> None:
+    config, matrix = compose(OVERRIDES), torch.diag(torch.tensor([40.0, *[1.0] * 29]))
+    model = torch.nn.Linear(30, 4, bias=False)
+    start, size = model.weight.detach().clone(), model.weight.numel()
+    plan = DPSGD(SIGMA, CLIP, BATCH / N, STEPS, 64, None, True)
+    data, maps = torch.zeros(N, 30), [Preconditioning({id(model.weight): matrix})]
+    data[:, 0] = 1000
+    optimizer = make_optimizer([model.weight], config.train, 1)
+    train_dp_sgd(model, optimizer, lambda m, at: m(data[at]).sum(1), N, plan, TorchRandomness(0), maps=maps)
+    norm = float((model.weight.detach() - start).norm())
+
+    def bound(stretch: float, *overrides: str) -> float:
+        return max_update_norm(report(), compose([*OVERRIDES, *overrides]), 1, size, 0.0, {"A"}, stretch)
+
+    assert bound(1.0) < norm < bound(40.0) == pytest.approx(40 * bound(1.0))
+    # AdamW moves each coordinate by at most a multiple of the learning rate, whatever the gradient is.
+    assert bound(40.0, "train=adamw") == bound(1.0, "train=adamw")
