@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsvd.config import TrainConfig
+from fedsvd.config import Config
 from fedsvd.lora.adapter import Adapter, Part, as_plain_lora
 from fedsvd.lora.refactorize import orthonormal_rows
+from fedsvd.methods.aggregate import Replies, average, mean_noise_std
 from fedsvd.wire.train_messages import ClientReport
 
 
@@ -38,9 +39,29 @@ def site_diagnostics(before: Adapter, after: Adapter) -> dict[str, dict[str, Any
     return result
 
 
-def head_noise_ratio(train: TrainConfig) -> float:
-    """Return the noise in the head relative to that in the factors: noise is scaled by the learning rate."""
-    return (train.head_learning_rate or train.learning_rate) / train.learning_rate
+def update_signal_to_noise(before: Adapter, replies: Replies, config: Config) -> float | None:
+    """Estimate the signal-to-noise ratio of a round's mean update.
+
+    Args:
+        before: The adapter that the clients started from.
+        replies: The replies, or one reply with their mean.
+        config: The run's configuration.
+
+    Returns:
+        See `signal_to_noise`.
+    """
+    return signal_to_noise(before, average(before, replies), mean_noise_std(replies), head_noise_ratio(config))
+
+
+def head_noise_ratio(config: Config) -> float:
+    """Return the noise in the head relative to that in the factors.
+
+    A client's noise is scaled by the learning rate. Under client-level privacy, all entries have the same noise.
+    """
+    train = config.train
+    if config.privacy.name == "client_level" or train.head_learning_rate is None:
+        return 1.0
+    return train.head_learning_rate / train.learning_rate
 
 
 def signal_to_noise(before: Adapter, after: Adapter, noise_std: float, head_ratio: float = 1.0) -> float | None:

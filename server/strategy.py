@@ -16,14 +16,14 @@ from fedsvd.config import Config
 from fedsvd.errors import BudgetExceededError
 from fedsvd.lora.adapter import PARTS, Adapter, Part, truncate_rank
 from fedsvd.methods import Method, State
-from fedsvd.methods.aggregate import Replies, Reply, average, mean_noise_std
+from fedsvd.methods.aggregate import Replies, Reply
 from fedsvd.runs.sites import SiteBoard
 from fedsvd.runtime.round_parts import sent_parts, trained_parts
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
 from server.client_level import ClientLevelServer
 from server.clients import Clients
-from server.diagnostics import head_noise_ratio, signal_to_noise, site_diagnostics
+from server.diagnostics import site_diagnostics, update_signal_to_noise
 from server.downlink import Downlink
 from server.personal_metrics import mean_personal_metrics
 from server.replies import RoundRecord, check_divergence, read_masked_reply, read_plain_reply, valid_replies
@@ -178,8 +178,7 @@ class FederatedLoRA(Strategy):
     def _diagnose(self, before: Adapter, good: Replies) -> None:
         if self.method.uplink(self._method_round):
             self.round.sites = site_diagnostics(before, self.adapter)
-        ratio = head_noise_ratio(self.config.train)
-        self.round.signal_to_noise = signal_to_noise(before, average(before, good), mean_noise_std(good), ratio)
+        self.round.signal_to_noise = update_signal_to_noise(before, good, self.config)
 
     def _step(self, good: Replies) -> None:
         before = self.adapter

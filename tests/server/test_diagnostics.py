@@ -8,11 +8,18 @@ import torch
 from PIL import Image
 
 from fedsvd.cli import main
-from fedsvd.lora.adapter import Adapter
+from fedsvd.config.compose import compose
+from fedsvd.lora.adapter import Adapter, Part
+from fedsvd.methods.aggregate import Reply
 from fedsvd.report.diagnostics_plot import plot_diagnostics
 from fedsvd.runs.folder import read_rows
 from fedsvd.wire.train_messages import ClientReport
-from server.diagnostics import mean_clipping_statistics, signal_to_noise, site_diagnostics
+from server.diagnostics import (
+    mean_clipping_statistics,
+    signal_to_noise,
+    site_diagnostics,
+    update_signal_to_noise,
+)
 
 
 def adapter(B: list[list[float]], A: list[list[float]]) -> Adapter:
@@ -53,6 +60,33 @@ def test_signal_to_noise_of_a_known_update() -> None:
     assert signal_to_noise(before, with_signal, 0.5) == pytest.approx(2.0, rel=0.05)
     assert signal_to_noise(before, noise_only, 0.5) == pytest.approx(0.0, abs=0.25)
     assert signal_to_noise(before, with_signal, 0.0) is None
+
+
+CLIENT_LEVEL = ["privacy=client_level", "federation.num_clients=10"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ratio"),
+    [
+        (["train.head_learning_rate=0.05"], 0.1),
+        ([], 1.0),
+        # The server adds the same noise to each entry.
+        ([*CLIENT_LEVEL, "train.head_learning_rate=0.05"], 1.0),
+    ],
+    ids=str,
+)
+def test_pure_noise_has_no_signal(overrides: list[str], ratio: float) -> None:
+    config = compose(["experiment=smoke", "train.head=private", "train.learning_rate=0.5", *overrides])
+    before = adapter([[0.0] * 4] * 20, [[0.0] * 20] * 4).with_parts({"head": {"w": torch.zeros(2, 400)}})
+    # Entries with the standard deviation 0.25, exactly, so that the energy of the update is that of its noise.
+    parts: dict[Part, dict[str, torch.Tensor]] = {
+        "B": {"s": torch.full((20, 4), 0.25)}, "head": {"w": torch.full((2, 400), 0.25 * ratio)}
+    }  # fmt: skip
+
+    assert update_signal_to_noise(before, [Reply(0, 1, parts, 0.25)], config) == pytest.approx(0.0, abs=1e-3)
+    doubled = {part: {name: 2 * tensor for name, tensor in named.items()} for part, named in parts.items()}
+    # √((4 N - N) / N)
+    assert update_signal_to_noise(before, [Reply(0, 1, doubled, 0.25)], config) == pytest.approx(math.sqrt(3))
 
 
 def test_clipping_statistics_are_averaged_over_reporting_clients() -> None:
