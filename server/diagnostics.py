@@ -13,6 +13,7 @@ from fedsvd.config import Config
 from fedsvd.lora.adapter import Adapter, Part, as_plain_lora
 from fedsvd.lora.refactorize import orthonormal_rows
 from fedsvd.methods.aggregate import Replies, average, mean_noise_std
+from fedsvd.runtime.round_maps import preconditions_a
 from fedsvd.wire.train_messages import ClientReport
 
 
@@ -48,8 +49,11 @@ def update_signal_to_noise(before: Adapter, replies: Replies, config: Config) ->
         config: The run's configuration.
 
     Returns:
-        See `signal_to_noise`.
+        See `signal_to_noise`. None if ``privacy.standardize_inputs`` maps the noise in A: it then differs between the
+        entries.
     """
+    if preconditions_a(config, replies[0].parts):
+        return None
     return signal_to_noise(before, average(before, replies), mean_noise_std(replies), head_noise_ratio(config))
 
 

@@ -89,6 +89,18 @@ def test_pure_noise_has_no_signal(overrides: list[str], ratio: float) -> None:
     assert update_signal_to_noise(before, [Reply(0, 1, doubled, 0.25)], config) == pytest.approx(math.sqrt(3))
 
 
+def test_the_ratio_is_unknown_where_the_noise_in_a_is_mapped() -> None:
+    config = compose(["experiment=smoke", "method=rolora", "privacy.standardize_inputs=true"])
+    before = adapter([[0.0, 0.0]] * 3, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    replies: dict[Part, Reply] = {
+        "A": Reply(0, 1, {"A": {"s": torch.ones(2, 3)}}, 0.5), "B": Reply(0, 1, {"B": {"s": torch.ones(3, 2)}}, 0.5)
+    }  # fmt: skip
+
+    assert update_signal_to_noise(before, [replies["A"]], config) is None
+    # √((6 - 6 / 4) / (6 / 4))
+    assert update_signal_to_noise(before, [replies["B"]], config) == pytest.approx(math.sqrt(3))
+
+
 def test_clipping_statistics_are_averaged_over_reporting_clients() -> None:
     reports = [ClientReport(0, 1, 0.0, clipped_share=0.2, mean_grad_norm=1.0), ClientReport(1, 1, 0.0)]
     assert mean_clipping_statistics(reports) == {"clipped_share": 0.2, "mean_grad_norm": 1.0}
