@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ from server.early_stopping import StoppedEarly, early_stop_of
 from server.replies import RoundRecord
 from server.round_privacy import largest_epsilon, last_value, privacy_document, round_privacy
 from server.strategy import FederatedLoRA
+
+logger = logging.getLogger(__name__)
 
 
 class RoundEndCallback:
@@ -109,10 +112,15 @@ class RoundEndCallback:
     def _evaluate(self, this_round: int) -> dict[str, Any]:
         due = this_round % self.config.train.eval_every == 0 or this_round == self.config.train.num_rounds
         personal = self.strategy.round.personal_metrics
+        unknown = {"accuracy": None, "loss": None, "seconds_evaluate": 0.0}
         if not due or not (personal or load_test_batches(self.config)):
-            return {"accuracy": None, "loss": None, "seconds_evaluate": 0.0}
+            return unknown
         if personal:
             return {**personal, "seconds_evaluate": 0.0}
+        if this_round and self.strategy.method.traits.personal:
+            # The global adapter lacks the clients' own factors: its metrics would look like a collapse.
+            logger.warning("round %d has no metrics: no client reported those of its own model", this_round)
+            return unknown
         model = load_model(self.config)
         peft_model.write(model, self.strategy.adapter)
         device = resolve_device(self.config.device)
