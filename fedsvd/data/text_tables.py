@@ -21,6 +21,10 @@ _SEPARATORS = (";", "\t", "|", ",")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # A limit of the csv module, which is smaller than a long document.
 _MAX_FIELD = 2**31 - 1
+# A carriage return that is part of a text: neither before a line feed nor at the end of the file.
+_INNER_RETURN = re.compile(r"\r(?!\n|\Z)")
+# What stands for it while the csv module, for which it would end a line, parses: no character of a decoded file.
+_STAND_IN = "\udc0d"
 # First line, last line and fields of a record.
 _Record = tuple[int, int, list[str]]
 
@@ -73,6 +77,7 @@ def parse_csv(content: bytes, source: str, separator: str, separator_key: str) -
     if not records:
         raise DataError(f"{source} is empty: expected a header line with the names of the columns, then one row each.")
     (_, _, header), *rows = records
+    _check_line_ends(header, source)
     # A line without a field, or with whitespace only, is blank unless the file has one column.
     rows = [row for row in rows if len(header) == 1 or len(row[2]) > 1 or "".join(row[2]).strip()]
     _check_separator(header, delimiter, source, separator_key)
@@ -104,10 +109,14 @@ def other_separator(names: Sequence[str], delimiter: str) -> str | None:
 
 
 def _records(text: str, delimiter: str, source: str) -> Iterator[_Record]:
-    """Yield the first line, the last line and the fields of each record that is not an empty line."""
+    """Yield the first line, the last line and the fields of each record that is not an empty line.
+
+    As in `split_lines`, a carriage return that no line feed follows is part of a text.
+    """
     limit = csv.field_size_limit(_MAX_FIELD)
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        stream = io.StringIO(_INNER_RETURN.sub(_STAND_IN, text), newline="")
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
         while True:
             first = reader.line_num + 1
             try:
@@ -122,9 +131,17 @@ def _records(text: str, delimiter: str, source: str) -> Iterator[_Record]:
                     'and double those inside it ("").'
                 ) from error
             if record:
-                yield first, reader.line_num, record
+                yield first, reader.line_num, [field.replace(_STAND_IN, "\r") for field in record]
     finally:
         csv.field_size_limit(limit)
+
+
+def _check_line_ends(header: Sequence[str], source: str) -> None:
+    if any("\r" in name for name in header):
+        raise DataError(
+            f"{source}: row 1: the header holds a carriage return without a line feed, which ends no line: save the "
+            r"file with lines that end with \n or \r\n."
+        )
 
 
 def _check_separator(header: Sequence[str], delimiter: str, source: str, key: str) -> None:
@@ -230,4 +247,4 @@ def _not_an_object(where: str, cause: str) -> str:
 
 
 def _count_lines(text: str) -> int:
-    return len(re.split("\r\n|\n|\r", text))
+    return text.count("\n") + 1

@@ -12,6 +12,7 @@ from datasets import Dataset
 from fedsvd.config.compose import compose
 from fedsvd.data.loaders import LoadedData, load_data
 from fedsvd.data.node_data import load_node_file
+from fedsvd.data.readers import read_table
 from fedsvd.data.rows import Columns
 from fedsvd.data.text_files import TextLayout, read_texts
 from fedsvd.errors import DataError, NodeDataError
@@ -126,6 +127,18 @@ def test_only_line_feeds_end_a_line(file_format: str, mark: bytes, end: str, tmp
     assert read_texts(path, TextLayout())[0] == texts
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_carriage_return_alone_is_part_of_a_field(end: str, tmp_path: Path) -> None:
+    texts = ["one\rtwo", '"quoted\r, three"', "\r\rfour", "five"]
+    path = write_text(tmp_path, "own.csv", end.join(["text", *texts, ""]))
+    read = [text.strip('"') for text in texts]
+    assert read_texts(path, TextLayout())[0] == read
+    rows = [f"{text},{n % 2}" for n, text in enumerate(texts)]
+    path = write_text(tmp_path, "two.csv", end.join(["text,label", *rows]))
+    table = read_table("csv", str(path), "data.path")
+    assert (table.column("text"), table.row_numbers) == (read, [2, 3, 4, 5])
+
+
 REFUSED: list[tuple[str, str | bytes, list[str]]] = [
     ("own.csv", "text,label\nplain,0\nun été,1\n".encode("cp1252"), ["row 3", "byte 0xe9", "save the file as UTF-8"]),
     ("own.jsonl", '{"text": "a"}\n{"text": "é"}\n'.encode("latin-1"), ["row 2", "byte 0xe9", "UTF-8"]),
@@ -144,6 +157,7 @@ REFUSED: list[tuple[str, str | bytes, list[str]]] = [
     ),
     ("own.csv", "text,label,text\na,0,b\n", ["several columns of the name 'text'", "rename"]),
     ("own.csv", "", ["is empty", "header"]),
+    ("own.csv", "text,label\ra,0\rb,1\r", ["row 1", "a carriage return without a line feed", "save the file with"]),
     ("own.jsonl", '[{"text": "a", "label": 0},\n{"text": "b", "label": 1}]\n', ["row 1 starts an array", "per line"]),
     ("own.jsonl", '[{"text": "a", "label": 0}]', ["row 1 is an array", "one complete JSON object per line"]),
     ("own.jsonl", '{"text": "a"}\n"b"\n', ['row 2 is "b"', "per line"]),
