@@ -9,15 +9,14 @@ import csv
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+from fedsvd.data.csv_checks import Record, check_records
 from fedsvd.data.table import Table
-from fedsvd.data.values import WrittenFloat, abbreviate
+from fedsvd.data.values import WrittenFloat
 from fedsvd.errors import DataError
 
-_SEPARATORS = (";", "\t", "|", ",")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # A limit of the csv module, which is smaller than a long document.
 _MAX_FIELD = 2**31 - 1
@@ -25,8 +24,6 @@ _MAX_FIELD = 2**31 - 1
 _INNER_RETURN = re.compile(r"\r(?!\n|\Z)")
 # What stands for it while the csv module, for which it would end a line, parses: no character of a decoded file.
 _STAND_IN = "\udc0d"
-# First line, last line and fields of a record.
-_Record = tuple[int, int, list[str]]
 
 
 def decode(content: bytes, source: str) -> str:
@@ -77,13 +74,9 @@ def parse_csv(content: bytes, source: str, separator: str, separator_key: str) -
     if not records:
         raise DataError(f"{source} is empty: expected a header line with the names of the columns, then one row each.")
     (_, _, header), *rows = records
-    _check_line_ends(header, source)
     # A line without a field, or with whitespace only, is blank unless the file has one column.
     rows = [row for row in rows if len(header) == 1 or len(row[2]) > 1 or "".join(row[2]).strip()]
-    _check_separator(header, delimiter, source, separator_key)
-    _check_names(header, source)
-    _check_widths(rows, header, delimiter, source)
-    _check_swallowed_lines(rows, header, delimiter, source)
+    check_records(header, rows, delimiter, source, separator_key)
     columns = {name: [row[2][index] for row in rows] for index, name in enumerate(header) if name}
     return Table(source, list(columns), [row[0] for row in rows], columns.__getitem__)
 
@@ -101,14 +94,7 @@ def parse_json_lines(content: bytes, source: str) -> Table:
     return Table(source, names, [number for number, _ in rows], lambda name: [row.get(name) for _, row in rows])
 
 
-def other_separator(names: Sequence[str], delimiter: str) -> str | None:
-    """Return the separator that a header of one column probably has; None if the given one fits."""
-    if len(names) > 1:
-        return None
-    return next((mark for mark in _SEPARATORS if mark != delimiter and mark in "".join(names)), None)
-
-
-def _records(text: str, delimiter: str, source: str) -> Iterator[_Record]:
+def _records(text: str, delimiter: str, source: str) -> Iterator[Record]:
     """Yield the first line, the last line and the fields of each record that is not an empty line.
 
     As in `split_lines`, a carriage return that no line feed follows is part of a text.
@@ -134,78 +120,6 @@ def _records(text: str, delimiter: str, source: str) -> Iterator[_Record]:
                 yield first, reader.line_num, [field.replace(_STAND_IN, "\r") for field in record]
     finally:
         csv.field_size_limit(limit)
-
-
-def _check_line_ends(header: Sequence[str], source: str) -> None:
-    if any("\r" in name for name in header):
-        raise DataError(
-            f"{source}: row 1: the header holds a carriage return without a line feed, which ends no line: save the "
-            r"file with lines that end with \n or \r\n."
-        )
-
-
-def _check_separator(header: Sequence[str], delimiter: str, source: str, key: str) -> None:
-    found = other_separator(header, delimiter)
-    if found is not None:
-        mark, setting = _quoted(found), f"{key}={'tab' if found == chr(9) else repr(found)}"
-        expected = _quoted(delimiter)
-        raise DataError(
-            f"{source}: row 1: the header holds {mark} and no {expected}: set {setting}, or save the file with "
-            f"{expected} between its columns."
-        )
-
-
-def _quoted(separator: str) -> str:
-    return "a tab" if separator == "\t" else f"'{separator}'"
-
-
-def _check_names(header: Sequence[str], source: str) -> None:
-    repeated = sorted({name for name in header if name and list(header).count(name) > 1})
-    if repeated:
-        raise DataError(
-            f"{source}: row 1: the header has several columns of the name {', '.join(map(repr, repeated))}: rename or "
-            "remove all but one."
-        )
-
-
-def _check_widths(rows: Sequence[_Record], header: Sequence[str], delimiter: str, source: str) -> None:
-    wrong = [(first, record) for first, _, record in rows if len(record) != len(header)]
-    if wrong:
-        number, record = wrong[0]
-        fields = "1 field" if len(record) == 1 else f"{len(record)} fields"
-        others = "" if len(wrong) == 1 else f"; {len(wrong)} of {len(rows)} rows do not have as many as the header"
-        raise DataError(
-            f"{source}: row {number} has {fields} and the header {len(header)} ({abbreviate(list(header))}){others}: "
-            f"put each text that contains {_quoted(delimiter)} or a line break between quotation marks."
-        )
-
-
-def _check_swallowed_lines(rows: Sequence[_Record], header: Sequence[str], delimiter: str, source: str) -> None:
-    """Refuse a quoted text that has swallowed rows: its lines are rows themselves, with values that rows repeat."""
-    if len(header) < 2:
-        return
-    counts: list[Counter[str]] = [Counter() for _ in header]
-    for first, last, record in rows:
-        if first == last:
-            for column, value in zip(counts, record, strict=True):
-                column[value] += 1
-    # Values that repeat, as classes do.
-    known = [{value for value, count in column.items() if count > 1 and value.strip()} for column in counts]
-    for first, last, record in rows:
-        for index, cell in enumerate(record if last > first else []):
-            lines = [line.removesuffix("\r") for line in cell.split("\n")][:-1]
-            fields = [line.split(delimiter) for line in lines]
-            candidates = [[*record[:index], *fields[0]], *fields[1:]] if fields else []
-            if candidates and all(
-                len(candidate) == len(header)
-                and any(value in known[i] for i, value in enumerate(candidate) if i != index)
-                for candidate in candidates
-            ):
-                raise DataError(
-                    f"{source}: row {first}: a quotation mark opens in column {header[index]!r} and the next one is in "
-                    f"row {last}, so that the rows between are part of one text: close it, or double it if it belongs "
-                    "to the text. If the lines do belong together, save the file as JSON lines or Parquet."
-                )
 
 
 def _parse_object(line: str, number: int, source: str) -> dict[str, Any]:
