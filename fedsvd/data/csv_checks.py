@@ -103,13 +103,18 @@ def _check_swallowed_lines(rows: Sequence[Record], header: Sequence[str], delimi
     known = [{value for value, count in column.items() if count > 1 and value.strip()} for column in counts]
     for first, last, record in rows:
         for index, cell in enumerate(record if last > first else []):
-            lines = [line.removesuffix("\r") for line in cell.split("\n")][:-1]
-            fields = [line.split(delimiter) for line in lines]
+            *fields, begun = [line.removesuffix("\r").split(delimiter) for line in cell.split("\n")]
             candidates = [[*record[:index], *fields[0]], *fields[1:]] if fields else []
-            if candidates and all(
-                len(candidate) == len(header)
-                and any(value in known[i] for i, value in enumerate(candidate) if i != index)
-                for candidate in candidates
+            # In the last line, a row has begun whose text in this column ends at the second quotation mark.
+            has_begun = index == 0 or (len(begun) > index and any(map(set.__contains__, known, begun[:index])))
+            if (
+                candidates
+                and has_begun
+                and all(
+                    len(candidate) == len(header)
+                    and any(value in known[i] for i, value in enumerate(candidate) if i != index)
+                    for candidate in candidates
+                )
             ):
                 raise DataError(
                     f"{source}: row {first}: a quotation mark opens in column {header[index]!r} and the next one is in "

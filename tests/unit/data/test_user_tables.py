@@ -201,3 +201,13 @@ def test_valid_quotation_marks_and_long_texts_are_read(tmp_path: Path) -> None:
     # A quotation mark inside a text that is not quoted is part of the text.
     path = write_text(tmp_path, "own.csv", "text,label\n\n" + 'a 5" disk,0\n  \nb 3" disk,1\n' * 5)
     assert set(all_rows(load(path), "text")) == {('a 5" disk',), ('b 3" disk',)}
+
+
+@pytest.mark.parametrize("text", ["line one\nline two", "line one\n", "one\ntwo, three\nfour"])
+def test_texts_of_several_lines_may_be_in_the_last_column(text: str, tmp_path: Path) -> None:
+    lines = [f"{n % 2},text {n}\n" for n in range(10)]
+    path = write_text(tmp_path, "own.csv", "".join(["label,text\n", *lines, f'0,"{text}"\n1,last\n']))
+    assert (text,) in all_rows(load(path), "text")
+    # Whole rows between two quotation marks, neither of which has a partner, are no text.
+    swallowed = [*lines, '0,"open\n', *lines[1:3], '1,closed"\n']
+    assert "row 12" in message(write_text(tmp_path, "open.csv", "".join(["label,text\n", *swallowed])))
