@@ -20,7 +20,7 @@ from fedsvd.config import DataConfig
 from fedsvd.config.task import VALUE
 from fedsvd.data.cells import convert_cells
 from fedsvd.data.table import Table
-from fedsvd.data.values import is_missing, match_classes, to_class_name, to_text
+from fedsvd.data.values import is_missing, match_classes, to_class_name, to_number, to_text
 from fedsvd.data.words import read_tags
 from fedsvd.errors import DataError
 
@@ -208,11 +208,8 @@ def _read_classes(separator: str, cell: object) -> tuple[str, ...]:
 
 def _read_number(label_range: tuple[float, float] | None, cell: object) -> float:
     """Read a finite number in the configured range."""
-    try:
-        number = float(to_text(cell)) if not isinstance(cell, bool) else math.nan
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
+    number = None if isinstance(cell, bool) else to_number(to_text(cell))
+    if number is None:
         raise DataError(f"holds {to_text(cell)!r}: expected a number, as model.task = regression predicts")
     low, high = label_range or (-math.inf, math.inf)
     if not low <= number <= high:

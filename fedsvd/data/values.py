@@ -13,6 +13,8 @@ from fedsvd.errors import DataError
 # A whole number with a fraction of zeros, as pandas writes integers of a column with empty cells.
 _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.0+)?")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+# Python's float also reads "1_000" and digits of other scripts.
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _PRINTED_TYPES = (Decimal, date, datetime, time, timedelta)
 _MAX_SHOWN = 5
 
@@ -93,13 +95,16 @@ def is_integer(name: str) -> bool:
     return bool(_INTEGER.fullmatch(name)) and -(2**63) <= int(name) < 2**63
 
 
+def to_number(text: str) -> float | None:
+    """Return the finite number that a text denotes in decimal notation; None if it denotes none."""
+    number = float(text) if _NUMBER.fullmatch(text.strip()) else math.inf
+    return number if math.isfinite(number) else None
+
+
 def sorted_values(names: Sequence[str]) -> list[str]:
-    """Sort distinct values: by size if all are numbers, otherwise as strings."""
-    try:
-        numbers = {name: float(name) for name in names}
-    except ValueError:
-        return sorted(names)
-    if any(math.isnan(number) for number in numbers.values()):
+    """Sort distinct values: by size if all are finite numbers, otherwise as strings."""
+    numbers = {name: number for name in names if (number := to_number(name)) is not None}
+    if len(numbers) < len(names):
         return sorted(names)
     return sorted(names, key=lambda name: (numbers[name], name))
 

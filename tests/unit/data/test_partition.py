@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsvd.data import fingerprint, partition
+from fedsvd.data.values import sorted_values
 from fedsvd.errors import DataError
 
 
@@ -108,6 +109,19 @@ def test_quantity_skew_below_minimum_size_raises() -> None:
 def test_by_column_with_invalid_column_or_client_count_raises(changes: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         partition_texts(make_dataset(100), name="by_column", **changes)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["10", "9.5", "-1e1"], ["-1e1", "9.5", "10"]),
+        (["9_1", "10_2"], ["10_2", "9_1"]),
+        (["٣", "10"], ["10", "٣"]),
+        (["2", "10", "nan"], ["10", "2", "nan"]),
+    ],
+)
+def test_values_are_sorted_by_size_only_if_all_are_numbers(values: list[str], expected: list[str]) -> None:
+    assert sorted_values(values) == expected
 
 
 def test_smaller_alpha_increases_label_skew() -> None:

@@ -77,6 +77,10 @@ def test_numbered_classes_in_lists_keep_their_names(tmp_path: Path) -> None:
         ("regression", [], True, "holds 'true': expected a number"),
         ("regression", ["data.label_range=[0,4]"], 4.5, r"holds 4.5, outside of data.label_range = [0, 4]"),
         ("regression", [], [1], "row 2: column 'label' holds a list"),
+        # Python's own numbers in a text, which no file format has.
+        ("regression", [], "1_000", "row 2: column 'label' holds '1_000': expected a number"),
+        ("regression", [], "١٢", "holds '١٢': expected a number"),
+        ("regression", [], "Infinity", "holds 'Infinity': expected a number"),
         ("multi_label_classification", [], {"a": 1}, "row 2: column 'label' holds an object"),
         ("multi_label_classification", [], ["a", None], "holds a list with an empty name"),
         ("multi_label_classification", [], "['a', 'b']", "row 2: column 'label' holds the list ['a', 'b'] as text"),
@@ -89,7 +93,7 @@ def test_other_labels_are_refused(task: str, overrides: list[str], label: object
 
 
 def test_numbers_are_read_from_any_form_and_scaled_for_training(tmp_path: Path) -> None:
-    path = write(tmp_path / "own.jsonl", [1, "2.5", 4.0, 5, 1])
+    path = write(tmp_path / "own.jsonl", [1, " 2.5", 4.0, "+.5e1", 1])
     overrides = ["data.label_range=[1,5]", "data.test_fraction=0.4"]
     train = load(path, "regression", *overrides).splits["train"]
     config = compose(["model=tiny", "data=jsonl", "partition=iid", "model.task=regression", *overrides])
