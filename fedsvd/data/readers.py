@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow
 from datasets import ClassLabel, Dataset, Features
 from pyarrow import parquet
@@ -70,7 +71,7 @@ def arrow_table(table: pyarrow.Table, source: str, features: Features | None = N
 
     def column(name: str) -> Sequence[object]:
         try:
-            return table.column(name).to_pylist()  # type: ignore[no-any-return]
+            return _shortest_numbers(table.column(name).to_pylist(), table.schema.field(name).type)
         except UnicodeDecodeError as error:
             raise DataError(f"{source}: column {name!r} holds text that is not UTF-8: write it as UTF-8.") from error
 
@@ -78,6 +79,25 @@ def arrow_table(table: pyarrow.Table, source: str, features: Features | None = N
     items = {name: getattr(feature, "feature", None) for name, feature in (features or {}).items()}
     in_lists = {name: item.names for name, item in items.items() if isinstance(item, ClassLabel)}
     return Table(source, names, range(1, table.num_rows + 1), column, labels, in_lists)
+
+
+def _shortest_numbers(values: list[Any], kind: pyarrow.DataType) -> list[Any]:
+    """Replace numbers of less precision than Python's, also in lists, by those with the same shortest text.
+
+    In float32, 0.1 is the number 0.10000000149011612 of Python.
+    """
+    while hasattr(kind, "value_type"):
+        kind = kind.value_type
+    narrow = {pyarrow.float16(): np.float16, pyarrow.float32(): np.float32}.get(kind)
+    if narrow is None:
+        return values
+
+    def shortest(value: Any) -> Any:
+        if isinstance(value, list):
+            return [shortest(item) for item in value]
+        return None if value is None else float(str(narrow(value)))
+
+    return [shortest(value) for value in values]
 
 
 def first_line(error: Exception) -> str:

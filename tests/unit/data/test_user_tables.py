@@ -5,9 +5,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
+import pyarrow
 import pytest
 from datasets import Dataset
+from pyarrow import parquet
 
 from fedsvd.config.compose import compose
 from fedsvd.data.loaders import LoadedData, load_data
@@ -15,6 +18,7 @@ from fedsvd.data.node_data import load_node_file
 from fedsvd.data.readers import read_table
 from fedsvd.data.rows import Columns
 from fedsvd.data.text_files import TextLayout, read_texts
+from fedsvd.data.values import to_class_name, to_text
 from fedsvd.errors import DataError, NodeDataError
 
 FORMATS = ("csv", "jsonl", "parquet", "arrow")
@@ -111,6 +115,20 @@ def test_numbers_strings_and_booleans_are_one_class_on_every_path(tmp_path: Path
 def test_written_form_of_a_number_is_its_text(tmp_path: Path) -> None:
     path = write_text(tmp_path, "own.jsonl", "".join(f'{{"text": 2.50, "label": {n % 2}}}\n' for n in range(10)))
     assert all_rows(load(path), "text") == {("2.50",): 10}
+
+
+@pytest.mark.parametrize("kind", [pyarrow.float16(), pyarrow.float32(), pyarrow.float64()])
+def test_numbers_of_any_precision_have_their_shortest_text(kind: pyarrow.DataType, tmp_path: Path) -> None:
+    values = np.array([0.1, 3.8, 2.0, -0.25], dtype=kind.to_pandas_dtype())
+    text = pyarrow.array(values, kind)
+    lists = pyarrow.array([[value] for value in values], pyarrow.list_(kind))
+    table = pyarrow.table({"text": text, "lists": lists})
+    parquet.write_table(table, tmp_path / "own.parquet")
+    read = read_table("parquet", str(tmp_path / "own.parquet"), "data.path")
+
+    for convert in (to_text, to_class_name):
+        assert [convert(value) for value in read.column("text")] == ["0.1", "3.8", "2", "-0.25"]
+    assert read.column("lists") == [[0.1], [3.8], [2.0], [-0.25]]
 
 
 @pytest.mark.parametrize("file_format", ["csv", "jsonl", "txt"])
