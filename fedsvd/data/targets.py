@@ -85,12 +85,17 @@ def class_names(labels: Sequence[Any], kind: TargetKind) -> list[str]:
     """
     if not kind.has_classes:
         return [VALUE]
-    names = sorted({name for label in labels for name in kind.classes_of(label)}, key=lambda name: (len(name), name))
+    names = {name for label in labels for name in kind.classes_of(label)}
+    return check_classes(sorted(names, key=lambda name: (len(name), name)))
+
+
+def check_classes(names: Sequence[str]) -> list[str]:
+    """Return the classes of the training texts; raises `DataError` if there are fewer than two."""
     if len(names) < 2:
         raise DataError(
             f"the training texts have the labels {', '.join(names)}; expected at least two. Check data.label_column."
         )
-    return names
+    return list(names)
 
 
 def match_targets(

@@ -148,7 +148,7 @@ def _split(tables: Mapping[str, Table], columns: Columns, test_fraction: float, 
     used = {"train": columns, "test": replace(columns, keep=None)}
     rows = {split: select_named(table, used[split], split) for split, table in tables.items()}
     left_out = [selected.left_out for selected in rows.values()]
-    names = _class_names(rows["train"])
+    names = _class_names(rows["train"], columns)
     owner = "the training texts have the labels"
     splits = DatasetDict(
         {split: label_rows(selected, names, owner, "the held-out texts") for split, selected in rows.items()}
@@ -158,8 +158,8 @@ def _split(tables: Mapping[str, Table], columns: Columns, test_fraction: float, 
     return hold_out(splits["train"], test_fraction, seed), left_out
 
 
-def _class_names(rows: Rows) -> list[str]:
+def _class_names(rows: Rows, columns: Columns) -> list[str]:
     """Return the classes: those that the file lists, or those that occur, the shortest names first."""
     if rows.class_names is not None and rows.kind.has_classes:
-        return list(rows.class_names)
+        return list(rows.class_names) if columns.label is None else targets.check_classes(rows.class_names)
     return targets.class_names(rows.columns["label"], rows.kind)

@@ -70,6 +70,21 @@ def test_numbered_classes_in_lists_keep_their_names(tmp_path: Path) -> None:
     assert rows_of(loaded) == {"a": [1], "b": [0, 1], "c": []}
 
 
+@pytest.mark.parametrize("file_format", ["parquet", "arrow"])
+def test_one_class_is_too_few_in_every_format(file_format: str, tmp_path: Path) -> None:
+    path = tmp_path / f"own.{file_format}"
+    for kind, task in (
+        (ClassLabel(names=["only"]), "sequence_classification"),
+        (List(ClassLabel(names=["only"])), "multi_label_classification"),
+    ):
+        labels = [0] * 6 if task == "sequence_classification" else [[0]] * 6
+        features = Features({"text": Value("string"), "label": kind})
+        dataset = Dataset.from_dict({"text": list("abcdef"), "label": labels}, features=features)
+        dataset.to_parquet(path) if file_format == "parquet" else dataset.save_to_disk(path)
+        with pytest.raises(DataError, match=r"have the labels only; expected at least two\. Check data"):
+            load(path, task)
+
+
 @pytest.mark.parametrize(
     ("task", "overrides", "label", "message"),
     [
