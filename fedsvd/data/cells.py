@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedsvd.data.table import Table
@@ -49,3 +50,14 @@ def hidden_labels(table: Table, name: str) -> set[int]:
                 f"numbered from 0: correct the value, or the file's list of classes ({abbreviate(names)})."
             )
     return {index for index, value in enumerate(values) if value == _HIDDEN}
+
+
+def without_names(table: Table, name: str) -> Table:
+    """Return a table in which a column of numbered classes is one of numbers, with empty cells as hidden labels.
+
+    Raises:
+        DataError: A number is that of no class.
+    """
+    hidden = hidden_labels(table, name)
+    values = [None if index in hidden else value for index, value in enumerate(table.column(name))]
+    return replace(table, class_names={}, column=lambda other: values if other == name else table.column(other))

@@ -131,7 +131,7 @@ def select_rows(table: Table, columns: Columns, *, pair_is_optional: bool | None
         DataError: A cell holds a value that is no text, such as a list, the number of no class, or no conversation.
     """
     roles = _read_roles(table, columns, columns.response is not None if pair_is_optional is None else pair_is_optional)
-    hidden = hidden_labels(table, columns.label) if columns.label is not None and columns.kind == CLASS else set()
+    hidden = hidden_labels(table, columns.label) if columns.label is not None else set()
     needed = list(roles.values())
     if columns.messages is not None:
         needed += learnable_conversations(table, roles["messages"][1], columns.can_learn)

@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from datasets import ClassLabel, Dataset, List, Value
 
 from fedsvd.config import DataConfig
 from fedsvd.config.task import VALUE
-from fedsvd.data.cells import convert_cells
+from fedsvd.data.cells import convert_cells, without_names
 from fedsvd.data.table import Table
 from fedsvd.data.values import is_missing, match_classes, to_class_name, to_number, to_text
 from fedsvd.data.words import read_tags
@@ -68,7 +68,9 @@ def read_targets(table: Table, column: str, kind: TargetKind) -> list[Any]:
     """
     if kind == CLASS:
         return convert_cells(table, column, kind.read)
-    names, unnamed = table.list_class_names.get(column), replace(table, class_names={})
+    if kind.is_list and not kind.of_words and column in table.class_names:
+        return [None if name is None else (name,) for name in convert_cells(table, column, kind.read)]
+    names, unnamed = table.list_class_names.get(column), without_names(table, column)
     if names is None or not kind.is_list:
         labels = convert_cells(unnamed, column, kind.read)
         if kind.is_list and not kind.of_words:

@@ -70,6 +70,22 @@ def test_numbered_classes_in_lists_keep_their_names(tmp_path: Path) -> None:
     assert rows_of(loaded) == {"a": [1], "b": [0, 1], "c": []}
 
 
+@pytest.mark.parametrize(
+    ("task", "expected"), [("regression", [1.0, 2.0, 0.0]), ("multi_label_classification", [[1], [2], [0]])]
+)
+def test_hidden_labels_of_numbered_classes_are_left_out_for_every_task(
+    task: str, expected: list[object], tmp_path: Path
+) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["red", "blue", "green"])})
+    columns = {"text": [f"text {n}" for n in range(5)], "label": [1, -1, 2, 0, -1]}
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "own.parquet")
+    ranged = ["data.label_range=[0,2]"] if task == "regression" else []
+    loaded = load(tmp_path / "own.parquet", task, "data.test_fraction=0.4", *ranged)
+
+    assert rows_of(loaded) == dict(zip(("text 0", "text 2", "text 3"), expected, strict=True))
+    assert loaded.left_out[0].reasons == {"hidden label (-1)": [2, 5]}
+
+
 @pytest.mark.parametrize("file_format", ["parquet", "arrow"])
 def test_one_class_is_too_few_in_every_format(file_format: str, tmp_path: Path) -> None:
     path = tmp_path / f"own.{file_format}"
