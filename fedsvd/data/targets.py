@@ -27,13 +27,17 @@ from fedsvd.errors import DataError
 # A list of strings or numbers, as pandas writes it to CSV.
 _PRINTED_LIST = re.compile(r"""\[\s*(['"].*['"]|[\d\s.,]*)\s*\]""", re.DOTALL)
 
+# Names of items that say of each class whether it applies.
+_INDICATORS = {"0", "1", "false", "true"}
+
 
 @dataclass(frozen=True)
 class TargetKind:
     """What a label is.
 
     Attributes:
-        read: Function from a cell that is not empty to its label; raises `DataError` with the cause and the remedy.
+        read: Function from a cell that is not empty to its label, in which classes may be repeated; raises `DataError`
+            with the cause and the remedy.
         has_classes: Whether a label consists of classes; otherwise it is a number.
         is_list: Whether a label is a tuple of classes.
         of_words: Whether a text is a list of words, each with a class of its own.
@@ -61,22 +65,24 @@ def target_kind(task: str, config: DataConfig) -> TargetKind:
 
 
 def read_targets(table: Table, column: str, kind: TargetKind) -> list[Any]:
-    """Return the label of each row; None for empty cells and hidden labels.
+    """Return the label of each row, for several classes without repetitions; None for empty cells and hidden labels.
 
     Raises:
         DataError: A cell holds no label of this kind, or the number of no class.
     """
     if kind == CLASS:
         return convert_cells(table, column, kind.read)
-    if kind.is_list and not kind.of_words and column in table.class_names:
+    is_set = kind.is_list and not kind.of_words
+    if is_set and column in table.class_names:
         return [None if name is None else (name,) for name in convert_cells(table, column, kind.read)]
     names, unnamed = table.list_class_names.get(column), without_names(table, column)
-    if names is None or not kind.is_list:
+    if names is not None and kind.is_list:
+        labels = convert_cells(unnamed, column, lambda cell: kind.read(_names_of(cell, names)))
+    else:
         labels = convert_cells(unnamed, column, kind.read)
-        if kind.is_list and not kind.of_words:
-            _refuse_indicators(table, column)
-        return labels
-    return convert_cells(unnamed, column, lambda cell: kind.read(_names_of(cell, names)))
+        if is_set:
+            _refuse_indicators(table, column, labels)
+    return [label if label is None else tuple(dict.fromkeys(label)) for label in labels] if is_set else labels
 
 
 def class_names(labels: Sequence[Any], kind: TargetKind) -> list[str]:
@@ -190,27 +196,35 @@ def _names_of(cell: object, names: Sequence[str]) -> object:
     return [names[number] for number in cell]
 
 
-def _refuse_indicators(table: Table, column: str) -> None:
-    """Raise `DataError` for lists of zeros and ones, one per class, which would be read as the classes 0 and 1."""
-    rows = [cell for cell in table.column(column) if isinstance(cell, (list, tuple))]
-    lengths, repeats = {len(row) for row in rows}, any(len(set(row)) < len(row) for row in rows)
-    if repeats and len(lengths) == 1 and all(item in (0, 1) for row in rows for item in row):
+def _refuse_indicators(table: Table, column: str, labels: Sequence[tuple[str, ...] | None]) -> None:
+    """Raise `DataError` for lists of zeros and ones, one per class, which would be read as the classes 0 and 1.
+
+    Lists of both classes in every row are refused as well: numbers cannot say whether two classes are named or
+    indicated. Texts in this order are names.
+    """
+    rows = [label for label in labels if label is not None]
+    lengths = {len(row) for row in rows}
+    if len(lengths) != 1 or lengths <= {0, 1} or not all(name.lower() in _INDICATORS for row in rows for name in row):
+        return
+    cell: Any = next(cell for cell in table.column(column) if not is_missing(cell))
+    items = cell if isinstance(cell, (list, tuple)) else [cell]
+    if set(rows) != {("0", "1")} or not all(isinstance(item, str) for item in items):
         raise DataError(
-            f"{table.source}: column {column!r} holds lists of {lengths.pop()} zeros and ones, such as {rows[0]}: "
-            "expected the names or numbers of the classes that apply to a text."
+            f"{table.source}: column {column!r} holds lists of {lengths.pop()} zeros and ones, such as {cell}: "
+            "expected the names of the classes that apply to a text, as texts if they are numbers."
         )
 
 
 def _read_classes(separator: str, cell: object) -> tuple[str, ...]:
-    """Read a list of class names, or names in one text; a class that is named twice counts once."""
+    """Read a list of class names, or names in one text."""
     if isinstance(cell, (list, tuple)):
         if any(is_missing(item) for item in cell):
             raise DataError("holds a list with an empty name: remove it, or write []")
-        return tuple(dict.fromkeys(to_class_name(item) for item in cell))
+        return tuple(to_class_name(item) for item in cell)
     if _PRINTED_LIST.fullmatch(to_text(cell).strip()):
         raise DataError(f"holds the list {to_text(cell)} as text: write its names with {separator!r} between them")
     names = (name.strip() for name in to_text(cell).split(separator))
-    return tuple(dict.fromkeys(to_class_name(name) for name in names if name))
+    return tuple(to_class_name(name) for name in names if name)
 
 
 def _read_number(label_range: tuple[float, float] | None, cell: object) -> float:

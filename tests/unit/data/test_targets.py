@@ -55,8 +55,41 @@ def test_lists_of_zeros_and_ones_are_no_names_of_classes(tmp_path: Path) -> None
         path = write(tmp_path / "own.jsonl", [[zero, one, zero], None, [one, one, zero]])
         with pytest.raises(DataError, match="holds lists of 3 zeros and ones"):
             load(path, "multi_label_classification")
-    # These can be numbers of classes.
-    assert dataset_classes(load(write(path, [[0, 1], [1], [0]]), "multi_label_classification").splits["train"])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [[1, 0], [0, 1], [0, 1]],
+        [[1.0, 0.0], None, [0.0, 1.0]],
+        [[False, True], [True, False]],
+        [[0, 1], [0, 1]],
+        ["1;0", "0;1"],
+        ["1; 0; 0", "0; 0; 0"],
+        [["0", "1", "0"], ["1", "1", "0"]],
+    ],
+)
+def test_indicators_of_classes_are_refused_in_any_form(labels: list[object], tmp_path: Path) -> None:
+    """Read as names, they would give every text the classes 0 and 1."""
+    with pytest.raises(DataError, match=r"holds lists of [23] zeros and ones"):
+        load(write(tmp_path / "own.jsonl", labels * 3), "multi_label_classification")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [[0, 1], [1], [0]],
+        [[1, 0], [], [0, 1]],
+        [[1, 0], [2, 0], [0, 1]],
+        [[0], [1], [1]],
+        ["0;1", "0;1"],
+        [["0", "1"], None, ["0", "1"]],
+    ],
+)
+def test_numbers_of_classes_are_read(labels: list[object], tmp_path: Path) -> None:
+    loaded = load(write(tmp_path / "own.jsonl", labels * 3), "multi_label_classification")
+    expected = {str(name) for row in labels for name in (row.split(";") if isinstance(row, str) else row or [])}
+    assert set(dataset_classes(loaded.splits["train"])) == expected
 
 
 def test_numbered_classes_in_lists_keep_their_names(tmp_path: Path) -> None:
