@@ -24,7 +24,7 @@ class NodeData:
     """A node's own data files. The keys of the node configuration are the same, with dashes; ``data-path`` is required.
 
     Attributes:
-        data_path: File whose rows are all trained on; csv, jsonl or parquet, by its suffix.
+        data_path: File with the training texts; csv, jsonl or parquet, by its suffix.
         test_path: Held-out file for methods with personalized models; None for no evaluation.
         separator: Separator of the columns of ``.csv`` files: one character, or ``tab``; None for the run's.
         text_column: Column of the text; None for the run's.

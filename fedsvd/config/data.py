@@ -75,8 +75,9 @@ class DataConfig(ConfigGroup):
         evaluate_on: ``test``, or ``validation``: a part of the training set that is excluded from training. Choose
             settings on the latter and report results on the former.
         validation_fraction: Fraction of the training set in that part.
-        max_train_examples: Maximum number of training examples; null for all.
-        max_test_examples: Maximum number of held-out examples; null for all.
+        max_train_examples: Maximum number of training examples, of each node with ``data=node``; they are drawn at
+            random. null for all.
+        max_test_examples: Maximum number of held-out examples; they are drawn at random. null for all.
     """
 
     group: ClassVar[str] = "data"

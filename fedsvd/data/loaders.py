@@ -13,10 +13,10 @@ from fedsvd.config.task import VALUE
 from fedsvd.data.added import checked_splits
 from fedsvd.data.chats import chitchat_file
 from fedsvd.data.conversations import CanLearn
-from fedsvd.data.node_data import empty_dataset, load_node_file, read_node_file
+from fedsvd.data.node_data import empty_dataset, load_node_file, read_node_file, warn_of_limits
 from fedsvd.data.rows import ANY_CLASS, Columns, LeftOut, drop_unassigned
 from fedsvd.data.sentiment import load_movie_reviews, load_sentiment_domains
-from fedsvd.data.split import hold_out, limit_examples
+from fedsvd.data.split import hold_out, limit_examples, shuffle_splits
 from fedsvd.data.targets import TargetKind, check_classes, dataset_classes, target_kind
 from fedsvd.data.topics import load_bbc_news, load_newsgroups, load_reuters_r8
 from fedsvd.data.user_data import FILE_FORMATS, Loaded, load_files, load_hub
@@ -180,7 +180,9 @@ def _node(config: DataConfig, seed: int, columns: Columns) -> Loaded:
             left_out.append(rows)
         elif rows.reasons:
             logger.warning("%s", rows)
-    return splits, left_out
+    if config.path is not None:
+        warn_of_limits(splits, config)
+    return shuffle_splits(splits, seed), left_out
 
 
 def _node_labels(config: DataConfig, kind: TargetKind) -> Sequence[str]:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, DatasetDict, Features, List, Value
 
+from fedsvd.config import DataConfig
 from fedsvd.data.readers import read_table
 from fedsvd.data.rows import ANY_CLASS, Columns, LeftOut, Rows, build_dataset, missing_columns, select_rows
 from fedsvd.data.table import Table
@@ -69,6 +70,19 @@ def read_node_file(
     except DataError as error:
         raise NodeDataError(str(error)) from error
     return _to_dataset(path, rows, labels), rows.left_out
+
+
+def warn_of_limits(splits: DatasetDict, config: DataConfig) -> None:
+    """Write to the node's log how many usable rows the run's limits leave out."""
+    limits = {"train": ("data-path", config.max_train_examples), "test": ("test-path", config.max_test_examples)}
+    for name, (key, limit) in limits.items():
+        count = len(splits[name])
+        if limit is not None and limit < count:
+            logger.warning(
+                "%s: %d of its %d usable rows are left out by the run's data.max_%s_examples = %d: the others are "
+                "drawn at random",
+                key, count - limit, count, name, limit,
+            )  # fmt: skip
 
 
 def empty_dataset(labels: Sequence[str], columns: Columns) -> Dataset:
