@@ -119,14 +119,7 @@ class Config(ConfigGroup):
         check_weighting(self.federation, self.privacy, self.train)
         check_secure(self.privacy, self.train, self.federation)
         check_aggregation(self.aggregation, self.privacy, self.federation)
-        min_examples = self.federation.num_clients * self.partition.min_partition_size
-        limit = self.data.max_train_examples
-        if limit is not None and limit < min_examples:
-            raise ConfigError(
-                f"data.max_train_examples = {limit} is too few for {self.federation.num_clients} clients with at least "
-                f"{self.partition.min_partition_size} examples each: give {min_examples} or more, or lower "
-                "federation.num_clients or partition.min_partition_size."
-            )
+        _check_limit(self)
 
     @property
     def task(self) -> str:
@@ -146,6 +139,18 @@ class Config(ConfigGroup):
             "preconditioning of A": trains_factors and is_private and self.privacy.standardize_inputs,
         }
         return tuple(use for use, is_set in uses.items() if is_set)
+
+
+def _check_limit(config: Config) -> None:
+    """Reject fewer training examples than the clients need; nodes have their own, each up to the limit."""
+    num_clients, min_size = config.federation.num_clients, config.partition.min_partition_size
+    limit = config.data.max_train_examples
+    if config.data.name != "node" and limit is not None and limit < num_clients * min_size:
+        raise ConfigError(
+            f"data.max_train_examples = {limit} is too few for {num_clients} clients with at least {min_size} examples "
+            f"each: give {num_clients * min_size} or more, or lower federation.num_clients or "
+            "partition.min_partition_size."
+        )
 
 
 def _check_row_format(model: ModelConfig, data: DataConfig) -> None:

@@ -20,6 +20,10 @@ def by_class(path: Path, count: int = 40) -> Path:
     return path
 
 
+def test_a_limit_is_of_each_node() -> None:
+    assert compose([*NODE, "federation.num_clients=20", "data.max_train_examples=10"]).data.max_train_examples == 10
+
+
 def test_a_node_draws_its_examples_at_random_and_counts_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
