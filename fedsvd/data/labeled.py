@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from fedsvd.config import DataConfig
 from fedsvd.data.conversations import CanLearn
@@ -14,6 +14,7 @@ from fedsvd.data.loaders import columns_of, data_path, load_data
 from fedsvd.data.node_data import NODE_FILE_FORMATS
 from fedsvd.data.readers import FILE_FORMATS, read_table
 from fedsvd.data.rows import ANY_CLASS, LeftOut, Rows, build_dataset
+from fedsvd.data.split import shuffle_splits
 from fedsvd.data.table import Table
 from fedsvd.data.targets import used_classes, with_positions
 from fedsvd.data.user_data import label_rows, read_hub, select_named
@@ -74,7 +75,7 @@ def load_all_texts(
         config: The ``data`` configuration group. Of files, ``test_path`` is loaded if it is set, otherwise ``path``;
             of a dataset on the hub, the split ``test_split`` if it is set, otherwise ``train``. ``max_test_examples``
             limits their number; the training set's keys have no effect.
-        seed: Seed of the shuffle.
+        seed: Seed of the choice if their number is limited.
         classes: The classes that the model knows.
         every_split: Load both files, or both splits of a dataset on the hub.
         can_learn: See `fedsvd.data.loaders.load_data`.
@@ -100,7 +101,9 @@ def load_all_texts(
     limit = config.max_test_examples
     if limit is None or limit >= len(loaded.rows):
         return loaded
-    return replace(loaded, rows=loaded.rows.select(range(limit)), description=f"the first of {loaded.description}")
+    # The rows of a file may be sorted by class.
+    shuffled = shuffle_splits(DatasetDict({"test": loaded.rows}), seed)["test"]
+    return replace(loaded, rows=shuffled.select(range(limit)), description=f"a random part of {loaded.description}")
 
 
 def with_classes(rows: Dataset, classes: Sequence[str]) -> Dataset:
