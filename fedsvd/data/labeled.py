@@ -87,7 +87,7 @@ def load_all_texts(
     """
     tables = _tables(config, every_split)
     if tables is None:
-        splits = load_data(replace(config, max_test_examples=None), seed).splits
+        splits = load_data(replace(config, max_test_examples=None), seed, can_learn=can_learn, task=task).splits
         everything = concatenate_datasets([splits["train"], splits["test"]])
         loaded = LabeledTexts(with_classes(everything, classes), f"all texts of data={config.name}")
     else:
