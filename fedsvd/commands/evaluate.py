@@ -29,7 +29,8 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: The arguments are invalid, or the directory is not a run directory.
         RunError: The run has no final model, or its directory is damaged.
-        DataError: The data cannot be loaded, or have classes that the model does not know.
+        DataError: The data cannot be loaded, have classes that the model does not know, or are the run's own and have
+            changed.
     """
     parser = CommandParser("evaluate")
     parser.add_argument("folder", metavar="RUN_DIR")
@@ -46,7 +47,7 @@ def run(arguments: Sequence[str]) -> None:
 
     finished = read_run(Path(options.folder), best=options.best)
     plan = plan_evaluation(finished.folder.root, finished.config, options.overrides)
-    labeled = load_labeled(plan, finished.config, finished.classes, every_split=options.all)
+    labeled = load_labeled(plan, finished, every_split=options.all)
     print_note(f"scoring {len(labeled.rows):,} texts: {labeled.description}")
     warn_left_out([*labeled.left_out, *plan.warnings])
     if finished.best:

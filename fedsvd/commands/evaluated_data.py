@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from fedsvd.config import Config, DataConfig
 from fedsvd.config.compose import compose
-from fedsvd.errors import ConfigError
+from fedsvd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from fedsvd.data.labeled import LabeledTexts
+    from fedsvd.trained.run import TrainedRun
 
 _ALLOWED_OVERRIDES = ("data", "seed", "train.eval_batch_size")
 # Each of these names other data than the run's own.
@@ -88,27 +89,47 @@ def plan_evaluation(folder: Path, own: Config, overrides: Sequence[str]) -> Eval
     return EvaluationPlan(_compose_own(folder, own, overrides), own_data=True)
 
 
-def load_labeled(plan: EvaluationPlan, own: Config, classes: Sequence[str], *, every_split: bool) -> LabeledTexts:
-    """Load the texts of a plan.
+def load_labeled(plan: EvaluationPlan, run: TrainedRun, *, every_split: bool) -> LabeledTexts:
+    """Load the texts of a plan for the evaluation of a run.
 
     Raises:
         ConfigError: ``every_split`` is set for the run's own data.
-        DataError: The data cannot be loaded, or have classes that the model does not know, or the model's tokenizer has
-            no chat template for conversations.
+        DataError: The data cannot be loaded, have classes that the model does not know, or are the run's own and have
+            changed; or the model's tokenizer has no chat template for conversations.
     """
     if plan.own_data and every_split:
         raise ConfigError(
             "--all is invalid for the run's own data, because the model was trained on most of it; choose other data "
             "with data=…."
         )
-    from fedsvd.data.labeled import load_all_texts, load_held_out_texts
-    from fedsvd.runtime.data import conversation_check
+    from fedsvd.data.labeled import held_out_texts, load_all_texts
+    from fedsvd.runtime.data import conversation_check, load_run_data
 
-    data, seed, task = plan.config.data, plan.config.seed, own.model.task
-    can_learn = conversation_check(data, own.model)
+    data, seed, model = plan.config.data, plan.config.seed, run.config.model
     if plan.own_data:
-        return load_held_out_texts(data, seed, classes, can_learn, task)
-    return load_all_texts(data, seed, classes, every_split=every_split, can_learn=can_learn, task=task)
+        _check_unchanged(run)
+        return held_out_texts(load_run_data(plan.config), data, run.classes)
+    can_learn = conversation_check(data, model)
+    return load_all_texts(data, seed, run.classes, every_split=every_split, can_learn=can_learn, task=model.task)
+
+
+def _check_unchanged(run: TrainedRun) -> None:
+    """Raise `DataError` if the run's own data no longer hold out the texts that its model was not trained on."""
+    from fedsvd.data.readers import FILE_FORMATS
+    from fedsvd.launch.resumed_data import held_out_change
+    from fedsvd.runs.folder import read_json
+    from fedsvd.runtime.description import describe_held_out
+
+    record = read_json(run.folder.record) if run.folder.record.exists() else {}
+    change = held_out_change(record, describe_held_out(run.config))
+    if change:
+        name = run.config.data.name if run.config.data.name in FILE_FORMATS else "csv"
+        raise DataError(
+            f"the held-out examples of {run.folder.root} have changed from {change[0]} to {change[1]}: its data are "
+            "other than those that it started with, and what they hold out now may include texts that the model was "
+            f"trained on. Restore the data, or name a file, as in data={name} data.path=…, all of whose rows are "
+            "scored as they are."
+        )
 
 
 def _compose_own(folder: Path, own: Config, overrides: Sequence[str]) -> Config:

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from fedsvd.config import DataConfig
 from fedsvd.data.conversations import CanLearn
-from fedsvd.data.loaders import columns_of, data_path, load_data
+from fedsvd.data.loaders import LoadedData, columns_of, data_path, load_data
 from fedsvd.data.node_data import NODE_FILE_FORMATS
 from fedsvd.data.readers import FILE_FORMATS, read_table
 from fedsvd.data.rows import ANY_CLASS, LeftOut, Rows, build_dataset
@@ -37,19 +37,17 @@ class LabeledTexts:
     left_out: Sequence[LeftOut] = ()
 
 
-def load_held_out_texts(
-    config: DataConfig,
-    seed: int,
-    classes: Sequence[str],
-    can_learn: CanLearn | None = None,
-    task: str = "sequence_classification",
-) -> LabeledTexts:
-    """Load the held-out set of a dataset; see `fedsvd.data.loaders.load_data`.
+def held_out_texts(loaded: LoadedData, config: DataConfig, classes: Sequence[str]) -> LabeledTexts:
+    """Return the held-out set of a run's own data.
+
+    Args:
+        loaded: The data; see `fedsvd.data.loaders.load_data`.
+        config: The ``data`` configuration group that they were loaded with.
+        classes: The classes that the model knows.
 
     Raises:
-        DataError: See `fedsvd.data.load`; also for classes that the model does not know, and if nothing is held out.
+        DataError: A row has a class that the model does not know, or nothing is held out.
     """
-    loaded = load_data(config, seed, can_learn=can_learn, task=task)
     if not len(loaded.splits["test"]):
         raise DataError(
             f"data={config.name} holds out no texts: set data.test_path to a file of labeled texts, or choose other "

@@ -31,9 +31,8 @@ def check_data(folder: RunFolder, config: Config, facts: Mapping[str, Any]) -> N
     recorded = _read_names(folder.classes)
     if recorded is not None and recorded != names:
         raise _other_data(folder, "the classes", ", ".join(recorded), ", ".join(names))
-    old, new = record.get("held_out") or {}, facts["held_out"]
-    if old.get("fingerprint", new["fingerprint"]) != new["fingerprint"]:
-        raise _other_data(folder, "the held-out examples", _summary(old), _summary(new))
+    if change := held_out_change(record, facts["held_out"]):
+        raise _other_data(folder, "the held-out examples", *change)
     _check_public_text(folder, record, facts)
     if config.data.name == "node":
         return
@@ -41,6 +40,22 @@ def check_data(folder: RunFolder, config: Config, facts: Mapping[str, Any]) -> N
     for number, (old, new) in enumerate(zip(before, after, strict=False)):
         if old["fingerprint"] != new["fingerprint"]:
             raise _other_data(folder, f"the data of client {number}", _summary(old), _summary(new))
+
+
+def held_out_change(record: Mapping[str, Any], held_out: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Compare the held-out examples of a run with those that its data have now.
+
+    Args:
+        record: The record of the run (``run.json``).
+        held_out: Their description, see `fedsvd.runtime.description.describe_held_out`.
+
+    Returns:
+        A summary of those of the run and of the present ones; None if they are the same, or the run recorded none.
+    """
+    old = record.get("held_out") or {}
+    if old.get("fingerprint", held_out["fingerprint"]) == held_out["fingerprint"]:
+        return None
+    return _summary(old), _summary(held_out)
 
 
 def _check_public_text(folder: RunFolder, record: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

@@ -77,7 +77,7 @@ def partition_counts(config: Config) -> list[dict[str, int]]:
 
 def class_names(config: Config) -> list[str]:
     """Return the names of the classes, in the order of the model's outputs; `VALUE` if it predicts a number."""
-    return dataset_classes(_load_run_data(config).splits["train"])
+    return dataset_classes(load_run_data(config).splits["train"])
 
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -87,12 +87,17 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
 
 def left_out(config: Config) -> tuple[LeftOut, ...]:
     """Return the rows of the user's data that are left out; a node's own data are not available on this machine."""
-    return _load_run_data(config, _kept_column(config.partition)).left_out
+    return load_run_data(config, _kept_column(config.partition)).left_out
+
+
+def load_run_data(config: Config, keep_column: str | None = None) -> LoadedData:
+    """Load the data of a run; see `fedsvd.data.loaders.load_data`."""
+    return _load_data(config.data, config.seed, _reading(config.data, config.model), keep_column)
 
 
 def load_held_out(config: Config) -> Dataset:
     """Load the held-out set as text, with columns ``text`` and ``label``."""
-    return _load_run_data(config).splits["test"]
+    return load_run_data(config).splits["test"]
 
 
 def load_test_batches(config: Config) -> list[Batch]:
@@ -118,10 +123,6 @@ def conversation_check(config: DataConfig, model: ModelConfig) -> CanLearn | Non
         DataError: The model's tokenizer has no chat template.
     """
     return _load_conversation_check(_reading(config, model))
-
-
-def _load_run_data(config: Config, keep_column: str | None = None) -> LoadedData:
-    return _load_data(config.data, config.seed, _reading(config.data, config.model), keep_column)
 
 
 def _reading(config: DataConfig, model: ModelConfig) -> _Reading:

@@ -23,7 +23,7 @@ def describe_run(config: Config) -> dict[str, Any]:
 
     Rows of the user's data that are left out are also logged as warnings.
     """
-    method, held_out = build_run_method(config), load_held_out(config)
+    method = build_run_method(config)
     rounds, head = range(1, config.train.rounds + 1), head_choice(config)
     return {
         "parts_trained": sorted({part for number in rounds for part in trained_parts(method, config, number)}),
@@ -33,8 +33,14 @@ def describe_run(config: Config) -> dict[str, Any]:
         "public_text": _describe_public_text(config),
         "class_weights": describe_class_weights(config),
         "left_out": _report_left_out(config),
-        "held_out": {"num_examples": len(held_out), "fingerprint": data.fingerprint(held_out)},
+        "held_out": describe_held_out(config),
     }
+
+
+def describe_held_out(config: Config) -> dict[str, Any]:
+    """Return the number of held-out examples and their fingerprint."""
+    held_out = load_held_out(config)
+    return {"num_examples": len(held_out), "fingerprint": data.fingerprint(held_out)}
 
 
 def _describe_public_text(config: Config) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import pytest
 
 from fedsvd.cli import main
 from fedsvd.runs.folder import read_rows
+from fedsvd.runtime.data import clear_data_cache
 
 TRAIN = [
     "train", "experiment=smoke", "privacy=none", "partition=iid", "partition.min_partition_size=2", "plots=false",
@@ -101,6 +102,30 @@ def test_one_class_other_formats_and_separators(
     (tmp_path / "own.csv").write_text(notes(10, labels=("low", "urgent")))
     unknown = error_of(capsys, "evaluate", str(trained), f"data.path={tmp_path / 'own.csv'}")
     assert "the model knows low, high, the data have also urgent (rows 3, 5, 7, 9, 11 of" in unknown
+
+
+def test_own_data_that_have_changed_are_not_scored_as_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, run = tmp_path / "own.csv", tmp_path / "run"
+    own.write_text(notes(60))
+    assert main([*TRAIN, "data=csv", f"data.path={own}", *COLUMNS, f"hydra.run.dir={run}"]) == 0
+    assert evaluate(run, capsys)[0]["num_examples"] == 12
+    assert evaluate(run, capsys, "data.max_test_examples=5")[0]["num_examples"] == 5
+
+    own.write_text(notes(65))
+    clear_data_cache()
+    for arguments in ([], ["--best"], ["data.max_test_examples=5"]):
+        error = error_of(capsys, "evaluate", str(run), *arguments)
+        assert f"the held-out examples of {run} have changed from 12 examples (SHA-256 " in error
+        assert " to 13 examples (SHA-256 " in error
+        assert "Restore the data, or name a file, as in data=csv data.path=…" in error
+    assert evaluate(run, capsys, "data=csv", f"data.path={own}")[0]["num_examples"] == 65
+    # A run of an earlier version has no fingerprint.
+    record = json.loads((run / "run.json").read_text())
+    del record["held_out"]
+    (run / "run.json").write_text(json.dumps(record))
+    assert evaluate(run, capsys)[0]["num_examples"] == 13
 
 
 @pytest.mark.parametrize(
