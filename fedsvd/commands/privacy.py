@@ -24,6 +24,12 @@ _CHANGED = (
     "this data, too."
 )
 
+_NODES = (
+    "The nodes' numbers of examples are not known here, nor are their ledgers and limits: this is the cost of all "
+    "rounds for a node with any number of examples. With example-level privacy, δ must be well below one over that "
+    "number."
+)
+
 
 def run(arguments: Sequence[str]) -> None:
     """Plan a run, or show a ledger.
@@ -70,7 +76,9 @@ def _plan(overrides: Sequence[str]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    if not (privacy.ledger_dir or config.resume):
+    if config.data.name == "node":
+        console.print(_NODES, soft_wrap=True)
+    elif not (privacy.ledger_dir or config.resume):
         console.print(
             "No ledgers are taken into account; set privacy.ledger_dir or resume to include them. The ledger and "
             "limits of a real client are known only to its node.",

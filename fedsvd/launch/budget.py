@@ -34,12 +34,18 @@ class PlannedRun:
 
 
 def plan_run(config: Config) -> PlannedRun:
-    """Plan a run with simulated clients; those that do not take part are left out.
+    """Plan a run; clients that do not take part are left out.
+
+    Real nodes with their own data are planned without their numbers of examples and their ledgers, which only they
+    know, and for all rounds of the run.
 
     Raises:
         LedgerError: A ledger is damaged, not a ledger, or cannot be charged for the client's data.
-        PrivacyError: No amount of noise satisfies the budget.
+        PrivacyError: No amount of noise satisfies the budget, or the cost depends on nodes' numbers of examples.
     """
+    if config.data.name == "node":
+        plan = plan_client(config, None, [])
+        return PlannedRun(dict.fromkeys(_participants(config), plan), 0, [])
     done = (completed_rounds(Path(config.resume)) or 0) if config.resume else 0
     plans, changed = {}, []
     for number in _participants(config):

@@ -18,7 +18,7 @@ class ClientPlan:
     """The planned privacy cost of one client's participation in a run.
 
     Attributes:
-        num_examples: Number of the client's examples.
+        num_examples: Number of the client's examples; None if it is not known, as that of a real node.
         run: The client's noise multiplier and sample rate, and the steps of a client that is sampled in every round.
         epsilon_run: ε of these steps alone, at the run's δ.
         epsilon_before: ε of the charges that are already in the ledger, at ``budget.max_delta``.
@@ -27,7 +27,7 @@ class ClientPlan:
         affordable_rounds: Number of remaining rounds that the budget covers.
     """
 
-    num_examples: int
+    num_examples: int | None
     run: Spend
     epsilon_run: float
     epsilon_before: float
@@ -47,23 +47,33 @@ def poisson_rate(num_examples: int, batch_size: int) -> float:
     return min(1.0, batch_size / num_examples)
 
 
-def example_sample_rate(train: TrainConfig, num_examples: int) -> float:
+def example_sample_rate(train: TrainConfig, num_examples: int | None) -> float:
     """Return a client's sample rate: ``train.sample_rate``, or the one that follows from ``train.batch_size``.
 
     Raises:
-        PrivacyError: There are no examples.
+        PrivacyError: There are no examples, or their number is not known (None) and determines the rate.
     """
+    if num_examples is None:
+        if train.sample_rate is None:
+            raise PrivacyError(
+                "the numbers of examples of the nodes (data=node) are not known here, and the cost of a run depends on "
+                f"them: train.batch_size = {train.batch_size} gives a node with N examples the sample rate "
+                f"{train.batch_size}/N, at most 1. To plan for such a node, set "
+                f"train.sample_rate={train.batch_size}/N, as a number; in the run, train.sample_rate gives all nodes "
+                "the same rate and cost."
+            )
+        return train.sample_rate
     rate = poisson_rate(num_examples, train.batch_size)
     return rate if train.sample_rate is None else train.sample_rate
 
 
-def calibrate_run(config: Config, num_examples: int) -> Spend:
+def calibrate_run(config: Config, num_examples: int | None) -> Spend:
     """Return the calibrated mechanism with the largest possible number of steps: those of a client in every round.
 
     With client-level privacy, a step is a round, and its cost is the same for every client.
 
     Raises:
-        PrivacyError: There are no examples, or no noise multiplier stays within the budget.
+        PrivacyError: As for `example_sample_rate`; or no noise multiplier stays within the budget.
     """
     train, privacy = config.train, config.privacy
     if privacy.name == "client_level":
@@ -82,12 +92,12 @@ def configured_budget(privacy: PrivacyConfig) -> Budget:
     return Budget(privacy.target_epsilon, privacy.target_delta, max_epsilon, privacy.target_delta, privacy.accountant)
 
 
-def plan_client(config: Config, num_examples: int, history: Sequence[Spend], rounds_done: int = 0) -> ClientPlan:
+def plan_client(config: Config, num_examples: int | None, history: Sequence[Spend], rounds_done: int = 0) -> ClientPlan:
     """Plan one client's participation in a run.
 
     Args:
         config: Configuration of the run.
-        num_examples: Number of the client's examples.
+        num_examples: Number of the client's examples; None if it is not known.
         history: Spends that are already in the client's ledger.
         rounds_done: Number of rounds that an earlier process completed; their spends are in ``history``.
 
@@ -136,7 +146,7 @@ def plan_warnings(config: Config, plans: Mapping[int, ClientPlan]) -> list[str]:
             f"clients; set it well below {1 / num_clients:.1g}."
         )
     for number, plan in plans.items():
-        if privacy.name == "dp_sgd":
+        if privacy.name == "dp_sgd" and plan.num_examples is not None:
             data_warnings = example_warnings(plan.num_examples, privacy.target_delta, config.train)
             warnings += [f"client {number}: {warning}" for warning in data_warnings]
         if plan.affordable_rounds < plan.remaining_rounds:

@@ -16,6 +16,8 @@ from fedsvd.report.tables import rounded_up
 
 # More clients would not fit a terminal.
 _MAX_CLIENTS = 6
+# A number that is not known here.
+_UNKNOWN = "–"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def plan_table(plans: Mapping[int, ClientPlan], target_delta: float, unit: str) 
     for number, plan in plans.items():
         table.add_row(
             str(number),
-            str(plan.num_examples),
+            _UNKNOWN if plan.num_examples is None else str(plan.num_examples),
             f"{plan.run.sample_rate:.4f}",
             f"{plan.run.noise_multiplier:.3f}",
             str(plan.run.steps),
@@ -90,12 +92,17 @@ def sample_rates_table(costs: Sequence[SampleRateCost], plans: Mapping[int, Clie
     for column in ("sample\nrate", heading, "noise of a step\n(all examples: 1)", f"batch of\n{clients}", "now"):
         table.add_column(column, justify="right")
     for cost in costs:
-        sizes = ", ".join(f"{cost.sample_rate * plans[number].num_examples:.0f}" for number in shown)
+        sizes = ", ".join(_batch(cost.sample_rate, plans[number].num_examples) for number in shown)
         now = ", ".join(map(str, cost.clients[:_MAX_CLIENTS])) + (", …" if len(cost.clients) > _MAX_CLIENTS else "")
         value = f"{cost.noise_multiplier:.3f}" if cost.epsilon is None else rounded_up(cost.epsilon, 3)
         row = [f"{cost.sample_rate:.4f}", value, f"{cost.relative_noise:.2f}", sizes, now]
         table.add_row(*row, style="bold" if cost.clients else "")
     return table
+
+
+def _batch(sample_rate: float, num_examples: int | None) -> str:
+    """Return an expected batch size."""
+    return _UNKNOWN if num_examples is None else f"{sample_rate * num_examples:.0f}"
 
 
 def charges_table(entries: Sequence[Entry]) -> Table:
