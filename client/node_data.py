@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields, replace
 
 from flwr.app import Context
 
-from fedsvd.config import Config
-from fedsvd.errors import DataError, FedSVDError, NodeDataError, PublicTextError
+from fedsvd.config import Config, own_text_problem
+from fedsvd.errors import ConfigError, DataError, FedSVDError, NodeDataError, PublicTextError
 from fedsvd.trainer.settings import shares_errors
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,8 @@ def with_node_data(config: Config, node_config: Mapping[str, object]) -> Config:
     Raises:
         DataError: If the node has its own data but the run does not use it, or vice versa, or if ``num-partitions`` in
             the node configuration is not the run's number of clients.
-        NodeDataError: If the node configuration is invalid.
+        NodeDataError: If the node configuration is invalid, or does not fit the run.
+        PublicTextError: If the run takes a file of this node for public text.
     """
     node_data, run_data = read_node_data(node_config), config.data.name
     if node_data is None and run_data == "node":
@@ -96,7 +97,13 @@ def with_node_data(config: Config, node_config: Mapping[str, object]) -> Config:
     _check_columns(node_data, config)
     names = {field.name: getattr(node_data, field.name) for field in fields(node_data) if field.name != "data_path"}
     own = {key: name for key, name in names.items() if name is not None} | {"test_path": node_data.test_path}
-    return replace(config, data=replace(config.data, path=node_data.data_path, **own))
+    if problem := own_text_problem(config, node_data.data_path, node_data.test_path):
+        raise PublicTextError(problem)
+    try:
+        return replace(config, data=replace(config.data, path=node_data.data_path, **own))
+    except ConfigError as error:
+        # The run is valid by itself, so the error is about this node's names, and may quote them.
+        raise NodeDataError(f"node configuration: {error}") from error
 
 
 def _check_columns(node_data: NodeData, config: Config) -> None:
@@ -121,15 +128,21 @@ def _check_columns(node_data: NodeData, config: Config) -> None:
 def check_node_data(config: Config) -> None:
     """Load a node's own data before a run, and log its number of rows by class.
 
+    A file of public text is loaded first: what a run learns about it must not depend on whether it is the node's own.
+
     Raises:
         NodeDataError: If the data does not fit the run.
+        PublicTextError: If the file of public text cannot be used.
     """
     if config.data.name == "node":
         # Without data of its own a node answers this query without loading torch, transformers or datasets.
         from fedsvd.data.node_data import describe_rows
+        from fedsvd.data.public_text import EMBEDDED, load_public_text
         from fedsvd.report.literal import visible
         from fedsvd.runtime.data import load_partition
 
+        if config.public_text_uses and config.model.public_text != EMBEDDED:
+            load_public_text(config.model.public_text)
         logger.info("own data: %s", visible(describe_rows(load_partition(config, 0))))
 
 

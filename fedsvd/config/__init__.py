@@ -168,16 +168,27 @@ def _check_row_format(model: ModelConfig, data: DataConfig) -> None:
         )
 
 
+def own_text_problem(config: Config, *own: str | None) -> str:
+    """Return what is wrong if a run takes the clients' own data for public text; empty if it does not.
+
+    Args:
+        config: The configuration of the run.
+        own: The files of the data.
+    """
+    source = config.model.public_text
+    is_own = source == f"embedded:{config.data.name}" or any(path and _is_same_file(source, path) for path in own)
+    if not (config.public_text_uses and is_own):
+        return ""
+    return (
+        f"model.public_text = {source} is not possible: the clients' own data are the same text. Set it to another "
+        "text that is public."
+    )
+
+
 def _check_public_text(config: Config) -> None:
     """Reject private text as public text."""
-    source = config.model.public_text
-    own = (config.data.path, config.data.test_path)
-    is_own = source == f"embedded:{config.data.name}" or any(path and _is_same_file(source, path) for path in own)
-    if config.public_text_uses and is_own:
-        raise ConfigError(
-            f"model.public_text = {source} is not possible: the clients' own data are the same text. Set it to another "
-            "text that is public."
-        )
+    if problem := own_text_problem(config, config.data.path, config.data.test_path):
+        raise ConfigError(problem)
     if config.privacy.project_public_mean and config.model.task not in ONE_PREDICTION_TASKS:
         raise ConfigError(
             f"privacy.project_public_mean = True is not possible with model.task = {config.model.task}, where a text "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from flwr.app import Context, RecordDict
+from test_node_data import declined, query_partition
 
 from client.node_data import hide_private_details, with_node_data
 from fedsvd.config.compose import compose
@@ -31,8 +32,9 @@ def test_a_node_refuses_its_own_data_as_public_text_however_the_run_names_it(not
     os.link(own, names["a hard link"])
     config = compose([*STANDARDIZED, f"model.public_text={names[notation]}"])
 
-    with pytest.raises(ConfigError, match="own data are the same text"):
-        with_node_data(config, {"data-path": str(own)})
+    for node in ({"data-path": str(own)}, {"data-path": "other.csv", "test-path": str(own)}):
+        with pytest.raises(PublicTextError, match="own data are the same text"):
+            with_node_data(config, node)
 
 
 def test_an_own_file_of_a_run_is_compared_as_well(tmp_path: Path) -> None:
@@ -41,6 +43,34 @@ def test_an_own_file_of_a_run_is_compared_as_well(tmp_path: Path) -> None:
     own = ["data=csv", f"data.path={tmp_path / 'own.csv'}", f"model.public_text={tmp_path / 'public.csv'}"]
     with pytest.raises(ConfigError, match="own data are the same text"):
         compose([*STANDARDIZED[:3], *own])
+
+
+@pytest.mark.parametrize("guess", ["own.csv", "test.csv", "absent.csv", "other.csv"])
+def test_a_run_cannot_find_out_the_names_of_a_nodes_files(
+    guess: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("own.csv", "test.csv", "other.csv"):
+        (tmp_path / name).write_text("text,label\na secret,ill\nanother,well\n")
+    node = {"data-path": str(tmp_path / "own.csv"), "test-path": str(tmp_path / "test.csv")}
+    overrides = ["privacy=none", "model.standardize=public", f"model.public_text={tmp_path / guess}"]
+
+    hidden = "DataError: model.public_text cannot be used on this node: see the node's log for the reason."
+    assert declined(query_partition(node, *overrides)) == hidden
+    assert str(tmp_path / guess) in caplog.text
+    assert str(tmp_path / guess) in declined(query_partition({**node, "share-errors": True}, *overrides))
+
+
+def test_a_column_that_does_not_fit_the_run_is_not_named(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text('{"text": ["a"], "label": ["O"]}\n')
+    node = {"data-path": str(tmp_path / "own.jsonl"), "text-pair-column": "diagnosis"}
+    overrides = ["model.task=token_classification", "data.labels=[O,B-X]"]
+
+    assert declined(query_partition(node, *overrides)) == (
+        "DataError: this node's own data cannot be used: see the node's log for the reason."
+    )
+    assert "data.text_pair_column = diagnosis has no effect" in declined(
+        query_partition({**node, "share-errors": True}, *overrides)
+    )
 
 
 @pytest.mark.parametrize("content", [None, "", "one text\n"])
