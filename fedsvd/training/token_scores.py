@@ -42,7 +42,7 @@ def score_tokens(
         Cross-entropies, float32, 0 for no token; and a mask, False for no token; both of shape (batch, tokens).
     """
     output = _output_layer(model)
-    if positions.numel() * output.weight.shape[0] > MAX_LOGITS and _can_split(model, output, inputs):
+    if positions.numel() * output.weight.shape[0] > MAX_LOGITS and _can_split(model, output, inputs, positions):
         with _gather_at(output, positions), _skip(output):
             states = model(**inputs).logits
         return _score_in_chunks(output, states, chosen)
@@ -74,7 +74,7 @@ def _score_in_chunks(output: nn.Module, states: Tensor, chosen: Tensor) -> tuple
 
 
 @torch.no_grad()
-def _can_split(model: nn.Module, output: nn.Module, inputs: dict[str, Tensor]) -> bool:
+def _can_split(model: nn.Module, output: nn.Module, inputs: dict[str, Tensor], positions: Tensor) -> bool:
     """Return whether the output layer can be applied after the model, to a part of the positions at a time.
 
     Some architectures scale or bound its values afterwards. An adapted output layer stores per-example gradients for
@@ -83,10 +83,14 @@ def _can_split(model: nn.Module, output: nn.Module, inputs: dict[str, Tensor]) -
     if any(parameter.requires_grad for parameter in output.parameters()) or "forward" in vars(output):
         return False
     if model not in _ENDS_IN_OUTPUT_LAYER:
-        one = {name: tensor[:1] for name, tensor in inputs.items()}
         returned: list[Tensor] = []
-        with output.register_forward_hook(lambda module, args, value: returned.append(value)):
-            logits = model(**one).logits
+        # All examples, since layers may return states that are cached for this batch; one position of each, as in the
+        # smallest chunk.
+        with (
+            _gather_at(output, positions[:, :1]),
+            output.register_forward_hook(lambda module, args, value: returned.append(value)),
+        ):
+            logits = model(**inputs).logits
         _ENDS_IN_OUTPUT_LAYER[model] = len(returned) == 1 and logits.data_ptr() == returned[0].data_ptr()
     return _ENDS_IN_OUTPUT_LAYER[model]
 
