@@ -19,7 +19,7 @@ from fedsvd.lora.frozen_weights import has_merged_base
 from fedsvd.lora.peft_model import lora_sites
 from fedsvd.lora.site import LoraSite
 from fedsvd.models.pooled import PooledClassifier
-from fedsvd.training.prefix_cache import PrefixCache, example_keys
+from fedsvd.training.prefix_cache import PrefixCache, example_keys, unrecognized_reason
 from fedsvd.training.state_store import MemoryBudget, Reservation
 
 # A head alone can be trained on batches of all texts; the layers below it would need too much memory for them.
@@ -101,7 +101,7 @@ class FeatureCache:
             inputs: Keyword arguments of the forward pass.
             on_cpu: The same inputs on the CPU; see `fedsvd.training.loop.StateCache`.
         """
-        state = self._factor_state() if "attention_mask" in inputs else None
+        state = self._factor_state() if unrecognized_reason(on_cpu or inputs) is None else None
         if state is None or not self._is_constant(state):
             with self._prefix.reuse_states(model, inputs, on_cpu):
                 yield

@@ -4,7 +4,8 @@ With factors in the top layers only (``model.lora_layers=top_K``), an example's 
 layer do not depend on any trained parameter. They are cached without padding, on the GPU while they fit and on the CPU
 otherwise, and the embeddings and the layers below return them instead of computing. The forward pass of transformers
 still builds the masks and runs everything above. The first use compares one forward pass with and without the cache; if
-the outputs differ, the architecture is not supported and the cache is disabled.
+the outputs differ, the architecture is not supported and the cache is disabled. A batch without a mask of its tokens
+(packed sequences) or with padding on the left is computed in full.
 
 If only the last layer is adapted, most of the remaining work is in its frozen weights. The outputs of its parts before
 the first site (`fedsvd.training.frozen_children`), and the products of frozen weights with what is cached (such as
@@ -50,6 +51,7 @@ class PrefixCache:
         self._widths: list[int] = []
         self._store = store
         self._checked = False
+        self._warned: set[str] = set()
 
     def __len__(self) -> int:
         """Return the number of examples with cached states."""
@@ -64,10 +66,10 @@ class PrefixCache:
         Args:
             model: The model (or a wrapper around it).
             inputs: Keyword arguments of the forward pass; ``attention_mask``, shape (batch, length), marks the tokens
-                of each example.
+                of each example. Without it, as for packed sequences, nothing is reused.
             on_cpu: The same inputs on the CPU; see `fedsvd.training.loop.StateCache`.
         """
-        if not self._layers or not self._is_supported(model, inputs):
+        if not self._layers or not self._fits(on_cpu or inputs) or not self._is_supported(model, inputs):
             yield
             return
         cached = self._gather(model, inputs, on_cpu or inputs)
@@ -126,6 +128,14 @@ class PrefixCache:
             model(**inputs)
         return [states[0], *called.outputs[: len(self._children)]]
 
+    def _fits(self, inputs: dict[str, Tensor]) -> bool:
+        """Return whether the texts of a batch can be recognized; if not, warn once."""
+        reason = unrecognized_reason(inputs)
+        if reason and reason not in self._warned:
+            self._warned.add(reason)
+            logger.warning("frozen layers are recomputed for batches %s.", reason)
+        return reason is None
+
     def _is_supported(self, model: nn.Module, inputs: dict[str, Tensor]) -> bool:
         """Compare one forward pass with and without the cache; if they differ, warn and disable the cache."""
         if self._checked:
@@ -140,13 +150,8 @@ class PrefixCache:
     @torch.no_grad()
     def _unsupported_reason(self, model: nn.Module, inputs: dict[str, Tensor]) -> str | None:
         """Return why the cache does not support the model, or None after recording what it needs to know of it."""
-        mask = inputs.get("attention_mask")
-        if mask is None or mask.dim() != 2:
-            return "the model is called without a mask of shape (batch, length)"
-        if bool((mask[:, 1:] > mask[:, :-1]).any()):
-            return "texts are padded on the left"
         outputs: list[Any] = []
-        layer = self._layers[-1]
+        mask, layer = inputs["attention_mask"], self._layers[-1]
         with (
             self._layers[0].register_forward_hook(lambda module, args, output: outputs.append(output)),
             record_children(layer) as called,
@@ -188,6 +193,17 @@ class PrefixCache:
         self._widths = [states.shape[-1] for states in sources]
         self._widths += [linear.weight.shape[0] for linear in self._linears]
         return True
+
+
+def unrecognized_reason(inputs: dict[str, Tensor]) -> str | None:
+    """Return why `example_keys` does not tell what is computed for the texts of a batch, or None if it does."""
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.dim() != 2:
+        return "without a mask of shape (batch, length), such as packed sequences"
+    if bool((mask[:, 1:] > mask[:, :-1]).any()):
+        # The positions of a text's tokens would depend on its padding.
+        return "of texts that are padded on the left"
+    return None
 
 
 def example_keys(inputs: dict[str, Tensor], mask: Tensor) -> list[bytes]:

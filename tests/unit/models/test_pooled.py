@@ -221,3 +221,16 @@ def test_features_that_do_not_fit_are_computed_again() -> None:
             cached = model(**INPUTS).logits
         torch.testing.assert_close(cached, model(**INPUTS).logits)
     assert len(cache) == 1
+
+
+def test_features_of_texts_that_are_padded_on_the_left_are_not_cached() -> None:
+    model = adapted(classifier("bert", "mean"), "head")
+    cache, left = features_cache(model), {name: tensor.flip(1) for name, tensor in INPUTS.items()}
+    # The same tokens in the same order, at other positions.
+    left["input_ids"] = torch.stack([torch.cat([row[row == 0], row[row != 0]]) for row in IDS])
+
+    for inputs in (left, INPUTS, left):
+        with cache.reuse_states(model, inputs):
+            cached = model(**inputs).logits
+        torch.testing.assert_close(cached, model(**inputs).logits)
+    assert len(cache) == 3

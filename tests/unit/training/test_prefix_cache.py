@@ -103,17 +103,28 @@ def test_nothing_is_cached_without_frozen_lower_layers_or_memory(lora_layers: st
     assert len(cache) == 0
 
 
-def test_left_padding_disables_the_cache_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("starts_with_others", [True, False])
+@pytest.mark.parametrize("kind", ["left", "unmasked"])
+def test_batches_that_cannot_be_cached_are_computed_in_full_among_others(
+    kind: str, starts_with_others: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     model = adapted("gpt2")
     cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
+    right = batch([0, 1])
+    other = batch([0, 1], left=True)
+    if kind == "unmasked":
+        # As for packed sequences, whose positions tell them apart.
+        other = {"input_ids": right["input_ids"], "position_ids": torch.arange(7).repeat(2, 1)}
     with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            with cache.reuse_states(model, batch([0, 1], left=True)):
-                model(**batch([0, 1], left=True))
+        for inputs in (other, right, other, right) if starts_with_others else (right, other, right, other):
+            with cache.reuse_states(model, inputs):
+                logits = model(**inputs).logits
+            torch.testing.assert_close(logits, model(**inputs).logits, atol=1e-6, rtol=1e-5)
     # transformers has warnings of its own, which are captured if an earlier test has let them through.
     warnings = [record.getMessage() for record in caplog.records if record.name.startswith("fedsvd")]
-    assert ["padded on the left" in warning for warning in warnings] == [True]
-    assert len(cache) == 0
+    reason = "padded on the left" if kind == "left" else r"without a mask of shape (batch, length)"
+    assert [reason in warning for warning in warnings] == [True]
+    assert len(cache) == 2
 
 
 @pytest.mark.parametrize("reads_embeddings", [False, True])
