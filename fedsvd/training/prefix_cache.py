@@ -140,8 +140,9 @@ class PrefixCache:
         """Compare one forward pass with and without the cache; if they differ, warn and disable the cache."""
         if self._checked:
             return True
-        self._checked = True
         reason = self._unsupported_reason(model, {name: tensor[:2] for name, tensor in inputs.items()})
+        # Not before: the check can run out of memory, and is repeated then.
+        self._checked = True
         if reason:
             logger.warning("frozen layers are recomputed for each batch: %s.", reason)
             self._layers = []

@@ -127,6 +127,22 @@ def test_batches_that_cannot_be_cached_are_computed_in_full_among_others(
     assert len(cache) == 2
 
 
+def test_a_check_that_runs_out_of_memory_is_repeated() -> None:
+    model = adapted()
+    cache = PrefixCache(model, StateStore(MemoryBudget(LARGE)))
+
+    def fail(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    hook = model.base_model.model.bert.encoder.layer[1].register_forward_hook(fail)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        losses(model, [0, 1], cache)
+    hook.remove()
+
+    torch.testing.assert_close(losses(model, [0, 1], cache), losses(model, [0, 1]), atol=1e-6, rtol=1e-5)
+    assert len(cache) == 2
+
+
 @pytest.mark.parametrize("reads_embeddings", [False, True])
 def test_embeddings_are_skipped_unless_another_layer_reads_them(reads_embeddings: bool) -> None:
     model, positions = adapted(), [0, 3, 1]
