@@ -27,7 +27,7 @@ from fedsvd.models.standardization import Standardization, half_whitening
 from fedsvd.models.text_batches import text_batches
 
 # Part of the cache key: increase it when the definition of features or statistics changes.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ def text_batches(
             tokenizer(
                 ordered[start : start + _BATCH_SIZE],
                 padding=True,
+                # As in the clients' batches; caches of frozen layers do not recognize texts padded on the left.
+                padding_side="right",
                 truncation=True,
                 max_length=max_length,
                 return_tensors="pt",

@@ -33,7 +33,7 @@ from fedsvd.training.site_inputs import site_input_moments, site_text_means
 from fedsvd.training.site_outputs import output_directions
 
 # Part of the cache key: increase it when a definition changes.
-_VERSION = 2
+_VERSION = 3
 # The texts have some twenty tokens each, so a thousand are many more tokens than a site has inputs.
 MAX_TEXTS = 1000
 # Jacobians point in few directions, and a backward pass per class takes longer.
