@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from fedsvd.config.aggregation import AggregationConfig, check_aggregation
 from fedsvd.config.class_weights import check_class_weights
 from fedsvd.config.data import DataConfig
+from fedsvd.config.device import Device
 from fedsvd.config.federation import FederationConfig, check_weighting
 from fedsvd.config.group import ConfigGroup
 from fedsvd.config.head import check_head
@@ -49,8 +50,6 @@ def _check_has_name(options: Mapping[str, Any]) -> Mapping[str, Any]:
     return options
 
 
-DEVICE_PATTERN, DEVICES = r"^(auto|cpu|mps|cuda(:[0-9]+)?)$", "auto, cpu, mps, cuda or cuda:N"
-Device = Annotated[str, Field(pattern=DEVICE_PATTERN, description=DEVICES)]
 # The options differ by method: fedsvd.methods checks them.
 Method = Annotated[Mapping[str, Any], AfterValidator(_check_has_name), Field(description="a name and its options")]
 
@@ -68,7 +67,7 @@ class Config(ConfigGroup):
         plots: Write the plots of the run directory; false saves seconds per run where many small runs are compared.
         reference_accuracy: Held-out accuracy of the same model without privacy, measured elsewhere; shown as a line in
             the plot of accuracy. null: no line.
-        device: ``auto`` (CUDA if available), ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
+        device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:N``.
         method: ``name`` and the method's own options, which `fedsvd.methods` checks.
         model: See `ModelConfig`.
         data: See `DataConfig`.

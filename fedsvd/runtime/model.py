@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,7 +10,8 @@ import peft
 import torch
 from torch import Tensor
 
-from fedsvd.config import DEVICE_PATTERN, DEVICES, Config, ModelConfig
+from fedsvd.config import Config, ModelConfig
+from fedsvd.config.device import check_device
 from fedsvd.errors import ConfigError, ModelError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter, Part
@@ -39,17 +39,14 @@ def resolve_device(name: str) -> torch.device:
     """Return the torch device for ``device``; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        ConfigError: There is no such device, or the machine does not have it.
+        ConfigError: There is no such device, fedsvd does not run on it, or the machine does not have it.
     """
-    if not re.match(DEVICE_PATTERN, name):
-        raise ConfigError(f"device = {name!r} is invalid: expected {DEVICES}.")
+    check_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
-    if (device.index or 0) >= found:
-        kind = {"cuda": "CUDA", "mps": "MPS"}[device.type]
-        count = f"only {found} {kind} devices" if found else f"no {kind} device"
+    device, found = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        count = f"only {found} CUDA devices" if found else "no CUDA device"
         raise ConfigError(f"device = {name!r} is not available: torch finds {count} on this machine. Set device=auto.")
     return device
 

@@ -151,7 +151,7 @@ def test_what_an_architecture_does_not_allow_is_refused_before_anything_is_spent
         "max_length = 41 is invalid": [*opt, "model.max_length=41"],
         "train.packing = true is not possible": [*bloom, "train.packing=true", "privacy=none"],
         "max_length = 2 leaves no room for a text": [*factors, "model.pooling=mean", "model.max_length=2"],
-        "device = 'mps' is not available: torch finds no MPS device": [*opt, "device=mps"],
+        "device = 'mps' is not supported: torch has no float64 there": [*opt, "device=mps"],
         "device = 'banana' is invalid": [*opt, "device=banana"],
     }
     for number, (message, overrides) in enumerate(refusals.items()):

@@ -62,6 +62,8 @@ WRONG = [
     ("train.momentum=1", ["train.momentum = 1 is", "≥ 0 and < 1"]),
     ("data.max_train_examples=0", ["data.max_train_examples = 0", "or null"]),
     ("device=cuda:x", ["device = 'cuda:x'", "cuda:N"]),
+    ("device=mps", ["device = 'mps'", "no float64", "auto, cpu, cuda or cuda:N", "set device=cpu"]),
+    ("device=mps:0", ["device = 'mps:0'", "no float64"]),
     ("seed=-1", ["seed = -1", "≥ 0"]),
     ("train=adamw train.momentum=0.9", ["train.momentum = 0.9", "train.momentum=0", "train=sgd"]),
     ("federation.clients_per_round=9", ["clients_per_round = 9", "num_clients = 4", "1 to 4"]),
