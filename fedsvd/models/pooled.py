@@ -73,6 +73,12 @@ class PooledClassifier(PreTrainedModel):
         else:
             self.classifier = build_head(head, width, num_labels, seed)
 
+    def place_head(self, device: str) -> None:
+        """Move the head and the standardization to a device; the backbone stays where it is."""
+        self.classifier.to(device)
+        if self.standardization is not None:
+            self.mean, self.matrix = self.mean.to(device), self.matrix.to(device)
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the backbone's token embeddings."""
         embeddings: nn.Module = self.backbone.get_input_embeddings()  # type: ignore[no-untyped-call]

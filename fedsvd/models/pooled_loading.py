@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from fedsvd.assets import build_once, cache_folder
 from fedsvd.config import ModelConfig
@@ -62,7 +62,8 @@ def load_pooled(
         device: Where to quantize weights, and to compute statistics that are not cached yet.
 
     Returns:
-        The model on the CPU (quantized weights: on the device), in eval mode, without dropout.
+        The model on the CPU (quantized weights: on the device; of a distributed backbone: the head), in eval mode,
+        without dropout.
 
     Raises:
         ModelError: The model cannot be loaded, its checkpoint lacks parameters of the backbone, it has fewer positions
@@ -74,6 +75,9 @@ def load_pooled(
         standardization = _cached_standardization(backbone, config, choice, standardization, device)
     model = PooledClassifier(backbone, choice.pooling, num_labels, seed, standardization, config.head)
     copy_marks(backbone, model)
+    if config.device_map == "auto":
+        # accelerate returns the output of a distributed backbone on the device of its inputs.
+        model.place_head(device)
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
@@ -118,9 +122,13 @@ def _cached_standardization(
     def build(folder: Path) -> None:
         tokenizer = load_tokenizer(config.source)
         # from_pretrained returned the backbone in eval mode.
-        model = PooledClassifier(backbone, choice.pooling, 1, 0).to(device)  # type: ignore[arg-type]
-        pooled = _pool_texts(model, public.texts, tokenizer, config.max_length)
-        if config.quantization == "none":
+        model = PooledClassifier(backbone, choice.pooling, 1, 0)
+        # accelerate has placed the layers of a distributed backbone.
+        is_distributed = config.device_map == "auto"
+        if not is_distributed:
+            model.to(device)  # type: ignore[arg-type]
+        pooled = _pool_texts(model, text_batches(public.texts, tokenizer, config.max_length, torch.device(device)))
+        if not is_distributed and config.quantization == "none":
             backbone.to("cpu")  # type: ignore[arg-type]
         half_whitening(pooled, public.corpus).save(folder / "standardization.safetensors")
 
@@ -129,9 +137,6 @@ def _cached_standardization(
 
 
 @torch.inference_mode()
-def _pool_texts(
-    model: PooledClassifier, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Tensor:
-    """Return the pooled states of texts in the order of their lengths, shape (texts, d), on the CPU."""
-    batches = text_batches(texts, tokenizer, max_length, model.device)
+def _pool_texts(model: PooledClassifier, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
+    """Return the pooled states of texts in the order of the batches, shape (texts, d), on the CPU."""
     return torch.cat([model.pooled_states(**batch).cpu() for batch in batches])

@@ -1,15 +1,20 @@
 """Loading of classifiers on pooled features, and of their public statistics."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PreTrainedModel
 
 from fedsvd.config import ModelConfig
 from fedsvd.errors import ModelError
+from fedsvd.lora import peft_model
+from fedsvd.models import pooled_loading
 from fedsvd.models.pooled_loading import PublicText, load_pooled
 from fedsvd.models.pooling import PoolingChoice
+from fedsvd.models.standardization import half_whitening
 
 CORPUS = {"name": "made up", "sha256": "0", "num_texts": "50"}
 
@@ -73,3 +78,50 @@ def test_an_incomplete_checkpoint_is_rejected(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(ModelError, match=r"lacks parameters of BertModel: .*layer\.1"):
         load_pooled(model_config(str(tmp_path)), PoolingChoice("mean", None, False, ""), 2, 0)
+
+
+def distribute_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let accelerate place the layers of each backbone, as on several GPUs, so that nothing may move them."""
+    load = pooled_loading._load_backbone
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a distributed backbone was moved")
+
+    def load_distributed(config: ModelConfig, layer: int | None, device: str) -> PreTrainedModel:
+        backbone = load(replace(config, device_map="none"), layer, device)
+        layers = ["embeddings", *(f"encoder.layer.{number}" for number in range(len(backbone.encoder.layer)))]
+        accelerate.dispatch_model(backbone, dict.fromkeys(layers, "cpu"), main_device="cpu", force_hooks=True)
+        backbone._apply = refuse
+        return backbone
+
+    monkeypatch.setattr(pooled_loading, "_load_backbone", load_distributed)
+
+
+def test_statistics_do_not_move_a_distributed_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, choice = {"standardize": "public"}, PoolingChoice("mean", None, False, "")
+    ids = torch.arange(100, 110)[None]
+    monkeypatch.setattr(pooled_loading, "cache_folder", lambda: tmp_path / "plain")
+    plain = load_pooled(model_config("embedded:tiny", **settings), choice, 2, 0, public_text())
+    distribute_backbones(monkeypatch)
+    monkeypatch.setattr(pooled_loading, "cache_folder", lambda: tmp_path / "distributed")
+
+    distributed = load_pooled(model_config("embedded:tiny", device_map="auto", **settings), choice, 2, 0, public_text())
+
+    torch.testing.assert_close(distributed(input_ids=ids).logits, plain(input_ids=ids).logits)
+
+
+def test_the_head_of_a_distributed_backbone_is_where_its_output_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    distribute_backbones(monkeypatch)
+    settings, choice = model_config("embedded:tiny", device_map="auto"), PoolingChoice("mean", None, False, "")
+    standardization = half_whitening(torch.randn(50, 128), CORPUS)
+
+    # In place of a GPU, a device without numbers.
+    model = load_pooled(settings, choice, 2, 0, standardization, device="meta")
+
+    head = {"classifier.weight", "classifier.bias", "mean", "matrix"}
+    assert {name for name, tensor in model.state_dict().items() if tensor.device.type == "meta"} == head
+    adapted = peft_model.attach(
+        model, rank=2, lora_alpha=2, target_modules="auto", lora_layers="top_1", head_modules=["classifier"]
+    )
+    copies = {tensor.device.type for name, tensor in adapted.named_parameters() if "classifier" in name}
+    assert copies == {"meta"}
