@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,11 +92,12 @@ def finish_loading(model: PreTrainedModel, options: LoadOptions, source: str) ->
     """Make quantized layers compute the same in training and in evaluation, example by example.
 
     Raises:
-        ModelError: bitsandbytes would compute wrong products.
+        ModelError: bitsandbytes would compute wrong products, or the GPUs cannot hold a distributed model.
     """
     if options.device_map == "none":
         # PEFT would distribute a model with a map that names the CPU.
         vars(model).pop("hf_device_map", None)
+    _check_on_gpus(getattr(model, "hf_device_map", {}), source)
     if options.quantization in ("nf4", "int8"):
         _convert_unquantized(model, DTYPES[options.dtype])
     for name, layer in model.named_modules() if options.quantization != "none" else ():
@@ -153,6 +155,16 @@ def _check_gpus(options: LoadOptions) -> None:
         raise ModelError(
             f"model.device_map = auto needs several GPUs and device=auto or cuda: torch finds {found} on this machine, "
             f"and the device is {options.device}. Set model.device_map=none."
+        )
+
+
+def _check_on_gpus(device_map: Mapping[str, Any], source: str) -> None:
+    # accelerate loads such layers for their forward pass alone; the backward pass needs the frozen weights, too.
+    elsewhere = [name for name, device in device_map.items() if str(device) in ("cpu", "disk")]
+    if elsewhere:
+        raise ModelError(
+            f"model.source = {source!r} does not fit on the GPUs: {', '.join(elsewhere[:3])} would be on the CPU or on "
+            "disk. Set model.dtype=bfloat16 or model.quantization=nf4, or use more GPUs."
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from fedsvd.config import ModelConfig
 from fedsvd.errors import ConfigError, ModelError
 from fedsvd.models.embedded import resolve_source
-from fedsvd.models.load_options import LoadOptions
+from fedsvd.models.load_options import LoadOptions, finish_loading
 from fedsvd.models.loading import load_causal_lm
 
 
@@ -45,6 +45,16 @@ def test_what_the_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch, option
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ModelError, match=reason):
         load_causal_lm("embedded:tiny-llama", options)
+
+
+def test_a_model_that_the_gpus_cannot_hold_is_refused() -> None:
+    model = load_causal_lm("embedded:tiny-llama").model
+    # What transformers records of where it has placed the layers.
+    model.hf_device_map = {"model.embed_tokens": 0, "model.layers.0": 1, "model.layers.1": "cpu", "lm_head": "disk"}
+    with pytest.raises(
+        ModelError, match=r"'own' does not fit on the GPUs: model.layers.1, lm_head would be on the CPU"
+    ):
+        finish_loading(model, LoadOptions(device_map="auto", device="cuda"), "own")
 
 
 def test_flash_attention_needs_bfloat16() -> None:
