@@ -42,12 +42,17 @@ def check_own_noise(config: Config) -> None:
 
 
 def check_distributed(method: Method, config: Config) -> None:
-    """Check that no map of gradients combines layers of a distributed model; raise `ConfigError` otherwise."""
-    if config.model.device_map == "auto" and (method.traits.tangent or config.privacy.project_public_mean):
+    """Check that nothing combines tensors of several layers of a distributed model; raise `ConfigError` otherwise."""
+    settings = {
+        f"method.name = {config.method['name']}": method.traits.tangent,
+        f"privacy.project_public_mean = {config.privacy.project_public_mean}": config.privacy.project_public_mean,
+        f"method.init_a = {method.init_a}": method.init_a == "public_pca",
+    }
+    found = [setting for setting, is_set in settings.items() if is_set]
+    if config.model.device_map == "auto" and found:
         raise ConfigError(
-            f"model.device_map = auto is unsupported with method.name = {config.method['name']} and "
-            f"privacy.project_public_mean = {config.privacy.project_public_mean}: one combines the gradients of "
-            "layers on different devices. Set model.device_map=none."
+            f"model.device_map = auto is unsupported with {found[0]}, which combines tensors on different devices. Set "
+            "model.device_map=none."
         )
 
 

@@ -108,7 +108,15 @@ def test_methods_that_change_frozen_weights_reject_quantized_ones(name: str) -> 
         check_method(build_method(config.method), config)
 
 
-def test_gradients_on_several_devices_cannot_be_combined() -> None:
-    config = compose(["experiment=smoke", "method=tangent", "train.local_steps=1", "model.device_map=auto"])
-    with pytest.raises(ConfigError, match=r"device_map = auto is unsupported with method.name = tangent"):
+@pytest.mark.parametrize(
+    ("overrides", "setting"),
+    [
+        (["method=tangent", "train.local_steps=1"], "method.name = tangent"),
+        (["train.head=private", "privacy.project_public_mean=true"], "privacy.project_public_mean = True"),
+        (["method.init_a=public_pca"], "method.init_a = public_pca"),
+    ],
+)
+def test_tensors_on_several_devices_cannot_be_combined(overrides: list[str], setting: str) -> None:
+    config = compose(["experiment=smoke", "model.device_map=auto", *overrides])
+    with pytest.raises(ConfigError, match=f"device_map = auto is unsupported with {setting}, which combines"):
         check_method(build_method(config.method), config)
