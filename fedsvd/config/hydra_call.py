@@ -18,9 +18,12 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from fedsvd.config import plugins
+from fedsvd.config.run_names import run_name
 
 # hydra.compose uses one global object per process.
 _LOCK = threading.Lock()
+# conf/config.yaml refers to it, in every process that imports this module, as the workers of a sweep do.
+OmegaConf.register_new_resolver("fedsvd.run_name", run_name, replace=True)
 
 
 class PluginSearchPath(SearchPathPlugin):
