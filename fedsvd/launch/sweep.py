@@ -12,13 +12,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedsvd.config.compose import check_overrides, compose, hydra_settings, read_yaml, sweep_choices
+from fedsvd.config.compose import check_overrides, compose, read_yaml, sweep_choices
 from fedsvd.config.overrides import override_values
 from fedsvd.config.paths import PATH_KEYS, absolute_paths, override_key
 from fedsvd.config.quoting import path_override, read_path
 from fedsvd.config.search_path import merge_search_paths, search_paths
 from fedsvd.config.task import last_value, score_metric
 from fedsvd.errors import ConfigError, DivergedError, FedSVDError, InUseError, RunError
+from fedsvd.launch.sweep_settings import first_choices, sweep_settings
 from fedsvd.report.loaded_runs import flatten
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_json
 from fedsvd.runs.ownership import create_directory, owned
@@ -57,12 +58,12 @@ def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
         overrides: The overrides of the sweep; may include ``resume=DIR`` of an earlier sweep.
 
     Raises:
-        ConfigError: An override is invalid, the directory to resume is not that of a sweep, a required extra
-            is not installed, or the directory holds runs with other settings.
+        ConfigError: An override is invalid, an option with a sweep of its own is swept, the directory to resume is not
+            that of a sweep, a required extra is not installed, or the directory holds runs with other settings.
     """
     overrides, working_directory = _with_saved_overrides(list(overrides))
     check_overrides(overrides, multirun=True)
-    settings = _sweep_settings(overrides)
+    settings = sweep_settings(overrides)
     sweeper: Any = OmegaConf.to_container(settings.hydra.sweeper)
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     # As in Hydra, the command line overrides what an experiment sweeps.
@@ -72,7 +73,7 @@ def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
     choices = sweep_choices(complete)
     _check_configurations(complete, choices)
     swept = [key for key, values in choices.items() if len(values) > 1]
-    overrides = absolute_paths(overrides, compose([*search_paths(overrides), *_first(choices)]), swept=swept)
+    overrides = absolute_paths(overrides, compose([*search_paths(overrides), *first_choices(choices)]), swept=swept)
     fixed = {key: values[0] for key, values in (choices | sweep_choices(overrides)).items() if key not in swept}
     total = int(sweeper.get("n_trials") or math.prod(map(len, choices.values())))
     folder = _sweep_directory(settings)
@@ -148,16 +149,6 @@ def _with_saved_overrides(overrides: list[str]) -> tuple[list[str], Path]:
     before = Path(sweep.get("working_directory", ""))
     complete = [*merge_search_paths([*saved, *new]), path_override(_SWEEP_DIR, folder.resolve())]
     return complete, before if before.is_dir() else Path.cwd()
-
-
-def _sweep_settings(overrides: Sequence[str]) -> DictConfig:
-    """Return Hydra's settings with the first choice of each swept key."""
-    own = [item for item in overrides if item.lstrip("~+").startswith("hydra")]
-    return hydra_settings([*_first(sweep_choices(overrides)), *own])
-
-
-def _first(choices: Mapping[str, Sequence[str]]) -> list[str]:
-    return [values[0] for values in choices.values()]
 
 
 def _is_set(key: str, overrides: Sequence[str]) -> bool:

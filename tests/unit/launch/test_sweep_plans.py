@@ -1,4 +1,4 @@
-"""The directory of each run of a sweep is its own, and is directly in the sweep directory."""
+"""The directory of each run of a sweep, and the options that cannot be swept."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import pytest
 
 from fedsvd.cli import main
 from fedsvd.config.run_names import run_name
+from fedsvd.errors import ConfigError
 from fedsvd.launch import sweep
+from fedsvd.launch.sweep import plan_sweep
 from fedsvd.runs.folder import write_json
 
 TINY = ["experiment=smoke", "model=tiny", "data=csv", "partition=iid"]
@@ -66,3 +68,15 @@ def test_a_run_of_an_earlier_version_keeps_its_directory(tmp_path: Path) -> None
     # It was outside of its sweep.
     assert (folder / "data.path=../../../x" / "run.json").exists()
     assert "/" not in run_name("data.path=../../../x", str(folder))
+
+
+def test_an_experiment_with_a_sweep_of_its_own_is_not_swept(tmp_path: Path) -> None:
+    for experiments in ("epsilon_sweep,smoke", "smoke,epsilon_sweep", "epsilon_sweep,tune"):
+        with pytest.raises(ConfigError, match=r"experiment=epsilon_sweep cannot be one of .* it sets hydra.sweeper"):
+            plan_sweep([f"experiment={experiments}", f"hydra.sweep.dir='{tmp_path}'"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_experiments_without_sweeps_are_swept(tmp_path: Path) -> None:
+    plan = plan_sweep(["experiment=smoke,demo", "seed=0,1", "model=tiny", f"hydra.sweep.dir='{tmp_path}'"])
+    assert plan.total == 4
