@@ -148,12 +148,26 @@ def _parse_object(line: str, number: int, source: str) -> dict[str, Any]:
         raise DataError(_not_an_object(where, "starts an array" if array else f"is not JSON ({cause})")) from error
     if not isinstance(row, dict):
         raise DataError(_not_an_object(where, "is an array" if isinstance(row, list) else f"is {json.dumps(row)[:40]}"))
-    if any(_SURROGATE.search(text) for item in row.items() for text in item if isinstance(text, str)):
+    if any(map(_SURROGATE.search, _texts(row))):
         raise DataError(
             f"{where} holds half of a surrogate pair (\\ud800 to \\udfff), which is no character: write the character "
             "itself or both halves, or remove it."
         )
     return row
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield each text in a JSON value, which may be nested, with the keys of objects."""
+    # Without recursion, whose limit the value may have reached.
+    values = [value]
+    while values:
+        item = values.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            values += [*item, *item.values()]
+        elif isinstance(item, list):
+            values += item
 
 
 def _not_an_object(where: str, cause: str) -> str:

@@ -112,6 +112,11 @@ def test_numbers_strings_and_booleans_are_one_class_on_every_path(tmp_path: Path
     assert {tuple(classes(load(write(tmp_path, name, floats, "f")))) for name in FORMATS} == {("0", "1")}
 
 
+def test_an_escaped_surrogate_pair_is_a_character(tmp_path: Path) -> None:
+    lines = "".join(f'{{"text": "\\ud83d\\ude00", "label": {n % 2}, "m": ["\\ud83d\\ude00"]}}\n' for n in range(10))
+    assert all_rows(load(write_text(tmp_path, "own.jsonl", lines)), "text") == {("\U0001f600",): 10}
+
+
 def test_written_form_of_a_number_is_its_text(tmp_path: Path) -> None:
     path = write_text(tmp_path, "own.jsonl", "".join(f'{{"text": 2.50, "label": {n % 2}}}\n' for n in range(10)))
     assert all_rows(load(path), "text") == {("2.50",): 10}
@@ -183,6 +188,9 @@ REFUSED: list[tuple[str, str | bytes, list[str]]] = [
     ("own.jsonl", '{"text": "a", "text": "b"}\n', ["row 1 has the key 'text' several times"]),
     ("own.jsonl", '{"text": "a", "label": NaN}\n', ["row 1 holds NaN", "null"]),
     ("own.jsonl", '{"text": "a"}\n{"text": "bad \\ud83d"}\n', ["row 2", "half of a surrogate pair", "remove it"]),
+    ("own.jsonl", '{"text": ["a", "\\ud800b"], "label": ["O", "O"]}\n', ["row 1", "half of a surrogate pair"]),
+    ("own.jsonl", '{"text": "a", "label": ["x\\uDFFF"]}\n', ["row 1", "half of a surrogate pair"]),
+    ("own.jsonl", '{"text": "a"}\n{"text": "b", "m": [{"\\ud800": 1}]}\n', ["row 2", "half of a surrogate pair"]),
     ("own.jsonl", '{"text": "a", "label": 1}\n{"text": ["b"], "label": 0}\n', ["row 2", "'text' holds a list"]),
     ("own.jsonl", "[" * 100_000, ["row 1", "per line"]),
 ]
