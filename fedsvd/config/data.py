@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from typing import Annotated, ClassVar, Literal, get_args
 
@@ -117,6 +118,12 @@ class DataConfig(ConfigGroup):
             return "messages"
         return "plain_text" if self.label_column is None and self.response_column is None else "answers"
 
+    @property
+    def prompt_parts(self) -> tuple[str, str]:
+        """The parts of ``prompt_template`` before and after ``{text}``, each a template of its own."""
+        [field] = _text_fields(self.prompt_template)
+        return self.prompt_template[: field.start()], self.prompt_template[field.end() :]
+
     def task_name(self, model_task: str) -> str:
         """Return the key in `fedsvd.config.task.TASKS` of a model's task on these data."""
         return PLAIN_TEXT if self.row_format == "plain_text" else model_task
@@ -142,15 +149,24 @@ def _check_row_format(data: DataConfig) -> None:
             )
 
 
+def _text_fields(template: str) -> list[re.Match[str]]:
+    """Return the places of ``{text}``; after an escaped brace it is literal text, as in ``{{text}}``."""
+    return [match for match in re.finditer(r"\{\{|\{text\}", template) if match[0] == "{text}"]
+
+
 def _check_template(data: DataConfig) -> None:
     template = data.prompt_template
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
+        is_known = set(fields) <= {"text", "text_pair", "choices"}
+        if is_known:
+            # Refuses formats that no text has, such as {choices:d}.
+            template.format(text="a text", text_pair="a text", choices="a text")
+    except (ValueError, KeyError, IndexError) as error:
         raise ConfigError(
             f"data.prompt_template = {template!r} is invalid ({error}): write {{{{ and }}}} for literal braces."
         ) from error
-    if fields.count("text") != 1 or "{text}" not in template or not set(fields) <= {"text", "text_pair", "choices"}:
+    if not is_known or fields.count("text") != 1 or len(_text_fields(template)) != 1:
         raise ConfigError(
             f"data.prompt_template = {template!r} is invalid: it must contain {{text}} once, and may contain "
             "{text_pair} and {choices} (the names of the classes)."

@@ -55,7 +55,7 @@ def build_instructions(
     names = dataset.features["label"].names
     answers = dataset["response"][:] if "response" in dataset.column_names else [names[i] for i in dataset["label"][:]]
     pairs = dataset["text_pair"][:] if "text_pair" in dataset.column_names else [""] * len(dataset)
-    before, _, after = config.prompt_template.partition("{text}")
+    before, after = config.prompt_parts
     chat_prefix, chat_suffix = _chat_affixes(tokenizer) if chat_template else ("", "")
     # Language-model tokenizers encode a word together with the space before it.
     space = "" if chat_template or config.prompt_template[-1:].isspace() else " "

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fedsvd.config import DataConfig, ModelConfig
-from fedsvd.data.instructions import end_token, tokenize_prompt
+from fedsvd.data.instructions import build_instructions, end_token, tokenize_prompt
 from fedsvd.data.sequences import build_prompts
 from fedsvd.errors import ConfigError, DataError, ModelError
 from fedsvd.models.embedded import resolve_source
@@ -60,6 +61,28 @@ def test_a_tokenizer_without_an_end_token_is_an_error(bare: PreTrainedTokenizerB
 def test_a_template_needs_the_columns_that_fill_it(field: str, key: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"data.{key} = None, which would fill {{{field}}}")):
         DataConfig("jsonl", prompt_template=f"{{text}} {{{field}}}", label_column=None, response_column="answer")
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{text}} is {text}", "{{{text}}}", "{text}{{text}} {{", "}}{text_pair:>9}{{{{text}}{text}}}", "{text}"],
+)
+def test_a_template_is_filled_as_by_str_format(template: str) -> None:
+    config = DataConfig("jsonl", prompt_template=template, text_pair_column="more", response_column="answer")
+    rows = {"text": ["{a} film"], "text_pair": ["{pair}"], "label": [0], "response": ["yes"]}
+    features = Features({name: Value("string") for name in rows} | {"label": ClassLabel(names=["any"])})
+    [row] = build_instructions(Dataset.from_dict(rows, features=features), config, None, chat_template=False)
+
+    assert row.prompt == template.format(text="{a} film", text_pair="{pair}")
+    assert row.text == "{a} film"
+
+
+@pytest.mark.parametrize(
+    "template", ["{text} {choices:d}", "{text} {choices!x}", "{text} {choices:{text_pair}>5}", "{{text}} {text!r}"]
+)
+def test_a_template_that_cannot_be_filled_is_refused(template: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.prompt_template = .* is invalid"):
+        DataConfig("jsonl", prompt_template=template, text_pair_column="more")
 
 
 @torch.inference_mode()
