@@ -17,6 +17,8 @@ from fedsvd.data.text_tables import parse_csv, parse_json_lines
 from fedsvd.errors import DataError
 
 FILE_FORMATS = ("csv", "jsonl", "parquet", "arrow")
+# What Arrow raises for a value that has no counterpart in Python, such as a date after the year 9999.
+_UNREADABLE = (ArithmeticError, LookupError, ValueError, pyarrow.ArrowException)
 
 
 def read_table(
@@ -61,6 +63,8 @@ def dataset_table(dataset: Dataset, source: str) -> Table:
 def arrow_table(table: pyarrow.Table, source: str, features: Features | None = None) -> Table:
     """Return the table of a pyarrow table; ``features`` names the classes of its columns of ClassLabels or their lists.
 
+    Its function ``column`` raises `DataError` for text that is not UTF-8, and for a value that Python cannot hold.
+
     Raises:
         DataError: Several columns have one name.
     """
@@ -70,10 +74,18 @@ def arrow_table(table: pyarrow.Table, source: str, features: Features | None = N
         raise DataError(f"{source} has several columns of the name {repeated[0]!r}: rename or remove all but one.")
 
     def column(name: str) -> Sequence[object]:
+        values = table.column(name)
         try:
-            return _shortest_numbers(table.column(name).to_pylist(), table.schema.field(name).type)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{source}: column {name!r} holds text that is not UTF-8: write it as UTF-8.") from error
+            return _shortest_numbers(values.to_pylist(), values.type)
+        except _UNREADABLE as error:
+            row = next((number for number, value in enumerate(values, start=1) if not _is_readable(value)), None)
+            where = f"{source}: column {name!r}" if row is None else f"{source}: row {row}: column {name!r}"
+            if isinstance(error, UnicodeDecodeError):
+                raise DataError(f"{where} holds text that is not UTF-8: write it as UTF-8.") from error
+            raise DataError(
+                f"{where} holds a value of type {values.type} that cannot be read ({first_line(error)}): correct it, "
+                "or write the column as text."
+            ) from error
 
     labels = {name: feature.names for name, feature in (features or {}).items() if isinstance(feature, ClassLabel)}
     items = {name: getattr(feature, "feature", None) for name, feature in (features or {}).items()}
@@ -103,6 +115,14 @@ def _shortest_numbers(values: list[Any], kind: pyarrow.DataType) -> list[Any]:
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _is_readable(value: pyarrow.Scalar) -> bool:
+    try:
+        value.as_py()
+    except _UNREADABLE:
+        return False
+    return True
 
 
 def _read_parquet(path: str, source: str) -> Table:

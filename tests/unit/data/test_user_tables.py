@@ -237,3 +237,24 @@ def test_texts_of_several_lines_may_be_in_the_last_column(text: str, tmp_path: P
     # Whole rows between two quotation marks, neither of which has a partner, are no text.
     swallowed = [*lines, '0,"open\n', *lines[1:3], '1,closed"\n']
     assert "row 12" in message(write_text(tmp_path, "open.csv", "".join(["label,text\n", *swallowed])))
+
+
+@pytest.mark.parametrize(
+    ("column", "row"),
+    [
+        (pyarrow.array([0, 4_000_000], pyarrow.date32()), 2),
+        (pyarrow.array([0, 253_402_300_800], pyarrow.timestamp("s")), 2),
+        (pyarrow.array([[0], [253_402_300_800]], pyarrow.list_(pyarrow.timestamp("s"))), 2),
+        (pyarrow.array([2**62, 0], pyarrow.duration("s")), 1),
+        (pyarrow.array([None, 1], pyarrow.timestamp("us", tz="Nowhere/None")), 2),
+    ],
+    ids=lambda value: str(getattr(value, "type", value)),
+)
+def test_a_value_that_python_cannot_hold_is_refused(column: Any, row: int, tmp_path: Path) -> None:
+    path = tmp_path / "own.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": [0, 1], "when": column}), path)
+
+    text = message(path, "data.label_column=when")
+    assert f"row {row}: column 'when' holds a value of type " in text
+    assert "that cannot be read" in text
+    assert "write the column as text" in text
