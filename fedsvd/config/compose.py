@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from fedsvd.config import Config, plugins
 from fedsvd.config.audit import AuditConfig
@@ -141,7 +141,7 @@ def as_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as nested dicts and scalars, in the order of the schema."""
     values = dataclasses.asdict(config)
     for group in (values["data"], values["train"]):
-        # OmegaConf accepts plain dicts only.
+        # YAML has plain dicts only.
         group |= {key: dict(value) for key, value in group.items() if isinstance(value, ByClass)}
     return values
 
@@ -153,8 +153,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: The file cannot be read, or is not a mapping.
     """
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, YAMLError) as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read ({_first_line(error)}): is {path.parent} a run directory?") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} contains no keys: is {path.parent} a run directory?")
@@ -162,8 +162,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """Render the configuration as YAML, from which `from_dictconfig` builds an equal configuration."""
-    return OmegaConf.to_yaml(OmegaConf.create(as_dict(config)))
+    """Render the configuration as YAML, from which `read_config` reads an equal configuration."""
+    # Not by OmegaConf, which would read a ${ in a value, such as a path, as an interpolation.
+    return str(yaml.safe_dump(as_dict(config), allow_unicode=True, sort_keys=False))
 
 
 def check_overrides(overrides: Sequence[str], *, multirun: bool) -> None:

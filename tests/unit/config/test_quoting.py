@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from fedsvd.commands.arguments import normalize, resumed_folder
-from fedsvd.config.compose import compose
+from fedsvd.config.compose import compose, read_config, to_yaml
 from fedsvd.config.quoting import command, path_override, plain_text, quote, read_path, resume_command
 
 PATHS = [
     "sw/model.rank=2,seed=0", "two words", "Übung", "it's", 'say "x"', "a,b", "[x]{y}", "(z)", "tail\\", "a\\'b",
     "x\\\\", "${now:%Y}", "\\${x}", "$HOME", "#x", " lead", "true", "3", "*", "~", "%d", "a\\b", "\\\\${q}", "'quoted'",
+    "a/${ b", "${a${b}",
 ]  # fmt: skip
 
 
@@ -20,6 +21,15 @@ PATHS = [
 def test_hydra_reads_the_quoted_path_unchanged(path: str) -> None:
     assert compose([path_override("run_dir", path)]).run_dir == path
     assert read_path(quote(path)) == path
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_configuration_in_a_run_directory_has_the_path_unchanged(path: str, tmp_path: Path) -> None:
+    config = compose(["data=csv", path_override("data.path", path)])
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+
+    assert config.data.path == path
+    assert read_config(tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize(
