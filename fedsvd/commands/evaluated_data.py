@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsvd.config import Config, DataConfig
-from fedsvd.config.compose import compose
+from fedsvd.config.compose import compose, hydra_settings
+from fedsvd.config.overrides import override_values
+from fedsvd.config.search_path import search_paths
 from fedsvd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ _COLUMN_KEYS = (
     "label_separator",
 )  # fmt: skip
 _FILES = ("csv", "jsonl", "parquet", "arrow", "node")
+# Options of the group that fit any dataset; the others have the columns of one.
+_WITHOUT_COLUMNS = (*_FILES, "hub")
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def plan_evaluation(folder: Path, own: Config, overrides: Sequence[str]) -> Eval
             getattr(named.data, key) == getattr(own.data, key) for key in _SOURCE_KEYS
         )
         if not is_own or "data.test_split" in keys:
-            return _plan_named(folder, own, named, keys)
+            return _plan_named(folder, own, named, overrides)
         overrides = [item for item in overrides if _keys([item])[0] not in _NAMES_DATA]
     return EvaluationPlan(_compose_own(folder, own, overrides), own_data=True)
 
@@ -156,7 +160,8 @@ def _compose_named(own: Config, overrides: Sequence[str]) -> Config:
     return compose([*model, *settings, *option, *overrides])
 
 
-def _plan_named(folder: Path, own: Config, named: Config, keys: Sequence[str]) -> EvaluationPlan:
+def _plan_named(folder: Path, own: Config, named: Config, overrides: Sequence[str]) -> EvaluationPlan:
+    keys = _keys(overrides)
     explicit = [key.removeprefix("data.") for key in keys if key.startswith("data.")]
     values: dict[str, Any] = {name: getattr(named.data, name) for name in explicit}
     useless = [name for name in _SPLIT_KEYS if values.get(name) not in (None, "test")]
@@ -172,18 +177,23 @@ def _plan_named(folder: Path, own: Config, named: Config, keys: Sequence[str]) -
     data = named.data if "data" in keys else replace(own.data, **others)
     data = replace(data, **{name: _default(name) for name in ("max_test_examples", *_SPLIT_KEYS)})
     carried: dict[str, Any] = {"prompt_template": own.data.prompt_template, "label_range": own.data.label_range}
-    if "data" in keys and data.name in _FILES:
+    if "data" in keys and override_values(overrides)["data"] in _WITHOUT_COLUMNS:
         carried |= _own_columns(folder, own)
     data = replace(data, **{name: value for name, value in carried.items() if name not in explicit}, **values)
     return EvaluationPlan(replace(named, data=data), own_data=False, warnings=_warnings(own, data))
 
 
 def _own_columns(folder: Path, own: Config) -> dict[str, Any]:
-    """Return the columns that the run was started with, unless they come with its dataset."""
+    """Return the run's columns, unless they come with its dataset."""
+    columns = {name: getattr(own.data, name) for name in _COLUMN_KEYS}
+    if own.data.name in _FILES:
+        return columns
     from fedsvd.launch import saved_overrides
 
-    keys = {key.removeprefix("data.") for key in _keys(saved_overrides(folder))}
-    return {name: getattr(own.data, name) for name in _COLUMN_KEYS if name in keys}
+    saved = saved_overrides(folder)
+    option = hydra_settings(saved).hydra.runtime.choices.data
+    of_dataset = hydra_settings([*search_paths(saved), f"data={option}"]).data
+    return {name: value for name, value in columns.items() if value != of_dataset.get(name)}
 
 
 def _warnings(own: Config, data: DataConfig) -> tuple[str, ...]:
