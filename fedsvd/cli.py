@@ -110,9 +110,7 @@ def _run_command(command: str, arguments: Sequence[str]) -> None:
             f"unknown command {command!r}; available commands: {', '.join(_COMMANDS)}. See fedsvd --help."
         )
     # Imported late, so that a command loads only what it needs.
-    from fedsvd.config.overrides import quote_separator
-
-    importlib.import_module(f"fedsvd.commands.{command}").run([quote_separator(argument) for argument in arguments])
+    importlib.import_module(f"fedsvd.commands.{command}").run(arguments)
 
 
 def _print_error(message: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fedsvd.commands.usage import command_usage
+from fedsvd.config.overrides import quote_separator
 from fedsvd.config.quoting import path_override, read_path
 from fedsvd.config.search_path import config_dir_override, merge_search_paths
 from fedsvd.errors import ConfigError
@@ -18,8 +19,9 @@ _CONFIG_DIR, _RESUME = ("-cd", "--config-dir"), "resume="
 def normalize(arguments: Sequence[str]) -> list[str]:
     """Return the arguments as overrides for Hydra.
 
-    The path after ``resume=`` may contain any character: it becomes absolute and is quoted. ``--config-dir DIR``
-    becomes an override, so that it is stored with the run and is known to both apps.
+    The path after ``resume=`` may contain any character: it becomes absolute and is quoted. A separator of one
+    character, from which a shell has removed the quotation marks, is quoted too. ``--config-dir DIR`` becomes an
+    override, so that it is stored with the run and is known to both apps.
 
     Raises:
         ConfigError: ``--config-dir`` has no directory.
@@ -32,7 +34,7 @@ def normalize(arguments: Sequence[str]) -> list[str]:
         elif argument.startswith(_RESUME) and value not in ("", "null"):
             result.append(path_override("resume", Path(read_path(value)).absolute()))
         else:
-            result.append(argument)
+            result.append(quote_separator(argument))
     return merge_search_paths(result)
 
 

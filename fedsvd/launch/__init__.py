@@ -20,6 +20,7 @@ from flwr.serverapp import ServerApp
 from fedsvd.config import Config
 from fedsvd.config.compose import app_root, compose, read_yaml
 from fedsvd.config.earlier_versions import pinned_overrides
+from fedsvd.config.overrides import quote_separator
 from fedsvd.config.paths import absolute_paths
 from fedsvd.config.quoting import path_override
 from fedsvd.config.task import TASKS, last_value
@@ -122,7 +123,8 @@ def saved_overrides(folder: Path) -> list[str]:
     """
     paths = RunFolder(folder)
     try:
-        saved = list(json.loads(paths.overrides.read_text(encoding="utf-8")))
+        # Earlier versions stored separators from Python without quotation marks, which Hydra itself cannot parse.
+        saved = [quote_separator(item) for item in json.loads(paths.overrides.read_text(encoding="utf-8"))]
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"resume = {str(folder)!r} is not a run directory: {paths.overrides.name} cannot be read ({error}). Give "

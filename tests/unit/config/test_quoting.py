@@ -1,5 +1,6 @@
 """Paths with any character a shell can pass: quoted for Hydra, and in commands that are pasted into a shell."""
 
+import json
 import shlex
 import subprocess
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedsvd.commands.arguments import normalize, resumed_folder
-from fedsvd.config.compose import compose, read_config, to_yaml
+from fedsvd.commands.run_directory import prepare_run
+from fedsvd.config.compose import compose, hydra_settings, read_config, to_yaml
 from fedsvd.config.quoting import command, path_override, plain_text, quote, read_path, resume_command
 
 PATHS = [
@@ -75,3 +77,13 @@ def test_a_relative_path_after_resume_becomes_absolute(tmp_path: Path, monkeypat
     assert resumed_folder(normalize(["resume=a=b"])) == tmp_path / "a=b"
     assert resumed_folder(normalize(["resume=null"])) is None
     assert resumed_folder(["seed=1"]) is None
+
+
+def test_a_separator_without_quotation_marks_is_quoted_for_hydra(tmp_path: Path) -> None:
+    assert normalize(["data=csv", "data.separator=;"]) == ["data=csv", "data.separator=';'"]
+    # As an earlier version stored the overrides of a run from Python.
+    stored = ["model=tiny", "data=csv", "data.path=a.csv", "data.separator=;"]
+    (tmp_path / "overrides.json").write_text(json.dumps(stored), encoding="utf-8")
+
+    prepared = prepare_run(normalize([f"resume={tmp_path}"]))
+    assert hydra_settings(prepared.arguments).data.separator == ";"
