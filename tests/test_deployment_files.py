@@ -1,25 +1,14 @@
-"""Checks of docker-compose.yml and scripts/certs that need no Docker engine."""
+"""Checks of docker-compose.yml that need no Docker engine."""
 
 import re
-import stat
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from deployment_files import ROOT, compose, instructions, make_certs, services, values
+from deployment_files import ROOT, compose, instructions, services, values
 
 from client.node_limits import read_limits
 from fedsvd.compat.flower import parse_node_config
-
-
-@pytest.fixture(scope="module")
-def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("certs") / "certs"
-    make_certs(folder, "--host", "fed.example.org", "--host", "192.0.2.7")
-    return folder
 
 
 def test_services_run_unprivileged() -> None:
@@ -122,39 +111,6 @@ def test_gateway_forwards_only_node_requests() -> None:
     assert "proxy_ssl_verify on;" in content
     # Compose would interpret a dollar sign as one of its variables.
     assert "$" not in content
-
-
-def test_certs_creates_all_secrets_of_the_compose_file(certs: Path) -> None:
-    files = {secret["file"] for secret in compose()["secrets"].values()}
-    for secret in files - {"/dev/null"}:
-        path = certs / Path(secret).name
-        assert path.is_file(), path
-        private = path.suffix in (".key", ".secret")
-        assert stat.S_IMODE(path.stat().st_mode) == (0o600 if private else 0o644), path
-
-
-def test_server_certificate_is_signed_and_valid_for_its_names(certs: Path) -> None:
-    authority = x509.load_pem_x509_certificate((certs / "ca.crt").read_bytes())
-    server = x509.load_pem_x509_certificate((certs / "server.crt").read_bytes())
-    server.verify_directly_issued_by(authority)
-    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["superlink", "localhost", "fed.example.org"]
-    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "192.0.2.7"]
-
-
-def test_public_key_of_a_node_matches_its_private_key(certs: Path) -> None:
-    private = serialization.load_ssh_private_key((certs / "node-1.key").read_bytes(), password=None)
-    public = serialization.load_ssh_public_key((certs / "node-1.pub").read_bytes())
-    assert private.public_key() == public
-    assert (certs / "node-0.pub").read_bytes() != (certs / "node-1.pub").read_bytes()
-
-
-def test_certs_retains_existing_files_adds_nodes_and_renews_on_request(certs: Path) -> None:
-    before = {path.name: path.read_bytes() for path in certs.iterdir()}
-    make_certs(certs, "--nodes", "4", "--renew")
-    after = {path.name: path.read_bytes() for path in certs.iterdir()}
-    assert after.keys() - before.keys() == {"node-3.key", "node-3.pub", "node-3.secret"}
-    assert {name for name in before if after[name] != before[name]} == {"server.key", "server.crt"}
 
 
 def test_kubernetes_starts_what_compose_starts() -> None:

@@ -34,7 +34,10 @@ def services() -> dict[str, dict[str, Any]]:
     return result
 
 
-def make_certs(folder: Path, *arguments: str) -> None:
+def certs_command(folder: Path, *arguments: str) -> list[str]:
     # Not with scripts/certs itself, which would write an .env file to the checkout.
-    command = [sys.executable, str(ROOT / "scripts" / "certs.py"), "--folder", str(folder), *arguments]
-    subprocess.run(command, check=True, cwd=folder.parent, capture_output=True)
+    return [sys.executable, str(ROOT / "scripts" / "certs.py"), "--folder", str(folder), *arguments]
+
+
+def make_certs(folder: Path, *arguments: str) -> None:
+    subprocess.run(certs_command(folder, *arguments), check=True, cwd=folder.parent, capture_output=True)
