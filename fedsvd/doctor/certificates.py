@@ -16,8 +16,11 @@ from fedsvd.doctor.finding import Finding
 _EXPIRES_SOON = datetime.timedelta(days=30)
 _RENEW = "scripts/certs --renew (with all --host names), then restart the SuperLink."
 _NEW_AUTHORITY = (
-    "Create a new authority in an empty directory (scripts/certs --folder …) and copy its ca.crt to every site."
+    "Create a new authority in an empty directory (scripts/certs --folder … with all --host names), copy its ca.crt to "
+    "every site, and its ca.crt, server.crt and server.key to the server (docs/deployment.md, maintenance)."
 )
+# Where a site and the server are advised alike: a site has no authority, and creates its files itself.
+_CREATE_AGAIN = "create it again as in docs/deployment.md, step 2"
 
 
 def check_certificates(folder: Path) -> Iterator[Finding]:
@@ -27,15 +30,13 @@ def check_certificates(folder: Path) -> Iterator[Finding]:
         folder: Directory to check. A site's need not contain the server's files, and the server's need not contain the
             nodes' files.
     """
-    authority = None
-    if not (folder / "ca.crt").is_file():
-        advice = "On the server, scripts/certs creates it; at a site, copy it from the server."
-        yield Finding(f"{folder}/ca.crt", "error", "not found", advice)
-    else:
-        authority, finding = _check_certificate(folder / "ca.crt", _NEW_AUTHORITY)
-        yield finding
-    if (folder / "server.crt").is_file():
-        server, finding = _check_certificate(folder / "server.crt", _RENEW)
+    is_server = (folder / "server.crt").is_file()
+    authority, finding = _check_authority(folder / "ca.crt", is_server)
+    yield finding
+    if is_server:
+        # A renewed certificate would end with the authority.
+        advice = _RENEW if authority is None or finding.status == "ok" else _NEW_AUTHORITY
+        server, finding = _check_certificate(folder / "server.crt", advice)
         yield finding
         if server is not None:
             yield _check_server(folder, server, authority)
@@ -43,6 +44,15 @@ def check_certificates(folder: Path) -> Iterator[Finding]:
         yield _check_node(path)
     for path in sorted([*folder.glob("*.key"), *folder.glob("*.secret")]):
         yield _check_permissions(path)
+
+
+def _check_authority(path: Path, is_server: bool) -> tuple[x509.Certificate | None, Finding]:
+    if path.is_file():
+        return _check_certificate(path, _NEW_AUTHORITY)
+    advice = "Copy it from any other machine of the federation."
+    if not is_server:
+        advice += " In a new federation, scripts/certs creates it on the server."
+    return None, Finding(str(path), "error", "not found", advice)
 
 
 def _check_certificate(path: Path, advice: str) -> tuple[x509.Certificate | None, Finding]:
@@ -89,14 +99,19 @@ def _check_server(folder: Path, server: x509.Certificate, authority: x509.Certif
 
 def _check_node(path: Path) -> Finding:
     public = path.with_suffix(".pub")
+    register = f"and register the new {public.name}"
     try:
         key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError) as error:
+        advice = f"Restore it from a backup, or delete the pair, {_CREATE_AGAIN}, {register}."
+        return Finding(str(path), "error", f"cannot be read ({error})", advice)
+    try:
         public_key = serialization.load_ssh_public_key(public.read_bytes())
     except (OSError, ValueError) as error:
-        advice = "scripts/certs creates key pairs that are missing."
-        return Finding(str(path), "error", f"cannot be read ({error})", advice)
+        advice = f"Derive it from the private key: ssh-keygen -y -f {path} > {public}."
+        return Finding(str(public), "error", f"cannot be read ({error})", advice)
     if key.public_key() != public_key:
-        advice = f"Restore the matching pair, or delete both, run scripts/certs, and register the new {public.name}."
+        advice = f"Restore the matching pair, or delete both, {_CREATE_AGAIN}, {register}."
         return Finding(str(path), "error", f"{public.name} belongs to another key", advice)
     return Finding(str(path), "ok", f"matches {public.name}")
 
@@ -106,5 +121,5 @@ def _check_permissions(path: Path) -> Finding:
     if mode & 0o077:
         return Finding(check, "error", f"accessible by other users (mode {mode:o})", f"chmod 600 {path}")
     if not path.stat().st_size:
-        return Finding(check, "error", "empty file", f"Delete {path} and run scripts/certs.")
+        return Finding(check, "error", "empty file", f"Restore it, or delete it and {_CREATE_AGAIN}.")
     return Finding(check, "ok", "accessible by the owner only")

@@ -3,6 +3,7 @@
 import datetime
 import http.server
 import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -93,7 +94,10 @@ def test_newly_created_certificates_pass(certs: Path) -> None:
 
 def test_a_missing_authority_is_reported(certs: Path) -> None:
     (certs / "ca.crt").unlink()
-    assert only_problem(certs).detail == "not found"
+    finding = only_problem(certs)
+    assert finding.detail == "not found"
+    # The server has a certificate of this authority, so scripts/certs creates no other one.
+    assert "Copy it from any other machine of the federation" in finding.advice
 
 
 def test_a_server_certificate_of_another_authority_is_reported(certs: Path) -> None:
@@ -106,6 +110,41 @@ def test_expired_and_soon_expiring_certificates_are_reported(days: int, status: 
     (tmp_path / "ca.crt").write_bytes(self_signed("ca", datetime.timedelta(days=days, hours=1))[0])
     finding = only_problem(tmp_path)
     assert (finding.status, text in finding.detail) == (status, True)
+
+
+def test_a_missing_public_key_can_be_derived_as_advised(certs: Path) -> None:
+    public = (certs / "node-0.pub").read_bytes()
+    (certs / "node-0.pub").unlink()
+    finding = only_problem(certs)
+    assert (finding.check, finding.status) == (f"{certs}/node-0.pub", "error")
+    command = finding.advice.partition(": ")[2].removesuffix(".")
+    assert command == f"ssh-keygen -y -f {certs}/node-0.key > {certs}/node-0.pub"
+    if shutil.which("ssh-keygen"):
+        subprocess.run(command, shell=True, check=True)
+        assert (certs / "node-0.pub").read_bytes().split()[:2] == public.split()[:2]
+        assert {finding.status for finding in doctor.check_certificates(certs)} == {"ok"}
+
+
+def test_no_advice_at_a_site_replaces_the_authority(certs: Path) -> None:
+    for path in certs.iterdir():
+        if path.name not in ("ca.crt", "node-0.pub"):
+            path.unlink() if path.name[:4] != "node" else path.write_bytes(b"")
+    problems = [finding for finding in doctor.check_certificates(certs) if finding.status != "ok"]
+    assert len(problems) == 3
+    for finding in problems:
+        assert "scripts/certs" not in finding.advice
+        assert "docs/deployment.md, step 2" in finding.advice
+
+
+def test_a_server_certificate_that_ends_with_its_authority_needs_a_new_authority(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "certs.py"), "--folder", str(tmp_path), "--ca-days", "7"]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    problems = [finding for finding in doctor.check_certificates(tmp_path) if finding.status != "ok"]
+    assert [finding.check for finding in problems] == [f"{tmp_path}/ca.crt", f"{tmp_path}/server.crt"]
+    assert [finding.status for finding in problems] == ["warning", "warning"]
+    for finding in problems:
+        assert "new authority in an empty directory" in finding.advice
+        assert "copy its ca.crt to every site" in finding.advice
 
 
 def test_a_mismatched_key_and_wrong_permissions_are_reported(certs: Path) -> None:
