@@ -47,9 +47,9 @@ def check_tracking(tracking: TrackingConfig) -> None:
 def open_tracker(config: Config, folder: RunFolder, warn: Callable[[str], None]) -> Iterator[LogRow]:
     """Open a run at the configured tracking service and yield a function that logs a row of metrics.
 
-    A resumed run continues the same run at the service. If the service fails during the run, one warning is issued and
-    logging stops: privacy budget that has been spent must not be wasted because of a tracker, and the run directory has
-    all the metrics.
+    A resumed run continues the same run at the service. If the service fails during the run or at its end, one warning
+    is issued and logging stops: privacy budget that has been spent must not be wasted because of a tracker, and the run
+    directory has all the metrics. Neither does such a failure hide the error of a run that fails.
 
     Args:
         config: Configuration of the run.
@@ -60,13 +60,14 @@ def open_tracker(config: Config, folder: RunFolder, warn: Callable[[str], None])
         Function to call with each row of ``metrics.jsonl``; does nothing with ``tracking=none``.
 
     Raises:
-        ConfigError: The library is not installed.
+        ConfigError: The library is not installed, or the service cannot be used; no round has started yet.
     """
     check_tracking(config.tracking)
-    if config.tracking.name == "none":
+    name = config.tracking.name
+    if name == "none":
         yield lambda row: None
         return
-    tracker: Tracker = importlib.import_module(f"fedsvd.tracking.{config.tracking.name}_run").start(config, folder)
+    tracker = _start(config, folder)
     enabled = True
 
     def log_row(row: Mapping[str, Any]) -> None:
@@ -78,16 +79,44 @@ def open_tracker(config: Config, folder: RunFolder, warn: Callable[[str], None])
         except Exception as error:  # No error of a tracking library may end the run.
             enabled = False
             warn(
-                f"tracking={config.tracking.name} failed and is disabled for the rest of the run ({error}); "
+                f"tracking={name} failed and is disabled for the rest of the run ({error}); "
                 "metrics.jsonl has every round"
             )
+
+    def close(succeeded: bool) -> None:
+        try:
+            tracker.close(succeeded)
+        except Exception as error:  # As above.
+            if enabled:
+                warn(
+                    f"tracking={name} failed at the end of the run ({error}); what the service shows of it may be "
+                    "incomplete, and metrics.jsonl has every round"
+                )
 
     try:
         yield log_row
     except BaseException:
-        tracker.close(succeeded=False)
+        close(succeeded=False)
         raise
-    tracker.close(succeeded=True)
+    close(succeeded=True)
+
+
+def _start(config: Config, folder: RunFolder) -> Tracker:
+    settings = config.tracking
+    try:
+        tracker: Tracker = importlib.import_module(f"fedsvd.tracking.{settings.name}_run").start(config, folder)
+    except Exception as error:  # Libraries raise errors of many classes for a wrong address, login or directory.
+        uri = "null" if settings.uri is None else repr(settings.uri)
+        remedy = {
+            "mlflow": f"tracking.uri = {uri}: expected the address of a server or store of MLflow that can be used, "
+            "such as http://localhost:5000. Correct it (or MLFLOW_TRACKING_URI, where it is null)",
+            "wandb": "Check the network and the login (wandb login), or set tracking.mode=offline",
+            "tensorboard": "Check that the run directory can be written",
+        }[settings.name]
+        raise ConfigError(
+            f"tracking = {settings.name!r} cannot be started ({error}). {remedy}; or set tracking=none."
+        ) from error
+    return tracker
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:

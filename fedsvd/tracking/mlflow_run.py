@@ -19,13 +19,13 @@ _MAX_VALUE_LENGTH, _MAX_PARAMS = 500, 100
 
 
 class MlflowRun:
-    """A `fedsvd.tracking.Tracker`; ``mlflow ui --backend-store-uri runs/mlruns`` shows the default store."""
+    """A `fedsvd.tracking.Tracker`.
+
+    ``MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri runs/mlruns`` shows the default store.
+    """
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
-        uri = (
-            config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or str(Path("runs/mlruns").resolve().as_uri())
-        )
-        self._client = MlflowClient(tracking_uri=uri)
+        self._client = MlflowClient(tracking_uri=config.tracking.uri or _default_uri())
         earlier = read_json(folder.tracking).get("mlflow") if config.resume else None
         if earlier:
             self._run_id = str(earlier)
@@ -54,6 +54,15 @@ class MlflowRun:
 def start(config: Config, folder: RunFolder) -> MlflowRun:
     """Create a run, or continue that of the run being resumed."""
     return MlflowRun(config, folder)
+
+
+def _default_uri() -> str:
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    # MLflow 3.17 uses a store of files only where this is set. It holds the runs of earlier versions.
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    return Path("runs/mlruns").resolve().as_uri()
 
 
 def _flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
