@@ -12,7 +12,10 @@ from rich.console import Console
 
 import fedsvd
 from fedsvd.cli import main
+from fedsvd.config.compose import read_config
+from fedsvd.config.task import TASKS, last_value
 from fedsvd.errors import FedSVDError
+from fedsvd.runs.folder import RunFolder
 
 EXPERIMENT = "experiment=demo"
 # The same model on all texts in one place: LoRA and head by AdamW, one pass.
@@ -25,15 +28,16 @@ WITHOUT_PRIVACY = (
 
 def run(arguments: Sequence[str]) -> int:
     """Return the exit code of the private run, with ``arguments`` as its overrides."""
-    reference = accuracy_without_privacy(arguments)
+    reference = score_without_privacy(arguments)
     line = [] if reference is None else [f"reference_accuracy={reference:.4f}"]
     return main(["train", EXPERIMENT, *line, *arguments])
 
 
-def accuracy_without_privacy(arguments: Sequence[str]) -> float | None:
-    """Return the held-out accuracy without privacy and without federation; None if the arguments are not overrides.
+def score_without_privacy(arguments: Sequence[str]) -> float | None:
+    """Return the held-out accuracy, or the task's own metric, without privacy and without federation.
 
-    Data and model are those of the arguments; what they say about training has no effect here.
+    Data and model are those of the arguments; what they say about training has no effect here. None if the arguments
+    are not overrides, or if ``reference_accuracy`` cannot hold the value: it is undefined, or not between 0 and 1.
     """
     if any("=" not in item or item.startswith(("-", "resume=", "reference_accuracy=")) for item in arguments):
         return None
@@ -43,12 +47,16 @@ def accuracy_without_privacy(arguments: Sequence[str]) -> float | None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             result = fedsvd.train(EXPERIMENT, *overrides, *WITHOUT_PRIVACY, run_dir=f"{folder}/run")
+            metric = TASKS[read_config(RunFolder(result.folder).config).task].metrics[0]
     except FedSVDError:
         # The private run reports the same error.
         return None
-    accuracy = float(result.metrics[-1]["accuracy"])
-    console.print(f"accuracy without privacy, with all texts in one place: {accuracy:.1%}\n")
-    return accuracy
+    score = last_value(result.metrics, metric)
+    # As it is passed on.
+    drawn = score is not None and 0 < round(score, 4) < 1
+    note = "" if drawn else " (no line in the plot)"
+    console.print(f"{metric.label} without privacy, with all texts in one place: {metric.format(score)}{note}\n")
+    return score if drawn else None
 
 
 if __name__ == "__main__":

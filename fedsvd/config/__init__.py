@@ -65,8 +65,8 @@ class Config(ConfigGroup):
         float32_matmul_precision: Argument of `torch.set_float32_matmul_precision`; below ``highest``, torch may use
             kernels that round inputs (TF32, bfloat16) where the hardware has them.
         plots: Write the plots of the run directory; false saves seconds per run where many small runs are compared.
-        reference_accuracy: Held-out accuracy of the same model without privacy, measured elsewhere; shown as a line in
-            the plot of accuracy. null: no line.
+        reference_accuracy: Held-out accuracy of the same model without privacy, measured elsewhere, or the metric that
+            is plotted for its task; shown as a line in the plot. null: no line.
         device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:N``.
         method: ``name`` and the method's own options, which `fedsvd.methods` checks.
         model: See `ModelConfig`.
