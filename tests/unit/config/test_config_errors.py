@@ -5,9 +5,18 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from fedsvd.config.compose import as_dict, compose, from_dictconfig
+from fedsvd.config.compose import as_dict, compose, conf_dir, from_dictconfig
 from fedsvd.config.messages import did_you_mean
 from fedsvd.errors import ConfigError
+from fedsvd.methods import METHODS
+
+
+def options(group: str) -> str:
+    """Return the options of a group as errors list them."""
+    folder = conf_dir() / group
+    names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    return ", ".join(names)
+
 
 # Each row: overrides, and parts of the message (key, value, what is allowed or the remedy).
 WRONG = [
@@ -24,20 +33,10 @@ WRONG = [
     ("+train.foo=3", ["train.foo = 3", "unknown key", "the keys of train are optimizer"]),
     ("++federation.num_client=3", ["did you mean federation.num_clients?"]),
     ("zebra=1", ["zebra = 1", "unknown key", "seed"]),
-    (
-        "method=fedsdv",
-        [
-            "method = 'fedsdv'",
-            "did you mean fedsvd?",
-            "fed_sb, fedavg_lora, fedex_lora, fedsa_lora, fedsvd, fedsvd_per_site, ffa_lora, flexlora, flora, rolora",
-        ],
-    ),
-    (
-        "experiment=smok",
-        ["experiment = 'smok'", "did you mean smoke?", "causal_lm, compare, compare_first_token, demo, "],
-    ),
+    ("method=fedsdv", ["method = 'fedsdv'", "did you mean fedsvd?", f"one of {', '.join(sorted(METHODS))}. "]),
+    ("experiment=smok", ["experiment = 'smok'", "did you mean smoke?", f"one of {options('experiment')}. "]),
     ("privacy=null", ["privacy = None", "dp_sgd, none"]),
-    ("model=[tiny]", ["model = ['tiny']", "minilm, mpnet, roberta_base"]),
+    ("model=[tiny]", ["model = ['tiny']", f"one of {options('model')}. "]),
     ("method@x=fedsvd", ["method@x=fedsvd", "leave @x out"]),
     ("+experiment=smoke", ["+experiment=smoke", "drop the +"]),
     ("+seed=3", ["+seed=3", "drop the +"]),

@@ -1,10 +1,15 @@
 """Tests of the interface that all methods share, and of each server step on arrays computed by hand."""
 
+import re
+import textwrap
+from typing import Any
+
 import pytest
 import torch
+from documented import ROOT
 
 from fedsvd.lora.adapter import Adapter, Factor, Part, as_plain_lora
-from fedsvd.methods import METHODS, State, build_method
+from fedsvd.methods import METHODS, Method, State, build_method
 from fedsvd.methods.aggregate import Reply
 
 
@@ -24,7 +29,19 @@ def reply(partition_id: int, num_examples: int, **parts: torch.Tensor) -> Reply:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_satisfies_the_interface(name: str) -> None:
-    method = build_method({"name": name})
+    check_interface(build_method({"name": name}))
+
+
+def test_the_example_for_contributors_satisfies_the_interface() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^ *```python\n(.*?)^ *```", page, re.MULTILINE | re.DOTALL)
+    defined: dict[str, Any] = {"__name__": __name__}
+    exec(textwrap.dedent(code), defined)
+    check_interface(defined["EqualLoRA"]())
+
+
+def check_interface(method: Method) -> None:
+    """Check what all methods have in common, over four rounds of one client."""
     adapter = make_adapter(core=method.traits.core)
     state: State = {}
     for server_round in (1, 2, 3, 4):
