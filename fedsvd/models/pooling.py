@@ -64,7 +64,8 @@ class PoolingChoice:
 def choose_pooling(config: ModelConfig, keeps_head: bool = False) -> PoolingChoice:
     """Resolve ``model.pooling``, ``model.pooling_layer`` and ``model.standardize`` for the checkpoint.
 
-    Reads the checkpoint's configuration and, for ``auto``, its pooling file and pooler. The choice is logged once.
+    Reads the checkpoint's configuration and, for ``auto``, its pooling file and pooler. A head of another package
+    (``model.head``) never goes with the stock class. The choice is logged once.
 
     Args:
         config: The ``model`` configuration group.
@@ -77,7 +78,8 @@ def choose_pooling(config: ModelConfig, keeps_head: bool = False) -> PoolingChoi
     with quiet_transformers(), convert_errors(config.source):
         architecture = AutoConfig.from_pretrained(resolve_source(config.source))
     layer = _layer(config, architecture)
-    plain = layer is None and config.standardize == "none"
+    # The stock class has a head of its own, and no features of other layers or with a standardization.
+    plain = layer is None and config.standardize == "none" and config.head == "linear"
     stock = _stock_pooling(architecture)
     if config.pooling == "stock" or (architecture.is_encoder_decoder and config.pooling == "auto" and plain):
         choice = PoolingChoice(stock, None, True, "what the architecture's classifier does")
@@ -89,8 +91,9 @@ def choose_pooling(config: ModelConfig, keeps_head: bool = False) -> PoolingChoi
         choice = PoolingChoice(config.pooling, layer, plain and config.pooling == stock, "as configured")
     if not choice.is_stock and architecture.is_encoder_decoder:
         raise ModelError(
-            f"model.source = {config.source!r} is an encoder-decoder model: model.pooling, model.pooling_layer and "
-            "model.standardize are for encoders and decoders. Set model.pooling=stock, and leave the others out."
+            f"model.source = {config.source!r} is an encoder-decoder model: model.pooling, model.pooling_layer, "
+            "model.standardize and model.head are for encoders and decoders. Set model.pooling=stock, and leave the "
+            "others out."
         )
     logger.info("pooling of %s: %s", config.source, choice)
     return choice

@@ -8,14 +8,16 @@ import pytest
 import torch
 from test_pooled import BACKBONES, INPUTS, adapted, check_against_loop
 from torch import nn
+from transformers import T5Config, T5Model
 
-from fedsvd.config import plugins
+from fedsvd.config import ModelConfig, plugins
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError, ModelError
 from fedsvd.lora import peft_model
 from fedsvd.models.heads import build_head
-from fedsvd.models.pooled import PooledClassifier
+from fedsvd.models.pooled import PooledClassifier, Pooling
 from fedsvd.privacy.grad_sample_modes import opacus_hooks
+from fedsvd.runtime.base_model import describe_pooling, load_base
 from fedsvd.trained.export import export_model
 from fedsvd.training.per_example_gradients import fused_gradients, unsupported_reason
 
@@ -79,6 +81,30 @@ def test_what_is_no_head_is_refused(head: Callable[[object], None], load: object
     head(load)
     with pytest.raises(ModelError, match=f"model.head = 'wide' cannot be used: .*{problem}"):
         build_head("wide", 16, 2, seed=0)
+
+
+@pytest.mark.parametrize(("source", "pooling"), [("tiny", "first"), ("tiny-roberta", "first"), ("tiny-llama", "last")])
+def test_it_reads_pooled_features_where_the_stock_class_has_the_same_pooling(
+    source: str, pooling: Pooling, head: object
+) -> None:
+    config = ModelConfig("own", f"embedded:{source}", pooling=pooling, head="wide")
+
+    model, modules = load_base(config, 2, 0)
+
+    assert isinstance(model, PooledClassifier)
+    assert isinstance(model.classifier, nn.Sequential)
+    assert (model.pooling, modules) == (pooling, ["classifier"])
+    description = describe_pooling(config)
+    assert description is not None
+    assert "stock" not in description["summary"]
+
+
+def test_an_encoder_decoder_has_no_pooled_features_for_it(head: object, tmp_path: Path) -> None:
+    T5Model(T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
+    config = ModelConfig("own", str(tmp_path), pooling="first", head="wide")
+
+    with pytest.raises(ModelError, match=r"encoder-decoder model: .*model\.head.* are for encoders and decoders"):
+        load_base(config, 2, 0)
 
 
 def test_settings_that_do_not_fit_are_refused(head: object, tmp_path: Path) -> None:
