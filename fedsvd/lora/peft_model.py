@@ -11,13 +11,13 @@ import peft
 import torch
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from fedsvd.errors import ModelError
 from fedsvd.lora.adapter import Adapter, Part, as_plain_lora
 from fedsvd.lora.frozen_weights import merge_base
-from fedsvd.lora.pretrained import quiet_peft
+from fedsvd.lora.pretrained import cast_head_to_float32, quiet_peft
 from fedsvd.lora.site import (
     PEFT_NAME,
     PEFT_PREFIX,
@@ -81,7 +81,7 @@ def attach(
         modules_to_save=list(head_modules),
     )
     adapted = _adapt(model, config, names, lora_layers)
-    _cast_head_to_float32(adapted)
+    cast_head_to_float32(adapted)
     if core:
         for _, layer in adapted_layers(adapted):
             layer.lora_B[PEFT_NAME] = CoreAndB(layer.get_parameter(f"lora_B.{PEFT_NAME}.weight"))
@@ -191,19 +191,6 @@ def _check_rank(model: nn.Module, rank: int) -> None:
                 f"model.rank = {rank} is invalid for layer {name} of shape {d_out}×{d_in}; allowed: 1 to "
                 f"{min(d_out, d_in)}. Lower model.rank."
             )
-
-
-def _cast_head_to_float32(model: nn.Module) -> None:
-    """Convert the head to float32 if the frozen model has another dtype; PEFT does the same for the factors."""
-
-    def to_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
-
-    for wrapper in model.modules():
-        if isinstance(wrapper, ModulesToSaveWrapper):
-            head = wrapper.get_submodule(f"modules_to_save.{PEFT_NAME}")
-            if any(parameter.dtype != torch.float32 for parameter in head.parameters()):
-                head.float().register_forward_pre_hook(to_float32)
 
 
 def _head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -1,4 +1,4 @@
-"""PEFT's functions that modify a base model, without warnings about which users cannot do anything."""
+"""PEFT's functions that modify a base model: without warnings about which users cannot do anything, and in float32."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import peft
+import torch
+from peft.utils import ModulesToSaveWrapper, load_peft_weights, set_peft_model_state_dict
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from fedsvd.lora.site import PEFT_NAME
 
 
 @contextmanager
@@ -25,7 +31,33 @@ def quiet_peft() -> Iterator[None]:
 
 
 def load_pretrained(base: PreTrainedModel, folder: Path) -> peft.PeftModel:
-    """Add an adapter in PEFT's format to a base model; raises as `peft.PeftModel.from_pretrained`."""
+    """Add an adapter in PEFT's format to a base model; raises as `peft.PeftModel.from_pretrained`.
+
+    Its factors and its head are float32, as in training, whatever the data type of the base model is.
+    """
     with quiet_peft():
         model: peft.PeftModel = peft.PeftModel.from_pretrained(base, str(folder))
+    if cast_head_to_float32(model):
+        # PEFT has rounded the head to the type of the base model.
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
     return model
+
+
+def cast_head_to_float32(model: nn.Module) -> bool:
+    """Convert the head to float32 if the frozen model has another dtype; PEFT does the same for the factors.
+
+    Returns:
+        Whether it was converted.
+    """
+    is_converted = False
+    for wrapper in model.modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            head = wrapper.get_submodule(f"modules_to_save.{PEFT_NAME}")
+            if any(parameter.dtype != torch.float32 for parameter in head.parameters()):
+                head.float().register_forward_pre_hook(_to_float32)
+                is_converted = True
+    return is_converted
+
+
+def _to_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
