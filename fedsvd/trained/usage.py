@@ -74,13 +74,11 @@ def usage(run: TrainedRun, layout: Layout) -> str:
         code += (
             f'model = AutoModelFor{auto}.from_pretrained("FOLDER", config=config{argument})  # with PEFT installed\n'
         )
-    note = base_note(run, layout)
+    notes = "".join(f"\n{note}\n" for note in (_precision_note(run, layout), base_note(run, layout)) if note)
     prompt = f"\nThe model was trained on {_inputs(run)}.\n" if run.generates_text else ""
     code += 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
     code += "" if run.generates_text else _outputs(run)
-    return f"## Usage\n\n```python\n{code}```\n\nReplace `FOLDER` with the path of this directory.\n{prompt}" + (
-        f"\n{note}\n" if note else ""
-    )
+    return f"## Usage\n\n```python\n{code}```\n\nReplace `FOLDER` with the path of this directory.\n{prompt}{notes}"
 
 
 def _quantization(run: TrainedRun) -> str:
@@ -110,6 +108,21 @@ def _inputs(run: TrainedRun) -> str:
         "messages": f"conversations in {chat}, on the assistant's turns alone",
         "plain_text": "every token of plain texts",
     }[run.config.data.row_format]
+
+
+def _precision_note(run: TrainedRun, layout: Layout) -> str:
+    """Return what an export in bfloat16 rounds that its run did not round; empty if there is nothing."""
+    is_pooled = run.pooling is not None and not run.pooling.is_stock
+    # PEFT loads factors as float32, in the layouts whose code calls it; transformers rounds them.
+    loads_factors = layout == "adapter_and_base" or (run.generates_text and layout == "adapter")
+    parts = [*([] if loads_factors else ["the LoRA update"]), *([] if run.generates_text else ["the head"])]
+    if run.config.model.dtype == "float32" or is_pooled or not parts:
+        return ""
+    return (
+        f"Loaded like this, {' and '.join(parts)} {'are' if len(parts) > 1 else 'is'} rounded to bfloat16, which has "
+        "about three digits. The run computed with float32 there, so its predictions and the results below can differ "
+        "slightly from those of this model."
+    )
 
 
 def base_note(run: TrainedRun, layout: Layout) -> str:
