@@ -16,9 +16,9 @@ from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.models import loading
 from fedsvd.models.checkpoint_head import has_head, head_classes
 from fedsvd.models.embedded import quiet_transformers, resolve_source
+from fedsvd.models.label_range import rescale_head, rescale_state
 from fedsvd.models.load_options import DTYPES
 from fedsvd.runs.best_round import BEST_ROUND_FILE
-from fedsvd.trained.label_range import rescale_head, rescale_state
 from fedsvd.trained.model_card import model_card
 from fedsvd.trained.pooled_export import export_pooled, prepare_config, refer_to_base, set_classes
 from fedsvd.trained.run import TrainedRun, load_base

@@ -16,9 +16,9 @@ from fedsvd.errors import ModelError
 from fedsvd.lora.pretrained import load_pretrained
 from fedsvd.lora.site import PEFT_PREFIX
 from fedsvd.models.embedded import quiet_transformers, resolve_source
+from fedsvd.models.label_range import rescale_head, rescale_state
 from fedsvd.models.loading import is_dropout, load_tokenizer
 from fedsvd.models.pooled import PooledClassifier
-from fedsvd.trained.label_range import rescale_head, rescale_state
 from fedsvd.trained.run import TrainedRun, load_base
 from fedsvd.trained.sentence_export import save_sentence_transformer
 from fedsvd.trained.stock_export import adapter_state, to_stock

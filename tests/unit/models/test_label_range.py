@@ -13,11 +13,11 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from fedsvd.config import ModelConfig
 from fedsvd.errors import ModelError
 from fedsvd.lora import peft_model
+from fedsvd.models.label_range import rescale_head, rescale_state
 from fedsvd.models.loading import load_tokenizer
 from fedsvd.models.output_layer import check_output_bias, output_layer
 from fedsvd.models.pooled_loading import load_pooled
 from fedsvd.models.pooling import PoolingChoice
-from fedsvd.trained.label_range import rescale_head, rescale_state
 from fedsvd.trained.stock_export import to_stock
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
