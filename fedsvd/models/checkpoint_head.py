@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from fedsvd.models.label_range import Range
+
+
+@dataclass(frozen=True)
+class KeptHead:
+    """How a checkpoint's head becomes that of a task.
+
+    Attributes:
+        rows: For each class of the task, its number in the checkpoint's head.
+        label_range: ``data.label_range``: the head predicts in the units of the labels, which are mapped to 0 … 1 for
+            training; None if they are not.
+    """
+
+    rows: tuple[int, ...]
+    label_range: Range | None = None
 
 
 def head_classes(architecture: PreTrainedConfig, kind: str = "SequenceClassification") -> tuple[str, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from transformers import AutoConfig
@@ -13,8 +13,9 @@ from fedsvd.config import ModelConfig
 from fedsvd.config.head import reads_stock_features
 from fedsvd.config.task import TASKS
 from fedsvd.errors import ModelError
-from fedsvd.models.checkpoint_head import head_classes
+from fedsvd.models.checkpoint_head import KeptHead, head_classes
 from fedsvd.models.embedded import quiet_transformers, resolve_source
+from fedsvd.models.label_range import Range
 from fedsvd.models.load_errors import convert_errors
 
 logger = logging.getLogger(__name__)
@@ -25,22 +26,25 @@ class HeadChoice:
     """What happens to a checkpoint's classification head.
 
     Attributes:
-        rows: For each class of the task, its number in the checkpoint's head; None if the head is initialized anew.
+        kept: How it becomes the head of the task; None if the head is initialized anew.
         summary: One line for the console and the run's record; empty if the checkpoint has no head.
     """
 
-    rows: tuple[int, ...] | None
+    kept: KeptHead | None
     summary: str
 
 
 @lru_cache(maxsize=16)
-def choose_head(config: ModelConfig, classes: tuple[str, ...], head_init: str) -> HeadChoice:
+def choose_head(
+    config: ModelConfig, classes: tuple[str, ...], head_init: str, label_range: Range | None = None
+) -> HeadChoice:
     """Resolve ``train.head_init`` for a checkpoint; the choice is logged once.
 
     Args:
         config: The ``model`` configuration group.
         classes: The task's classes.
         head_init: ``train.head_init``.
+        label_range: ``data.label_range``, in whose units a kept head is taken to predict.
 
     Raises:
         ModelError: ``checkpoint`` is asked for, and the checkpoint has no head or one of another number of classes; or
@@ -57,6 +61,10 @@ def choose_head(config: ModelConfig, classes: tuple[str, ...], head_init: str) -
         return HeadChoice(None, "")
     else:
         choice = _by_name(config, names, classes, head_init)
+    if choice.kept is not None and label_range is not None:
+        low, high = label_range
+        note = f"; its predictions are mapped from data.label_range = [{low:g}, {high:g}] to 0 … 1 for training"
+        choice = HeadChoice(replace(choice.kept, label_range=label_range), choice.summary + note)
     logger.info("head of %s: %s", config.source, choice.summary)
     return choice
 
@@ -74,7 +82,7 @@ def _by_number(source: str, names: tuple[str, ...] | None, classes: Sequence[str
             "train.head_init=random, or choose a checkpoint whose head has as many classes."
         )
     pairs = ", ".join(f"{name} as {own}" for name, own in zip(names, classes, strict=True))
-    return HeadChoice(tuple(range(len(names))), f"the checkpoint's, by number ({pairs})")
+    return HeadChoice(KeptHead(tuple(range(len(names)))), f"the checkpoint's, by number ({pairs})")
 
 
 def _by_name(config: ModelConfig, names: tuple[str, ...], classes: Sequence[str], head_init: str) -> HeadChoice:
@@ -85,6 +93,7 @@ def _by_name(config: ModelConfig, names: tuple[str, ...], classes: Sequence[str]
     numbers = {name.strip().casefold(): number for number, name in enumerate(names)}
     wanted = [name.strip().casefold() for name in classes]
     if len(numbers) == len(names) == len(classes) and set(wanted) == set(numbers):
-        return HeadChoice(tuple(numbers[name] for name in wanted), "the checkpoint's, whose classes have these names")
+        rows = tuple(numbers[name] for name in wanted)
+        return HeadChoice(KeptHead(rows), "the checkpoint's, whose classes have these names")
     hint = "; train.head_init=checkpoint keeps it by number" if len(names) == len(classes) else ""
     return HeadChoice(None, f"new, in place of the checkpoint's, whose classes are {', '.join(names)}{hint}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from fedsvd.config import ModelConfig
 from fedsvd.config.task import TASKS
 from fedsvd.errors import ModelError
-from fedsvd.models.checkpoint_head import has_head, head_modules, renew_head, reorder_classes, whole_heads
+from fedsvd.models.checkpoint_head import KeptHead, has_head, head_modules, renew_head, reorder_classes, whole_heads
 from fedsvd.models.embedded import quiet_transformers, resolve_source
+from fedsvd.models.label_range import unscale_head
 from fedsvd.models.load_errors import convert_errors
 from fedsvd.models.load_options import LoadOptions, finish_loading, load_options, loader_arguments
+from fedsvd.models.output_layer import check_output_bias
 from fedsvd.models.positions import check_max_length
 from fedsvd.models.unquantized import keep_unquantized
 
@@ -126,7 +128,7 @@ def load_causal_lm(source: str, options: LoadOptions = _DEFAULTS) -> LoadedModel
 
 
 def load_base(
-    config: ModelConfig, num_labels: int, seed: int, head_rows: Sequence[int] | None = None, device: str = "cpu"
+    config: ModelConfig, num_labels: int, seed: int, kept: KeptHead | None = None, device: str = "cpu"
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the base model of the ``model`` configuration group, for training.
 
@@ -134,41 +136,43 @@ def load_base(
         config: The ``model`` configuration group.
         num_labels: Number of classes; unused for causal language models.
         seed: Seed of a classifier head.
-        head_rows: For each class, its number in the checkpoint's head, which is kept; None for a new head.
+        kept: How the checkpoint's head is kept; None for a new head.
         device: The device on which weights are quantized.
 
     Returns:
         The model, and the names of the modules of a classifier head.
 
     Raises:
-        ModelError: The model cannot be loaded, its checkpoint lacks parameters of the head to keep, or it has fewer
-            positions than ``model.max_length``.
+        ModelError: The model cannot be loaded, its checkpoint lacks parameters of the head to keep, that head cannot be
+            mapped from ``data.label_range``, or the model has fewer positions than ``model.max_length``.
         AssetError: The package of an embedded model is unavailable.
     """
     options = load_options(config, device)
     kind = TASKS[config.task].auto_class
     if config.task == "causal_lm":
         model, head = load_causal_lm(config.source, options).model, []
-    elif head_rows is None:
+    elif kept is None:
         loaded = load_classifier(
             config.source, num_labels=num_labels, seed=seed, options=options, new_head=True, kind=kind
         )
         model, head = loaded.model, sorted({name.rsplit(".", 1)[0] for name in loaded.new_parameters})
     else:
-        model = _with_kept_head(config.source, head_rows, options, kind)
+        model = _with_kept_head(config.source, kept, options, kind)
         head = head_modules(model)
     check_max_length(model, config)
     return model, whole_heads(model, head)
 
 
-def _with_kept_head(source: str, rows: Sequence[int], options: LoadOptions, kind: str) -> PreTrainedModel:
-    loaded = load_classifier(source, num_labels=len(rows), seed=0, options=options, kind=kind)
+def _with_kept_head(source: str, kept: KeptHead, options: LoadOptions, kind: str) -> PreTrainedModel:
+    loaded = load_classifier(source, num_labels=len(kept.rows), seed=0, options=options, kind=kind)
     if loaded.new_parameters:
         raise ModelError(
             f"model.source = {source!r} lacks parameters of its classification head: "
             f"{', '.join(loaded.new_parameters[:3])}. Choose a complete checkpoint, or set train.head_init=random."
         )
-    reorder_classes(loaded.model, rows)
+    reorder_classes(loaded.model, kept.rows)
+    check_output_bias(loaded.model, source, kept.label_range)
+    unscale_head(loaded.model, kept.label_range)
     return loaded.model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from fedsvd.config import ModelConfig
 from fedsvd.config.task import TASKS
 from fedsvd.data.public_text import load_public_text
 from fedsvd.models import loading
+from fedsvd.models.checkpoint_head import KeptHead
 from fedsvd.models.pooled import PooledClassifier
 from fedsvd.models.pooled_loading import PublicText, load_pooled
 from fedsvd.models.pooling import PoolingChoice, choose_pooling
@@ -25,7 +26,7 @@ def load_base(
     num_labels: int,
     seed: int,
     device: str = "cpu",
-    head_rows: Sequence[int] | None = None,
+    kept: KeptHead | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the base model for training.
 
@@ -34,7 +35,7 @@ def load_base(
         num_labels: Number of classes; unused for causal language models.
         seed: Seed of a classifier head.
         device: Where to quantize weights, and to compute the statistics of public text if they are not cached yet.
-        head_rows: See `fedsvd.models.head_choice.HeadChoice`.
+        kept: See `fedsvd.models.head_choice.HeadChoice`.
 
     Returns:
         The model on the CPU (quantized weights: on the device), and the names of the modules of a classifier head.
@@ -45,9 +46,9 @@ def load_base(
         DataError: The public text cannot be used.
         AssetError: The package of an embedded model or of the embedded text is unavailable.
     """
-    choice = pooling_choice(config, head_rows is not None)
+    choice = pooling_choice(config, kept is not None)
     if choice is None or choice.is_stock:
-        return loading.load_base(config, num_labels, seed, head_rows, device)
+        return loading.load_base(config, num_labels, seed, kept, device)
     public = load_public_corpus(config.public_text) if config.standardize == "public" else None
     return load_pooled(config, choice, num_labels, seed, public, device), ["classifier"]
 

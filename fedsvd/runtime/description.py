@@ -28,7 +28,7 @@ def describe_run(config: Config) -> dict[str, Any]:
     return {
         "parts_trained": sorted({part for number in rounds for part in trained_parts(method, config, number)}),
         "parts_sent": sorted({part for number in rounds for part in sent_parts(method, config, number)}),
-        "pooling": describe_pooling(config.model, head.rows is not None),
+        "pooling": describe_pooling(config.model, head.kept is not None),
         "checkpoint_head": head.summary or None,
         "public_text": _describe_public_text(config),
         "class_weights": describe_class_weights(config),
@@ -53,7 +53,7 @@ def _describe_public_text(config: Config) -> dict[str, Any] | None:
 def describe_classifier(config: Config) -> Iterator[str]:
     """Yield one line each on the pooling, the checkpoint's head and the class weights, for the console."""
     head = head_choice(config)
-    if pooling := describe_pooling(config.model, head.rows is not None):
+    if pooling := describe_pooling(config.model, head.kept is not None):
         yield f"pooling: {pooling['summary']}"
     if head.summary:
         yield f"head: {head.summary}"

@@ -20,6 +20,7 @@ from fedsvd.lora.initialization import initialize_factors
 from fedsvd.lora.site import rescaled_alpha
 from fedsvd.methods import Method, build_run_method
 from fedsvd.models import loading
+from fedsvd.models.checkpoint_head import KeptHead
 from fedsvd.models.first_token import use_first_token_only
 from fedsvd.models.head_choice import HeadChoice, choose_head
 from fedsvd.models.output_layer import check_output_bias
@@ -72,7 +73,8 @@ def load_model(config: Config) -> peft.PeftModel:
 
 def head_choice(config: Config) -> HeadChoice:
     """Return whether the checkpoint's classification head is kept; raises as `choose_head`."""
-    return choose_head(config.model, tuple(class_names(config)), config.train.head_init)
+    classes = tuple(class_names(config))
+    return choose_head(config.model, classes, config.train.head_init, config.data.label_range)
 
 
 def initial_adapter(config: Config, method: Method) -> Adapter:
@@ -149,17 +151,17 @@ def clear_model_cache() -> None:
 
 def _load(config: Config) -> _LoadedModel:
     torch.set_float32_matmul_precision(config.float32_matmul_precision)
-    num_labels, head_rows = len(class_names(config)), head_choice(config).rows
+    num_labels, kept = len(class_names(config)), head_choice(config).kept
     core = build_run_method(config).traits.core
-    return _load_model(config.model, num_labels, config.seed, str(resolve_device(config.device)), core, head_rows)
+    return _load_model(config.model, num_labels, config.seed, str(resolve_device(config.device)), core, kept)
 
 
 # Clients of different ranks that share a process need one model each.
 @lru_cache(maxsize=4)
 def _load_model(
-    config: ModelConfig, num_labels: int, seed: int, device: str, core: bool, head_rows: tuple[int, ...] | None
+    config: ModelConfig, num_labels: int, seed: int, device: str, core: bool, kept: KeptHead | None
 ) -> _LoadedModel:
-    loaded, head_modules = base_model.load_base(config, num_labels, seed, device, head_rows)
+    loaded, head_modules = base_model.load_base(config, num_labels, seed, device, kept)
     adapted = peft_model.attach(
         loaded,
         rank=config.rank,
@@ -174,7 +176,7 @@ def _load_model(
     )
     if config.gradient_checkpointing:
         loading.checkpoint_activations(loaded)
-    choice = base_model.pooling_choice(config, head_rows is not None)
+    choice = base_model.pooling_choice(config, kept is not None)
     if choice is not None and choice.pooling == "first":
         use_first_token_only(adapted)
     model = adapted if config.device_map == "auto" else adapted.to(device)

@@ -1,20 +1,23 @@
-"""Heads of regressions: trained on 0 … 1, exported in the original units."""
+"""Heads of regressions: trained on 0 … 1, exported in the original units, and back."""
 
 from pathlib import Path
 
 import peft
 import pytest
 import torch
+from families import save_checkpoint
 from safetensors.torch import load_file, save_file
 from small_bert import make_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from fedsvd.config import ModelConfig
 from fedsvd.errors import ModelError
 from fedsvd.lora import peft_model
-from fedsvd.models.label_range import rescale_head, rescale_state
-from fedsvd.models.loading import load_tokenizer
+from fedsvd.models.checkpoint_head import KeptHead
+from fedsvd.models.head_choice import choose_head
+from fedsvd.models.label_range import rescale_head, rescale_state, unscale_head
+from fedsvd.models.loading import load_base, load_tokenizer
 from fedsvd.models.output_layer import check_output_bias, output_layer
 from fedsvd.models.pooled_loading import load_pooled
 from fedsvd.models.pooling import PoolingChoice
@@ -65,3 +68,45 @@ def test_a_head_without_bias_needs_a_range_from_zero() -> None:
         ModelError, match=r"data.label_range = \[1.0, 5.0\] is not possible with the stock head of llama"
     ):
         check_output_bias(adapted, "llama", (1.0, 5.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_in_the_original_units_predicts_the_scale_of_training_again(dtype: torch.dtype) -> None:
+    model = make_model({"B", "head"}, num_labels=1)[0].unload().to(dtype)
+    before = predictions(model).float()
+
+    unscale_head(model, RANGE)
+    torch.testing.assert_close(
+        predictions(model).float(), (before + 1) / 5, atol=1e-6 if dtype == torch.float32 else 2e-3, rtol=0
+    )
+    rescale_head(model, RANGE)
+    torch.testing.assert_close(
+        predictions(model).float(), before, atol=1e-6 if dtype == torch.float32 else 1e-2, rtol=0
+    )
+
+
+@pytest.mark.parametrize(("family", "head_init"), [("electra", "auto"), ("albert", "checkpoint"), ("qwen2", "auto")])
+def test_a_kept_head_is_converted_to_the_scale_of_training(family: str, head_init: str, tmp_path: Path) -> None:
+    source = save_checkpoint(family, tmp_path, "classifier", id2label={0: "value"})
+    settings = ModelConfig("own", source, task="regression", pooling="auto", attn_implementation="auto")
+    # Without a bias, the range must start at 0.
+    low, high = (0.0, 5.0) if family == "qwen2" else (1.0, 5.0)
+    original = AutoModelForSequenceClassification.from_pretrained(source)
+
+    choice = choose_head(settings, ("value",), head_init, (low, high))
+    model, _ = load_base(settings, 1, 0, choice.kept)
+
+    assert choice.kept == KeptHead((0,), (low, high))
+    assert f"mapped from data.label_range = [{low:g}, 5] to 0 … 1" in choice.summary
+    torch.testing.assert_close(predictions(model), (predictions(original) - low) / (high - low))
+    # Labels as they are need no conversion.
+    unchanged, _ = load_base(settings, 1, 0, choose_head(settings, ("value",), head_init).kept)
+    assert torch.equal(predictions(unchanged), predictions(original))
+
+
+def test_a_kept_head_without_bias_is_refused_for_a_range_that_does_not_start_at_0(tmp_path: Path) -> None:
+    source = save_checkpoint("qwen2", tmp_path, "classifier", id2label={0: "value"})
+    settings = ModelConfig("own", source, task="regression", pooling="auto")
+
+    with pytest.raises(ModelError, match=r"it has no bias, so the range must start at 0"):
+        load_base(settings, 1, 0, choose_head(settings, ("value",), "auto", (1.0, 5.0)).kept)
