@@ -23,6 +23,8 @@ _ALLOWED_OVERRIDES = ("data", "seed", "train.eval_batch_size")
 _NAMES_DATA = ("data", "data.path", "data.test_path", "data.test_split", "data.subset")
 # With the run's own data, any other key would move texts between the training set and the held-out set.
 _ALLOWED_FOR_OWN_DATA = ("data.evaluate_on", "data.max_test_examples", "data.prompt_template", "train.eval_batch_size")
+# Keys of the labels that the model was trained on, which are those of its outputs.
+_MODEL_KEYS = ("label_range", "labels", "class_descriptions")
 # Keys of the training set, which have no effect if all rows are scored.
 _SPLIT_KEYS = ("max_train_examples", "test_fraction", "validation_fraction", "evaluate_on")
 # What identifies an embedded dataset, or one on the hub.
@@ -77,7 +79,8 @@ def plan_evaluation(folder: Path, own: Config, overrides: Sequence[str]) -> Eval
         overrides: The overrides of the command line.
 
     Raises:
-        ConfigError: An override is invalid, or would score texts that the model was trained on as held-out texts.
+        ConfigError: An override is invalid, belongs to the model, or would score texts that the model was trained on
+            as held-out texts.
     """
     if not overrides:
         return EvaluationPlan(own, own_data=True)
@@ -140,6 +143,8 @@ def _compose_own(folder: Path, own: Config, overrides: Sequence[str]) -> Config:
     from fedsvd.launch import saved_overrides
 
     for override, key in zip(overrides, _keys(overrides), strict=True):
+        if (name := key.removeprefix("data.")) in _MODEL_KEYS:
+            raise _belongs_to_model(override, getattr(own.data, name))
         trained_on = key == "data.evaluate_on" and own.data.evaluate_on == "test" and not override.endswith("=test")
         if key not in _ALLOWED_FOR_OWN_DATA or trained_on:
             raise ConfigError(
@@ -164,6 +169,9 @@ def _plan_named(folder: Path, own: Config, named: Config, overrides: Sequence[st
     keys = _keys(overrides)
     explicit = [key.removeprefix("data.") for key in keys if key.startswith("data.")]
     values: dict[str, Any] = {name: getattr(named.data, name) for name in explicit}
+    for name in _MODEL_KEYS:
+        if name in explicit and values[name] != (trained := getattr(own.data, name)):
+            raise _belongs_to_model(f"data.{name} = {_shown(values[name])}", trained)
     useless = [name for name in _SPLIT_KEYS if values.get(name) not in (None, "test")]
     if useless:
         raise ConfigError(
@@ -181,6 +189,16 @@ def _plan_named(folder: Path, own: Config, named: Config, overrides: Sequence[st
         carried |= _own_columns(folder, own)
     data = replace(data, **{name: value for name, value in carried.items() if name not in explicit}, **values)
     return EvaluationPlan(replace(named, data=data), own_data=False, warnings=_warnings(own, data))
+
+
+def _belongs_to_model(setting: str, trained: Any) -> ConfigError:
+    return ConfigError(
+        f"{setting} is not possible: it belongs to the model, which was trained with {_shown(trained)}. Leave it out."
+    )
+
+
+def _shown(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _own_columns(folder: Path, own: Config) -> dict[str, Any]:

@@ -234,7 +234,9 @@ def _read_number(label_range: tuple[float, float] | None, cell: object) -> float
         raise DataError(f"holds {to_text(cell)!r}: expected a number, as model.task = regression predicts")
     low, high = label_range or (-math.inf, math.inf)
     if not low <= number <= high:
-        raise DataError(f"holds {number:g}, outside of data.label_range = [{low:g}, {high:g}]: correct one of them")
+        # An evaluation cannot change the range, nor can the owner of a node.
+        remedy = "correct it, or train with a range that contains it"
+        raise DataError(f"holds {number:g}, outside of data.label_range = [{low:g}, {high:g}]: {remedy}")
     return number
 
 

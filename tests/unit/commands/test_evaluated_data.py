@@ -1,65 +1,75 @@
-"""The columns of the data that ``fedsvd evaluate`` reads."""
+"""What ``fedsvd evaluate`` scores: keys that belong to the model are refused, and labels are in its units."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from run_directories import write_run
 
-from fedsvd.commands.arguments import normalize
-from fedsvd.commands.evaluated_data import plan_evaluation
-from fedsvd.config import DataConfig
-from fedsvd.config.compose import compose, to_yaml
+from fedsvd.commands.evaluated_data import EvaluationPlan, load_labeled, plan_evaluation
+from fedsvd.config.compose import compose
+from fedsvd.errors import ConfigError, DataError
 
-CODES = "data:\n  text_column: note\n  label_column: codes\n  label_separator: '|'\n  separator: ;\n"
-HUB = "# @package _global_\ndefaults:\n  - override /data: hub\ndata:\n  path: lab/notes\n  text_column: note\n"
-OWN = ("note", "codes", "|", ";")
-DEFAULT = ("text", "label", ";", ",")
+RATED = ("model.task=regression", "data.label_column=stars", "data.label_range=[1,5]", "partition=iid")
 
 
-def columns(data: DataConfig) -> tuple[str | None, ...]:
-    return data.text_column, data.label_column, data.label_separator, data.separator
+def write_file(path: Path, *stars: float) -> str:
+    rows = [{"text": f"text {number}", "stars": value} for number, value in enumerate(stars)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return f"data.path={path}"
 
 
-def start(folder: Path, *overrides: str) -> list[str]:
-    """Write what a run with these overrides writes, with DIR/experiment as the user's own YAML files."""
-    for name, text in {"mine": f"# @package _global_\n{CODES}", "hub": HUB}.items():
-        (folder / "experiment").mkdir(exist_ok=True)
-        (folder / "experiment" / f"{name}.yaml").write_text(text, encoding="utf-8")
-    words = normalize(["--config-dir", str(folder), "model=tiny", "partition=iid", *overrides])
-    (folder / "config.yaml").write_text(to_yaml(compose(words)), encoding="utf-8")
-    (folder / "overrides.json").write_text(json.dumps(words), encoding="utf-8")
-    return words
+def plan(folder: Path, settings: Sequence[str], *overrides: str) -> EvaluationPlan:
+    root = folder / "run"
+    if not root.exists():
+        write_run(root, *settings)
+    return plan_evaluation(root, compose(["experiment=smoke", *settings]), overrides)
 
 
-def evaluated(folder: Path, words: list[str], *overrides: str) -> DataConfig:
-    plan = plan_evaluation(folder, compose(words), overrides)
-    assert not plan.own_data
-    return plan.config.data
+@pytest.mark.parametrize("own_range", ["data.label_range=[1,5]", "data.label_range=null"])
+def test_the_range_of_the_labels_belongs_to_the_model(own_range: str, tmp_path: Path) -> None:
+    settings = ("data=jsonl", write_file(tmp_path / "own.jsonl", 1, 5), *RATED[:2], own_range, RATED[3])
+    other = write_file(tmp_path / "other.jsonl", 1, 5)
+    trained = "[1.0, 5.0]" if own_range == RATED[2] else "None"
+
+    with pytest.raises(ConfigError) as error:
+        plan(tmp_path, settings, other, "data.label_range=[0,10]")
+    assert "data.label_range = [0.0, 10.0] is not possible: it belongs to the model" in str(error.value)
+    assert f"trained with {trained}. Leave it out." in str(error.value)
+    with pytest.raises(ConfigError, match=r"data\.label_range=\[0,10\] .*belongs to the model"):
+        plan(tmp_path, settings, "data.label_range=[0,10]")
+    # The run's own range, and that of a run without one.
+    assert plan(tmp_path, settings, other, own_range).config.data.label_range == (
+        (1.0, 5.0) if own_range == RATED[2] else None
+    )
+
+
+def test_a_run_with_a_range_is_not_evaluated_without_one(tmp_path: Path) -> None:
+    settings = ("data=jsonl", write_file(tmp_path / "own.jsonl", 1, 5), *RATED)
+    with pytest.raises(ConfigError, match=r"data\.label_range = None is not possible: it belongs to the model"):
+        plan(tmp_path, settings, write_file(tmp_path / "other.jsonl", 1, 5), "data.label_range=null")
+
+
+def test_labels_outside_of_the_range_need_another_model(tmp_path: Path) -> None:
+    settings = ("data=jsonl", write_file(tmp_path / "own.jsonl", 1, 5), *RATED)
+    chosen = plan(tmp_path, settings, write_file(tmp_path / "other.jsonl", 1, 7))
+
+    with pytest.raises(DataError, match=r"holds 7, outside of .* correct it, or train with a range that contains it"):
+        load_labeled(chosen, compose(["experiment=smoke", *settings]), ("value",), every_split=False)
 
 
 @pytest.mark.parametrize(
-    "target", [["data=csv", "data.path=b.csv"], ["data.path=b.csv"], ["data=hub", "data.path=lab/x"]], ids=" ".join
+    ("settings", "key", "override"),
+    [
+        (("data=node", "data.labels=[no,yes]", "partition=iid"), "test_path", "data.labels=[yes,no]"),
+        (("data=csv", "data.path=own.csv"), "path", "data.class_descriptions={no: [Bad.], yes: [Good.]}"),
+    ],
 )
-def test_columns_from_the_users_yaml_file_remain(target: list[str], tmp_path: Path) -> None:
-    words = start(tmp_path, "data=csv", "data.path=a.csv", "model.task=multi_label_classification", "experiment=mine")
-
-    assert columns(evaluated(tmp_path, words, *target)) == OWN
-    assert evaluated(tmp_path, words, *target, "data.text_column=body").text_column == "body"
-
-
-def test_a_run_that_stored_no_overrides_has_its_columns(tmp_path: Path) -> None:
-    words = start(tmp_path, "data=csv", "data.path=a.csv", "data.text_column=note", "data.separator=;")
-    (tmp_path / "overrides.json").unlink()
-
-    assert columns(evaluated(tmp_path, words, "data=csv", "data.path=b.csv")) == ("note", "label", ";", ";")
-
-
-def test_columns_that_come_with_a_dataset_stay_with_it(tmp_path: Path) -> None:
-    csv = ["data=csv", "data.path=b.csv"]
-    words = start(tmp_path, "data=glue/sst2")
-    assert columns(evaluated(tmp_path, words, *csv)) == DEFAULT
-    words = start(tmp_path, "data=glue/sst2", "data.label_column=idx")
-    assert columns(evaluated(tmp_path, words, *csv)) == ("text", "idx", ";", ",")
-    words = start(tmp_path, "experiment=hub")
-    assert columns(evaluated(tmp_path, words, *csv)) == ("note", "label", ";", ",")
-    assert evaluated(tmp_path, words, "data=glue/sst2").text_column == "sentence"
+def test_classes_and_their_descriptions_belong_to_the_model(
+    settings: Sequence[str], key: str, override: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.csv"
+    path.write_text("text,label\na,yes\nb,no\n")
+    with pytest.raises(ConfigError, match=r"is not possible: it belongs to the model, which was trained with"):
+        plan(tmp_path, settings, f"data.{key}={path}", override)
