@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from pydantic.dataclasses import dataclass
 
 from fedsvd.config.group import ConfigGroup
-from fedsvd.config.types import Count, Names, NonEmptyTuple, Seed, Text
+from fedsvd.config.types import Count, DistinctTuple, Names, NonEmptyTuple, Seed, Text
 from fedsvd.errors import ConfigError
 
 # The entry of without_privacy for all contenders, and the suffix of the variants.
@@ -21,8 +21,8 @@ NamedOverrides = Annotated[
 ]
 
 Grids = Annotated[
-    Mapping[str, NonEmptyTuple[PositiveFloat]],
-    Field(description="names, each with a list of numbers > 0, for example {mine: [0.1, 0.3]}"),
+    Mapping[str, DistinctTuple[PositiveFloat]],
+    Field(description="names, each with a list of different numbers > 0, for example {mine: [0.1, 0.3]}"),
 ]
 
 
@@ -64,14 +64,14 @@ class CompareConfig(ConfigGroup):
     shared_noise_of: NamedOverrides
     tasks: NamedOverrides
     without_privacy: NamedOverrides
-    epsilons: NonEmptyTuple[NonNegativeFloat]
-    seeds: NonEmptyTuple[Seed]
-    learning_rates: NonEmptyTuple[PositiveFloat]
+    epsilons: DistinctTuple[NonNegativeFloat]
+    seeds: DistinctTuple[Seed]
+    learning_rates: DistinctTuple[PositiveFloat]
     learning_rates_of: Grids
-    learning_rates_without_privacy: NonEmptyTuple[PositiveFloat]
+    learning_rates_without_privacy: DistinctTuple[PositiveFloat]
     grid_extensions: NonNegativeInt
-    clipping_factors: NonEmptyTuple[PositiveFloat] | None
-    tuning_epsilons: NonEmptyTuple[NonNegativeFloat]
+    clipping_factors: DistinctTuple[PositiveFloat] | None
+    tuning_epsilons: DistinctTuple[NonNegativeFloat]
     tuning_task: Text | None
     tuning_seed: Seed
     baseline: Text

@@ -125,7 +125,9 @@ def _in_words(shape: Mapping[str, Any]) -> str:
             bounds = " and ".join(f"{sign} {shape[keyword]}" for keyword, sign in _BOUNDS.items() if keyword in shape)
             return f"{'an integer' if kind == 'integer' else 'a number'} {bounds}".rstrip()
         case {"type": "array", "items": items}:
-            return f"a {'non-empty ' if shape.get('minItems') else ''}list, each item {_in_words(items)}"
+            kind = f"{'non-empty ' if shape.get('minItems') else ''}list"
+            repetitions = " without repetitions" if shape.get("uniqueItems") else ""
+            return f"a {kind}{repetitions}, each item {_in_words(items)}"
     raise TypeError(f"the JSON schema {dict(shape)} cannot be put into words: add a description to the field's type")
 
 

@@ -14,10 +14,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Stri
 Item = TypeVar("Item")
 
 
-def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) != len(names):
-        raise ValueError("a name occurs twice")
-    return names
+def _check_distinct(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    if len(set(items)) != len(items):
+        raise ValueError("an item occurs twice")
+    return items
 
 
 class ByClass(dict[str, Item]):
@@ -61,9 +61,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(pattern=r"\S", description="a string (quote a value that looks like a number)")]
 # YAML has lists only. The outer type is not strict, so that a list becomes a tuple; the items stay strict.
 NonEmptyTuple = Annotated[tuple[Item, ...], Strict(False), Field(min_length=1)]
+DistinctTuple = Annotated[
+    NonEmptyTuple[Item], AfterValidator(_check_distinct), Field(json_schema_extra={"uniqueItems": True})
+]
 Names = Annotated[
-    NonEmptyTuple[Text],
-    AfterValidator(_check_distinct),
+    DistinctTuple[Text],
     Field(description="a non-empty list of different names, for example [query,value]"),
 ]
 # Like `Names`, and numbers and booleans are names, too.
