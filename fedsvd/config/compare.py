@@ -48,6 +48,7 @@ class CompareConfig(ConfigGroup):
         clipping_factors: Multiples of ``privacy.max_grad_norm`` that are tried on the same validation texts with the
             chosen learning rate, and that of the head, divided by the multiple; null keeps the norm.
         tuning_epsilons: Budgets at which the learning rate is chosen; other budgets use the choice at the nearest one.
+            Variants with shared noise need one above 0.
         tuning_task: Task on which the learning rate is chosen for all tasks; null: each task chooses its own.
         tuning_seed: Seed of the tuning runs; must not be one of ``seeds``.
         baseline: Contender that the others are compared with, in paired differences.
@@ -81,6 +82,15 @@ class CompareConfig(ConfigGroup):
 
     def __post_init__(self) -> None:
         self._add_variants()
+        self._check_names()
+        if self.tuning_seed in self.seeds:
+            raise ConfigError(
+                f"compare.tuning_seed = {self.tuning_seed} is one of compare.seeds = {list(self.seeds)}: settings "
+                "chosen on a split must not be reported on it. Give a different seed."
+            )
+        self._check_budgets()
+
+    def _check_names(self) -> None:
         for key, selected in (("contenders", self.only_contenders), ("tasks", self.only_tasks)):
             unknown = sorted(set(selected or ()) - set(getattr(self, key)))
             if unknown:
@@ -108,10 +118,26 @@ class CompareConfig(ConfigGroup):
                 f"compare.tuning_task = {self.tuning_task!r} is not among the tasks: give one of "
                 f"{', '.join(self.tasks)}, or null."
             )
-        if self.tuning_seed in self.seeds:
+
+    def _check_budgets(self) -> None:
+        """Check that there is a run, and that each contender is run at the budget that chooses its learning rate."""
+        cells = [(name, epsilon) for name in self.chosen_contenders for epsilon in self.epsilons]
+        runs = [(name, epsilon) for name, epsilon in cells if self.runs_at(name, epsilon)]
+        if not runs:
             raise ConfigError(
-                f"compare.tuning_seed = {self.tuning_seed} is one of compare.seeds = {list(self.seeds)}: settings "
-                "chosen on a split must not be reported on it. Give a different seed."
+                f"compare.epsilons = {list(self.epsilons)} leaves no run of {', '.join(self.chosen_contenders)}: there "
+                "is no noise to share without privacy. Give a budget > 0, or other names in compare.only_contenders."
+            )
+        untuned = [
+            name
+            for name, epsilon in runs
+            if not self.runs_at(name, self.nearest_tuning_epsilon(epsilon)) and self.own_learning_rate(name) is None
+        ]
+        if untuned:
+            raise ConfigError(
+                f"compare.tuning_epsilons = {list(self.tuning_epsilons)} has no budget at which the learning rate of "
+                f"{', '.join(dict.fromkeys(untuned))} can be chosen: there is no noise to share without privacy. Add a "
+                "budget > 0, or leave these out with compare.only_contenders or compare.with_shared_noise."
             )
 
     def _add_variants(self) -> None:

@@ -3,8 +3,11 @@
 import pytest
 from comparison_rows import settings
 
+from fedsvd.comparison import final_jobs
+from fedsvd.comparison.tuning import Choice, tuning_jobs
 from fedsvd.errors import ConfigError
 
+VARIANTS = "compare.only_contenders=[fedsvd_shared_noise,head_only_shared_noise]"
 LISTS = {
     "seeds": "[0,0]",
     "epsilons": "[0,3,3.0]",
@@ -24,3 +27,28 @@ def test_a_value_that_is_given_twice_is_refused(key: str) -> None:
     name = key.partition(".")[0]
     with pytest.raises(ConfigError, match=rf"compare\.{name} = .* is invalid: expected .*(repetitions|different)"):
         settings(f"compare.{key}={LISTS[key]}")
+
+
+def test_variants_need_a_tuning_budget_with_noise() -> None:
+    tuned = ("compare.only_contenders=[fedsvd,fedsvd_shared_noise,head_only_shared_noise]", "compare.epsilons=[0,3]")
+    with pytest.raises(
+        ConfigError,
+        match=r"compare\.tuning_epsilons = \[0\.0\] has no budget at which .* of fedsvd_shared_noise can be chosen: .*"
+        r"Add a budget > 0",
+    ):
+        settings(*tuned, "compare.tuning_epsilons=[0]")
+    with_noise = settings(*tuned, "compare.tuning_epsilons=[0,1]")
+    choices = {(job.task, job.contender, job.epsilon): Choice(job.learning_rate) for job in tuning_jobs(with_noise)}
+    assert len(final_jobs(with_noise, choices)) == 2 * (2 + 1 + 1)
+    # Without a private budget, they have no run. A learning rate of their own needs no tuning.
+    settings(tuned[0], "compare.tuning_epsilons=[0]", "compare.epsilons=[0]")
+    settings(*tuned, "compare.tuning_epsilons=[0]", "compare.only_contenders=[fedsvd,head_only_shared_noise]")
+
+
+def test_a_comparison_without_any_run_is_refused() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"compare\.epsilons = \[0\.0\] leaves no run of fedsvd_shared_noise, head_only_shared_noise: .*"
+        r"Give a budget > 0",
+    ):
+        settings(VARIANTS, "compare.epsilons=[0]", "compare.tuning_epsilons=[3]")
