@@ -64,9 +64,11 @@ def mean_ranks(rows: Rows, settings: CompareConfig, epsilon: float) -> dict[str,
     """Return each contender's mean rank by accuracy at one ε, and its standard error.
 
     All contenders that are run at this ε are ranked for each task and seed for which all have a result; 1 is the best,
-    and equal accuracies share the mean of their ranks. Empty if there is no such task and seed.
+    and equal accuracies share the mean of their ranks. Empty if there is no such task and seed, or no contender.
     """
     contenders = [name for name in settings.chosen_contenders if settings.runs_at(name, epsilon)]
+    if not contenders:
+        return {}
     ranks: list[list[float]] = []
     for task in settings.chosen_tasks:
         cells = [accuracies(rows, task, contender, epsilon) for contender in contenders]

@@ -95,3 +95,15 @@ def test_failed_runs_have_no_accuracy_and_are_marked(tmp_path: Path) -> None:
     assert "| flora | – | – (1 failed) |" in table
     tuning = [row("fedsvd", 0.1, 1.0), {**row("fedsvd", 0, 0.5), **lost}]
     assert choose(tuning) == {("movies", "fedsvd", 3): Choice(1.0)}
+
+
+def test_contenders_without_a_run_at_a_budget_are_dashes(tmp_path: Path) -> None:
+    names = ("fedsvd_shared_noise", "head_only_shared_noise")
+    config = settings(f"compare.only_contenders=[{','.join(names)}]", f"compare.baseline={names[1]}")
+    rows = [row(name, 0.6 + 0.1 * index, phase="final", seed=0) for index, name in enumerate(names)]
+
+    assert mean_ranks(rows, config, 0) == {}
+    table = write_report(rows, config, tmp_path, "a command").read_text(encoding="utf-8")
+    assert "| fedsvd_shared_noise | – | 60.0 | private: 0.5 |" in table
+    assert "| fedsvd_shared_noise | – | 2.0 |" in table
+    assert (tmp_path / "comparison.png").is_file()
