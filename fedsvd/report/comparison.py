@@ -206,6 +206,7 @@ def _tuned_settings(rows: Rows, settings: CompareConfig, task: str, contender: s
         for phase, of in (("final", task), ("tuning", settings.tuning_task or task))
     )
     tuned = {}
+    private = {settings.nearest_tuning_epsilon(epsilon) for epsilon in settings.epsilons if epsilon}
     for row in final:
         factor = row.get("clipping_factor", 1.0)
         clipping = "" if factor == 1 else f" (× {factor:g})"
@@ -214,5 +215,6 @@ def _tuned_settings(rows: Rows, settings: CompareConfig, task: str, contender: s
         # The clipping norm was tried at the chosen rate, divided by the factor.
         best = min(tried, key=lambda other: abs(other["learning_rate"] - row["learning_rate"] * factor), default=row)
         mark = ", an end of its grid" if at_an_end([r["learning_rate"] for r in tried], best["learning_rate"]) else ""
-        tuned["private" if row["epsilon"] else "∞"] = f"{row['learning_rate']:g}{clipping}{mark}"
+        label = "∞" if not row["epsilon"] else "private" if len(private) < 2 else f"ε = {row['epsilon']:g}"
+        tuned[label] = f"{row['learning_rate']:g}{clipping}{mark}"
     return ", ".join(f"{key}: {text}" for key, text in tuned.items())

@@ -107,3 +107,18 @@ def test_contenders_without_a_run_at_a_budget_are_dashes(tmp_path: Path) -> None
     assert "| fedsvd_shared_noise | – | 60.0 | private: 0.5 |" in table
     assert "| fedsvd_shared_noise | – | 2.0 |" in table
     assert (tmp_path / "comparison.png").is_file()
+
+
+def test_rates_of_several_private_budgets_are_shown_by_budget(tmp_path: Path) -> None:
+    budgets = ("compare.epsilons=[0,6,3,1]", "compare.only_contenders=[fedsvd]")
+    rates = {0: 0.25, 6: 0.5, 3: 0.5, 1: 2.0}
+    rows = [row("fedsvd", rate, rate, epsilon=1) for rate in (1.0, 2.0)]
+    rows += [row("fedsvd", 0.6, rate, epsilon=epsilon, phase="final", seed=0) for epsilon, rate in rates.items()]
+
+    def table(tuned_at: str) -> str:
+        config = settings(*budgets, f"compare.tuning_epsilons={tuned_at}")
+        return write_report(rows, config, tmp_path, "a command").read_text(encoding="utf-8")
+
+    # The choice at 6 is used at 3, too.
+    assert "| ∞: 0.25, ε = 6: 0.5, ε = 3: 0.5, ε = 1: 2, an end of its grid |" in table("[0,6,1]")
+    assert "| ∞: 0.25, private: 2" in table("[0,1]")
