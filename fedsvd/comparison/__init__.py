@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fedsvd.comparison.tuning import Cell, Choice, tune
+from fedsvd.comparison.tuning import Cell, Choice, tune, tuning_jobs
 from fedsvd.comparison.workers import Job, Workers
 from fedsvd.config import Config
 from fedsvd.config.compare import CompareConfig
@@ -120,19 +120,28 @@ def _check_overrides(base: Sequence[str], settings: CompareConfig) -> None:
     from fedsvd.launch import check_config
 
     kinds: dict[str, str] = {}
-    # The schema has validated learning rates and seeds, so one job per task, contender and budget is enough.
-    for task, contender, epsilon in product(settings.chosen_tasks, settings.chosen_contenders, settings.epsilons):
-        if not settings.runs_at(contender, epsilon):
-            continue
-        rate = settings.own_learning_rate(contender) or settings.grid(contender, epsilon)[0]
-        config = compose(overrides(Job("final", task, contender, epsilon, settings.seeds[0], rate), base, settings))
+    for job in _sample_jobs(settings):
+        config = compose(overrides(job, base, settings))
         check_config(config)
-        kinds.setdefault(task, config.task)
-        if config.task != kinds[task]:
+        kinds.setdefault(job.task, config.task)
+        if config.task != kinds[job.task]:
             raise ConfigError(
-                f"compare.contenders.{contender} predicts for model.task = {config.task} what others on compare.tasks."
-                f"{task} predict for {kinds[task]}: their metrics cannot be compared. Set model.task in the task only."
+                f"compare.contenders.{job.contender} predicts for model.task = {config.task} what others on "
+                f"compare.tasks.{job.task} predict for {kinds[job.task]}: their metrics cannot be compared. Set "
+                "model.task in the task only."
             )
+
+
+def _sample_jobs(settings: CompareConfig) -> list[Job]:
+    """Return one job per task, contender and budget: the schema has validated learning rates and seeds."""
+    jobs: dict[Cell, Job] = {}
+    for task, contender, epsilon in product(settings.chosen_tasks, settings.chosen_contenders, settings.epsilons):
+        if settings.runs_at(contender, epsilon):
+            rate = settings.own_learning_rate(contender) or settings.grid(contender, epsilon)[0]
+            jobs[task, contender, epsilon] = Job("final", task, contender, epsilon, settings.seeds[0], rate)
+    for job in tuning_jobs(settings):
+        jobs.setdefault((job.task, job.contender, job.epsilon), job)
+    return list(jobs.values())
 
 
 def _run_missing(

@@ -1,5 +1,12 @@
 """Settings and rows of small comparisons."""
 
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsvd.cli import main
+from fedsvd.comparison.workers import Workers
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.compose import compose_compare
 
@@ -20,3 +27,18 @@ def row(contender: str, accuracy: float, rate: float = 0.5, **given: object) -> 
     """Return a row of ``results.jsonl``, of a tuning run unless given otherwise."""
     base = {"phase": "tuning", "task": "movies", "contender": contender, "epsilon": 3, "seed": 100}
     return {**base, "learning_rate": rate, "accuracy": accuracy, **given}
+
+
+class NoWorkers(Workers):
+    """Workers of a comparison in which nothing may run."""
+
+    def run(self, groups: Any, overrides: Any, save: Any) -> None:
+        """Fail if there is a run."""
+        if jobs := [job for group in groups for job in group]:
+            pytest.fail(f"{jobs} were run")
+
+
+def refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Start a small comparison that must be refused, and return the message on one line."""
+    assert main(["compare", "experiment=smoke", *SMALL, *arguments, f"run_dir={folder}"]) == 2
+    return " ".join(capsys.readouterr().err.split())

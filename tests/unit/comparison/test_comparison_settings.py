@@ -1,8 +1,11 @@
 """Settings of a comparison that are refused before anything runs."""
 
-import pytest
-from comparison_rows import settings
+from pathlib import Path
 
+import pytest
+from comparison_rows import NoWorkers, refused, settings
+
+from fedsvd import comparison
 from fedsvd.comparison import final_jobs
 from fedsvd.comparison.tuning import Choice, tuning_jobs
 from fedsvd.errors import ConfigError
@@ -52,3 +55,14 @@ def test_a_comparison_without_any_run_is_refused() -> None:
         r"Give a budget > 0",
     ):
         settings(VARIANTS, "compare.epsilons=[0]", "compare.tuning_epsilons=[3]")
+
+
+def test_budgets_at_which_rates_are_chosen_are_checked_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "Workers", NoWorkers)
+    invalid = "compare.without_privacy={all:['train.local_steps=0']}"
+    message = refused([invalid, "compare.epsilons=[3]", "compare.tuning_epsilons=[3,0]"], tmp_path, capsys)
+    assert "train.local_steps = 0" in message
+    elsewhere = ["compare.tuning_task=ratings", "compare.tasks.ratings=['data.min_abs_rating=-1']"]
+    assert "data.min_abs_rating = -1" in refused([*elsewhere, "compare.epsilons=[3]"], tmp_path, capsys)
