@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from pydantic.dataclasses import dataclass
 
+from fedsvd.config.compare_keys import without_privacy_keys
 from fedsvd.config.group import ConfigGroup
 from fedsvd.config.types import Count, DistinctTuple, Names, NonEmptyTuple, Seed, Text
 from fedsvd.errors import ConfigError
@@ -32,6 +33,7 @@ class CompareConfig(ConfigGroup):
 
     Attributes:
         contenders: The overrides of each contender, by its name. One that sets ``train.learning_rate`` is not tuned.
+            With ε = 0, those of ``privacy`` and ``federation.weighting=inverse_variance`` are left out.
         with_shared_noise: Contenders of which there is also a variant, ``NAME_shared_noise``; null for none.
         shared_noise: What the variants override in addition.
         shared_noise_of: What they override after that on a task, by its name.
@@ -206,8 +208,7 @@ class CompareConfig(ConfigGroup):
         if epsilon:
             return ["privacy=dp_sgd", f"privacy.target_epsilon={epsilon:g}", *own]
         settings = [item for name in (_ALL, contender) for item in self.without_privacy.get(name, ())]
-        # Options of a mechanism that is not used; some of them would be refused.
-        return ["privacy=none", *settings, *(item for item in own if not item.startswith("privacy."))]
+        return ["privacy=none", *settings, *without_privacy_keys(own)]
 
     @property
     def chosen_contenders(self) -> tuple[str, ...]:
