@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -123,6 +124,7 @@ def _check_overrides(base: Sequence[str], settings: CompareConfig) -> None:
     for job in _sample_jobs(settings):
         config = compose(overrides(job, base, settings))
         check_config(config)
+        _check_budget(config, job)
         kinds.setdefault(job.task, config.task)
         if config.task != kinds[job.task]:
             raise ConfigError(
@@ -142,6 +144,19 @@ def _sample_jobs(settings: CompareConfig) -> list[Job]:
     for job in tuning_jobs(settings):
         jobs.setdefault((job.task, job.contender, job.epsilon), job)
     return list(jobs.values())
+
+
+def _check_budget(config: Config, job: Job) -> None:
+    """Check that a run has the privacy under which the report shows it."""
+    privacy = config.privacy
+    budget = 0.0 if privacy.name == "none" else privacy.target_epsilon
+    # As in the overrides of the run.
+    if budget != float(f"{job.epsilon:g}"):
+        raise ConfigError(
+            f"compare.contenders.{job.contender} on compare.tasks.{job.task} has privacy.name = {privacy.name} and "
+            f"privacy.target_epsilon = {privacy.target_epsilon:g}, but the report shows it under ε = "
+            f"{job.epsilon or math.inf:g}: leave privacy to compare.epsilons, where 0 means none."
+        )
 
 
 def _run_missing(
