@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from pydantic.dataclasses import dataclass
 
-from fedsvd.config.compare_keys import without_privacy_keys
+from fedsvd.config.compare_keys import protects_clients, without_privacy_keys
 from fedsvd.config.group import ConfigGroup
 from fedsvd.config.types import Count, DistinctTuple, Names, NonEmptyTuple, Seed, Text
 from fedsvd.errors import ConfigError
@@ -209,6 +209,10 @@ class CompareConfig(ConfigGroup):
             return ["privacy=dp_sgd", f"privacy.target_epsilon={epsilon:g}", *own]
         settings = [item for name in (_ALL, contender) for item in self.without_privacy.get(name, ())]
         return ["privacy=none", *settings, *without_privacy_keys(own)]
+
+    def is_client_level(self, contender: str) -> bool:
+        """Return whether ε of a contender is for each client's whole data set, and not for each example."""
+        return protects_clients(self.contenders[contender])
 
     @property
     def chosen_contenders(self) -> tuple[str, ...]:

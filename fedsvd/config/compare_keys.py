@@ -21,3 +21,10 @@ def _needs_privacy(item: str) -> bool:
     if key == "federation.weighting":
         return override_values([item])[key] == "inverse_variance"
     return key.partition(".")[0] == "privacy"
+
+
+def protects_clients(overrides: Iterable[str]) -> bool:
+    """Return whether overrides choose privacy for each client's whole data set."""
+    chosen = override_values(item for item in overrides if override_key(item) in ("privacy", "privacy.name"))
+    # A key is set after the file of its group was chosen, in whatever order they are given.
+    return chosen.get("privacy.name", chosen.get("privacy")) == "client_level"

@@ -159,6 +159,8 @@ def _task_section(rows: Rows, settings: CompareConfig, task: str) -> str:
         lines.append(
             f"| {markdown_text(contender)} | {' | '.join(cells)} | {_tuned_settings(rows, settings, task, contender)} |"
         )
+    if whole := [markdown_text(name) for name in settings.chosen_contenders if settings.is_client_level(name)]:
+        lines += ["", f"ε of {', '.join(whole)} is for each client's whole data set, all others for each example."]
     lines += [
         "",
         f"Difference from {markdown_text(settings.baseline)} in {points}, paired by seed (p value of a "

@@ -122,3 +122,11 @@ def test_rates_of_several_private_budgets_are_shown_by_budget(tmp_path: Path) ->
     # The choice at 6 is used at 3, too.
     assert "| ∞: 0.25, ε = 6: 0.5, ε = 3: 0.5, ε = 1: 2, an end of its grid |" in table("[0,6,1]")
     assert "| ∞: 0.25, private: 2" in table("[0,1]")
+
+
+def test_report_says_whose_budget_is_of_clients(tmp_path: Path) -> None:
+    own = ["+compare.contenders.whole=['privacy=client_level']", "compare.only_contenders=[fedsvd,whole]"]
+    rows = [row(name, 0.6, phase="final", seed=0) for name in ("fedsvd", "whole")]
+    table = write_report(rows, settings(*own), tmp_path, "a command").read_text(encoding="utf-8")
+    assert "ε of whole is for each client's whole data set, all others for each example." in table
+    assert "whole data set" not in write_report(rows, settings(), tmp_path, "a command").read_text(encoding="utf-8")
