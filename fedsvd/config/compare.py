@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from fedsvd.config.compare_keys import protects_clients, without_privacy_keys
 from fedsvd.config.group import ConfigGroup
+from fedsvd.config.paths import override_key
 from fedsvd.config.types import Count, DistinctTuple, Names, NonEmptyTuple, Seed, Text
 from fedsvd.errors import ConfigError
 
@@ -155,8 +156,9 @@ class CompareConfig(ConfigGroup):
 
     def own_learning_rate(self, contender: str) -> float | None:
         """Return the learning rate that a contender sets itself; None if it is to be tuned."""
-        prefix = "train.learning_rate="
-        given = [item.removeprefix(prefix) for item in self.contenders[contender] if item.startswith(prefix)]
+        given = [
+            item.partition("=")[2] for item in self.contenders[contender] if override_key(item) == "train.learning_rate"
+        ]
         if not given:
             return None
         try:

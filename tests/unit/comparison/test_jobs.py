@@ -90,6 +90,11 @@ def test_contender_with_a_learning_rate_of_its_own_is_not_tuned(tmp_path: Path) 
         assert compose(overrides(job, ["experiment=compare"], config)).train.learning_rate == job.learning_rate
 
 
+def test_a_learning_rate_that_replaces_any_other_is_not_tuned_either() -> None:
+    config = settings("+compare.contenders.mine=['++train.learning_rate=7']", "compare.only_contenders=[mine]")
+    assert config.own_learning_rate("mine") == 7
+
+
 @pytest.mark.parametrize("rate", ["x", "0", "-1", "nan"])
 def test_invalid_learning_rate_of_a_contender_is_rejected(rate: str) -> None:
     config = settings(f"+compare.contenders.odd=['train.learning_rate={rate}']", "compare.only_contenders=[odd]")
