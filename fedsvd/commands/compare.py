@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedsvd.commands.arguments import normalize
 from fedsvd.config.compare import CompareConfig
+from fedsvd.config.compare_keys import check_free_keys
 from fedsvd.config.compose import compose_compare
 from fedsvd.config.quoting import command
 from fedsvd.config.search_path import is_search_path
@@ -36,12 +37,15 @@ def run(arguments: Sequence[str]) -> None:
                 "directory with run_dir=DIR."
             )
     config, settings = compose_compare(overrides)
+    # The prefixes + and ~ add and remove contenders and tasks, as in +compare.contenders.NAME=…
+    shared = [item for item in overrides if not item.lstrip("+~").startswith(("compare.", "run_dir="))]
+    check_free_keys("the arguments", shared)
     folder, line = Path(config.run_dir or "runs/compare"), command(["compare", *arguments])
     try:
         with storage_errors(folder, f"continue with {line}"):
             folder.mkdir(parents=True, exist_ok=True)
             with owned(folder):
-                rows = _run(overrides, settings, folder, line)
+                rows = _run(shared, settings, folder, line)
     except KeyboardInterrupt:
         raise Interruption(f"finished runs are kept in {folder / 'results.jsonl'}.", f"continue with {line}") from None
     failed = [row for row in rows if row["accuracy"] is None]
@@ -52,14 +56,12 @@ def run(arguments: Sequence[str]) -> None:
         )
 
 
-def _run(arguments: Sequence[str], settings: CompareConfig, folder: Path, line: str) -> list[dict[str, Any]]:
+def _run(overrides: Sequence[str], settings: CompareConfig, folder: Path, line: str) -> list[dict[str, Any]]:
     """Run the comparison, write its report, and return its rows."""
     # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.comparison import run_comparison
     from fedsvd.report.comparison import write_report
 
-    # The prefixes + and ~ add and remove contenders and tasks, as in +compare.contenders.NAME=…
-    overrides = [item for item in arguments if not item.lstrip("+~").startswith(("compare.", "run_dir="))]
     if not any(item.startswith("experiment=") for item in overrides):
         overrides = ["experiment=compare", *overrides]
     console = Console()

@@ -54,8 +54,11 @@ _COMMANDS = MappingProxyType(
         "compare": (
             "fedsvd compare [KEY=VALUE …]",
             "Tune and run all contenders over tasks, privacy budgets and seeds, and write tables, paired differences "
-            "and plots. All keys of fedsvd train apply to every run; compare.KEY=VALUE sets the comparison itself, and "
-            "run_dir=DIR its directory. Run it again with the same run_dir to continue an interrupted comparison.",
+            "and plots. A key of fedsvd train applies to every run for which task, contender and, without privacy, "
+            "compare.without_privacy do not set it. The comparison sets privacy, privacy.name, privacy.target_epsilon, "
+            "train.learning_rate, seed and data.evaluate_on itself and refuses them: give compare.epsilons, "
+            "compare.learning_rates and compare.seeds. compare.KEY=VALUE sets the comparison, and run_dir=DIR its "
+            "directory. Run it again with the same run_dir to continue an interrupted comparison.",
         ),
         "privacy": (
             "fedsvd privacy plan [KEY=VALUE …]\n"

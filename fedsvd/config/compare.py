@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from pydantic.dataclasses import dataclass
 
-from fedsvd.config.compare_keys import protects_clients, without_privacy_keys
+from fedsvd.config.compare_keys import check_free_keys, protects_clients, without_privacy_keys
 from fedsvd.config.group import ConfigGroup
 from fedsvd.config.paths import override_key
 from fedsvd.config.types import Count, DistinctTuple, Names, NonEmptyTuple, Seed, Text
@@ -86,6 +86,7 @@ class CompareConfig(ConfigGroup):
     def __post_init__(self) -> None:
         self._add_variants()
         self._check_names()
+        self._check_overrides()
         if self.tuning_seed in self.seeds:
             raise ConfigError(
                 f"compare.tuning_seed = {self.tuning_seed} is one of compare.seeds = {list(self.seeds)}: settings "
@@ -121,6 +122,12 @@ class CompareConfig(ConfigGroup):
                 f"compare.tuning_task = {self.tuning_task!r} is not among the tasks: give one of "
                 f"{', '.join(self.tasks)}, or null."
             )
+
+    def _check_overrides(self) -> None:
+        check_free_keys("compare.shared_noise", self.shared_noise, of_contender=True)
+        for key in ("contenders", "tasks", "without_privacy", "shared_noise_of"):
+            for name, given in getattr(self, key).items():
+                check_free_keys(f"compare.{key}.{name}", given, of_contender=key == "contenders")
 
     def _check_budgets(self) -> None:
         """Check that there is a run, and that each contender is run at the budget that chooses its learning rate."""

@@ -1,13 +1,18 @@
 """Settings of a comparison that are refused before anything runs."""
 
+import re
 from pathlib import Path
 
 import pytest
 from comparison_rows import NoWorkers, refused, settings
 
 from fedsvd import comparison
-from fedsvd.comparison import final_jobs
+from fedsvd.cli import main
+from fedsvd.comparison import final_jobs, overrides
 from fedsvd.comparison.tuning import Choice, tuning_jobs
+from fedsvd.comparison.workers import Job
+from fedsvd.config.compare_keys import check_free_keys
+from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError
 
 VARIANTS = "compare.only_contenders=[fedsvd_shared_noise,head_only_shared_noise]"
@@ -66,3 +71,59 @@ def test_budgets_at_which_rates_are_chosen_are_checked_before_anything_runs(
     assert "train.local_steps = 0" in message
     elsewhere = ["compare.tuning_task=ratings", "compare.tasks.ratings=['data.min_abs_rating=-1']"]
     assert "data.min_abs_rating = -1" in refused([*elsewhere, "compare.epsilons=[3]"], tmp_path, capsys)
+
+
+# Keys that all runs get from the comparison, with what to give instead.
+SHARED = {
+    "seed=7": "compare.seeds",
+    "++seed=7": "compare.seeds",
+    "data.evaluate_on=validation": "results are those of test texts",
+    "privacy.target_epsilon=2": "compare.epsilons",
+    "privacy=none": "compare.epsilons, where 0 means no privacy",
+    "privacy.name=none": "compare.epsilons, where 0 means no privacy",
+    "train.learning_rate=0.5": "compare.learning_rates",
+}
+
+
+@pytest.mark.parametrize("override", SHARED)
+def test_a_key_that_the_comparison_sets_is_refused_for_all_runs(
+    override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "Workers", NoWorkers)
+    folder = tmp_path / "run"
+    message = refused([override], folder, capsys)
+    assert f"{override} cannot be set in the arguments" in message
+    assert SHARED[override] in message
+    assert not folder.exists()
+
+
+def test_help_lists_the_keys_that_the_comparison_sets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--help"]) == 0
+    words = re.split(r"[\s,]+", capsys.readouterr().out)
+    assert {override.partition("=")[0].lstrip("+") for override in SHARED} <= {*words}
+
+
+@pytest.mark.parametrize("override", SHARED)
+@pytest.mark.parametrize("key", ["tasks.movies", "without_privacy.all", "shared_noise_of.movies"])
+def test_a_key_that_the_comparison_sets_is_refused_for_a_part_of_the_runs(key: str, override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings(f"++compare.{key}=['{override}']")
+    assert f"{override} cannot be set in compare.{key}, because fedsvd compare sets" in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["seed=7", "data.evaluate_on=validation", "privacy.target_epsilon=2"])
+def test_a_contender_cannot_choose_seed_budget_or_texts(override: str) -> None:
+    for key in ("+compare.contenders.mine", "compare.shared_noise"):
+        with pytest.raises(ConfigError) as caught:
+            settings(f"{key}=['method=fedsvd','{override}']")
+        assert f"{override} cannot be set in {key.lstrip('+')}, because" in str(caught.value)
+
+
+def test_other_keys_apply_where_neither_task_nor_contender_sets_them() -> None:
+    base = ["experiment=compare", "method=ffa_lora", "partition=iid", "train.num_rounds=33"]
+    check_free_keys("the arguments", base)
+    jobs = [Job("final", "movies", name, 3.0, 0, 0.1) for name in ("fedsvd", "head_only", "central_head")]
+    runs = [compose(overrides(job, base, settings())) for job in jobs]
+    assert [run.method["name"] for run in runs] == ["fedsvd", "ffa_lora", "ffa_lora"]
+    assert [run.partition.name for run in runs] == ["dirichlet", "dirichlet", "iid"]
+    assert {run.train.num_rounds for run in runs} == {33}
