@@ -26,7 +26,6 @@ from fedsvd.errors import DataError
 
 # A list of strings or numbers, as pandas writes it to CSV.
 _PRINTED_LIST = re.compile(r"""\[\s*(['"].*['"]|[\d\s.,]*)\s*\]""", re.DOTALL)
-
 # Names of items that say of each class whether it applies.
 _INDICATORS = {"0", "1", "false", "true"}
 
