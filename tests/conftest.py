@@ -3,6 +3,7 @@
 On several processes the longest files start first, so that none is left over at the end.
 """
 
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +12,11 @@ import pytest
 # A busy machine is no failure.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+# A shell without job control starts a command in the background with interrupts ignored, and so would be all processes
+# that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent
 # By CPU time, those above twenty seconds. Files that are not listed follow in alphabetical order.

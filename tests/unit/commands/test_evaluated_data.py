@@ -10,6 +10,8 @@ from run_directories import write_run
 from fedsvd.commands.evaluated_data import EvaluationPlan, load_labeled, plan_evaluation
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError, DataError
+from fedsvd.runs.folder import RunFolder
+from fedsvd.trained.run import TrainedRun
 
 RATED = ("model.task=regression", "data.label_column=stars", "data.label_range=[1,5]", "partition=iid")
 
@@ -54,9 +56,11 @@ def test_a_run_with_a_range_is_not_evaluated_without_one(tmp_path: Path) -> None
 def test_labels_outside_of_the_range_need_another_model(tmp_path: Path) -> None:
     settings = ("data=jsonl", write_file(tmp_path / "own.jsonl", 1, 5), *RATED)
     chosen = plan(tmp_path, settings, write_file(tmp_path / "other.jsonl", 1, 7))
+    folder = RunFolder(tmp_path / "run")
+    run = TrainedRun(folder, compose(["experiment=smoke", *settings]), ("value",), folder.adapter)
 
     with pytest.raises(DataError, match=r"holds 7, outside of .* correct it, or train with a range that contains it"):
-        load_labeled(chosen, compose(["experiment=smoke", *settings]), ("value",), every_split=False)
+        load_labeled(chosen, run, every_split=False)
 
 
 @pytest.mark.parametrize(
