@@ -40,7 +40,8 @@ class PrivacyConfig(ConfigGroup):
             `fedsvd.privacy.noise_share`); needs ``federation.secure_aggregation``. All clients then have equal weights,
             also with ``federation.weighting=examples``.
         clipping_statistics: Clients also report how many gradients they clipped, and the gradients' norms, under the
-            same guarantee, at the cost of half a percent more noise (see `fedsvd.privacy.clipping_statistics`).
+            same guarantee, at the cost of half a percent more noise (see `fedsvd.privacy.clipping_statistics`). Not
+            with secure aggregation, which hides what a single client sends.
         ledger_dir: Directory of the simulated clients' ledgers, ``N.sqlite``, which persist across runs; null: the run
             directory, so that each run starts with nothing spent. A real client names its ledger in its node
             configuration.

@@ -31,8 +31,8 @@ def round_mechanism(config: Config, spend: Spend) -> DPSGD:
         batch_limit(config),
         # All clients use the same divisor, so that one example has the same effect on the secure sum at each of them.
         float(config.train.batch_size) if config.privacy.noise_share else None,
-        # With shared noise, only the sum is protected: no statistic may be sent outside of it.
-        config.privacy.clipping_statistics and not config.privacy.noise_share,
+        # Nothing is sent outside of a secure sum: the spread of the noise would tell the number of examples.
+        config.privacy.clipping_statistics and not config.federation.secure_aggregation,
         config.privacy.head_clipping_share,
     )
 
