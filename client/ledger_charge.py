@@ -12,6 +12,7 @@ from fedsvd.config import Config
 from fedsvd.errors import LedgerError, PrivacyError, ReplayedMessageError
 from fedsvd.privacy.accounting import Spend, rounded_to_multiple
 from fedsvd.privacy.ledger import Ledger
+from fedsvd.privacy.ledger_entries import Budget
 from fedsvd.privacy.plan import calibrate_run
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def charge_round(
         with _numbers_in_log(identity, tells_size):
             epsilon = ledger.reserve(str(identity.run_id), server_round, message_id, spend, budget)
         _log_change(ledger, has_changed)
-        return _charge(config, spend, epsilon, ledger, tells_size)
+        return _charge(config, spend, epsilon, ledger, budget if tells_size else None)
 
 
 def mark_released(identity: ClientIdentity, fingerprint: str, message_id: str) -> None:
@@ -79,11 +80,11 @@ def charge_whole_run(config: Config, identity: ClientIdentity, fingerprint: str,
     with _open(identity, fingerprint) as ledger:
         run = calibrate_run(config, 1)
         has_changed = ledger.check_data(fingerprint, strict=identity.strict_ledger)
-        tells_size = _tells_size(config, run, ledger.history())
+        budget, tells_size = identity.limits.budget(config.privacy), _tells_size(config, run, ledger.history())
         with _numbers_in_log(identity, tells_size):
-            epsilon = ledger.reserve_run(account, run, identity.limits.budget(config.privacy))
+            epsilon = ledger.reserve_run(account, run, budget)
         _log_change(ledger, has_changed)
-        return _charge(config, run, epsilon, ledger, tells_size)
+        return _charge(config, run, epsilon, ledger, budget if tells_size else None)
 
 
 def _tells_size(config: Config, spend: Spend | None = None, history: Sequence[Spend] = ()) -> bool:
@@ -119,9 +120,14 @@ def _numbers_in_log(identity: ClientIdentity, tells_size: bool) -> Iterator[None
         ) from None
 
 
-def _charge(config: Config, spend: Spend, epsilon: float, ledger: Ledger, tells_size: bool) -> Charge:
-    reported = rounded_to_multiple(epsilon, config.privacy.target_epsilon) if tells_size else epsilon
-    return Charge(spend, reported, sum(entry.steps for entry in ledger.history()))
+def _charge(config: Config, spend: Spend, epsilon: float, ledger: Ledger, budget: Budget | None) -> Charge:
+    """Return what was charged, with a bound on ε if a budget is given: it tells the number of examples."""
+    if budget is not None:
+        bound = rounded_to_multiple(epsilon, config.privacy.target_epsilon)
+        # The ledger has just enforced the limit, which does not depend on the number of examples either.
+        limit = budget.max_epsilon if budget.max_delta == config.privacy.target_delta else bound
+        epsilon = max(epsilon, min(bound, limit))
+    return Charge(spend, epsilon, sum(entry.steps for entry in ledger.history()))
 
 
 def _open(identity: ClientIdentity, fingerprint: str) -> Ledger:

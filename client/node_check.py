@@ -10,10 +10,9 @@ from client.node_limits import has_strict_ledger, read_limits
 from fedsvd.compat.flower import parse_node_config
 from fedsvd.config import Config
 from fedsvd.data.node_data import describe_rows
-from fedsvd.data.partition import fingerprint
 from fedsvd.errors import DataError
 from fedsvd.privacy.ledger import Ledger
-from fedsvd.runtime.data import load_partition
+from fedsvd.runtime.data import load_fingerprint, load_partition
 from fedsvd.runtime.run_checks import check_run
 from fedsvd.trainer.settings import TrainerSettings, read_settings
 from fedsvd.trainer.sockets import check_length, connect, node_socket
@@ -50,11 +49,12 @@ def check_node(node_config: str, config: Config) -> list[str]:
     check_run(config)
     strict = has_strict_ledger(parsed)
     trainer = _describe_trainer(read_settings(parsed))
-    data = load_partition(with_node_data(config, parsed), partition_id)
+    own = with_node_data(config, parsed)
+    data, fingerprint = load_partition(own, partition_id), load_fingerprint(own, partition_id)
     set_limits = {key: value for key, value in vars(limits).items() if value is not None}
     allowed = ", ".join(f"{key.replace('_', '-')} = {value}" for key, value in set_limits.items())
     return [
-        f"client {partition_id}; ledger: {_describe_ledger(parsed.get('ledger'), fingerprint(data), strict)}",
+        f"client {partition_id}; ledger: {_describe_ledger(parsed.get('ledger'), fingerprint, strict)}",
         describe_rows(data),
         f"limits: {allowed or 'none'}",
         f"trainer: {trainer}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from datasets import Dataset
@@ -28,7 +28,7 @@ class ClientData:
     Attributes:
         examples: Columns ``input_ids`` and ``labels``; for text pairs possibly ``token_type_ids``, and for packed
             sequences ``position_ids``.
-        fingerprint: Identifies the raw texts and labels; the client's ledger is bound to it.
+        fingerprint: See `load_fingerprint`.
     """
 
     examples: Dataset
@@ -38,7 +38,7 @@ class ClientData:
 def load_partition(config: Config, partition_id: int) -> Dataset:
     """Load one client's partition as text, with columns ``text`` and ``label``.
 
-    With a node's own data, this is all of it.
+    With a node's own data, this is all of it, or as much as the run's limit allows.
     """
     return _load_partition(
         config.data,
@@ -48,6 +48,12 @@ def load_partition(config: Config, partition_id: int) -> Dataset:
         config.seed,
         partition_id,
     )
+
+
+def load_fingerprint(config: Config, partition_id: int) -> str:
+    """Return the fingerprint that a client's ledger is bound to: of a node, that of its whole file without limits."""
+    reading, num_clients = _reading(config.data, config.model), config.federation.num_clients
+    return _fingerprint(config.data, config.partition, reading, num_clients, config.seed, partition_id)
 
 
 def load_client_data(config: Config, partition_id: int) -> ClientData:
@@ -185,7 +191,16 @@ def _load_client_data(
     # Poisson sampling does not depend on the order and yields sorted indices; neighbors of similar length need less
     # padding.
     ordered = data.pack_sequences(examples, model.max_length) if packing else data.sort_by_length(examples)
-    return ClientData(ordered, data.fingerprint(raw))
+    fingerprint = _fingerprint(config, partition, _reading(config, model), num_clients, seed, partition_id)
+    return ClientData(ordered, fingerprint)
+
+
+def _fingerprint(
+    config: DataConfig, partition: PartitionConfig, reading: _Reading, num_clients: int, seed: int, partition_id: int
+) -> str:
+    # Whoever starts a run chooses its limit and its seed: the ledger of a node is bound to all of its data.
+    whole = replace(config, max_train_examples=None) if config.name == "node" else config
+    return data.fingerprint(_load_partition(whole, partition, reading, num_clients, seed, partition_id))
 
 
 @lru_cache(maxsize=2)

@@ -57,6 +57,24 @@ def test_reported_epsilon_does_not_depend_on_the_number_of_examples(
             assert epsilon(charged(config, own), 1e-5, "rdp") <= config.privacy.target_epsilon
 
 
+def test_no_statistic_of_clipping_is_sent_beside_a_secure_sum(identity: ClientIdentity, tmp_path: Path) -> None:
+    # Its noise is drawn anew in each round, and has a standard deviation that follows from the number of examples.
+    secret = run_round(compose([*RUN, SECURE]), identity)
+    assert (secret.clipped_share, secret.mean_grad_norm) == (None, None)
+    public = run_round(compose(RUN), replace(identity, ledger=tmp_path / "public.sqlite"))
+    assert None not in (public.clipped_share, public.mean_grad_norm)
+
+
+def test_reported_epsilon_is_at_most_the_limit(identity: ClientIdentity) -> None:
+    run = [*RUN, UNIFORM, "privacy.target_epsilon=6", "privacy.max_epsilon=7"]
+    for server_round in (1, 2):
+        assert run_round(compose(run), identity, server_round).epsilon == 6
+    another = compose([*run, "privacy.noise_multiplier=1"])
+
+    assert run_round(another, replace(identity, run_id=8)).epsilon == 7
+    assert 6 < epsilon(charged(another, identity), 1e-5, "rdp") < 7
+
+
 def test_epsilon_is_exact_if_it_tells_nothing(identity: ClientIdentity, tmp_path: Path) -> None:
     for overrides in ([], [UNIFORM, "train.sample_rate=0.2"], [UNIFORM, "privacy=client_level"]):
         config = compose([*RUN, *overrides])

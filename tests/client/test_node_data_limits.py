@@ -8,9 +8,9 @@ import pytest
 from client.node_data import with_node_data
 from fedsvd.config.compose import compose
 from fedsvd.data.loaders import load
-from fedsvd.runtime.data import load_partition
+from fedsvd.runtime.data import load_client_data, load_fingerprint, load_partition
 
-NODE = ["data=node", "data.labels=[a,b]", "federation=remote", "federation.weighting=uniform"]
+NODE = ["model=tiny", "data=node", "data.labels=[a,b]", "federation=remote", "federation.weighting=uniform"]
 
 
 def by_class(path: Path, count: int = 40) -> Path:
@@ -44,6 +44,17 @@ def test_a_node_draws_its_examples_at_random_and_counts_the_others(
     # Without a limit, the order is that of the seed as well, as for every other data set.
     everything = load_partition(with_node_data(compose(NODE), node), 0)["text"][:]
     assert sorted(everything) == sorted(f"text {n}" for n in range(40)) != everything
+
+
+def test_a_ledger_is_bound_to_the_whole_file(tmp_path: Path) -> None:
+    node = {"data-path": str(by_class(tmp_path / "site.csv"))}
+    runs = [["seed=0"], ["seed=1"], ["data.max_train_examples=10"], ["data.max_train_examples=10", "seed=1"]]
+    configs = [with_node_data(compose([*NODE, *run]), node) for run in runs]
+
+    # Otherwise another seed would get around an earlier account, which is closed for the same data.
+    assert len({load_client_data(config, 0).fingerprint for config in configs}) == 1
+    assert {load_fingerprint(config, 0) for config in configs} == {load_client_data(configs[0], 0).fingerprint}
+    assert len(load_client_data(configs[-1], 0).examples) == 10
 
 
 def test_the_server_draws_its_held_out_texts_as_from_any_other_file(tmp_path: Path) -> None:
