@@ -69,6 +69,8 @@ class LoRAStrategy(FedAvg):
             ModelError: The arrays are no state dict of a PEFT model with LoRA layers.
         """
         self._sent = SentArrays.from_record(arrays)
+        if server_round == 1:
+            self._state, self._skipped = {}, 0
         # A round without replies changes no factor: the next one trains what it would have trained.
         self._method_round = server_round - self._skipped
         config[FACTORS_KEY] = "".join(sorted(self.method.trains(self._method_round)))
