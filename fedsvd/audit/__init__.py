@@ -30,8 +30,8 @@ def check_audit(config: Config, settings: AuditConfig) -> None:
 
     Raises:
         ConfigError: The run is not private per example, the audited client does not exist, clients have personal
-            models, the noise is shared, nothing is trained, or the run is resumed; see also
-            `fedsvd.launch.check_config`.
+            models, the noise is shared, nothing is trained, the server does more than to average, or the run is
+            resumed; see also `fedsvd.launch.check_config`.
     """
     check_config(config)
     if config.privacy.name != "dp_sgd":
@@ -50,6 +50,7 @@ def check_audit(config: Config, settings: AuditConfig) -> None:
             "gives each client its own model, but an audit trains one model that all clients share: use another "
             "method, and set federation.client_ranks=null."
         )
+    _check_server(config)
     if config.train.trains == "none":
         raise ConfigError(
             "train.trains = none trains nothing that an audit could attack: set train.trains=head, factors or both."
@@ -61,6 +62,23 @@ def check_audit(config: Config, settings: AuditConfig) -> None:
         )
     if config.resume is not None:
         raise ConfigError(f"resume = {config.resume!r} is not possible: an audit cannot be resumed. Leave the key out.")
+
+
+def _check_server(config: Config) -> None:
+    """Reject what the server of a run does and simulated rounds do not: they would attack a model of another run."""
+    train, shrinkage = config.train, config.method.get("shrinkage", "none")
+    settings = {
+        f"train.server_optimizer = {train.server_optimizer}": train.server_optimizer != "none",
+        f"method.shrinkage = {shrinkage}": shrinkage != "none",
+        f"aggregation.name = {config.aggregation.name}": config.aggregation.name != "mean",
+        f"federation.weighting = {config.federation.weighting}": config.federation.weighting == "inverse_variance",
+    }
+    for setting, is_set in settings.items():
+        if is_set:
+            raise ConfigError(
+                f"{setting} is not possible: the rounds of an audit average the clients' updates. It would not change "
+                "what a client sends, which the audit attacks; leave it out."
+            )
 
 
 def run_audit(

@@ -72,7 +72,8 @@ def simulate_rounds(config: Config, participants: Sequence[Participant]) -> Adap
             if client.observer:
                 pairs = zip(flatten_parts(after, parts), flatten_parts(adapter, parts), strict=True)
                 client.observer(server_round, [new - old for new, old in pairs])
-            replies.append(Reply(client.partition_id, client.num_examples, {part: after.part(part) for part in parts}))
+            weight = 1 if config.federation.weighting == "uniform" else client.num_examples
+            replies.append(Reply(client.partition_id, weight, {part: after.part(part) for part in parts}))
         step = method.server_step(adapter, replies, server_round, state)
         adapter, state = step.adapter, step.state
     return adapter
