@@ -17,7 +17,7 @@ from fedsvd.config.search_path import merge_search_paths
 from fedsvd.errors import ConfigError, FedSVDError
 from fedsvd.launch import saved_overrides
 from fedsvd.runs.folder import RunFolder
-from fedsvd.runs.ownership import completed_rounds, create_directory, owned, use_directory
+from fedsvd.runs.ownership import create_directory, is_resumable, owned, use_directory
 from fedsvd.runs.record import record_failure
 
 
@@ -50,8 +50,7 @@ def complete_overrides(overrides: Sequence[str]) -> list[str]:
             f"resume = {str(folder)!r} is a sweep directory; resume the sweep with {resume_command(folder, sweep=True)}"
         )
     saved = saved_overrides(folder)
-    is_started = completed_rounds(folder) is not None or RunFolder(folder).remote.exists()
-    new = [item for item in overrides if is_started or override_key(item) != "resume"]
+    new = [item for item in overrides if is_resumable(folder) or override_key(item) != "resume"]
     return [*merge_search_paths([*saved, *new]), path_override("hydra.run.dir", folder)]
 
 

@@ -22,7 +22,7 @@ from fedsvd.errors import ConfigError, DivergedError, FedSVDError, InUseError, R
 from fedsvd.launch.sweep_settings import first_choices, sweep_settings
 from fedsvd.report.loaded_runs import flatten
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_json
-from fedsvd.runs.ownership import create_directory, owned
+from fedsvd.runs.ownership import create_directory, is_resumable, owned
 from fedsvd.runs.record import FINISHED, record_failure
 from fedsvd.runs.storage import storage_errors
 
@@ -203,8 +203,8 @@ def _equal(key: str, first: object, second: object) -> bool:
 
 
 def _with_resume(overrides: Sequence[str], paths: RunFolder) -> list[str]:
-    """Add the override that resumes the run, if it has a checkpoint."""
-    if not any(paths.checkpoints.glob("round-*")):
+    """Add the override that resumes the run, if it has something to resume."""
+    if not is_resumable(paths.root):
         return list(overrides)
     return [*overrides, path_override("resume", paths.root)]
 

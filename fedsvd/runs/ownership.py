@@ -101,6 +101,14 @@ def completed_rounds(folder: Path) -> int | None:
     return max(rounds, default=None)
 
 
+def is_resumable(folder: Path) -> bool:
+    """Return whether the run in a directory has something to resume.
+
+    This is a checkpoint, or, on real nodes, a run that was submitted: its checkpoints are on the server.
+    """
+    return completed_rounds(folder) is not None or RunFolder(folder).remote.exists()
+
+
 def _first_result(folder: Path) -> str:
     """Return the name of a result that a directory holds; empty if a new run would overwrite nothing."""
     paths = RunFolder(folder)

@@ -94,18 +94,18 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Monk
     assert run_or_resume(["experiment=smoke"], folder) == 0.7
 
 
-@pytest.mark.parametrize("checkpoint", [True, False])
+@pytest.mark.parametrize("kept", ["checkpoints/round-000001", "remote.json", None])
 def test_an_unfinished_run_resumes_or_restarts(
-    checkpoint: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[list[str]] = []
     monkeypatch.setattr(sweep, "_run", lambda overrides, folder: ran.append(list(overrides)) or 0.25)
     folder = write_run(tmp_path / "run", ["experiment=smoke"], state="running")
-    if checkpoint:
-        (folder / "checkpoints" / "round-000001").mkdir(parents=True)
+    if kept:
+        (folder / kept).mkdir(parents=True)
 
     assert run_or_resume(["experiment=smoke"], folder) == 0.25
-    assert ran == [["experiment=smoke", *([f"resume='{folder}'"] if checkpoint else [])]]
+    assert ran == [["experiment=smoke", *([f"resume='{folder}'"] if kept else [])]]
 
 
 def test_a_failed_run_is_recorded_and_the_sweep_continues(tmp_path: Path) -> None:
