@@ -30,7 +30,7 @@ from fedsvd.report.running import RunningReport
 from fedsvd.runs.best_round import BestRound, EarlyStop
 from fedsvd.runs.folder import RunFolder, read_json, run_root, write_json, write_text
 from fedsvd.runs.ownership import owned
-from fedsvd.runs.record import FINISHED, record_run
+from fedsvd.runs.record import interruptions, record_run
 from fedsvd.runtime.base_model import save_standardization
 from fedsvd.runtime.data import class_names, partition_counts
 from fedsvd.runtime.description import describe_classifier, describe_partitions, describe_reports, describe_run
@@ -66,7 +66,7 @@ def main(grid: Grid, context: Context) -> None:
     check_run(config)
     folder = RunFolder(run_root(config.run_dir, context.run_id))
     with _owned_on_server(config, folder):
-        _run(grid, config, folder)
+        _run(grid, config, folder, context.run_id)
 
 
 @contextmanager
@@ -83,15 +83,14 @@ def _owned_on_server(config: Config, folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def _run(grid: Grid, config: Config, folder: RunFolder) -> None:
-    facts = describe_run(config)
+def _run(grid: Grid, config: Config, folder: RunFolder, run_id: int) -> None:
+    facts = {**describe_run(config), "run_id": run_id}
     check_evaluated(config, facts)
     if config.resume is None:
         check_new(folder)
     else:
         check_resume(folder, config, facts)
-        earlier = read_json(folder.record)
-        facts["interrupted"] = int(earlier.get("interrupted", 0)) + (earlier.get("state") != FINISHED)
+        facts["interrupted"] = interruptions(read_json(folder.record))
         for warning in check_remaining_budget(config):
             output_console().print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False)
     with record_run(folder, facts, resumed=config.resume is not None) as record:

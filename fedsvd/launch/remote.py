@@ -22,7 +22,7 @@ from fedsvd.launch.following import Ended, follow
 from fedsvd.report.console import output_console
 from fedsvd.report.literal import literal
 from fedsvd.runs.folder import RunFolder, read_json, write_json, write_text
-from fedsvd.runs.record import FAILED
+from fedsvd.runs.record import FAILED, RUNNING, record_failure, record_followed
 
 # Overrides that only this process uses; they are not sent to the server or the nodes.
 _LOCAL_KEYS = ("superlink", "root_certificates", "connection", "server_runs", "fetch")
@@ -63,19 +63,19 @@ def run_remote(federation: FederationConfig, overrides: Sequence[str], folder: R
         earlier = _submitted_run(folder)
         if earlier and _should_follow(connection.status(earlier.run_id)[0], folder):
             run = earlier
+            record_followed(folder, run.run_id)
             console.print(f"run {run.run_id} was already submitted; following it", highlight=False)
         else:
             run = _submit(connection, federation, overrides, folder, earlier)
             console.print(f"run {run.run_id} submitted to the SuperLink", highlight=False)
-        run, ended = _follow_to_end(connection, federation, overrides, folder, run, console)
-    if not ended.is_complete:
-        # The partial run directory helps to find the cause, but failing to fetch it must not hide the error below.
-        _fetch(federation, run, folder, required=False)
-        raise RunError(
-            f"run {run.run_id} ended as {ended.status} ({_reason(folder) or ended.details or 'no details'}); its log "
-            f"is in {folder.remote_log}. Resume it from its last checkpoint with {resume_command(folder.root)}"
-        )
-    _fetch(federation, run, folder, required=True)
+        try:
+            run, ended = _follow_to_end(connection, federation, overrides, folder, run, console)
+            _fetch_ended(federation, run, ended, folder)
+        except RunError as error:
+            # The record is still the one written here, or the ServerApp was killed.
+            if read_json(folder.record).get("state") == RUNNING:
+                record_failure(folder, error)
+            raise
     console.print(literal("fetched to", "bold"), literal(f" {folder.root}"), soft_wrap=True)
 
 
@@ -99,6 +99,7 @@ def _submit(
     run_id = connection.submit(shlex.join([*sent, path_override("run_dir", server_folder)]), config_dirs(local))
     run = RemoteRun(run_id, server_folder)
     write_json(folder.remote, asdict(run))
+    record_followed(folder, run_id, resumed=earlier is not None)
     return run
 
 
@@ -140,6 +141,21 @@ def _follow_to_end(
         )
 
 
+def _fetch_ended(federation: FederationConfig, run: RemoteRun, ended: Ended, folder: RunFolder) -> None:
+    """Fetch the directory of a run that has ended.
+
+    Raises:
+        RunError: The run is not complete, or its directory cannot be fetched.
+    """
+    # The partial run directory helps to find the cause, but failing to fetch it must not hide the error below.
+    _fetch(federation, run, folder, required=ended.is_complete)
+    if not ended.is_complete:
+        raise RunError(
+            f"run {run.run_id} ended as {ended.status} ({_reason(folder, run) or ended.details or 'no details'}); its "
+            f"log is in {folder.remote_log}. Resume it from its last checkpoint with {resume_command(folder.root)}"
+        )
+
+
 def _fetch(federation: FederationConfig, run: RemoteRun, folder: RunFolder, *, required: bool) -> None:
     """Fetch the run directory from the server.
 
@@ -164,10 +180,12 @@ def _fetch(federation: FederationConfig, run: RemoteRun, folder: RunFolder, *, r
             ) from error
 
 
-def _reason(folder: RunFolder) -> str:
-    """Return why the run failed, as its fetched directory says."""
+def _reason(folder: RunFolder, run: RemoteRun) -> str:
+    """Return why the run failed, as its fetched directory says; empty if it does not say."""
     record = read_json(folder.record)
-    return str(record.get("reason") or "") if record.get("state") == FAILED else ""
+    # A ServerApp that fails before it writes a record leaves that of the run before.
+    is_own = record.get("state") == FAILED and record.get("run_id") == run.run_id
+    return str(record.get("reason") or "") if is_own else ""
 
 
 def _submitted_run(folder: RunFolder) -> RemoteRun | None:

@@ -54,6 +54,30 @@ def record_run(folder: RunFolder, facts: Mapping[str, Any], *, resumed: bool = F
         raise
 
 
+def record_followed(folder: RunFolder, run_id: int, *, resumed: bool = False) -> None:
+    """Record that a run is in progress on a SuperLink, which this process follows until it can fetch the record there.
+
+    Without this, the state in which an earlier process of the run has ended would be shown as that of the run.
+
+    Args:
+        folder: The run directory on this machine.
+        run_id: Flower's ID of the run.
+        resumed: Whether it resumes the run whose record is here.
+    """
+    earlier = read_json(folder.record)
+    # How the run has ended before says nothing of how it ends now; what was trained on is the same.
+    kept = {key: value for key, value in earlier.items() if key != "stopped_early"}
+    if resumed:
+        kept["interrupted"] = interruptions(earlier)
+    running = {"state": RUNNING, "reason": None, "finished_at": None, "run_id": run_id}
+    write_json(folder.record, {"started_at": _now(), **kept, **running})
+
+
+def interruptions(earlier: Mapping[str, Any]) -> int:
+    """Return how many processes of a run did not finish, from its record before it is resumed."""
+    return int(earlier.get("interrupted", 0)) + (earlier.get("state") != FINISHED)
+
+
 def record_failure(folder: RunFolder, error: BaseException, record: Mapping[str, Any] | None = None) -> None:
     """Record that a run has failed or was interrupted, and why, where the disk allows it.
 

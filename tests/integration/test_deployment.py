@@ -110,6 +110,7 @@ def test_real_nodes_give_the_model_and_run_directory_of_a_run_in_process(
     # Resuming a finished run whose files are missing here fetches them without training again.
     shutil.rmtree(remote / "adapter")
     before = json.loads((remote / "remote.json").read_text())
+    assert json.loads((remote / "run.json").read_text())["run_id"] == before["run_id"]
     assert main(["train", f"resume={remote}"]) == 0
     assert json.loads((remote / "remote.json").read_text()) == before
     assert files(local) <= files(remote)
