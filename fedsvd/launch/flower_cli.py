@@ -20,6 +20,7 @@ from fedsvd.errors import RunError
 from fedsvd.launch.app_bundle import stage_app
 
 _NAME = "fedsvd"
+_SHOW_TIMEOUT_S = 30.0
 _COLOR_CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -67,8 +68,34 @@ class Connection:
         Raises:
             RunError: The SuperLink cannot be reached.
         """
-        runs = self._call("ls", self.name)["runs"]
-        return int(max(runs, key=lambda run: str(run["pending-at"]))["run-id"]) if runs else None
+        runs = self._runs()
+        return runs[-1] if runs else None
+
+    def later_runs(self, run_id: int) -> list[int]:
+        """Return the IDs of the runs that were submitted after a run, in this order.
+
+        Raises:
+            RunError: The SuperLink cannot be reached.
+        """
+        runs = self._runs()
+        return runs[runs.index(run_id) + 1 :] if run_id in runs else []
+
+    def printed(self, run_id: int) -> list[str]:
+        """Return the lines that a run has printed so far; none if the SuperLink passes on nothing in half a minute."""
+        try:
+            completed = subprocess.run(  # noqa: S603 - Flower's own command
+                self._command("log", str(run_id), self.name, "--show"),
+                env=self._environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                check=False,
+                timeout=_SHOW_TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired:
+            # Of a run that has printed nothing yet, Flower's command waits for the first line.
+            return []
+        return [strip_colors(line) for line in completed.stdout.splitlines()]
 
     def log(self, run_id: int) -> Iterator[str]:
         """Yield the lines that a run prints, from the first one, until the run ends or the connection breaks."""
@@ -81,6 +108,10 @@ class Connection:
                 yield from (line.rstrip("\n") for line in process.stdout)
             finally:
                 process.terminate()
+
+    def _runs(self) -> list[int]:
+        runs = self._call("ls", self.name)["runs"]
+        return [int(run["run-id"]) for run in sorted(runs, key=lambda run: str(run["pending-at"]))]
 
     def _call(self, *arguments: str) -> dict[str, Any]:
         """Run a ``flwr`` command and return its JSON output."""

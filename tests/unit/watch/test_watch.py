@@ -167,6 +167,27 @@ def test_a_run_of_a_superlink_is_watched_by_what_it_prints(tmp_path: Path) -> No
         assert shown in live, shown
 
 
+@pytest.mark.parametrize(("patience", "shown"), [("2", "stopped early, after round 2 of 4"), ("null", "is truncated")])
+def test_a_run_that_stopped_early_is_watched_to_its_end(patience: str, shown: str, tmp_path: Path) -> None:
+    config = compose(["experiment=smoke", "train.num_rounds=4", f"train.early_stopping={patience}"])
+
+    class StoppedEarly(Connection):
+        def log(self, run_id: int) -> Iterator[str]:
+            # The first round is the best one.
+            rows = [row(number) | {"accuracy": 0.8} for number in range(3)]
+            yield from (events.started_event(to_yaml(config)), *map(events.row_event, rows))
+
+        def status(self, run_id: int) -> tuple[str, str]:
+            return "finished:completed", "N/A"
+
+    feed = Feed(StoppedEarly("lab", None), 7, RunFolder(tmp_path))
+    feed.run()
+    page = Page(RunFolder(tmp_path), "run 7", feed.problem)
+    text = page.live() + page.report()
+    assert shown in text
+    assert ("the file is truncated" in text) == ("truncated" in shown)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
