@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from fedsvd.errors import ConfigError
-from fedsvd.privacy.accounting import check_delta, epsilon
+from fedsvd.privacy.accounting import check_accountant, check_delta, epsilon
 from fedsvd.privacy.ledger import Entry, Ledger, LedgerState
 from fedsvd.privacy.ledger_accounts import open_account
 from fedsvd.report.literal import literal
@@ -16,6 +17,8 @@ from fedsvd.report.privacy_tables import RunTotal, charges_table, event_lines, r
 
 USAGE = 'fedsvd privacy ledger PATH [target_delta=… accountant=…] [--new-account "REASON"]'
 _OPTION = "--new-account"
+# δ and the accountant of the arguments; None where the last charge determines them.
+_Options = tuple[float | None, str | None]
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -30,7 +33,8 @@ def run(arguments: Sequence[str]) -> None:
     options = _accounting_options(rest)
     console = Console()
     if reason is not None:
-        account = open_account(path, reason)
+        # An account cannot be closed again, so whatever would end the command is found before it is opened.
+        account = open_account(path, reason, partial(_check_options, options))
         console.print(
             f"opened account {account}, for data of other people than those of all earlier charges; the next charge "
             "binds it to its data. Earlier charges stay in the ledger.",
@@ -61,7 +65,13 @@ def _is_reason(reason: str) -> bool:
     return bool(reason) and encodable and not reason.startswith(("--", "target_delta=", "accountant="))
 
 
-def _show(path: Path, options: tuple[float | None, str | None], console: Console) -> None:
+def _check_options(options: _Options, state: LedgerState) -> None:
+    """Raise `PrivacyError` if the ε of a charge cannot be computed."""
+    if state.entries:
+        _run_totals(state.entries, *_accounting(options, state.entries[-1]))
+
+
+def _show(path: Path, options: _Options, console: Console) -> None:
     with Ledger.read(path) as ledger:
         state = ledger.state()
     data = f"data {state.fingerprint[:12]}…" if state.is_bound else "not bound to data yet"
@@ -72,7 +82,7 @@ def _show(path: Path, options: tuple[float | None, str | None], console: Console
         console.print("no privacy has been spent")
         return
     last = state.entries[-1]
-    target_delta, accountant = options[0] or last.budget.max_delta, options[1] or last.budget.accountant
+    target_delta, accountant = _accounting(options, last)
     console.print(charges_table(state.entries))
     console.print(runs_table(_run_totals(state.entries, target_delta, accountant), target_delta, accountant))
     lines = (_summary(state, target_delta, accountant), _budget(last))
@@ -104,13 +114,20 @@ def _budget(last: Entry) -> str:
     )
 
 
-def _accounting_options(arguments: Sequence[str]) -> tuple[float | None, str | None]:
-    """Return δ and the accountant from the arguments; None where the last charge determines them."""
+def _accounting(options: _Options, last: Entry) -> tuple[float, str]:
+    """Return δ and the accountant that the charges are shown with."""
+    return options[0] or last.budget.max_delta, options[1] or last.budget.accountant
+
+
+def _accounting_options(arguments: Sequence[str]) -> _Options:
+    """Return δ and the accountant from the arguments, each valid by itself."""
     options = dict(item.partition("=")[::2] for item in arguments)
     unknown = sorted(options.keys() - {"target_delta", "accountant"})
     if unknown:
         raise ConfigError(f"fedsvd privacy ledger does not accept {unknown[0]}. Usage: {USAGE}")
     target_delta, accountant = options.get("target_delta"), options.get("accountant")
+    if accountant is not None:
+        check_accountant(accountant)
     if target_delta is None:
         return None, accountant
     try:

@@ -219,13 +219,22 @@ def check_delta(target_delta: float, accountant: str) -> None:
     """
     if not 0 < target_delta < 1:
         raise PrivacyError(f"target_delta = {target_delta!r} is invalid: expected 0 < target_delta < 1.")
-    if accountant not in ACCOUNTANTS:
-        raise PrivacyError(f"accountant = {accountant!r} is unknown: expected one of {', '.join(ACCOUNTANTS)}.")
+    check_accountant(accountant)
     if accountant == "prv" and target_delta < MIN_PRV_DELTA:
         raise PrivacyError(
             f"target_delta = {target_delta!r} is too small for the prv accountant, whose rounding errors are visible "
             f"below {MIN_PRV_DELTA:g}; use a larger δ, or accountant = rdp."
         )
+
+
+def check_accountant(accountant: str) -> None:
+    """Check the name of an accountant.
+
+    Raises:
+        PrivacyError: The accountant is unknown.
+    """
+    if accountant not in ACCOUNTANTS:
+        raise PrivacyError(f"accountant = {accountant!r} is unknown: expected one of {', '.join(ACCOUNTANTS)}.")
 
 
 @lru_cache(maxsize=1)
