@@ -169,8 +169,6 @@ def _run_missing(
 ) -> None:
     # Runs that failed are run again.
     rows = [row for row in read_rows(path) if row["accuracy"] is not None]
-    # Also removes a partly written last line, so that the next row does not continue it.
-    write_rows(path, rows)
     done: dict[Job, list[str]] = {_job(row): row["overrides"] for row in rows}
     for job in jobs:
         if job in done and done[job] != overrides(job, base, settings):
@@ -178,6 +176,8 @@ def _run_missing(
                 f"{path} holds runs of {job.contender} on {job.task} with other overrides ({' '.join(done[job])}): "
                 "choose another directory with run_dir=DIR."
             )
+    # Also removes a partly written last line, so that the next row does not continue it.
+    write_rows(path, rows)
     missing = [job for job in jobs if job not in done]
     num_done = len(jobs) - len(missing)
     on_progress(jobs[0].phase, num_done, len(jobs))

@@ -1,10 +1,11 @@
 """Settings of a comparison that are refused before anything runs."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
-from comparison_rows import NoWorkers, refused, settings
+from comparison_rows import NoWorkers, refused, row, settings
 
 from fedsvd import comparison
 from fedsvd.cli import main
@@ -127,3 +128,21 @@ def test_other_keys_apply_where_neither_task_nor_contender_sets_them() -> None:
     assert [run.method["name"] for run in runs] == ["fedsvd", "ffa_lora", "ffa_lora"]
     assert [run.partition.name for run in runs] == ["dirichlet", "dirichlet", "iid"]
     assert {run.train.num_rounds for run in runs} == {33}
+
+
+def test_a_refused_comparison_keeps_the_rows_of_failed_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "Workers", NoWorkers)
+    rows = [
+        {**row("fedsvd", 0.7), "overrides": ["method=other"]},
+        {**row("flora", 0.7), "accuracy": None, "failed": "RunError: away"},
+    ]
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(f"{json.dumps(item)}\n" for item in rows), encoding="utf-8")
+    before = path.read_bytes()
+
+    message = refused(["compare.epsilons=[3]", "compare.tuning_epsilons=[3]"], tmp_path, capsys)
+
+    assert "holds runs of fedsvd on movies with other overrides (method=other)" in message
+    assert path.read_bytes() == before
