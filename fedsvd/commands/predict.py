@@ -19,19 +19,22 @@ def run(arguments: Sequence[str]) -> None:
     """Print the prediction, such as a label and its probability, or the generated answer, for each text.
 
     Raises:
-        ConfigError: The arguments are invalid, or the directory is not a run directory.
+        ConfigError: The arguments are invalid, the directory is not a run directory, or the texts are not what the
+            model expects.
         RunError: The run has no final model.
         DataError: The file of texts cannot be read.
     """
     options = _parse(arguments)
     # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.report.privacy_statement import guarantee_line
+    from fedsvd.trained.inputs import check_inputs
     from fedsvd.trained.prediction import predict
     from fedsvd.trained.run import load_trained_model, read_run
 
     finished = read_run(Path(options.folder), best=options.best)
     conversations = _read_conversations(options, finished.config)
     texts, pairs = (conversations, None) if conversations else _read_texts(options, finished.config)
+    check_inputs(finished.config, texts, pairs)
     if options.stream and not finished.generates_text:
         raise ConfigError("--stream prints answers while they are generated, and this run's model generates none.")
     console = Console()
@@ -90,18 +93,10 @@ def _parse(arguments: Sequence[str]) -> Any:
 
 
 def _read_texts(options: Any, config: Config) -> tuple[list[str], list[str] | None]:
-    """Return the texts and, for a model of text pairs, the second texts."""
-    expects_pairs = config.data.text_pair_column is not None
+    """Return the texts and the second texts, if there are any."""
     if options.file:
         return _read_file(options, config)
-    texts, pairs = list(options.text), list(options.text_pair) or None
-    if expects_pairs and pairs is None:
-        raise ConfigError(
-            "this run's model expects pairs of texts: give --text-pair with each --text, or a file with both columns."
-        )
-    if not expects_pairs and pairs is not None:
-        raise ConfigError("this run's model expects single texts: remove --text-pair.")
-    return texts, pairs
+    return list(options.text), list(options.text_pair) or None
 
 
 def _read_conversations(options: Any, config: Config) -> list[list[dict[str, str]]]:

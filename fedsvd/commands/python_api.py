@@ -69,15 +69,21 @@ class Run:
         return load_file(read_run(self.folder).folder.adapter / "adapter_model.safetensors")
 
     def predict(
-        self, texts: Sequence[str] | Sequence[Sequence[dict[str, str]]], pairs: Sequence[str] | None = None
+        self,
+        texts: Sequence[str] | Sequence[Sequence[dict[str, str]]] | Sequence[Sequence[str]],
+        pairs: Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
         """Return for each text its class and the probabilities of all classes, or the generated answer.
 
         Args:
-            texts: The texts; for a model trained on conversations, also lists of turns with ``role`` and ``content``.
-            pairs: The second text of each pair, for a model trained on text pairs.
+            texts: A list of texts; for a model trained on conversations, also lists of turns with ``role`` and
+                ``content``; for token classification, also lists of words.
+            pairs: The second text of each pair, for a model trained on text pairs: as many as texts.
 
         Raises:
+            ConfigError: An argument is not a list of texts, such as a single text, or the model expects pairs and there
+                are none, or the other way round, or their numbers differ.
+            DataError: A conversation or a word is invalid.
             ModelError: The base model cannot be loaded.
             RunError: The run directory is damaged.
         """

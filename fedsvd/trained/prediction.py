@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from fedsvd import data
 from fedsvd.data.conversations import USER, Turn, dump_conversation, load_conversation, unanswered
 from fedsvd.errors import DataError
+from fedsvd.trained.inputs import check_inputs
 from fedsvd.trained.outputs import OUTPUTS
 from fedsvd.trained.run import TrainedModel
 from fedsvd.training.generation import generate, prompt_limit
@@ -26,7 +28,7 @@ def predict(
     batch_size: int = 32,
     on_text: Callable[[str], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield for each text the columns of `fedsvd.trained.outputs`, such as its class, or the generated answer.
+    """Predict for each text the columns of `fedsvd.trained.outputs`, such as its class, or the generated answer.
 
     Args:
         loaded: The model.
@@ -37,20 +39,26 @@ def predict(
         batch_size: Number of texts per forward pass.
         on_text: For a language model: called with each piece of an answer as soon as it is generated.
 
+    Returns:
+        The predictions, each computed when it is needed.
+
     Raises:
-        DataError: The chat template cannot render a conversation, or a word is blank.
+        ConfigError: The texts or pairs are not what the model expects, as for `fedsvd.trained.inputs.check_inputs`.
+        DataError: A conversation is invalid, or the chat template cannot render it, or a word is blank.
     """
+    items, second = check_inputs(loaded.run.config, texts, pairs)
     read: Callable[[TrainedModel, Dataset], Iterator[dict[str, Any]]]
     read = partial(_generate, on_text=on_text) if loaded.run.generates_text else _read_outputs
     batch_size = batch_size if on_text is None else 1
     if loaded.run.config.data.row_format == "messages":
-        rows = unanswered_dataset(texts)
+        rows = unanswered_dataset(items)
     elif loaded.run.config.model.task == "token_classification":
-        read, rows = _read_tags, Dataset.from_dict({"text": [_words(text) for text in texts]})
+        read, rows = _read_tags, Dataset.from_dict({"text": [_words(text) for text in items]})
     else:
-        rows = unlabeled_dataset(list(map(str, texts)), pairs, loaded.run.classes)
-    for start in range(0, len(rows), batch_size):
-        yield from read(loaded, rows.select(range(start, min(start + batch_size, len(rows)))))
+        rows = unlabeled_dataset(items, second, loaded.run.classes)
+    starts = range(0, len(rows), batch_size)
+    batches = (rows.select(range(start, min(start + batch_size, len(rows)))) for start in starts)
+    return chain.from_iterable(read(loaded, batch) for batch in batches)
 
 
 def unlabeled_dataset(texts: Sequence[str], pairs: Sequence[str] | None, classes: Sequence[str]) -> Dataset:
@@ -94,8 +102,8 @@ def _read_tags(loaded: TrainedModel, rows: Dataset) -> Iterator[dict[str, Any]]:
         yield {"tokens": list(words), "tags": tags}
 
 
-def _words(text: Any) -> list[str]:
-    words = text.split() if isinstance(text, str) else [str(word) for word in text]
+def _words(text: str | Sequence[str]) -> list[str]:
+    words = text.split() if isinstance(text, str) else list(text)
     if not all(word.strip() for word in words):
         raise DataError(f"{words!r} has a blank word: remove it.")
     return words
