@@ -97,6 +97,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     AutoTokenizer.from_pretrained(tiny).save_pretrained("models/my-bert")
     save_chat_model(Path("models/chat"))
     assert main(["train", "experiment=smoke", "hydra.run.dir=runs/made"]) == 0
+    pairs = ["data=jsonl", "data.path=pairs.jsonl", "data.text_pair_column=note", "partition=iid"]
+    assert main(["train", "experiment=smoke", "plots=false", *pairs, "hydra.run.dir=runs/paired"]) == 0
     assert main(["train", "-m", "experiment=smoke", "plots=false", "seed=0,1", "hydra.sweep.dir=runs/swept"]) == 0
     shutil.copy("runs/made/clients/0/ledger.sqlite", "ledger.sqlite")
     subprocess.run([sys.executable, str(ROOT / "scripts" / "certs.py"), "--folder", "certs"], check=True)
@@ -134,6 +136,7 @@ def test_the_command_runs(line: str, place: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("sys.argv", ["fedsvd"])
     words = shlex.split(line)
     made = "runs/chats" if {"chats.jsonl", "--stream"} & {*words} else "runs/made"
+    made = "runs/paired" if "--text-pair" in words else made
     names = {"RUN_DIR": made, "SWEEP_DIR": "runs/swept", "RUN_OR_SWEEP_DIR…": "runs/swept"}
     for name in sorted(names, key=len, reverse=True):
         words = [word.replace(name, names[name]) for word in words]

@@ -11,7 +11,7 @@ from fedsvd import __version__
 from fedsvd.config.compose import as_dict
 from fedsvd.config.task import TASKS
 from fedsvd.report.labels import clients_label, method_label, trains_factors
-from fedsvd.report.literal import markdown_text
+from fedsvd.report.literal import code_span, markdown_text
 from fedsvd.report.loaded_runs import flatten
 from fedsvd.report.loaded_runs import read_run as report_run
 from fedsvd.report.privacy_statement import statement_markdown
@@ -65,7 +65,12 @@ def _description(run: TrainedRun, layout: Layout) -> str:
     if run.generates_text:
         task = "It continues texts." if run.config.data.row_format == "plain_text" else "It answers prompts."
     else:
-        task = OUTPUTS[config.model.task].description(run.classes)
+        unit = "text" if config.data.text_pair_column is None else "pair of texts"
+        task = OUTPUTS[config.model.task].description(unit, run.classes)
+        if config.data.text_pair_column is not None:
+            task += (
+                f" First comes {code_span(config.data.text_column)}, then {code_span(config.data.text_pair_column)}."
+            )
     name, label = markdown_text(base_name(config.model.source)), _label(run)
     title = (
         f"{name}, fine-tuned with {label}" if _trains_factors(run) else f"{name} with a classification head ({label})"

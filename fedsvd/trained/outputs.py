@@ -21,13 +21,14 @@ class Output:
         decode: Function from the logits of a text, shape (classes,), or of one of its tokens, to what is predicted.
         classes: Function from logits, shape (texts, classes), and labels to two masks of the predicted and of the right
             classes, of this shape; None if no classes are predicted.
-        description: Function from the names of the classes to a sentence for the model card.
+        description: Function from what an input is, ``text`` or ``pair of texts``, and the names of the classes to a
+            sentence for the model card.
         usage: Python code for the model card that prints the predictions for ``logits`` and the names ``classes``.
     """
 
     decode: Callable[[Tensor, Labels], Any]
     classes: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
-    description: Callable[[Sequence[str]], str]
+    description: Callable[[str, Sequence[str]], str]
     usage: str
 
 
@@ -74,28 +75,30 @@ def _one_class(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return functional.one_hot(logits.argmax(-1), count).bool(), functional.one_hot(labels, count).bool()
 
 
+def _names(classes: Sequence[str]) -> str:
+    return ", ".join(map(markdown_text, classes))
+
+
 OUTPUTS: Mapping[str, Output] = {
     "sequence_classification": Output(
         _decode_class,
         _one_class,
-        lambda classes: f"It classifies texts as one of: {', '.join(map(markdown_text, classes))}.",
+        lambda unit, classes: f"It classifies each {unit} as one of: {_names(classes)}.",
         "print([classes[index] for index in logits.argmax(-1)])",
     ),
     "multi_label_classification": Output(
         _decode_classes,
         lambda logits, labels: (logits >= 0, labels.bool()),
-        lambda classes: f"It assigns any number of these classes to a text: {', '.join(map(markdown_text, classes))}.",
+        lambda unit, classes: f"It assigns any number of these classes to a {unit}: {_names(classes)}.",
         "print([[name for name, logit in zip(classes, row) if logit >= 0] for row in logits])",
     ),
     "token_classification": Output(
         lambda logits, labels: labels.classes[int(logits.argmax())],
         None,
-        lambda classes: (
-            f"It tags each word of a text, at its first token, as: {', '.join(map(markdown_text, classes))}."
-        ),
+        lambda unit, classes: f"It tags each word of a {unit}, at its first token, as: {_names(classes)}.",
         "",
     ),
     "regression": Output(
-        _decode_value, None, lambda classes: "It predicts a number for a text.", "print(logits[:, 0])"
+        _decode_value, None, lambda unit, classes: f"It predicts a number for a {unit}.", "print(logits[:, 0])"
     ),
 }

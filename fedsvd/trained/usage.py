@@ -40,7 +40,7 @@ from sentence_transformers import SentenceTransformer
 
 classes = {classes!r}
 model = SentenceTransformer("FOLDER")
-logits = model.encode(["A text."], convert_to_tensor=True)
+logits = model.encode([{example}], convert_to_tensor=True)
 {result}
 ```
 
@@ -57,7 +57,7 @@ def usage(run: TrainedRun, layout: Layout) -> str:
     if setup:
         argument, extra = f"{argument}, quantization_config=quantization", ", BitsAndBytesConfig"
     if layout == "sentence":
-        return _SENTENCE_USAGE.format(classes=list(run.classes), result=OUTPUTS[run.config.model.task].usage)
+        return _sentence_usage(run)
     if layout == "merged":
         code = f"from transformers import AutoModelFor{auto}, AutoTokenizer\n\n"
         code += f'model = AutoModelFor{auto}.from_pretrained("FOLDER")\n'
@@ -81,6 +81,12 @@ def usage(run: TrainedRun, layout: Layout) -> str:
     return f"## Usage\n\n```python\n{code}```\n\nReplace `FOLDER` with the path of this directory.\n{prompt}{notes}"
 
 
+def _sentence_usage(run: TrainedRun) -> str:
+    example = '"A text."' if run.config.data.text_pair_column is None else '("A text.", "Its pair.")'
+    result = OUTPUTS[run.config.model.task].usage
+    return _SENTENCE_USAGE.format(classes=list(run.classes), example=example, result=result)
+
+
 def _quantization(run: TrainedRun) -> str:
     """Return the code that defines the quantization of an adapter's base model; the trained head is not quantized."""
     adapter: Any = json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
@@ -93,8 +99,11 @@ def _outputs(run: TrainedRun) -> str:
     """Return the code that computes the logits of a text, and prints what they predict."""
     result = OUTPUTS[run.config.model.task].usage
     code = f"\nclasses = {list(run.classes)!r}\n" if "classes" in result else "\n"
-    code += f"# Longer texts are truncated to {run.config.model.max_length} tokens, as in training.\n"
-    code += 'inputs = tokenizer(["A text."], truncation=True, padding=True, return_tensors="pt")\n'
+    inputs, texts = '["A text."]', "texts"
+    if run.config.data.text_pair_column is not None:
+        inputs, texts = '["A text."], ["Its pair."]', "pairs"
+    code += f"# Longer {texts} are truncated to {run.config.model.max_length} tokens, as in training.\n"
+    code += f'inputs = tokenizer({inputs}, truncation=True, padding=True, return_tensors="pt")\n'
     code += "logits = model(**inputs).logits\n"
     return code + (f"{result}\n" if result else "")
 
