@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from client.identity import ClientIdentity
 from fedsvd.config import Config
@@ -49,15 +49,25 @@ def charge_round(
     with _numbers_in_log(identity, _tells_size(config)):
         run = calibrate_run(config, num_examples)
         identity.limits.check_noise(run)
-    spend = Spend(run.noise_multiplier, run.sample_rate, config.train.local_steps)
-    with _open(identity, fingerprint) as ledger:
-        budget = identity.limits.budget(config.privacy)
-        has_changed = ledger.check_data(fingerprint, strict=identity.strict_ledger)
-        tells_size = _tells_size(config, spend, ledger.history())
-        with _numbers_in_log(identity, tells_size):
-            epsilon = ledger.reserve(str(identity.run_id), server_round, message_id, spend, budget)
-        _log_change(ledger, has_changed)
-        return _charge(config, spend, epsilon, ledger, budget if tells_size else None)
+    spend = replace(run, steps=config.train.local_steps)
+    return _charge_message(config, identity, fingerprint, str(identity.run_id), server_round, message_id, spend)
+
+
+def charge_shared_noise(
+    config: Config, identity: ClientIdentity, fingerprint: str, account: str, server_round: int, message_id: str
+) -> Charge:
+    """Charge one round of client-level privacy to which this client adds its share of the noise.
+
+    The server sees each sum, also in a round that it repeats after a crash, so each contribution is charged. All rounds
+    of ``account`` count against the budget of one run, whichever process of the server has started them.
+
+    Raises:
+        ReplayedMessageError: If the message was charged before.
+        BudgetExceededError: If the round would exceed the budget.
+        LedgerError: If the ledger is invalid or cannot be written.
+    """
+    spend = replace(calibrate_run(config, 1), steps=1)
+    return _charge_message(config, identity, fingerprint, account, server_round, message_id, spend)
 
 
 def mark_released(identity: ClientIdentity, fingerprint: str, message_id: str) -> None:
@@ -73,6 +83,8 @@ def mark_released(identity: ClientIdentity, fingerprint: str, message_id: str) -
 def charge_whole_run(config: Config, identity: ClientIdentity, fingerprint: str, account: str) -> Charge:
     """Charge all rounds of a client-level private run at once, when ``account`` is first used.
 
+    This is for runs in which the server adds the noise; see `charge_shared_noise` for the others.
+
     Raises:
         BudgetExceededError: If the run would exceed the budget.
         LedgerError: If the ledger is invalid or cannot be written, or the account was opened for another mechanism.
@@ -85,6 +97,25 @@ def charge_whole_run(config: Config, identity: ClientIdentity, fingerprint: str,
             epsilon = ledger.reserve_run(account, run, budget)
         _log_change(ledger, has_changed)
         return _charge(config, run, epsilon, ledger, budget if tells_size else None)
+
+
+def _charge_message(
+    config: Config,
+    identity: ClientIdentity,
+    fingerprint: str,
+    run: str,
+    server_round: int,
+    message_id: str,
+    spend: Spend,
+) -> Charge:
+    with _open(identity, fingerprint) as ledger:
+        budget = identity.limits.budget(config.privacy)
+        has_changed = ledger.check_data(fingerprint, strict=identity.strict_ledger)
+        tells_size = _tells_size(config, spend, ledger.history())
+        with _numbers_in_log(identity, tells_size):
+            epsilon = ledger.reserve(run, server_round, message_id, spend, budget)
+        _log_change(ledger, has_changed)
+        return _charge(config, spend, epsilon, ledger, budget if tells_size else None)
 
 
 def _tells_size(config: Config, spend: Spend | None = None, history: Sequence[Spend] = ()) -> bool:

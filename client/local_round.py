@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, RecordDict
 
 from client.evaluation import evaluate_personal_model, received_adapter
 from client.identity import ClientIdentity
-from client.ledger_charge import charge_round, charge_whole_run, mark_released
+from client.ledger_charge import charge_round, charge_shared_noise, charge_whole_run, mark_released
 from client.personal_factors import save_personal_factors
 from client.setting_warnings import warn_unusual_settings
 from fedsvd.config import Config
@@ -116,8 +116,11 @@ def _train(
         report = _train_dp_sgd(config, identity, task, received, data, message_id)
         return report, peft_model.read(load_model(config))
     if config.privacy.name == "client_level":
-        report = _train_for_client_level(config, identity, task, received, data)
-        return report, _clipped_update(received, peft_model.read(load_model(config)), task, config)
+        report = _train_for_client_level(config, identity, task, received, data, message_id)
+        update = _clipped_update(received, peft_model.read(load_model(config)), task, config)
+        if config.privacy.noise_share:
+            mark_released(identity, data.fingerprint, message_id)
+        return report, update
     return _train_without_noise(config, identity, task, received, data), peft_model.read(load_model(config))
 
 
@@ -181,17 +184,19 @@ def _train_without_noise(
 
 
 def _train_for_client_level(
-    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, data: ClientData
+    config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, data: ClientData, message_id: str
 ) -> ClientReport:
-    """Train without noise, after charging the whole run once.
+    """Train without noise, after a charge for the noise that `_clipped_update` or the server adds.
 
-    The server adds the noise, or `_clipped_update` does (``privacy.noise_share``).
-
-    The whole run is charged because later rounds cost every client, whether it is drawn again or not.
+    If the server adds the noise, the whole run is charged once: later rounds cost every client, whether it is drawn
+    again or not. With ``privacy.noise_share``, no clients are drawn, and each contribution is charged by itself.
     """
     if not task.account:
         raise PayloadError("train message has no account: privacy=client_level requires one.")
-    charge = charge_whole_run(config, identity, data.fingerprint, task.account)
+    if config.privacy.noise_share:
+        charge = charge_shared_noise(config, identity, data.fingerprint, task.account, task.server_round, message_id)
+    else:
+        charge = charge_whole_run(config, identity, data.fingerprint, task.account)
     report = _train_without_noise(config, identity, task, adapter, data)
     return replace(
         report,

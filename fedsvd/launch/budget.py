@@ -63,7 +63,8 @@ def check_remaining_budget(config: Config) -> list[str]:
         Warnings about clients whose budget holds only a part of the remaining rounds.
 
     Raises:
-        BudgetExceededError: No client's budget holds another round.
+        BudgetExceededError: No client's budget holds another round. A run with client-level privacy and shared noise,
+            whose server skips such rounds, only has warnings.
         LedgerError: A ledger is damaged.
     """
     if config.resume is None or config.privacy.name == "none" or config.data.name == "node":
@@ -74,7 +75,9 @@ def check_remaining_budget(config: Config) -> list[str]:
         return []
     plans, budget = plan_run(config).clients, configured_budget(config.privacy)
     remaining = next(iter(plans.values())).remaining_rounds
-    if remaining > 0 and not any(plan.affordable_rounds for plan in plans.values()):
+    # With shared noise, no larger budget continues the run. The server skips its last rounds and writes the model.
+    ends_by_itself = config.privacy.name == "client_level" and config.privacy.noise_share
+    if remaining > 0 and not ends_by_itself and not any(plan.affordable_rounds for plan in plans.values()):
         spent = max(plan.epsilon_before for plan in plans.values())
         raise BudgetExceededError(
             f"resume = {config.resume!r} cannot continue: no client's budget holds one of the {remaining} remaining "

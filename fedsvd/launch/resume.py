@@ -126,8 +126,8 @@ def _check_config(folder: RunFolder, earlier: Config, config: Config) -> None:
     if config.privacy.name == "client_level" and config.train.num_rounds != earlier.train.num_rounds:
         raise ResumeError(
             f"resume = {str(folder.root)!r} cannot change train.num_rounds from {earlier.train.num_rounds} to "
-            f"{config.train.num_rounds}: with privacy.name = client_level, all clients were charged for the whole run "
-            f"in advance. Leave train.num_rounds out, or {NEW_RUN}."
+            f"{config.train.num_rounds}: with privacy.name = client_level, a run is calibrated and charged for its "
+            f"planned rounds. Leave train.num_rounds out, or {NEW_RUN}."
         )
 
 

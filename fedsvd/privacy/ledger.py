@@ -142,10 +142,10 @@ class Ledger:
     def reserve_run(self, account: str, spend: Spend, budget: Budget) -> float:
         """Charge a whole run once, before its first result; later calls for the same account change nothing.
 
-        Use this only if another party adds the noise (client-level privacy, where the server does), and the whole run
-        has the same cost whatever this client does. Here, one charge pays for any number of results, also if the data
-        change during the run: what is protected is the client with all its data. A charge to an earlier account of
-        this ledger does not pay for the current one.
+        Use this only if another party adds the noise (client-level privacy whose noise the server adds), and the whole
+        run has the same cost whatever this client does. Here, one charge pays for any number of results, also if the
+        data change during the run: what is protected is the client with all its data. A charge to an earlier account
+        of this ledger does not pay for the current one. Where the clients add the noise, use `reserve`.
 
         Args:
             account: Name of the run, which is the same in all processes of the run.

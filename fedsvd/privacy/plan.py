@@ -107,14 +107,16 @@ def plan_client(config: Config, num_examples: int | None, history: Sequence[Spen
     run, budget = calibrate_run(config, num_examples), configured_budget(config.privacy)
     remaining_rounds = config.train.num_rounds - rounds_done
 
-    # With client-level privacy, a whole run is charged at once; it already was if any round is done.
-    charged_at_once = config.privacy.name == "client_level"
+    # With client-level privacy, a step is a round. If the server adds the noise, a whole run is charged at once; it
+    # already was if any round is done.
+    is_client_level = config.privacy.name == "client_level"
+    charged_at_once = is_client_level and not config.privacy.noise_share
 
     def epsilon_after(rounds: int) -> float:
         if charged_at_once:
             steps = run.steps if rounds and not rounds_done else 0
         else:
-            steps = rounds * config.train.local_steps
+            steps = rounds * (1 if is_client_level else config.train.local_steps)
         new_spends = [Spend(run.noise_multiplier, run.sample_rate, steps)] if steps else []
         return epsilon([*history, *new_spends], budget.max_delta, budget.accountant)
 

@@ -97,7 +97,7 @@ def stopped_early(claim: Claim, stop: Mapping[str, Any] | None) -> list[Block]:
         return []
     done, planned = stop["server_round"], stop["num_rounds"]
     text = f"The run stopped early, after round {done} of {planned}, by a metric of its models on held-out texts. "
-    if claim.unit == "client":
+    if claim.unit == "client" and not claim.some("noise_share"):
         text += f"Clients are charged for the whole run in advance, so ε is that of all {planned} rounds."
     else:
         # Without recorded charges, ε may be rounded up to that of all planned rounds.

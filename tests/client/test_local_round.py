@@ -11,15 +11,16 @@ from client.identity import ClientIdentity, client_identity
 from client.local_round import run_local_round
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
-from fedsvd.errors import BudgetExceededError, PayloadError
+from fedsvd.errors import BudgetExceededError, PayloadError, ReplayedMessageError
 from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.methods import build_method
+from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.runtime.data import load_client_data
 from fedsvd.runtime.losses import clear_caches
 from fedsvd.runtime.model import initial_adapter
 from fedsvd.wire import payload, train_messages
-from fedsvd.wire.train_messages import TrainTask
+from fedsvd.wire.train_messages import ClientReport, TrainTask
 
 B: frozenset[Part] = frozenset({"B"})
 
@@ -170,6 +171,30 @@ def test_client_level_sends_a_clipped_update_and_charges_the_whole_run_once(
     another = TrainTask(1, B, B, account="another run")
     with pytest.raises(BudgetExceededError):
         run_local_round(config, identity, another, payload.pack(adapter, B), "message")
+
+
+def test_shared_noise_charges_each_contribution_of_a_run(identity: ClientIdentity, adapter: Adapter) -> None:
+    shared = ["privacy=client_level", "privacy.noise_share=true", "federation.secure_aggregation=true"]
+    config = compose(["experiment=smoke", "train.num_rounds=3", *shared])
+
+    def contribute(server_round: int, message: str, process: int) -> ClientReport:
+        task = TrainTask(server_round, B, B, account="one run, two processes")
+        own = replace(identity, run_id=process)
+        content = run_local_round(config, own, task, payload.pack(adapter, B), message)
+        return train_messages.read_train_reply(content)[0]
+
+    # The server repeats round 2 in another process, after it has seen the sum.
+    reports = [contribute(1, "m1", 1), contribute(2, "m2", 1), contribute(2, "m3", 2)]
+    assert [report.steps for report in reports] == [1, 2, 3]
+    sigma = reports[0].noise_multiplier
+    assert sigma is not None
+    assert [report.epsilon for report in reports] == [epsilon([Spend(sigma, 1.0, sums)], 1e-5) for sums in (1, 2, 3)]
+    with pytest.raises(BudgetExceededError, match=r"1 more steps .* would raise the ε of this run"):
+        contribute(3, "m4", 2)
+    with pytest.raises(ReplayedMessageError):
+        contribute(2, "m3", 2)
+    with Ledger.open(identity.ledger, load_client_data(config, 0).fingerprint) as ledger:
+        assert [(entry.spend.steps, bool(entry.released_at)) for entry in ledger.entries()] == [(1, True)] * 3
 
 
 def test_ledger_of_the_node_configuration_overrides_the_default(config: Config, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from fedsvd.errors import BudgetExceededError
 from fedsvd.launch.budget import check_remaining_budget, plan_run
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Budget, Ledger
+from fedsvd.privacy.plan import calibrate_run, configured_budget
 from fedsvd.runtime.data import load_partition
 
 RUN = ["experiment=smoke", "privacy.accountant=rdp"]
@@ -33,3 +34,16 @@ def test_clients_that_do_not_take_part_have_no_budget_to_check(spent: int, tmp_p
     everybody = compose([*RUN, ledgers, f"resume={tmp_path / 'run'}"])
     [warning] = check_remaining_budget(everybody)
     assert warning.startswith(f"client {spent}: its budget holds 0 of the 2 remaining rounds")
+
+
+def test_a_run_with_shared_noise_ends_by_itself_when_its_budget_is_used_up(tmp_path: Path) -> None:
+    shared = ["privacy=client_level", "privacy.noise_share=true", "federation.secure_aggregation=true"]
+    config = compose([*RUN, *shared, f"privacy.ledger_dir={tmp_path}", f"resume={tmp_path / 'run'}"])
+    for number in (0, 1):
+        with Ledger.open(tmp_path / f"{number}.sqlite", data.fingerprint(load_partition(config, number))) as ledger:
+            ledger.reserve("a run", 1, "1", calibrate_run(config, 1), configured_budget(config.privacy))
+
+    warnings = check_remaining_budget(config)
+
+    assert [warning.partition(":")[0] for warning in warnings] == ["client 0", "client 1"]
+    assert all("its budget holds 0 of the 2 remaining rounds" in warning for warning in warnings)

@@ -182,7 +182,7 @@ def test_a_client_level_run_keeps_its_rounds(rounds: int, tmp_path: Path) -> Non
     folder = make_run(tmp_path, compose(base), rows=1)
 
     check_settings(folder, compose(base))
-    with pytest.raises(ResumeError, match=r"train\.num_rounds from 2 to .*charged for the whole run"):
+    with pytest.raises(ResumeError, match=r"train\.num_rounds from 2 to .*planned rounds"):
         check_settings(folder, compose([*base, f"train.num_rounds={rounds}"]))
 
 

@@ -66,6 +66,19 @@ def test_resumed_run_has_fewer_remaining_rounds() -> None:
     assert finished.epsilon_after == finished.epsilon_before
 
 
+@pytest.mark.parametrize(("shared", "affordable"), [("false", 4), ("true", 3)])
+def test_clients_pay_for_each_round_if_they_share_the_noise(shared: str, affordable: int) -> None:
+    level = ["privacy=client_level", f"privacy.noise_share={shared}", "federation.secure_aggregation=true"]
+    config = compose([*SMOKE, *level])
+    run = calibrate_run(config, 100)
+    # Two rounds are done, and a third one was interrupted.
+    history = [Spend(run.noise_multiplier, 1.0, 3 if shared == "true" else 6)]
+    plan = plan_client(config, 100, history, rounds_done=2)
+
+    assert (plan.remaining_rounds, plan.affordable_rounds) == (4, affordable)
+    assert plan_client(config, 100, []).affordable_rounds == 6
+
+
 def test_the_budget_of_a_configuration() -> None:
     assert configured_budget(compose(SMOKE).privacy) == Budget(3.0, 1e-5, 3.0, 1e-5, "rdp")
     assert configured_budget(compose([*SMOKE, "privacy.max_epsilon=8"]).privacy).max_epsilon == 8.0
