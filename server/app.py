@@ -134,7 +134,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
         for note in (*describe_classifier(config), *describe_reports(config)):
             reporter.note(note)
         _run_rounds(strategy, secure or _retrying(polling, strategy, config), config, adapter, callback)
-        check_updates_used(callback.history)
+        check_updates_used(callback.history, strategy.round.refusal)
         callback.finish()
         best = _write_result(config, folder, strategy, callback.history)
     return _report_end(config, reporter, callback, best)

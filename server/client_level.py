@@ -10,27 +10,34 @@ from uuid import uuid4
 from torch import Tensor
 
 from fedsvd.config import Config
+from fedsvd.errors import BudgetExceededError
 from fedsvd.lora.adapter import Adapter, Part
 from fedsvd.methods.aggregate import Reply, flatten_parts, unflatten_parts
-from fedsvd.privacy.accounting import Spend
+from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.client_level import add_noise, clipped_sum, run_spend
-from fedsvd.privacy.ledger import Ledger
+from fedsvd.privacy.ledger import Entry, Ledger
 from fedsvd.privacy.ledger_accounts import SERVER_FINGERPRINT
+from fedsvd.privacy.ledger_checks import check_budget
 from fedsvd.privacy.plan import configured_budget
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
 from fedsvd.runs.folder import write_text
+from server.replies import RoundRecord
+
+# The run of all charges in the server's ledger.
+_RUN = "server"
 
 
 class ClientLevelServer:
     """Samples clients, draws noise, and charges rounds to the run's ledger.
 
     Attributes:
-        account: Name of this run in the clients' ledgers. It is stored in the run directory, so that clients do not
-            charge a resumed run again.
+        account: Name of this run in the clients' ledgers. It is stored in the run directory, so that clients charge a
+            resumed run to the same budget.
 
     Args:
         config: The run's configuration, with ``privacy=client_level``.
-        ledger: SQLite file to which each round is charged before its noise is drawn.
+        ledger: SQLite file to which each round is charged before its noise is drawn or, if the clients add the noise,
+            before they are asked to.
         randomness: Source of randomness, for tests; None for the one of ``privacy.secure_random``.
     """
 
@@ -38,6 +45,8 @@ class ClientLevelServer:
         self._config = config
         self._ledger = ledger
         self._spend = run_spend(config.privacy, config.train, config.federation)
+        self._round_spend = replace(self._spend, steps=1)
+        self._budget = configured_budget(config.privacy)
         secure = config.privacy.secure_random
         self.account = _account_name(ledger.with_name("account"))
         self._randomness = randomness or (SecureRandomness() if secure else TorchRandomness())
@@ -52,19 +61,60 @@ class ClientLevelServer:
         clients = self._config.federation.num_clients
         return next(self._randomness.batches(clients, self._spend.sample_rate, 1))
 
-    def charge(self, server_round: int) -> float:
-        """Charge one round to the ledger, and return ε of all rounds so far.
+    def admit(self, record: RoundRecord) -> None:
+        """Check that the budget covers a round, before any client is asked to train.
+
+        If the clients add the noise, their sum is the private result, which the server sees as soon as it is unmasked.
+        The round is then charged here.
+
+        Args:
+            record: The round, which is told what was charged so far.
 
         Raises:
             BudgetExceededError: If the round would exceed the budget, e.g. because rounds were repeated after a crash.
         """
+        self._record_charges(record)
+        try:
+            if self._config.privacy.noise_share:
+                self._charge(record)
+            else:
+                check_budget(self._charges(), _RUN, self._round_spend, self._budget, SERVER_FINGERPRINT)
+        except BudgetExceededError as error:
+            raise BudgetExceededError(
+                f"the run's budget does not cover another round: {record.server_rounds} rounds were charged, including "
+                f"those that were interrupted and repeated, and {self._spend.steps} were planned. Use the model as it "
+                f"is, or start a new run. ({error})"
+            ) from error
+
+    def charge_noise(self, record: RoundRecord) -> None:
+        """Charge a round before its noise is drawn here; with shared noise, `admit` has charged it.
+
+        Raises:
+            BudgetExceededError: As for `admit`, which has checked this.
+        """
+        if not self._config.privacy.noise_share:
+            self._charge(record)
+
+    def _charge(self, record: RoundRecord) -> None:
         # Each attempt draws new noise and is charged, including a repetition of a round after a crash.
         attempt = uuid4().hex
-        with Ledger.open(self._ledger, SERVER_FINGERPRINT, strict=True) as ledger:
-            budget = configured_budget(self._config.privacy)
-            epsilon = ledger.reserve("server", server_round, attempt, replace(self._spend, steps=1), budget)
+        with self._open() as ledger:
+            ledger.reserve(_RUN, record.server_round, attempt, self._round_spend, self._budget)
             ledger.mark_released(attempt)
-        return epsilon
+        record.is_charged = True
+        self._record_charges(record)
+
+    def _record_charges(self, record: RoundRecord) -> None:
+        spends = [entry.spend for entry in self._charges()]
+        record.epsilon = epsilon(spends, self._budget.target_delta, self._budget.accountant)
+        record.server_rounds = sum(spend.steps for spend in spends)
+
+    def _charges(self) -> list[Entry]:
+        with self._open() as ledger:
+            return ledger.state().counting
+
+    def _open(self) -> Ledger:
+        return Ledger.open(self._ledger, SERVER_FINGERPRINT, strict=True)
 
     def sum_clipped_updates(self, adapter: Adapter, replies: Iterable[Reply], parts: frozenset[Part]) -> list[Tensor]:
         """Clip and sum the updates of all replies as they arrive, without storing them; zero without replies."""

@@ -40,6 +40,8 @@ class RoundRecord:
     ``diverged`` counts those of them whose update was not finite or exceeded its norm bound. ``personal_metrics`` has
     the mean metrics of the clients' personalized models. ``lost_attempts`` counts, by node, the attempts that failed
     before the one whose reply was read, and ``lost_before_refusal`` those of each client with a rejected reply.
+    Under client-level privacy, ``epsilon`` is that of the server's ledger, ``server_rounds`` is how many rounds it was
+    charged for, ``is_charged`` says whether this round is one of them, and ``refusal`` is why it was not started.
     """
 
     server_round: int
@@ -54,6 +56,9 @@ class RoundRecord:
     seconds_train: float = 0.0
     seconds_aggregate: float = 0.0
     epsilon: float | None = None
+    server_rounds: int = 0
+    is_charged: bool = False
+    refusal: str = ""
     personal_metrics: dict[str, float | None] = field(default_factory=dict)
     signal_to_noise: float | None = None
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)

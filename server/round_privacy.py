@@ -12,6 +12,7 @@ from fedsvd.errors import ReplayedMessageError
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.claim import Claim, format_rounds, weakest_claim
 from fedsvd.privacy.noise_share import ASSUMPTIONS
+from fedsvd.privacy.recorded_charges import recorded_charges
 from fedsvd.privacy.round_settings import ROW_KEY, recorded_settings, round_settings
 from fedsvd.report.loaded_runs import flatten
 from server.replies import DECLINED, RoundRecord
@@ -49,8 +50,11 @@ def round_privacy(
                 "ledger_steps": report.steps,
             }
         presumed = _presumed_steps(config, record, interrupted - last_value(history, "interrupted"))
-    elif server_spend is not None and record.epsilon is not None:
-        charges["server"] = {**asdict(server_spend), "steps": 1}
+    elif server_spend is not None:
+        # The ledger may have more charges than the rows: those of rounds that were interrupted, and repeated.
+        before = sum(spend.steps for spend in recorded_charges(history).get("server", ()))
+        if steps := max(int(record.is_charged), record.server_rounds - before):
+            charges["server"] = {**asdict(server_spend), "steps": steps}
     return {**_settings(config), "start": start, "interrupted": interrupted, "charges": charges, "presumed": presumed}
 
 

@@ -104,8 +104,15 @@ class FederatedLoRA(Strategy):
         """Sample clients and build each one's request."""
         this_round = self.first_round + server_round
         self._clients.refresh(grid)
+        self.round = RoundRecord(this_round, 0)
+        if self.client_level:
+            try:
+                self.client_level.admit(self.round)
+            except BudgetExceededError as error:
+                self.round.refusal = str(error)
+                return []
         nodes = self._sample(this_round)
-        self.round = RoundRecord(this_round, len(nodes), sampled_clients=self._clients.request(nodes, this_round))
+        self.round.sampled, self.round.sampled_clients = len(nodes), self._clients.request(nodes, this_round)
         # A skipped round changes no factor: the next one trains what that one would have.
         self._method_round = this_round - self._skipped
         if self.secure:
@@ -143,6 +150,8 @@ class FederatedLoRA(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Drop invalid replies, and apply the server step to the others."""
+        if self.round.refusal:
+            return self._skip(self.round.refusal)
         # Replies are consumed as they arrive. If only a sum is needed, no reply is stored.
         valid = valid_replies(replies, self.round, self._clients, self._read)
         level = self.client_level
@@ -155,10 +164,7 @@ class FederatedLoRA(Strategy):
         if self.secure and self.secure.outcome is None:
             return self._skip(self.secure.reason)
         if level:
-            try:
-                self.round.epsilon = level.charge(self.round.server_round)
-            except BudgetExceededError as error:
-                return self._skip(str(error))
+            level.charge_noise(self.round)
             # The step is taken for any number of replies, even 0, so that it does not reveal who took part.
             good = [self._client_level_reply(level, clipped)]
         elif self.secure:

@@ -76,7 +76,11 @@ def test_each_round_is_charged_and_its_noise_matches_the_charge(tmp_path: Path) 
     assert strategy.round.epsilon == epsilon([spend], 1e-5)
     # A third round, e.g. repeated after a crash, would exceed the budget.
     before = strategy.adapter
-    assert run_round(make_strategy(config, tmp_path), 2).round.skipped
+    refused = run_round(make_strategy(config, tmp_path), 2).round
+    assert refused.skipped
+    # No client is asked, and what was spent is recorded.
+    assert (refused.sampled, refused.bytes_down, refused.epsilon) == (0, 0, strategy.round.epsilon)
+    assert "2 rounds were charged" in refused.refusal
     assert run_round(strategy, 2).adapter is before
 
 

@@ -17,6 +17,8 @@ def test_a_run_without_any_update_fails_with_the_reasons() -> None:
         check_updates_used([row(0, 0), row(1, 0, a="budget."), row(2, 0, a="later", b="away")])
     with pytest.raises(RunError, match="no client was sampled"):
         check_updates_used([row(0, 0), row(1, 0)])
+    with pytest.raises(RunError, match=r"was not trained \(the budget is used up\)"):
+        check_updates_used([row(0, 0), row(1, 0)], "the budget is used up")
     with pytest.raises(RunError, match="and 2 more clients"):
         check_updates_used([row(1, 0, **{str(number): "x" for number in range(7)})])
 
