@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from fedsvd.privacy.client_level import add_noise, clipped_sum, run_spend
 from fedsvd.privacy.ledger import Entry, Ledger
 from fedsvd.privacy.ledger_accounts import SERVER_FINGERPRINT
 from fedsvd.privacy.ledger_checks import check_budget
+from fedsvd.privacy.noise_share import client_noise_multiplier
 from fedsvd.privacy.plan import configured_budget
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
 from fedsvd.runs.folder import write_text
@@ -124,22 +126,26 @@ class ClientLevelServer:
 
     def aggregate(self, adapter: Adapter, total: Sequence[Tensor], parts: frozenset[Part]) -> Reply:
         """Return one reply with the noisy mean of the updates that `sum_clipped_updates` summed."""
-        return self._noisy_mean(adapter, parts, total)
+        noise_std = self._spend.noise_multiplier * self._config.privacy.max_update_norm
+        return self._mean(adapter, parts, add_noise(total, noise_std, self._randomness), noise_std)
 
     def aggregate_secure_mean(self, adapter: Adapter, mean: Reply, contributors: int, parts: frozenset[Part]) -> Reply:
         """Return the same for the unweighted mean of a secure sum, whose single updates cannot be clipped here."""
         update = _update(adapter, mean, parts, flatten_parts(adapter, parts))
-        return self._noisy_mean(adapter, parts, [tensor * contributors for tensor in update])
+        total = [tensor * contributors for tensor in update]
+        if not self._config.privacy.noise_share:
+            return self.aggregate(adapter, total, parts)
+        # Every client in the sum has added its share.
+        share = client_noise_multiplier(self._spend.noise_multiplier, self._config)
+        noise_std = share * self._config.privacy.max_update_norm * math.sqrt(contributors)
+        return self._mean(adapter, parts, total, noise_std)
 
-    def _noisy_mean(self, adapter: Adapter, parts: frozenset[Part], total: Sequence[Tensor]) -> Reply:
-        privacy = self._config.privacy
-        if not privacy.noise_share:
-            total = add_noise(total, self._spend.noise_multiplier * privacy.max_update_norm, self._randomness)
+    def _mean(self, adapter: Adapter, parts: frozenset[Part], total: Sequence[Tensor], noise_std: float) -> Reply:
+        """Return one reply with the mean of a sum of updates, whose noise has standard deviation ``noise_std``."""
         divisor = self._spend.sample_rate * self._config.federation.num_clients
         pairs = zip(flatten_parts(adapter, parts), total, strict=True)
         updated = unflatten_parts(adapter, parts, [old.double() + delta / divisor for old, delta in pairs])
-        noise_std = self._spend.noise_multiplier * privacy.max_update_norm / divisor
-        return Reply(0, 1, {part: updated.part(part) for part in parts}, noise_std)
+        return Reply(0, 1, {part: updated.part(part) for part in parts}, noise_std / divisor)
 
 
 def _update(adapter: Adapter, reply: Reply, parts: frozenset[Part], before: Sequence[Tensor]) -> list[Tensor]:

@@ -14,12 +14,15 @@ from fedsvd.config.compose import compose
 from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
+from fedsvd.methods.aggregate import Reply
 from fedsvd.privacy.accounting import Spend, epsilon
-from fedsvd.privacy.client_level import run_spend
+from fedsvd.privacy.client_level import add_noise, run_spend
+from fedsvd.privacy.noise_share import client_noise_multiplier
 from fedsvd.privacy.randomness import TorchRandomness
 from fedsvd.wire import train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
 from server.client_level import ClientLevelServer
+from server.diagnostics import update_signal_to_noise
 from server.strategy import FederatedLoRA
 
 CLIENTS, ROWS = 4, 50
@@ -106,3 +109,28 @@ def test_client_sampling_does_not_depend_on_the_seed(tmp_path: Path) -> None:
     config = make_config("federation.num_clients=64", "federation.clients_per_round=32", "data.max_train_examples=null")
     draws = [ClientLevelServer(config, tmp_path / "ledger").sample_clients() for _ in range(2)]
     assert draws[0] != draws[1]
+
+
+@pytest.mark.parametrize("shared", ["false", "true"])
+@pytest.mark.parametrize("survivors", [2, 4])
+def test_noise_of_a_secure_mean_is_what_its_clients_or_the_server_added(
+    shared: str, survivors: int, tmp_path: Path
+) -> None:
+    secure = [
+        "federation.secure_aggregation=true",
+        f"federation.min_survivors={survivors}",
+        "privacy.noise_multiplier=2",
+    ]
+    config = make_config(*secure, f"privacy.noise_share={shared}", "federation.num_clients=8")
+    adapter = Adapter(A={"s": torch.eye(4, 64)}, B={"s": torch.zeros(256, 4)}, head={}, scale={"s": 1.0})
+    start, randomness = [torch.zeros(256, 4, dtype=torch.float64)], TorchRandomness(0)
+    std = client_noise_multiplier(2.0, config) * config.privacy.max_update_norm if shared == "true" else 0.0
+    # Seven of eight clients are in the sum; none has learned anything.
+    sent = [add_noise(start, std, randomness)[0] if std else start[0] for _ in range(7)]
+    mean = Reply(0, 7, {"B": {"s": torch.stack(sent).mean(0)}})
+
+    level = ClientLevelServer(config, tmp_path / "ledger.sqlite", TorchRandomness(1))
+    reply = level.aggregate_secure_mean(adapter, mean, 7, frozenset({"B"}))
+
+    assert reply.noise_std == pytest.approx(reply.parts["B"]["s"].std().item(), rel=0.1)
+    assert update_signal_to_noise(adapter, [reply], config) == pytest.approx(0.0, abs=0.35)
