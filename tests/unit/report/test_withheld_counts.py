@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from run_directories import write_run
 
 from fedsvd.report.privacy_statement import statement_markdown
@@ -31,3 +32,16 @@ def test_statement_says_how_counts_are_hidden(tmp_path: Path) -> None:
     assert "| steps and ε spent | yes | none: public |" in statement(
         tmp_path / "exact", (2.5, 3.1), "federation.weighting=uniform"
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "meaning"),
+    [
+        ([], "Clients are charged for the whole run in advance"),
+        (["privacy.noise_share=true", "federation.secure_aggregation=true"], "2 rounds that took place"),
+    ],
+)
+def test_clients_that_share_the_noise_are_charged_for_the_rounds_that_took_place(
+    overrides: list[str], meaning: str, tmp_path: Path
+) -> None:
+    assert meaning in statement(tmp_path / "run", (3.0, 4.0), "privacy=client_level", *overrides)
