@@ -13,7 +13,7 @@ from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.privacy.plan import ClientPlan, configured_budget, plan_client
 from fedsvd.report.tables import rounded_up
-from fedsvd.runs.folder import ledger_path
+from fedsvd.runs.folder import RunFolder, ledger_path
 from fedsvd.runs.ownership import completed_rounds
 from fedsvd.runtime.data import load_partition
 
@@ -50,8 +50,8 @@ def plan_run(config: Config) -> PlannedRun:
     plans, changed = {}, []
     for number in _participants(config):
         part = load_partition(config, number)
-        history, has_changed = _history(config, number, data.fingerprint(part))
-        plans[number] = plan_client(config, len(part), history, done)
+        history, has_changed, is_charged = _history(config, number, data.fingerprint(part))
+        plans[number] = plan_client(config, len(part), history, done, is_charged=is_charged)
         changed += [number] if has_changed else []
     return PlannedRun(plans, done, changed)
 
@@ -97,17 +97,22 @@ def _participants(config: Config) -> list[int]:
     return [number for number in range(federation.num_clients) if federation.takes_part(number)]
 
 
-def _history(config: Config, partition_id: int, fingerprint: str) -> tuple[list[Spend], bool]:
-    """Return the spends in a client's ledger that count against its data, and whether some were on other data.
+def _history(config: Config, partition_id: int, fingerprint: str) -> tuple[list[Spend], bool, bool]:
+    """Return the spends in a client's ledger that count against its data, and what is known of them.
 
-    There are none if the client has no ledger yet.
+    Returns:
+        The spends, whether some were on other data, and whether one is that of all rounds of this run. There are none
+        if the client has no ledger yet.
     """
     if not (config.privacy.ledger_dir or config.resume):
-        return [], False
+        return [], False, False
     path = ledger_path(config.privacy.ledger_dir, Path(config.resume or ""), partition_id)
     if not path.exists():
-        return [], False
+        return [], False, False
     with Ledger.read(path) as ledger:
         has_changed = ledger.check_data(fingerprint)
-        history = ledger.history()
-    return history, has_changed and bool(history)
+        charges = ledger.state().counting
+    account = RunFolder(Path(config.resume)).account if config.resume else None
+    run = account.read_text(encoding="utf-8") if account and account.exists() else None
+    is_charged = any(entry.run_id == run and not entry.server_round for entry in charges)
+    return [entry.spend for entry in charges], has_changed and bool(charges), is_charged

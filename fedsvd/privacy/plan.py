@@ -92,7 +92,14 @@ def configured_budget(privacy: PrivacyConfig) -> Budget:
     return Budget(privacy.target_epsilon, privacy.target_delta, max_epsilon, privacy.target_delta, privacy.accountant)
 
 
-def plan_client(config: Config, num_examples: int | None, history: Sequence[Spend], rounds_done: int = 0) -> ClientPlan:
+def plan_client(
+    config: Config,
+    num_examples: int | None,
+    history: Sequence[Spend],
+    rounds_done: int = 0,
+    *,
+    is_charged: bool = False,
+) -> ClientPlan:
     """Plan one client's participation in a run.
 
     Args:
@@ -100,6 +107,8 @@ def plan_client(config: Config, num_examples: int | None, history: Sequence[Spen
         num_examples: Number of the client's examples; None if it is not known.
         history: Spends that are already in the client's ledger.
         rounds_done: Number of rounds that an earlier process completed; their spends are in ``history``.
+        is_charged: Whether the history has the charge for all rounds of this run. Without shared noise, client-level
+            privacy charges it in the first round, so that it has one if a round is done.
 
     Raises:
         PrivacyError: As for `calibrate_run`.
@@ -108,13 +117,13 @@ def plan_client(config: Config, num_examples: int | None, history: Sequence[Spen
     remaining_rounds = config.train.num_rounds - rounds_done
 
     # With client-level privacy, a step is a round. If the server adds the noise, a whole run is charged at once; it
-    # already was if any round is done.
+    # already was if any round is done, or was interrupted.
     is_client_level = config.privacy.name == "client_level"
     charged_at_once = is_client_level and not config.privacy.noise_share
 
     def epsilon_after(rounds: int) -> float:
         if charged_at_once:
-            steps = run.steps if rounds and not rounds_done else 0
+            steps = run.steps if rounds and not rounds_done and not is_charged else 0
         else:
             steps = rounds * (1 if is_client_level else config.train.local_steps)
         new_spends = [Spend(run.noise_multiplier, run.sample_rate, steps)] if steps else []

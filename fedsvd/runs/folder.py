@@ -135,6 +135,11 @@ class RunFolder:
         """The server's privacy ledger under client-level privacy."""
         return self.root / "server" / "ledger.sqlite"
 
+    @property
+    def account(self) -> Path:
+        """The name of the run in its clients' ledgers under client-level privacy."""
+        return self.server_ledger.with_name("account")
+
     def ledger(self, partition_id: int) -> Path:
         """A simulated client's privacy ledger; a real client stores its ledger on its own machine."""
         return self.root / "clients" / str(partition_id) / "ledger.sqlite"

@@ -25,6 +25,8 @@ SHARED = [*PLAIN, "privacy.noise_share=true", "federation.secure_aggregation=tru
 POINTS = {
     "before the clients train": (SecureGrid, "send_and_receive"),
     "after unmasking": (server.strategy, "valid_replies"),
+    # After all clients have trained, also where their replies are read one by one.
+    "after the replies": (server.strategy, "aggregate_replies"),
     "after the step": (server.evaluation.RoundEndCallback, "_row"),
     "before the checkpoint": (server.evaluation, "save_checkpoint"),
 }
@@ -48,12 +50,12 @@ def sums(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def train_killed(arguments: list[str], point: str) -> None:
-    """Run the command, and end it like a signal at a point of the second round."""
+def train_killed(arguments: list[str], point: str, in_round: int = 2) -> None:
+    """Run the command, and end it like a signal at a point of a round."""
     owner, name = POINTS[point]
     original, calls = getattr(owner, name), 0
     # Row 0 and its checkpoint are written before the first round.
-    last_call = 3 if name in ("_row", "save_checkpoint") else 2
+    last_call = in_round + (name in ("_row", "save_checkpoint"))
 
     def wrapped(*values: Any, **options: Any) -> Any:
         nonlocal calls
@@ -118,6 +120,19 @@ def test_interrupted_round_is_charged_and_the_run_ends_within_its_budget(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("sums")
+def test_a_run_whose_server_adds_the_noise_resumes_after_its_first_round_was_interrupted(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train_killed(["train", *PLAIN, f"hydra.run.dir={folder}"], "after the replies", in_round=1)
+
+    assert main(["train", f"resume={folder}"]) == 0
+
+    server, *clients = ledgers(folder)
+    assert len(server) == ROUNDS
+    assert all([charge.steps for charge in charges] == [ROUNDS] for charges in clients)
+
+
+@pytest.mark.slow
 def test_a_larger_budget_pays_for_the_repeated_round(tmp_path: Path, sums: list[int]) -> None:
     folder, noise = tmp_path / "run", 3.0
     budget = [f"privacy.noise_multiplier={noise}", "privacy.target_epsilon=20"]
@@ -138,10 +153,9 @@ def test_a_larger_budget_pays_for_the_repeated_round(tmp_path: Path, sums: list[
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("sums")
-@pytest.mark.parametrize(("point", "skipped"), [("after unmasking", False), ("before the checkpoint", True)])
+@pytest.mark.parametrize(("point", "skipped"), [("after the replies", False), ("before the checkpoint", True)])
 def test_a_run_whose_server_adds_the_noise_is_charged_when_it_does(point: str, skipped: bool, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    # Without secure aggregation, the first point is the one before the replies are read.
     train_killed(["train", *PLAIN, f"hydra.run.dir={folder}"], point)
     assert main(["train", f"resume={folder}"]) == 0
 
