@@ -14,7 +14,7 @@ from fedsvd.config import Config
 from fedsvd.config.compose import as_dict, from_run_config, to_yaml
 from fedsvd.config.task import TASKS
 from fedsvd.launch.budget import check_remaining_budget
-from fedsvd.launch.resume import check_new, check_resume
+from fedsvd.launch.resume import check_new, check_resume, check_run_dir
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter
 from fedsvd.lora.frozen_weights import frozen_weights
@@ -64,6 +64,7 @@ def main(grid: Grid, context: Context) -> None:
     log_reconnects_once()
     config = from_run_config(context.run_config)
     check_run(config)
+    check_run_dir(config)
     folder = RunFolder(run_root(config.run_dir, context.run_id))
     with _owned_on_server(config, folder):
         _run(grid, config, folder, context.run_id)

@@ -148,7 +148,8 @@ def train(*overrides: str, run_dir: str | Path | None = None, progress: bool = F
     Args:
         overrides: What follows ``fedsvd train`` on the command line, one argument each, such as ``"method=ffa_lora"``
             or ``"resume=runs/first"``. Sweeps (``-m``) are for the command line only.
-        run_dir: The run directory; by default it is named after the time, below ``runs/`` in the working directory.
+        run_dir: The run directory; by default it is named after the time, below ``runs/`` in the working directory. A
+            resumed run stays in its own.
         progress: Show what the command prints, in a notebook with live bars if ipywidgets is installed (the extra
             ``notebook``). By default it goes to ``output.log`` in the run directory.
 
@@ -156,7 +157,8 @@ def train(*overrides: str, run_dir: str | Path | None = None, progress: bool = F
         The finished run.
 
     Raises:
-        ConfigError: A key, type or value is invalid; raised before anything is loaded.
+        ConfigError: A key, type or value is invalid, or ``run_dir`` is not the directory of the run to resume; raised
+            before anything is loaded.
         RunError: The run failed.
         FedSVDError: Another expected error, such as data that cannot be read.
 

@@ -16,6 +16,7 @@ from fedsvd.config.quoting import path_override, plain_text, resume_command
 from fedsvd.config.search_path import merge_search_paths
 from fedsvd.errors import ConfigError, FedSVDError
 from fedsvd.launch import saved_overrides
+from fedsvd.launch.resume import check_directory
 from fedsvd.runs.folder import RunFolder
 from fedsvd.runs.ownership import create_directory, is_resumable, owned, use_directory
 from fedsvd.runs.record import record_failure
@@ -41,6 +42,7 @@ def complete_overrides(overrides: Sequence[str]) -> list[str]:
 
     Raises:
         ConfigError: The directory to resume is that of a sweep, or not a run directory.
+        ResumeError: An override names another directory than that of the run to resume.
     """
     folder = resumed_folder(overrides)
     if folder is None:
@@ -50,6 +52,7 @@ def complete_overrides(overrides: Sequence[str]) -> list[str]:
             f"resume = {str(folder)!r} is a sweep directory; resume the sweep with {resume_command(folder, sweep=True)}"
         )
     saved = saved_overrides(folder)
+    check_directory(folder, overrides, ["run_dir", "hydra.run.dir"])
     new = [item for item in overrides if is_resumable(folder) or override_key(item) != "resume"]
     return [*merge_search_paths([*saved, *new]), path_override("hydra.run.dir", folder)]
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedsvd.config import Config
 from fedsvd.config.compose import as_dict, compose, read_config
-from fedsvd.config.paths import absolute_values
-from fedsvd.errors import ResumeError
+from fedsvd.config.paths import absolute_values, override_key
+from fedsvd.config.quoting import read_path
+from fedsvd.errors import ConfigError, ResumeError
 from fedsvd.launch.resumed_data import NEW_RUN, check_data
 from fedsvd.methods import build_method
 from fedsvd.privacy.round_settings import recorded_settings, round_settings
@@ -66,6 +67,39 @@ MAY_CHANGE: Mapping[str, str] = {
     "resume": "the location of the run",
 }  # fmt: skip
 _SIMULATED = ("local", "simulation")
+
+
+def check_directory(folder: Path, overrides: Sequence[str], keys: Sequence[str]) -> None:
+    """Check that the overrides of a resumed run or sweep name no other directory.
+
+    Args:
+        folder: The directory to resume.
+        overrides: The new overrides.
+        keys: The keys that name a directory.
+
+    Raises:
+        ResumeError: One of them does not name ``folder``.
+    """
+    for item in overrides:
+        key, value = override_key(item), item.partition("=")[2]
+        if key in keys and value not in ("", "null") and Path(read_path(value)).resolve() != folder.resolve():
+            raise ResumeError(
+                f"{key} = {read_path(value)!r} is another directory than resume = {str(folder)!r}, and what is resumed "
+                f"stays in its own. Leave {key} out, or leave resume out to start anew in another directory."
+            )
+
+
+def check_run_dir(config: Config) -> None:
+    """Check that a resumed run knows its directory, which Flower's own command does not choose.
+
+    Raises:
+        ConfigError: ``resume`` is set without ``run_dir``: the run would start anew in another directory.
+    """
+    if config.resume is not None and config.run_dir is None:
+        raise ConfigError(
+            f"resume = {config.resume!r} needs run_dir, too: it is the directory of the run on the machine of the "
+            "ServerApp. Submit the run with resume=RUN_DIR run_dir=RUN_DIR."
+        )
 
 
 def check_resume(folder: RunFolder, config: Config, facts: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from fedsvd.config.quoting import path_override, read_path
 from fedsvd.config.search_path import merge_search_paths, search_paths
 from fedsvd.config.task import last_value, score_metric
 from fedsvd.errors import ConfigError, DivergedError, FedSVDError, InUseError, RunError
+from fedsvd.launch.resume import check_directory
 from fedsvd.launch.sweep_settings import first_choices, sweep_settings
 from fedsvd.report.loaded_runs import flatten
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_json
@@ -60,6 +61,7 @@ def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
     Raises:
         ConfigError: An override is invalid, an option with a sweep of its own is swept, the directory to resume is not
             that of a sweep, a required extra is not installed, or the directory holds runs with other settings.
+        ResumeError: ``hydra.sweep.dir`` is another directory than that of the sweep to resume.
     """
     overrides, working_directory = _with_saved_overrides(list(overrides))
     check_overrides(overrides, multirun=True)
@@ -145,6 +147,7 @@ def _with_saved_overrides(overrides: list[str]) -> tuple[list[str], Path]:
             f"resume = {str(folder)!r} is not a sweep directory: it holds no {_SWEEP_FILE}. Give the directory that "
             "the sweep printed, or leave out -m to resume a single run."
         )
+    check_directory(folder, overrides, [_SWEEP_DIR])
     new = [item for item in overrides if not item.startswith("resume=")]
     before = Path(sweep.get("working_directory", ""))
     complete = [*merge_search_paths([*saved, *new]), path_override(_SWEEP_DIR, folder.resolve())]
