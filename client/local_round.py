@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from flwr.app import ArrayRecord, RecordDict
@@ -121,30 +123,25 @@ def _train(
         if config.privacy.noise_share:
             mark_released(identity, data.fingerprint, message_id)
         return report, update
-    return _train_without_noise(config, identity, task, received, data), peft_model.read(load_model(config))
+    report = _prepare_without_noise(config, identity, task, received, data)()
+    return report, peft_model.read(load_model(config))
 
 
 def _train_dp_sgd(
     config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, data: ClientData, message_id: str
 ) -> ClientReport:
+    # Loads Opacus, which rounds without DP-SGD do not need.
+    from fedsvd.runtime.private_round import prepare_round, round_mechanism, train_privately
+
+    # What can fail for a reason known beforehand comes before the charge.
     num_examples = len(data.examples)
-    check_model(config)
+    peft_model.write(load_model(config), adapter)
+    prepared = prepare_round(config, task.server_round, task.trains)
+    losses, lengths = per_example_losses(data, config), example_lengths(data)
     charge = charge_round(config, identity, data.fingerprint, num_examples, task.server_round, message_id)
     spend = charge.spend
-    peft_model.write(load_model(config), adapter)
-    # Loads Opacus, which rounds without DP-SGD do not need.
-    from fedsvd.runtime.private_round import round_mechanism, train_privately
-
     mechanism = round_mechanism(config, spend)
-    statistics = train_privately(
-        config,
-        task.server_round,
-        task.trains,
-        per_example_losses(data, config),
-        num_examples,
-        mechanism,
-        lengths=example_lengths(data),
-    )
+    statistics = train_privately(config, prepared, losses, num_examples, mechanism, lengths=lengths)
     mark_released(identity, data.fingerprint, message_id)
     return ClientReport(
         identity.partition_id,
@@ -159,13 +156,15 @@ def _train_dp_sgd(
     )
 
 
-def _train_without_noise(
+def _prepare_without_noise(
     config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, data: ClientData
-) -> ClientReport:
+) -> Callable[[], ClientReport]:
+    """Load what training without noise needs, and return the function that trains."""
     num_examples = len(data.examples)
     model = load_model(config)
     peft_model.write(model, adapter)
-    loss = train_plain(
+    train = partial(
+        train_plain,
         model,
         prepare_training(model, task.trains, config.train, task.server_round)[0],
         per_example_losses(data, config),
@@ -180,7 +179,12 @@ def _train_without_noise(
         batch_limit(config),
         example_lengths(data),
     )
-    return ClientReport(identity.partition_id, num_examples, 0.0, train_loss=loss if loss == loss else None)
+
+    def report() -> ClientReport:
+        loss = train()
+        return ClientReport(identity.partition_id, num_examples, 0.0, train_loss=loss if loss == loss else None)
+
+    return report
 
 
 def _train_for_client_level(
@@ -193,13 +197,14 @@ def _train_for_client_level(
     """
     if not task.account:
         raise PayloadError("train message has no account: privacy=client_level requires one.")
+    check_model(config)
+    train = _prepare_without_noise(config, identity, task, adapter, data)
     if config.privacy.noise_share:
         charge = charge_shared_noise(config, identity, data.fingerprint, task.account, task.server_round, message_id)
     else:
         charge = charge_whole_run(config, identity, data.fingerprint, task.account)
-    report = _train_without_noise(config, identity, task, adapter, data)
     return replace(
-        report,
+        train(),
         train_loss=None,
         epsilon=charge.epsilon,
         noise_multiplier=charge.spend.noise_multiplier,

@@ -16,7 +16,7 @@ from fedsvd.privacy.canaries import Canaries
 from fedsvd.privacy.dp_sgd import DPSGD
 from fedsvd.privacy.grad_sample_modes import LossFunction
 from fedsvd.runtime.model import initial_adapter, load_model, resolve_device
-from fedsvd.runtime.private_round import train_privately
+from fedsvd.runtime.private_round import prepare_round, train_privately
 from fedsvd.runtime.round_parts import trained_parts
 
 # Called with the round number and the change of the attacked client's trained parameters in that round.
@@ -54,7 +54,7 @@ def simulate_rounds(config: Config, participants: Sequence[Participant]) -> Adap
         participants: The clients, at least one; all take part in every round.
 
     Raises:
-        PrivacyError: See `fedsvd.runtime.private_round.train_privately`.
+        PrivacyError: See `fedsvd.runtime.private_round`.
     """
     method = build_run_method(config)
     adapter = initial_adapter(config, method).to(resolve_device(config.device))
@@ -65,9 +65,8 @@ def simulate_rounds(config: Config, participants: Sequence[Participant]) -> Adap
         replies = []
         for client in participants:
             peft_model.write(model, adapter)
-            train_privately(
-                config, server_round, parts, client.losses, client.num_examples, client.mechanism, client.canaries
-            )
+            prepared = prepare_round(config, server_round, parts)
+            train_privately(config, prepared, client.losses, client.num_examples, client.mechanism, client.canaries)
             after = peft_model.read(model)
             if client.observer:
                 pairs = zip(flatten_parts(after, parts), flatten_parts(adapter, parts), strict=True)

@@ -76,7 +76,7 @@ def _take_step(config: Config) -> None:
     from fedsvd.runtime.data import load_client_data
     from fedsvd.runtime.losses import batch_limit, example_lengths, per_example_losses
     from fedsvd.runtime.model import client_config, load_model
-    from fedsvd.runtime.private_round import train_privately
+    from fedsvd.runtime.private_round import prepare_round, train_privately
     from fedsvd.runtime.round_parts import prepare_training, trained_parts
     from fedsvd.training.loop import train_plain
 
@@ -91,8 +91,8 @@ def _take_step(config: Config) -> None:
     if config.privacy.name == "dp_sgd":
         mechanism = DPSGD(1.0, config.privacy.max_grad_norm, 1.0, 1, len(longest))
         train_privately(
-            config, server_round, parts, lambda model, positions: losses(model, [longest[i] for i in positions]),
-            len(longest), mechanism,
+            config, prepare_round(config, server_round, parts),
+            lambda model, positions: losses(model, [longest[i] for i in positions]), len(longest), mechanism,
         )  # fmt: skip
     else:
         model = load_model(config)

@@ -101,7 +101,7 @@ def check_model(config: Config) -> None:
     Raises:
         ModelError: A language model reads the tokens that it predicts, predictions depend on padding, or the head
             cannot predict numbers of ``data.label_range``.
-        PrivacyError: A layer that is trained with example-level privacy does not keep the examples of a batch apart.
+        PrivacyError: A trained layer or a setting does not permit the per-example gradients of example-level privacy.
         ConfigError: Packed sequences are not kept apart, or ``model.max_length`` leaves no room for a text.
     """
     tokenizer, is_language_model = load_tokenizer(config), config.model.task == "causal_lm"
@@ -114,9 +114,9 @@ def check_model(config: Config) -> None:
     check_output_bias(load_model(config), config.model.source, config.data.label_range)
     _check_architecture(load_model(config), tokenizer.pad_token_id, is_language_model, config.train.packing)
     if config.privacy.name == "dp_sgd":
-        method, rounds = build_run_method(config), range(1, config.train.rounds + 1)
-        parts = frozenset[Part]().union(*(trained_parts(method, config, number) for number in rounds))
-        _check_batch_layout(load_model(config), parts)
+        method, numbers = build_run_method(config), range(1, config.train.rounds + 1)
+        rounds = frozenset(trained_parts(method, config, number) for number in numbers)
+        _check_example_gradients(load_model(config), rounds, config.train.grad_sample_mode)
 
 
 def sample_answers(config: Config) -> list[dict[str, str]]:
@@ -141,12 +141,9 @@ class _LoadedModel:
 
 def clear_model_cache() -> None:
     """Clear the caches of this module."""
-    for cached in (_load_model, _initial_adapter, _zero_shot_head):
+    for cached in (_load_model, _initial_adapter, _zero_shot_head, _check_architecture, _check_example_gradients):
         cached.cache_clear()
     clear_preconditioners()
-    # They hold models.
-    for check in (_check_architecture, _check_batch_layout):
-        check.cache_clear()
 
 
 def _load(config: Config) -> _LoadedModel:
@@ -212,8 +209,13 @@ def _check_architecture(model: peft.PeftModel, pad_token_id: int, is_language_mo
 
 
 @lru_cache(maxsize=8)
-def _check_batch_layout(model: peft.PeftModel, parts: frozenset[Part]) -> None:
-    check_batch_layout(model, parts)
+def _check_example_gradients(model: peft.PeftModel, rounds: frozenset[frozenset[Part]], grad_sample_mode: str) -> None:
+    # Loads Opacus, which runs without example-level privacy do not need.
+    from fedsvd.training.per_example_gradients import check_grad_sample_mode
+
+    check_batch_layout(model, frozenset().union(*rounds))
+    for parts in rounds:
+        check_grad_sample_mode(model, grad_sample_mode, parts)
 
 
 def _initial_head(config: Config, loaded: _LoadedModel, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import peft
+import torch
+from torch import nn
 
 from fedsvd.config import Config
 from fedsvd.lora.adapter import Part
@@ -11,7 +15,8 @@ from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.canaries import Canaries
 from fedsvd.privacy.clipping_statistics import ClippingStatistics
 from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
-from fedsvd.privacy.grad_sample_modes import LossFunction, opacus_hooks
+from fedsvd.privacy.grad_sample_modes import GradSampleMode, LossFunction, opacus_hooks
+from fedsvd.privacy.gradient_maps import GradientMap
 from fedsvd.privacy.noise_share import client_noise_multiplier
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
 from fedsvd.runtime.losses import batch_limit
@@ -45,22 +50,60 @@ def secret_randomness(config: Config) -> Randomness:
     return SecureRandomness() if config.privacy.secure_random else TorchRandomness()
 
 
+@dataclass(frozen=True)
+class PreparedRound:
+    """What a round needs besides private data, loaded and checked before the round is charged.
+
+    Attributes:
+        model: The process's model, with gradients enabled for the trained parameters.
+        optimizer: The optimizer of these parameters.
+        head: Those of them that belong to the head.
+        grad_sample_mode: How per-example gradients are computed.
+        maps: The maps of gradients.
+    """
+
+    model: peft.PeftModel
+    optimizer: torch.optim.Optimizer
+    head: Sequence[nn.Parameter]
+    grad_sample_mode: GradSampleMode
+    maps: Sequence[GradientMap]
+
+
+def prepare_round(config: Config, server_round: int, parts: Collection[Part]) -> PreparedRound:
+    """Load and check what a round needs, given the current parameters of the process's model.
+
+    Args:
+        config: The configuration of the run.
+        server_round: Round number, 1-based.
+        parts: The parts to train.
+
+    Raises:
+        PrivacyError: Per-example gradients of the model cannot be computed as configured.
+        ConfigError: See `check_model`.
+        ModelError: See `check_model`.
+        DataError: The public text cannot be used.
+    """
+    check_model(config)
+    model = load_model(config)
+    optimizer, head = prepare_training(model, parts, config.train, server_round)
+    mode = choose_grad_sample_mode(model, config.train.grad_sample_mode)
+    return PreparedRound(model, optimizer, head, mode, round_maps(config, model, parts))
+
+
 def train_privately(
     config: Config,
-    server_round: int,
-    parts: Collection[Part],
+    prepared: PreparedRound,
     losses: LossFunction,
     num_examples: int,
     mechanism: DPSGD,
     canaries: Canaries | None = None,
     lengths: Sequence[int] = (),
 ) -> ClippingStatistics | None:
-    """Train parts of the process's model with DP-SGD, starting from its current parameters.
+    """Train the process's model with DP-SGD, as prepared.
 
     Args:
         config: The configuration of the run.
-        server_round: Round number, 1-based.
-        parts: The parts to train.
+        prepared: What `prepare_round` returned for the round.
         losses: See `fedsvd.privacy.dp_sgd.train_dp_sgd`.
         num_examples: Number of the client's examples.
         mechanism: Noise, clipping, sampling and steps of this round.
@@ -71,25 +114,21 @@ def train_privately(
         Clipping statistics, if the mechanism measures them.
 
     Raises:
-        PrivacyError: See `check_model` and `fedsvd.privacy.dp_sgd.train_dp_sgd`.
+        PrivacyError: See `fedsvd.privacy.dp_sgd.train_dp_sgd`.
     """
-    check_model(config)
-    model = load_model(config)
-    optimizer, head = prepare_training(model, parts, config.train, server_round)
-    mode = choose_grad_sample_mode(model, config.train.grad_sample_mode)
-    if mode is opacus_hooks and config.train.physical_batch_size == "auto":
+    if prepared.grad_sample_mode is opacus_hooks and config.train.physical_batch_size == "auto":
         # A failed try leaves states in Opacus' hooks.
         mechanism = replace(mechanism, physical_batch_size=DPSGD.physical_batch_size)
     return train_dp_sgd(
-        model,
-        optimizer,
+        prepared.model,
+        prepared.optimizer,
         losses,
         num_examples,
         mechanism,
         secret_randomness(config),
-        mode,
+        prepared.grad_sample_mode,
         canaries,
-        head,
-        round_maps(config, model, parts),
+        prepared.head,
+        prepared.maps,
         lengths,
     )

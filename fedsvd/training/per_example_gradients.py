@@ -18,19 +18,21 @@ are stored in ``parameter.grad_sample``, where Opacus' optimizer expects them (i
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
+import peft
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsvd.errors import PrivacyError
-from fedsvd.lora.peft_model import lora_sites
+from fedsvd.lora.adapter import Part
+from fedsvd.lora.peft_model import lora_sites, set_trainable
 from fedsvd.lora.site import LoraSite
-from fedsvd.privacy.grad_sample_modes import GradSampleMode, opacus_hooks
+from fedsvd.privacy.grad_sample_modes import GradSampleMode, compute_grad_samples, opacus_hooks
 from fedsvd.training.gradient_functions import Site, TrainedLinear, TrainedScale
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,22 @@ def choose_grad_sample_mode(model: nn.Module, grad_sample_mode: str) -> GradSamp
             f"({reason or 'train.grad_sample_mode = hooks'}): set it to false, or let the run use the fused path."
         )
     return opacus_hooks if reason or grad_sample_mode == "hooks" else fused_gradients
+
+
+def check_grad_sample_mode(model: peft.PeftModel, grad_sample_mode: str, parts: Collection[Part]) -> None:
+    """Check, without data, that the per-example gradients of the given parts can be computed; the model is unchanged.
+
+    Raises:
+        PrivacyError: As `choose_grad_sample_mode`, or Opacus does not support a trained layer.
+    """
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        set_trainable(model, parts)
+        with compute_grad_samples(model, choose_grad_sample_mode(model, grad_sample_mode)):
+            pass
+    finally:
+        for parameter, requires_grad in before:
+            parameter.requires_grad_(requires_grad)
 
 
 def _uses_checkpointing(model: nn.Module) -> bool:
