@@ -34,7 +34,8 @@ def check_batch_layout(model: nn.Module, parts: Collection[Part]) -> None:
         parts: The parts that are trained.
 
     Raises:
-        PrivacyError: The gradients of an example cannot be told from those of others.
+        PrivacyError: The gradients of an example cannot be told from those of others, or an adapted layer takes no part
+            in the predictions.
     """
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -50,6 +51,13 @@ def check_batch_layout(model: nn.Module, parts: Collection[Part]) -> None:
     finally:
         for handle in handles:
             handle.remove()
+    sites = lora_sites(model) if set(parts) - {"head"} else {}
+    unused = sorted({name.rsplit(".", 1)[-1] for name in sites if name not in shapes})
+    if unused:
+        raise PrivacyError(
+            f"privacy=dp_sgd is not possible: {', '.join(unused)} of model.target_modules take no part in the "
+            "predictions of this architecture, so no example has a gradient there. Leave them out."
+        )
     mixed = sorted({name.rsplit(".", 1)[-1] for name, shape in shapes.items() if shape[0] != _EXAMPLES})
     if mixed:
         raise PrivacyError(

@@ -32,6 +32,15 @@ def test_layers_that_mix_examples_are_refused_by_name(tmp_path: Path) -> None:
     check_batch_layout(adapted("embedded:tiny", ["query", "dense"]), {"A", "B", "head"})
 
 
+def test_an_adapted_layer_without_a_part_in_the_predictions_is_refused_by_name() -> None:
+    base, head = load_base(ModelConfig("own", "embedded:tiny", pooling="stock"), 2, 0)
+    base.unused = torch.nn.Linear(8, 8)
+    model = peft_model.attach(base, rank=2, lora_alpha=2, target_modules=["query", "unused"], head_modules=head)
+    with pytest.raises(PrivacyError, match=r"not possible: unused of model\.target_modules take no part"):
+        check_batch_layout(model, {"B"})
+    check_batch_layout(model, {"head"})
+
+
 def test_a_language_model_must_not_read_what_it_predicts(tmp_path: Path) -> None:
     check_causal(load_causal_lm("embedded:tiny-llama").model)
     encoder = load_causal_lm(save_checkpoint("electra", tmp_path, "causal_lm", is_decoder=True)).model
