@@ -40,13 +40,13 @@ from fedsvd.services.reconnects import log_reconnects_once
 from fedsvd.tracking import open_tracker
 from fedsvd.wire import payload
 from server.best_adapter import write_best_adapter
-from server.checkpoint import load_latest
 from server.client_level import ClientLevelServer
 from server.early_stopping import StoppedEarly, check_evaluated, early_stop_of
 from server.evaluation import RoundEndCallback
 from server.live_status import LiveStatus
 from server.outcome import check_updates_used
 from server.polling_grid import PollingGrid
+from server.resumed_start import load_start
 from server.retry_grid import RetryGrid
 from server.round_privacy import claim_of, privacy_document
 from server.secure_grid import SecureGrid
@@ -107,7 +107,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
     method = build_run_method(config)
     check_model(config)
     adapter = initial_adapter(config, method)
-    checkpoint = load_latest(folder.checkpoints, adapter) if config.resume else None
+    checkpoint = load_start(folder.checkpoints, adapter, config.seed) if config.resume else None
     _write_inputs(config, folder)
     device = resolve_device(config.device)
     adapter = (checkpoint.adapter if checkpoint else adapter).to(device)

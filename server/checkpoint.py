@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedsvd.config.quoting import resume_command
-from fedsvd.errors import RunError
+from fedsvd.errors import ResumeError, RunError
+from fedsvd.launch.resumed_data import NEW_RUN
 from fedsvd.lora.adapter import PARTS, Adapter
 from fedsvd.methods import State
 from fedsvd.runs.folder import fsync_path, write_json
@@ -143,6 +144,7 @@ def load_latest(folder: Path, like: Adapter) -> Checkpoint:
         like: Adapter with the expected sites, shapes and scales.
 
     Raises:
+        ResumeError: See `other_start`.
         RunError: If there is no checkpoint, it cannot be read, or it belongs to another model or rank.
     """
     if not saved_rounds(folder):
@@ -164,12 +166,24 @@ def load_checkpoint(folder: Path, server_round: int, like: Adapter) -> Checkpoin
     for part in PARTS:
         loaded = _with_prefix(tensors, f"{part}/")
         expected = {name: tensor.shape for name, tensor in like.part(part).items()}
+        if part == "core" and expected and not loaded:
+            raise other_start(folder, server_round)
         # The rank of the base depends on the rounds so far and cannot be checked.
         if part not in _BASE_PARTS and {name: tensor.shape for name, tensor in loaded.items()} != expected:
             raise RunError(f"checkpoint {path} belongs to another model or rank: resume with the settings of its run.")
         parts[part] = {name: loaded[name] for name in (expected or like.A) if name in loaded}
     return Checkpoint(
         state["server_round"], like.with_parts(parts), state["history"], state["clients"], _read_state(tensors)
+    )
+
+
+def other_start(folder: Path, server_round: int) -> ResumeError:
+    """Return the error for a run of the head alone that an earlier version did not initialize like its method."""
+    return ResumeError(
+        f"checkpoint {folder / _name(server_round)} of an earlier version of fedsvd cannot be resumed: it trained the "
+        "head alone (train.head_rounds was not below train.num_rounds), with factors other than those from which the "
+        f"clients of its method start. To train the method, {NEW_RUN}; the run as it is can be resumed with the "
+        "version that started it."
     )
 
 

@@ -133,10 +133,7 @@ class Downlink:
 
     def restore(self, state: State) -> None:
         """Restore what `state` returned; all caches of clients are assumed to be empty."""
-        for part in FACTOR_PARTS:
-            origin = state.get(f"travel.{part}.origin", self.adapter.part(part))
-            version = int(state[_VERSIONS_KEY][part])
-            self._versions[part] = FactorVersion(part, version, origin, state.get(f"travel.{part}.rotation"))
+        self._versions.update(read_versions(state, self.adapter))
         base = int(state[_VERSIONS_KEY]["base"])
         self._base_ranks = {base: self.adapter.base_rank} if base else {}
         self._packed.clear()
@@ -185,6 +182,21 @@ class Downlink:
             indices = {name: dct_indices(self.weights[name], len(A)) for name, A in factor.origin.items()}
             return ArrayRecord({f"{part}{INDICES}": payload.pack_sites(indices, np.int32)})
         return payload.pack(self.adapter.with_parts({part: factor.origin}), [part])
+
+
+def read_versions(state: State, adapter: Adapter) -> dict[Part, FactorVersion]:
+    """Return the versions of the factors that `Downlink.state` holds.
+
+    Args:
+        state: The state.
+        adapter: The global adapter at that time.
+    """
+    versions = {}
+    for part in FACTOR_PARTS:
+        origin = state.get(f"travel.{part}.origin", adapter.part(part))
+        rotation = state.get(f"travel.{part}.rotation")
+        versions[part] = FactorVersion(part, int(state[_VERSIONS_KEY][part]), origin, rotation)
+    return versions
 
 
 def _base_after(adapter: Adapter, start: int) -> Adapter:

@@ -132,8 +132,8 @@ class Config(ConfigGroup):
         is_private = self.privacy.name == "dp_sgd"
         uses = {
             "standardization of features": self.model.standardize == "public",
-            "initial A": trains_factors and self.method.get("init_a") == "public_pca",
-            "initial B": trains_factors and self.method.get("init_b") == "public_jacobian",
+            "initial A": self.train.uses_method and self.method.get("init_a") == "public_pca",
+            "initial B": self.train.uses_method and self.method.get("init_b") == "public_jacobian",
             "projection of gradients": trains_factors and is_private and self.privacy.project_public_mean,
             "preconditioning of A": trains_factors and is_private and self.privacy.standardize_inputs,
         }

@@ -143,6 +143,11 @@ class TrainConfig(ConfigGroup):
         return 0 if self.trains == "none" else self.num_rounds
 
     @property
+    def uses_method(self) -> bool:
+        """Whether the method trains factors after ``head_rounds``, in this run or if it is resumed with more rounds."""
+        return self.trains in ("factors", "both")
+
+    @property
     def is_head_only(self) -> bool:
         """Whether every round trains the head and no factor."""
         return self.rounds > 0 and (self.trains == "head" or self.head_rounds >= self.num_rounds)

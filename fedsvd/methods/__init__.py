@@ -92,8 +92,10 @@ def build_run_method(config: Config) -> Method:
     method, train = build_method(config.method), config.train
     if config.model.task == "causal_lm":
         return method
-    if train.is_head_only or train.trains == "none":
+    if not train.uses_method:
         return HeadOnly()
+    if train.is_head_only:
+        return HeadOnly.before(method)
     return HeadFirst(method, train.head_rounds) if train.head_rounds else method
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fedsvd.lora.adapter import Adapter, Factor
 from fedsvd.methods.aggregate import Replies, average
@@ -14,12 +13,30 @@ from fedsvd.methods.method import Method, State, Step, Traits
 class HeadOnly:
     """A linear model on frozen features: the head is averaged (FedAvg), and no factor is trained, sent or changed.
 
-    B is zero, so the adapted model is the frozen one. It does not depend on the configured method.
+    By default, B is zero, so the adapted model is the frozen one, whatever the configured method.
+
+    Attributes:
+        init_a: Initialization of A.
+        init_b: Initialization of B.
+        core: Whether there is an r × r matrix between B and A.
     """
 
     init_a: str = "kaiming"
     init_b: str = "zeros"
-    traits: ClassVar[Traits] = Traits(heterogeneous=True)
+    core: bool = False
+
+    @classmethod
+    def before(cls, method: Method) -> HeadOnly:
+        """Return the rounds of the head alone before a method's own, for a run that ends before these.
+
+        It is initialized like the method, with which the run continues if it is resumed with more rounds.
+        """
+        return cls(method.init_a, method.init_b, method.traits.core)
+
+    @property
+    def traits(self) -> Traits:
+        """Those of a mean of heads; a core has one size at all clients."""
+        return Traits(heterogeneous=not self.core, core=self.core)
 
     def trains(self, server_round: int) -> frozenset[Factor]:
         """Return no factor."""

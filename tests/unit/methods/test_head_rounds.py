@@ -72,6 +72,24 @@ def test_what_is_trained_and_sent(overrides: list[str], expected: list[list[str]
     assert [sorted(sent_parts(method, config, n)) for n in (1, 2)] == expected
 
 
+@pytest.mark.parametrize("name", ["fedsvd", "fed_sb", "fedsa_lora"])
+def test_a_run_that_ends_before_its_method_starts_is_initialized_like_it(name: str) -> None:
+    before, longer = (
+        build_run_method(compose([*PRIVATE, f"method={name}", "train.head_rounds=2", f"train.num_rounds={rounds}"]))
+        for rounds in (2, 4)
+    )
+
+    assert isinstance(before, HeadOnly)
+    assert isinstance(longer, HeadFirst)
+    assert (before.init_a, before.init_b, before.traits.core) == (longer.init_a, longer.init_b, longer.traits.core)
+
+
+def test_public_text_is_used_where_the_initialization_is() -> None:
+    pca = [*PRIVATE, "method.init_a=public_pca"]
+    assert compose([*pca, "train.head_rounds=2"]).public_text_uses == ("initial A",)
+    assert compose([*pca, "train.trains=head"]).public_text_uses == ()
+
+
 @pytest.mark.slow
 def test_a_run_without_factors_does_not_use_the_method() -> None:
     for name in ("fedsvd", "fedsa_lora", "fed_sb"):
@@ -79,5 +97,6 @@ def test_a_run_without_factors_does_not_use_the_method() -> None:
             method = build_run_method(compose([*PRIVATE, f"method={name}", *overrides]))
             assert isinstance(method, HeadOnly)
             assert not method.traits.personal
-            assert not method.traits.core
+            assert not method.trains(2)
+            assert not method.uplink(2)
     assert compose([*PRIVATE, "train.trains=none"]).train.rounds == 0
