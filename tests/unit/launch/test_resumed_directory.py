@@ -41,7 +41,7 @@ def test_the_directory_of_the_run_is_accepted(run: Path) -> None:
 
 
 def test_another_directory_is_refused_from_python(run: Path) -> None:
-    with pytest.raises(ResumeError, match="run_dir = '.*other' is another directory than resume = "):
+    with pytest.raises(ResumeError, match=r"run_dir = '.*other' is another directory than resume = "):
         fedsvd.train(f"resume={run}", run_dir="other")
     assert not Path("other").exists()
 
