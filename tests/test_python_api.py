@@ -93,6 +93,17 @@ def test_a_run_is_resumed_without_output(recorded: Recorded, capsys: pytest.Capt
     assert "round" in (run.folder / "output.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_metrics_have_a_row_for_each_round_and_none_where_it_was_not_evaluated(tmp_path: Path) -> None:
+    run = fedsvd.train(
+        "experiment=smoke", "privacy=none", "plots=false", "train.eval_every=2", run_dir=tmp_path / "run"
+    )
+
+    assert [row["server_round"] for row in run.metrics] == [0, 1, 2]
+    for key in ("accuracy", "loss"):
+        assert [row[key] is None for row in run.metrics] == [False, True, False]
+
+
 def test_invalid_arguments_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="overrides = '-m' is invalid: expected KEY=VALUE"):
         fedsvd.train("-m", "seed=0,1", run_dir=tmp_path / "run")

@@ -31,8 +31,9 @@ class Run:
 
     Attributes:
         folder: The run directory.
-        metrics: One row per evaluated round, from round 0, the model before training: ``server_round``, ``accuracy``,
-            ``loss``, ``epsilon`` and what else ``metrics.jsonl`` holds.
+        metrics: One row per round, from round 0, the model before training: ``server_round``, ``accuracy``, ``loss``,
+            ``epsilon`` and what else ``metrics.jsonl`` holds. ``accuracy`` and ``loss`` are None in rounds that were
+            not evaluated (``train.eval_every``).
         privacy: What ``privacy.json`` holds: the guarantee, and by client the charges and ε. Empty without privacy.
 
     Example:
@@ -41,6 +42,9 @@ class Run:
         >>> row = run.metrics[-1]
         >>> row["server_round"], 0 <= row["accuracy"] <= 1, row["epsilon"] <= 6
         (2, True, True)
+        >>> evaluated = [row for row in run.metrics if row["accuracy"] is not None]
+        >>> max(row["accuracy"] for row in evaluated) >= row["accuracy"]
+        True
         >>> sorted({key.split(".")[-2] for key in run.adapter})
         ['classifier', 'lora_A', 'lora_B']
         >>> list(run.predict(["a fine film"])[0])
