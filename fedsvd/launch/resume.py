@@ -95,7 +95,7 @@ def check_run_dir(config: Config) -> None:
     Raises:
         ConfigError: ``resume`` is set without ``run_dir``: the run would start anew in another directory.
     """
-    if config.resume is not None and config.run_dir is None:
+    if config.resume is not None and not config.run_dir:
         raise ConfigError(
             f"resume = {config.resume!r} needs run_dir, too: it is the directory of the run on the machine of the "
             "ServerApp. Submit the run with resume=RUN_DIR run_dir=RUN_DIR."
