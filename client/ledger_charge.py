@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -50,7 +50,14 @@ def charge_round(
         run = calibrate_run(config, num_examples)
         identity.limits.check_noise(run)
     spend = replace(run, steps=config.train.local_steps)
-    return _charge_message(config, identity, fingerprint, str(identity.run_id), server_round, message_id, spend)
+    run_id = str(identity.run_id)
+    return _charge(
+        config,
+        identity,
+        fingerprint,
+        spend,
+        lambda ledger, budget: ledger.reserve(run_id, server_round, message_id, spend, budget),
+    )
 
 
 def charge_shared_noise(
@@ -67,7 +74,13 @@ def charge_shared_noise(
         LedgerError: If the ledger is invalid or cannot be written.
     """
     spend = replace(calibrate_run(config, 1), steps=1)
-    return _charge_message(config, identity, fingerprint, account, server_round, message_id, spend)
+    return _charge(
+        config,
+        identity,
+        fingerprint,
+        spend,
+        lambda ledger, budget: ledger.reserve(account, server_round, message_id, spend, budget),
+    )
 
 
 def mark_released(identity: ClientIdentity, fingerprint: str, message_id: str) -> None:
@@ -89,33 +102,27 @@ def charge_whole_run(config: Config, identity: ClientIdentity, fingerprint: str,
         BudgetExceededError: If the run would exceed the budget.
         LedgerError: If the ledger is invalid or cannot be written, or the account was opened for another mechanism.
     """
-    with _open(identity, fingerprint) as ledger:
-        run = calibrate_run(config, 1)
-        has_changed = ledger.check_data(fingerprint, strict=identity.strict_ledger)
-        budget, tells_size = identity.limits.budget(config.privacy), _tells_size(config, run, ledger.history())
-        with _numbers_in_log(identity, tells_size):
-            epsilon = ledger.reserve_run(account, run, budget)
-        _log_change(ledger, has_changed)
-        return _charge(config, run, epsilon, ledger, budget if tells_size else None)
+    run = calibrate_run(config, 1)
+    return _charge(config, identity, fingerprint, run, lambda ledger, budget: ledger.reserve_run(account, run, budget))
 
 
-def _charge_message(
+def _charge(
     config: Config,
     identity: ClientIdentity,
     fingerprint: str,
-    run: str,
-    server_round: int,
-    message_id: str,
     spend: Spend,
+    reserve: Callable[[Ledger, Budget], float],
 ) -> Charge:
+    """Charge a mechanism by a method of the ledger, which returns ε of all charges."""
     with _open(identity, fingerprint) as ledger:
         budget = identity.limits.budget(config.privacy)
         has_changed = ledger.check_data(fingerprint, strict=identity.strict_ledger)
         tells_size = _tells_size(config, spend, ledger.history())
         with _numbers_in_log(identity, tells_size):
-            epsilon = ledger.reserve(run, server_round, message_id, spend, budget)
+            epsilon = reserve(ledger, budget)
         _log_change(ledger, has_changed)
-        return _charge(config, spend, epsilon, ledger, budget if tells_size else None)
+        reported = _bound(epsilon, config, budget) if tells_size else epsilon
+        return Charge(spend, reported, sum(entry.steps for entry in ledger.history()))
 
 
 def _tells_size(config: Config, spend: Spend | None = None, history: Sequence[Spend] = ()) -> bool:
@@ -151,14 +158,12 @@ def _numbers_in_log(identity: ClientIdentity, tells_size: bool) -> Iterator[None
         ) from None
 
 
-def _charge(config: Config, spend: Spend, epsilon: float, ledger: Ledger, budget: Budget | None) -> Charge:
-    """Return what was charged, with a bound on ε if a budget is given: it tells the number of examples."""
-    if budget is not None:
-        bound = rounded_to_multiple(epsilon, config.privacy.target_epsilon)
-        # The ledger has just enforced the limit, which does not depend on the number of examples either.
-        limit = budget.max_epsilon if budget.max_delta == config.privacy.target_delta else bound
-        epsilon = max(epsilon, min(bound, limit))
-    return Charge(spend, epsilon, sum(entry.steps for entry in ledger.history()))
+def _bound(epsilon: float, config: Config, budget: Budget) -> float:
+    """Return a bound on ε that does not depend on the number of examples."""
+    bound = rounded_to_multiple(epsilon, config.privacy.target_epsilon)
+    # The ledger has just enforced the limit, which does not depend on the number of examples either.
+    limit = budget.max_epsilon if budget.max_delta == config.privacy.target_delta else bound
+    return max(epsilon, min(bound, limit))
 
 
 def _open(identity: ClientIdentity, fingerprint: str) -> Ledger:
