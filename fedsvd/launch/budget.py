@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedsvd import data
 from fedsvd.config import Config
 from fedsvd.errors import BudgetExceededError
 from fedsvd.privacy.accounting import Spend
@@ -15,7 +14,7 @@ from fedsvd.privacy.plan import ClientPlan, configured_budget, plan_client
 from fedsvd.report.tables import rounded_up
 from fedsvd.runs.folder import RunFolder, ledger_path
 from fedsvd.runs.ownership import completed_rounds
-from fedsvd.runtime.data import load_partition
+from fedsvd.runtime.data import load_fingerprint, load_partition
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def plan_run(config: Config) -> PlannedRun:
     plans, changed = {}, []
     for number in _participants(config):
         part = load_partition(config, number)
-        history, has_changed, is_charged = _history(config, number, data.fingerprint(part))
+        history, has_changed, is_charged = _history(config, number, load_fingerprint(config, number))
         plans[number] = plan_client(config, len(part), history, done, is_charged=is_charged)
         changed += [number] if has_changed else []
     return PlannedRun(plans, done, changed)
