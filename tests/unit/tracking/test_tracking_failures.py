@@ -95,14 +95,16 @@ def stop(server: http.server.ThreadingHTTPServer) -> None:
     server.server_close()
 
 
+def logged_to(server: http.server.ThreadingHTTPServer) -> list[str]:
+    return ["tracking=mlflow", f"tracking.uri=http://127.0.0.1:{server.server_port}"]
+
+
 @pytest.mark.slow
 @needs_mlflow
 def test_a_run_completes_after_its_service_has_gone_away(
     service: http.server.ThreadingHTTPServer, tmp_path: Path
 ) -> None:
-    overrides = ["tracking=mlflow", f"tracking.uri=http://127.0.0.1:{service.server_port}"]
-
-    [warning] = run(tmp_path, overrides, after_first=lambda: stop(service))
+    [warning] = run(tmp_path, logged_to(service), after_first=lambda: stop(service))
 
     assert "tracking=mlflow failed and is disabled for the rest of the run" in warning
     assert read_json(tmp_path / "run.json")["state"] == "finished"
@@ -113,10 +115,13 @@ def test_a_run_completes_after_its_service_has_gone_away(
 def test_a_run_that_fails_after_its_service_has_gone_away_reports_its_own_error(
     service: http.server.ThreadingHTTPServer, tmp_path: Path
 ) -> None:
-    overrides = ["tracking=mlflow", f"tracking.uri=http://127.0.0.1:{service.server_port}"]
-
     with pytest.raises(DivergedError, match="the loss is not finite"):
-        run(tmp_path, overrides, after_first=lambda: stop(service), error=DivergedError("the loss is not finite"))
+        run(
+            tmp_path,
+            logged_to(service),
+            after_first=lambda: stop(service),
+            error=DivergedError("the loss is not finite"),
+        )
 
     assert read_json(tmp_path / "run.json")["reason"] == "DivergedError: the loss is not finite"
 
