@@ -75,12 +75,12 @@ class ClientLevelServer:
         Raises:
             BudgetExceededError: If the round would exceed the budget, e.g. because rounds were repeated after a crash.
         """
-        self._record_charges(record)
+        charges = self._record_charges(record)
         try:
             if self._config.privacy.noise_share:
                 self._charge(record)
             else:
-                check_budget(self._charges(), _RUN, self._round_spend, self._budget, SERVER_FINGERPRINT)
+                check_budget(charges, _RUN, self._round_spend, self._budget, SERVER_FINGERPRINT)
         except BudgetExceededError as error:
             raise BudgetExceededError(
                 f"the run's budget does not cover another round: {record.server_rounds} rounds were charged, including "
@@ -106,14 +106,14 @@ class ClientLevelServer:
         record.is_charged = True
         self._record_charges(record)
 
-    def _record_charges(self, record: RoundRecord) -> None:
-        spends = [entry.spend for entry in self._charges()]
+    def _record_charges(self, record: RoundRecord) -> list[Entry]:
+        """Enter ε and the number of all charges so far in the round's record, and return the charges."""
+        with self._open() as ledger:
+            charges = ledger.state().counting
+        spends = [entry.spend for entry in charges]
         record.epsilon = epsilon(spends, self._budget.target_delta, self._budget.accountant)
         record.server_rounds = sum(spend.steps for spend in spends)
-
-    def _charges(self) -> list[Entry]:
-        with self._open() as ledger:
-            return ledger.state().counting
+        return charges
 
     def _open(self) -> Ledger:
         return Ledger.open(self._ledger, SERVER_FINGERPRINT, strict=True)
