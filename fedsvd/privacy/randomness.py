@@ -104,7 +104,9 @@ class TorchRandomness:
     def normal(self, like: Tensor, std: float) -> Tensor:
         """Return samples from N(0, std²)."""
         if like.device not in self._noise:
-            self._noise[like.device] = torch.Generator(like.device).manual_seed(self._seed + 1)
+            # Two GPUs with one seed would draw the same noise, which cancels in the difference of two layers.
+            seed = self._seed + 1 + len(self._noise)
+            self._noise[like.device] = torch.Generator(like.device).manual_seed(seed)
         draws = torch.randn(like.shape, generator=self._noise[like.device], device=like.device, dtype=like.dtype)
         return draws.mul_(std)
 

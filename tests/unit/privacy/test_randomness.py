@@ -57,6 +57,17 @@ def test_draws_differ_within_and_between_sources(source: Source) -> None:
     assert not torch.equal(first, other)
 
 
+def test_devices_draw_independent_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu, randn = torch.Generator, torch.randn
+    # Stands in for two GPUs, whose generators draw the same numbers from the same seed.
+    monkeypatch.setattr(torch, "Generator", lambda device="cpu": on_cpu())
+    monkeypatch.setattr(torch, "randn", lambda *args, device, **options: randn(*args, **options))
+    randomness = TorchRandomness(1)
+    first, second = (randomness.normal(torch.empty(8, device=device), 1.0) for device in ("cpu", "meta"))
+
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize("source", [SecureRandomness, TorchRandomness])
 def test_global_seeds_do_not_affect_draws(source: Callable[[], Randomness]) -> None:
     outcomes = []
