@@ -49,7 +49,8 @@ class FederationConfig(ConfigGroup):
             limit.
         client_num_cpus: CPU cores of a simulated client; ``auto``: as many clients run at the same time as fit into the
             memory of this machine, which is measured on a training step before the run.
-        client_num_gpus: GPUs of a simulated client; a fraction lets clients share one. ``auto`` as above.
+        client_num_gpus: GPUs of a simulated client, which sees no others; 0: it trains on the CPU; a fraction lets
+            clients share one. ``auto`` as above.
         ray_address: Address of a running Ray cluster; null starts a local one.
         superlink: Address of the SuperLink, ``host:port``.
         root_certificates: CA certificate that verifies the SuperLink's certificate; null: no TLS.

@@ -25,6 +25,7 @@ from fedsvd.config.paths import absolute_paths
 from fedsvd.config.quoting import path_override
 from fedsvd.config.task import TASKS, last_value
 from fedsvd.errors import BudgetExceededError, ConfigError, DataError, RunError
+from fedsvd.launch.client_devices import check_client_devices, cpu_notice
 from fedsvd.launch.in_process import run_local
 from fedsvd.launch.remote import run_remote
 from fedsvd.launch.resume import check_settings
@@ -38,14 +39,16 @@ def check_config(config: Config) -> None:
     """Check a configuration before any data or model is loaded.
 
     Raises:
-        ConfigError: As `check_run`; also if a device or tracking library is not available, or ``data=node`` is used
-            without real nodes.
+        ConfigError: As `check_run`; also if a device or tracking library is not available, simulated clients do not
+            see the device, or ``data=node`` is used without real nodes.
         PrivacyError: As `check_run`.
     """
     check_run(config)
     if config.federation.name == "remote":
         return
     resolve_device(config.device)
+    if config.federation.name == "simulation":
+        check_client_devices(config)
     check_tracking(config.tracking)
     if config.data.name == "node":
         raise ConfigError(
@@ -110,6 +113,8 @@ def _run_on_this_machine(config: Config, overrides: Sequence[str], run_folder: R
             from fedsvd.launch.packing import packed_federation
             from fedsvd.launch.simulation import run_simulation
 
+            if notice := cpu_notice(config):
+                print(notice)
             run_simulation(server_app, client_app, packed_federation(config, others), run_config)
         else:
             run_local(server_app, client_app, config.federation.num_clients, run_config)

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -120,10 +121,11 @@ def run_simulation(
     resources: dict[str, Any] = {"num_cpus": federation.client_num_cpus, "num_gpus": federation.client_num_gpus}
     server = _ConfiguredServerApp(server_app, run_config)
     saved_environ = dict(os.environ)
-    # The second variable selects Ray's future default (actors without GPUs see none), to avoid its deprecation warning.
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
+    # The second variable hides all GPUs from clients without one; "0", Ray's future default, would show them all.
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="1")
     try:
-        with _interrupt_sets(server.interrupted):
+        with _interrupt_sets(server.interrupted), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
             flwr.simulation.run_simulation(
                 server_app=server,
                 client_app=_ConfiguredClientApp(client_app, run_config),
