@@ -63,11 +63,10 @@ def _measure(config: Config) -> ClientMemory:
     # Kilobytes on Linux, bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     ram = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    # One step does not fill the cache of frozen layers, which is on the GPU as far as it fits there, else on the CPU.
     device, cache = resolve_device(config.device), config.train.prefix_cache_mib * _MEBIBYTE
-    if device.type != "cuda":
-        # One step does not fill the cache of frozen layers.
-        return ClientMemory(ram + cache, 0)
-    return ClientMemory(ram + cache, torch.cuda.max_memory_reserved(device) + _CUDA_CONTEXT)
+    gpu = torch.cuda.max_memory_reserved(device) + _CUDA_CONTEXT + cache if device.type == "cuda" else 0
+    return ClientMemory(ram + cache, gpu)
 
 
 def _take_step(config: Config) -> None:

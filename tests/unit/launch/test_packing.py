@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError, RunError
-from fedsvd.launch import packing
+from fedsvd.launch import client_memory, packing
 from fedsvd.launch.client_memory import ClientMemory, measure_client_memory
 from fedsvd.launch.packing import available_ram, pack, packed_federation
 
@@ -78,6 +79,19 @@ def test_the_memory_of_a_real_step_is_measured_and_nothing_is_charged(privacy: s
     assert memory.gpu == 0
     assert with_cache.ram - memory.ram == pytest.approx(2 * GIB, rel=0.1)
     assert not (tmp_path / "ledgers").exists()
+
+
+def test_the_cache_of_frozen_layers_counts_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Stands in for a GPU.
+    monkeypatch.setattr("fedsvd.runtime.model.resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: GIB)
+    monkeypatch.setattr(client_memory, "_take_step", lambda config: None)
+    sizes = [
+        client_memory._measure(compose(["experiment=smoke", f"train.prefix_cache_mib={mib}"])).gpu for mib in (0, 2048)
+    ]
+
+    # The context of CUDA in each process takes half a GiB.
+    assert sizes == [1.5 * GIB, 3.5 * GIB]
 
 
 def test_a_step_that_fails_is_an_error_with_its_reason() -> None:
