@@ -53,7 +53,7 @@ class ClippingMeter:
     max_grad_norm: float
     expected_batch_size: float
     randomness: Randomness
-    _sums: Tensor = field(default_factory=lambda: torch.zeros(_NUM_SUMS, dtype=torch.float64))
+    _parts: list[Tensor] = field(default_factory=list)
     _released: list[Tensor] = field(default_factory=list)
 
     def add(self, norms: Tensor, clipped: Tensor | None = None) -> None:
@@ -65,14 +65,17 @@ class ClippingMeter:
         """
         relative_norms = (norms.double() / self.max_grad_norm).clamp(max=1.0)
         is_clipped = norms > self.max_grad_norm if clipped is None else clipped
-        values = torch.stack([is_clipped.double(), relative_norms]).cpu()
-        self._sums = self._sums + (values - _SENSITIVITY).sum(dim=1)
+        values = torch.stack([is_clipped.double(), relative_norms])
+        self._parts.append((values - _SENSITIVITY).sum(dim=1))
 
     def release(self) -> None:
         """End the current step by releasing its sums with noise, and start the next step."""
-        noise = self.randomness.normal(self._sums, statistics_noise_std(self.noise_multiplier))
-        self._released.append((self._sums + noise) / self.expected_batch_size + _SENSITIVITY)
-        self._sums = torch.zeros_like(self._sums)
+        # Read once per step: every read waits for the GPU.
+        zero = torch.zeros(_NUM_SUMS, dtype=torch.float64)
+        sums = torch.stack(self._parts).sum(dim=0).cpu() if self._parts else zero
+        noise = self.randomness.normal(sums, statistics_noise_std(self.noise_multiplier))
+        self._released.append((sums + noise) / self.expected_batch_size + _SENSITIVITY)
+        self._parts.clear()
 
     @property
     def statistics(self) -> ClippingStatistics:

@@ -67,7 +67,6 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
         non_finite = ~torch.isfinite(norms)
         for sample in samples:
             sample.masked_fill_(non_finite.to(sample.device).view(-1, *[1] * (sample.dim() - 1)), 0.0)
-        # Read once per step: every read waits for the GPU.
         self._non_finite.append(non_finite.sum())
         clipped = self.clip_groups() if self.groups else norms > self.max_grad_norm
         if self._meter:
@@ -88,7 +87,8 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def add_noise(self) -> None:
         """Set each gradient to the clipped sum plus the noise of this step, then map it."""
-        if num_non_finite := sum(map(int, self._non_finite)):
+        # Read once per step: every read waits for the GPU.
+        if num_non_finite := int(torch.stack(self._non_finite).sum()) if self._non_finite else 0:
             logger.warning("%d examples had gradients that are not finite; they count as zero.", num_non_finite)
         self._non_finite.clear()
         noises = self._noise.take() if self.noise_multiplier else [0.0] * len(self.params)

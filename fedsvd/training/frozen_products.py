@@ -15,7 +15,7 @@ from fedsvd.lora.peft_model import lora_sites
 from fedsvd.lora.quantized import is_quantized
 
 
-@dataclass(frozen=True)
+@dataclass
 class FrozenLinear:
     """A frozen linear layer whose input is cached.
 
@@ -29,6 +29,18 @@ class FrozenLinear:
     module: nn.Linear
     source: int
     weight: Tensor
+    _compared: tuple[int, int] | None = None
+    _is_unchanged: bool = False
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the layer has the weight of the cached products."""
+        weight = self.module.weight
+        # Compared when it has been written only: on a GPU, a comparison waits for all that has been started.
+        version = (weight.data_ptr(), weight._version)
+        if version != self._compared:
+            self._compared, self._is_unchanged = version, torch.equal(weight, self.weight)
+        return self._is_unchanged
 
     def product(self, states: Tensor) -> Tensor:
         """Return the layer's output for its input ``states``, shape (…, d_out)."""
@@ -72,7 +84,7 @@ def use_products(
 ) -> Iterator[None]:
     """Make layers return cached products when they are called with their cached input, inside the context."""
     pairs = zip(linears, products, strict=True)
-    unchanged = [(linear, product) for linear, product in pairs if torch.equal(linear.module.weight, linear.weight)]
+    unchanged = [(linear, product) for linear, product in pairs if linear.is_unchanged]
 
     def forward(linear: FrozenLinear, product: Tensor, x: Tensor) -> Tensor:
         if not _is_same(x, inputs[linear.source]):
