@@ -173,10 +173,11 @@ def _load_model(
     )
     if config.gradient_checkpointing:
         loading.checkpoint_activations(loaded)
+    model = adapted if config.device_map == "auto" else adapted.to(device)
     choice = base_model.pooling_choice(config, kept is not None)
     if choice is not None and choice.pooling == "first":
-        use_first_token_only(adapted)
-    model = adapted if config.device_map == "auto" else adapted.to(device)
+        # Runs the model, so it must be on its device: flash attention does not run on a CPU.
+        use_first_token_only(model)
     return _LoadedModel(model, peft_model.read(model))
 
 
