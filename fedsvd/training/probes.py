@@ -112,17 +112,18 @@ def check_packing(model: nn.Module) -> None:
     Raises:
         ConfigError: It does not.
     """
-    tokens = _tokens(model)
+    # Several rows: flash attention recognizes packed sequences in a batch of one row only.
+    tokens = _tokens(model).repeat(_EXAMPLES, 1)
     length = tokens.shape[1]
-    positions = torch.arange(length, device=tokens.device).repeat(2)[None]
+    positions = torch.arange(length, device=tokens.device).repeat(_EXAMPLES, 2)
     try:
         packed = _logits(model, tokens.repeat(1, 2), attention_mask=None, position_ids=positions)[:, length:]
     except TypeError:
         packed = None
     if packed is None or not _agree(packed, _logits(model, tokens), model):
         raise ConfigError(
-            "train.packing = true is not possible: this architecture does not keep packed sequences apart. Set "
-            "train.packing=false."
+            "train.packing = true is not possible: this architecture, or its attention kernel, does not keep packed "
+            "sequences apart. Set train.packing=false, or model.attn_implementation=sdpa."
         )
 
 

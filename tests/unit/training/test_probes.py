@@ -1,6 +1,7 @@
 """Checks of architectures by forward passes on made-up tokens."""
 
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -54,6 +55,19 @@ def test_packing_is_refused_where_sequences_are_not_kept_apart(tmp_path: Path) -
     check_packing(load_causal_lm("embedded:tiny-llama").model)
     with pytest.raises(ConfigError, match="packing = true is not possible"):
         check_packing(load_causal_lm(save_checkpoint("bloom", tmp_path)).model)
+
+
+def test_packing_is_refused_where_only_a_single_row_is_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_causal_lm("embedded:tiny-llama").model
+    forward = model.forward
+
+    def like_flash_attention(position_ids: torch.Tensor | None = None, **inputs: Any) -> Any:
+        is_recognized = position_ids is not None and len(position_ids) == 1
+        return forward(position_ids=position_ids if is_recognized else None, **inputs)
+
+    monkeypatch.setattr(model, "forward", like_flash_attention)
+    with pytest.raises(ConfigError, match=r"or its attention kernel.* or model\.attn_implementation=sdpa"):
+        check_packing(model)
 
 
 def test_generation_ends_at_the_last_position(tmp_path: Path) -> None:
