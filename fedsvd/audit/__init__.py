@@ -30,8 +30,8 @@ def check_audit(config: Config, settings: AuditConfig) -> None:
 
     Raises:
         ConfigError: The run is not private per example, the audited client does not exist, clients have personal
-            models, the noise is shared, nothing is trained, the server does more than to average, or the run is
-            resumed; see also `fedsvd.launch.check_config`.
+            models, the noise is shared, the model is distributed, nothing is trained, the server does more than to
+            average, or the run is resumed; see also `fedsvd.launch.check_config`.
     """
     check_config(config)
     if config.privacy.name != "dp_sgd":
@@ -43,6 +43,11 @@ def check_audit(config: Config, settings: AuditConfig) -> None:
         raise ConfigError(
             "privacy.noise_share = True adds only a share of the noise to each update, so that its ε holds only for "
             "the secure sum, but an audit attacks the updates of one client: set privacy.noise_share=false."
+        )
+    if config.model.device_map == "auto":
+        raise ConfigError(
+            "model.device_map = auto is not possible: an audit combines the gradients of all layers, which would be on "
+            "different devices. Set model.device_map=none."
         )
     if build_run_method(config).traits.personal or config.federation.client_ranks is not None:
         raise ConfigError(

@@ -100,6 +100,7 @@ def test_every_method_and_optimizer_can_be_audited(overrides: list[str], tmp_pat
         (["method.shrinkage=optimal"], "method.shrinkage = optimal is not possible"),
         (["aggregation=median", "federation.num_clients=3"], "aggregation.name = median is not possible"),
         (["federation.weighting=inverse_variance"], "federation.weighting = inverse_variance is not possible"),
+        (["model.device_map=auto"], "model.device_map = auto is not possible: an audit"),
         (["device=cuda:7"], "CUDA"),
         (["-m"], "no option '-m'"),
         (["hydra.run.dir=here"], "run_dir=DIR"),
