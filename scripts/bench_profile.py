@@ -13,6 +13,7 @@ import torch
 from bench_report import add_bench, add_json_option, print_machine, write_json
 from rich.console import Console
 from rich.table import Table
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import fedsvd
@@ -56,7 +57,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def own_time(event: Any) -> float:
     """Return an operator's own time on the GPU, or on the CPU if there is none."""
-    return float(event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total)
+    if not torch.cuda.is_available():
+        return float(event.self_cpu_time_total)
+    # The time of a kernel is also in the row of the operator that started it, which has a row of its own on the CPU.
+    return float(event.self_device_time_total) if event.device_type == DeviceType.CUDA else 0.0
 
 
 def train(overrides: list[str], folder: Path) -> float:

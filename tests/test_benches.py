@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import bench_gpu
+import bench_profile
 import pytest
+import torch
 from bench_cli import main
+from torch.autograd import DeviceType
 
 
 def test_every_part_that_needs_no_process_of_its_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +44,12 @@ def test_profile_lists_the_operators_of_a_round(tmp_path: Path, monkeypatch: pyt
     assert len(operators) == 50
     assert operators["aten::bmm"]["calls"] > 0
     assert 0.5 < sum(row["share"] for row in operators.values()) <= 1
+
+
+def test_profile_counts_a_kernel_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = SimpleNamespace(device_type=DeviceType.CPU, self_device_time_total=5.0, self_cpu_time_total=1.0)
+    kernel = SimpleNamespace(device_type=DeviceType.CUDA, self_device_time_total=5.0, self_cpu_time_total=0.0)
+
+    assert [bench_profile.own_time(event) for event in (operator, kernel)] == [1, 0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [bench_profile.own_time(event) for event in (operator, kernel)] == [0, 5]
