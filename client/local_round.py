@@ -218,8 +218,12 @@ def _clipped_update(before: Adapter, after: Adapter, task: TrainTask, config: Co
 
     With ``privacy.noise_share``, this client's share of the noise is added, so that the secure sum has all of it.
     """
-    old = [tensor.double() for tensor in flatten_parts(before, task.uplink)]
-    update = [new.double() - start for new, start in zip(flatten_parts(after, task.uplink), old, strict=True)]
+    trained = [tensor.double() for tensor in flatten_parts(after, task.uplink)]
+    # Of a model on several devices, the received factors and the trained ones can be on different ones.
+    old = [
+        start.double().to(new.device) for start, new in zip(flatten_parts(before, task.uplink), trained, strict=True)
+    ]
+    update = [new - start for new, start in zip(trained, old, strict=True)]
     clipped = clip_update(update, config.privacy.max_update_norm)
     if config.privacy.noise_share:
         from fedsvd.runtime.private_round import secret_randomness
