@@ -31,7 +31,7 @@ def with_personal_factors(path: Path, adapter: Adapter, factors: Collection[Fact
     """
     if not path.exists():
         return adapter
-    stored = load_file(path, device=str(adapter.device))
+    stored = {key: tensor.to(adapter.device) for key, tensor in load_file(path).items()}
     parts = {}
     for part in factors:
         expected = adapter.part(part)

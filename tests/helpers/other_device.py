@@ -52,13 +52,13 @@ class _Reads(TorchDispatchMode):
             return func(*args, **kwargs)
         if name == "aten::_local_scalar_dense":
             self._record()
-            return self._truth if tensor.dtype == torch.bool else 1.0 if tensor.dtype.is_floating_point else 0
+            return self._truth if tensor.dtype == torch.bool else 1.0 if tensor.dtype.is_floating_point else 1
         if name == "aten::equal":
             self._record()
             return True
         if name == "aten::_to_copy" and kwargs.get("device") == torch.device("cpu"):
             self._record()
-            return torch.zeros(tensor.shape, dtype=kwargs.get("dtype") or tensor.dtype)
+            return torch.ones(tensor.shape, dtype=kwargs.get("dtype") or tensor.dtype)
         return func(*args, **kwargs)
 
     def _record(self) -> None:
