@@ -10,7 +10,9 @@ from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import Method
 from fedsvd.methods.aggregate import Replies, Reply
 from server import robust_mean
+from server.replies import RoundRecord, check_divergence
 from server.running_mean import running_mean
+from server.secure_grid import SecureGrid
 
 
 def min_replies(config: Config, sampled: int) -> int:
@@ -23,6 +25,33 @@ def min_replies(config: Config, sampled: int) -> int:
     federation = config.federation
     completion = math.ceil(federation.min_completion * sampled)
     return max(federation.min_replies, completion, config.aggregation.min_replies(federation.num_sampled))
+
+
+def skip_reason(record: RoundRecord, config: Config, secure: SecureGrid | None) -> str | None:
+    """Return why a round leaves the model unchanged; None if it takes a step.
+
+    Args:
+        record: The round, with all replies entered.
+        config: The run's configuration.
+        secure: The grid for secure aggregation; None without.
+
+    Raises:
+        DivergedError: Every sampled client's update diverged. Under client-level privacy the run continues: whether it
+            ends must not depend on the clients' data.
+    """
+    failure = secure.reason if secure and not secure.outcome else None
+    if config.privacy.name == "client_level":
+        # The step is taken for any number of replies, even 0, so that it does not reveal who took part.
+        return failure
+    used = secure.outcome.contributors if secure and secure.outcome else len(record.reports)
+    needed = min_replies(config, record.sampled)
+    if failure is None and used >= needed:
+        return None
+    check_divergence(record, config)
+    return failure or (
+        f"{used} valid replies of {record.sampled}, at least {needed} needed "
+        "(federation.min_replies, federation.min_completion, aggregation.trim_share)"
+    )
 
 
 def aggregate_replies(replies: Iterable[Reply], adapter: Adapter, method: Method, config: Config) -> Replies:

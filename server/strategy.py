@@ -26,8 +26,8 @@ from server.clients import Clients
 from server.diagnostics import site_diagnostics, update_signal_to_noise
 from server.downlink import Downlink
 from server.personal_metrics import mean_personal_metrics
-from server.replies import RoundRecord, check_divergence, read_masked_reply, read_plain_reply, valid_replies
-from server.reply_aggregation import aggregate_replies, min_replies
+from server.replies import RoundRecord, read_masked_reply, read_plain_reply, valid_replies
+from server.reply_aggregation import aggregate_replies, skip_reason
 from server.secure_grid import SecureGrid
 from server.server_optimizer import apply_server_optimizer, transform_optimizer_state
 
@@ -161,20 +161,14 @@ class FederatedLoRA(Strategy):
         self._num_examples = {r.partition_id: r.num_examples for r in self.round.reports} | self._num_examples
         self.round.seconds_train = time.perf_counter() - self._started
         started = time.perf_counter()
-        if self.secure and self.secure.outcome is None:
-            return self._skip(self.secure.reason)
+        reason = skip_reason(self.round, self.config, self.secure)
+        if reason is not None:
+            return self._skip(reason)
         if level:
             level.charge_noise(self.round)
-            # The step is taken for any number of replies, even 0, so that it does not reveal who took part.
             good = [self._client_level_reply(level, clipped)]
         elif self.secure:
             good = [self._secure_mean(self.secure)]
-        elif len(self.round.reports) < (needed := min_replies(self.config, self.round.sampled)):
-            check_divergence(self.round, self.config)
-            return self._skip(
-                f"{len(self.round.reports)} valid replies of {self.round.sampled}, at least {needed} needed "
-                "(federation.min_replies, federation.min_completion, aggregation.trim_share)"
-            )
         before = self.adapter
         self._step(good)
         self.round.seconds_aggregate = time.perf_counter() - started

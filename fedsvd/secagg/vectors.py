@@ -8,7 +8,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
-from fedsvd.errors import PayloadError
+from fedsvd.errors import DivergedError, PayloadError
 
 # Weighted values have a resolution of 2⁻²⁴. The 39 bits above the fraction, including the sign, must hold the sum over
 # all clients.
@@ -28,13 +28,13 @@ def encode(values: np.ndarray, weight: int, num_clients: int) -> np.ndarray:
         The encoded vector, uint64 of shape (n + 1,).
 
     Raises:
-        PayloadError: A weighted value is not finite, or so large that the sum over ``num_clients`` could overflow.
+        DivergedError: A weighted value is not finite, or so large that the sum over ``num_clients`` could overflow.
     """
     weighted = np.append(values.astype(np.float64) * weight, float(weight))
     limit = 2.0 ** (_HEADROOM_BITS - FRACTION_BITS) / num_clients
     largest = np.abs(weighted).max()
     if not largest <= limit:
-        raise PayloadError(
+        raise DivergedError(
             f"the largest entry of an update times its weight {weight} is {largest:g}: a secure sum over {num_clients} "
             f"clients supports finite values up to {limit:g}. Lower train.learning_rate."
         )

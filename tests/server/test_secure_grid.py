@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from client.secure_aggregation import answer_stage
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
-from fedsvd.errors import FedSVDError, PayloadError
+from fedsvd.errors import FedSVDError, PayloadError, describe
 from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import build_method
@@ -66,7 +66,7 @@ class Clients:
         try:
             content = answer_stage(message.content, context.state, context.node_id, self.config, local_round)
         except FedSVDError as error:
-            content = train_messages.declined_reply(str(error))
+            content = train_messages.declined_reply(describe(error))
         self.answered.append((number, message, content))
         return Message(content, reply_to=message)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedsvd.errors import PayloadError
+from fedsvd.errors import DivergedError, PayloadError
 from fedsvd.secagg import keys, messages, vectors
 
 
@@ -30,7 +30,7 @@ def test_sum_of_encoded_vectors_decodes_to_the_weighted_mean(rows: list[list[flo
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1e12])
 def test_values_that_could_overflow_are_rejected(value: float) -> None:
-    with pytest.raises(PayloadError, match="supports finite values up to"):
+    with pytest.raises(DivergedError, match=r"supports finite values up to .* Lower train.learning_rate"):
         vectors.encode(np.array([1.0, value]), 3, 10)
 
 
@@ -43,7 +43,7 @@ def test_largest_values_of_all_clients_do_not_overflow() -> None:
 
 def test_limit_of_a_value_is_shared_by_the_clients() -> None:
     limit = 2.0 ** (62 - vectors.FRACTION_BITS) / 8
-    with pytest.raises(PayloadError, match="8 clients supports finite values up to"):
+    with pytest.raises(DivergedError, match="8 clients supports finite values up to"):
         vectors.encode(np.array([limit * 1.01]), 1, 8)
 
 
