@@ -12,7 +12,7 @@ from fedsvd.errors import ReplayedMessageError
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.claim import Claim, format_rounds, weakest_claim
 from fedsvd.privacy.noise_share import ASSUMPTIONS
-from fedsvd.privacy.recorded_charges import recorded_charges
+from fedsvd.privacy.recorded_charges import attempts_per_round, recorded_charges
 from fedsvd.privacy.round_settings import ROW_KEY, recorded_settings, round_settings
 from fedsvd.report.loaded_runs import flatten
 from server.replies import DECLINED, RoundRecord
@@ -64,7 +64,7 @@ def _presumed_steps(config: Config, record: RoundRecord, interrupted: int) -> di
     These are those of lost and rejected replies, and those of ``interrupted`` earlier processes in the same round: a
     client whose budget they used up declines now. A client that reports accounts for all its charges.
     """
-    most = 1 + config.federation.retries
+    most = attempts_per_round(flatten(as_dict(config)))
     silent = sorted({*record.sampled_clients} - {report.partition_id for report in record.reports})
     attempts = {number: _attempts_without_result(record, number, most) + most * interrupted for number in silent}
     return {str(number): config.train.local_steps * count for number, count in attempts.items() if count}

@@ -29,7 +29,8 @@ class FederationConfig(ConfigGroup):
             on the data of client 0 alone. null for all.
         clients_per_round: Number of clients sampled in each round; null for all that take part.
         client_ranks: LoRA rank of each client, at most ``model.rank``; null: ``model.rank`` for all.
-        min_replies: Minimum number of valid replies in a round; with fewer, the model stays unchanged.
+        min_replies: Minimum number of valid replies in a round (with secure aggregation, of updates in the sum); with
+            fewer, the model stays unchanged.
         weighting: Weight of each client in the aggregate: ``examples``, its number of examples, which it sends to the
             server; ``uniform``, equal weights, with the number of examples not sent; or ``inverse_variance``, one over
             the variance of the noise in its update, which gives the mean with the least noise (Cochran 1937).
@@ -42,7 +43,8 @@ class FederationConfig(ConfigGroup):
         connect_timeout_s: Timeout in seconds for all clients to connect at the start, and for a new client to identify
             itself.
         retries: How often a message is resent within a round to a client that has disconnected or crashed. If the
-            client's ledger was charged for the failed attempt, it is charged again for the new one.
+            client's ledger was charged for the failed attempt, it is charged again for the new one. With secure
+            aggregation, no message of a round is resent: a client answers each stage once.
         retry_after_s: Delay before the first retry, in seconds; doubled for each further one.
         max_num_examples: Largest number of examples that the server accepts from a client.
         max_reply_norm: Largest L2 norm of a client's update that the server accepts; DP-SGD's clipping implies a lower

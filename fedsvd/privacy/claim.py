@@ -15,6 +15,7 @@ from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.recorded_charges import (
     Row,
     accounted_epsilons,
+    attempts_per_round,
     needs_accountant,
     record,
     recorded_charges,
@@ -100,7 +101,7 @@ def weakest_claim(
     charges, spent = recorded_charges(trained), _reported_epsilons(rows, reported or {})
     if interrupted and charges:
         # As if a row recorded that every client may have been charged for the next round.
-        most = int(config.get("train.local_steps", 1)) * (1 + int(config.get("federation.retries", 0))) * interrupted
+        most = int(config.get("train.local_steps", 1)) * attempts_per_round(config) * interrupted
         presumed_steps = {name: interrupted if name == "server" else most for name in charges}
         last = trained[-1].get(ROW_KEY) or {}
         trained.append({**trained[-1], ROW_KEY: {**last, "charges": {}, "presumed": presumed_steps}})

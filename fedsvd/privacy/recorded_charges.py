@@ -17,6 +17,16 @@ def record(row: Row, key: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def attempts_per_round(config: Mapping[str, Any]) -> int:
+    """Return how often one process may ask a client to train in a round: a stage of secure aggregation is never resent.
+
+    Args:
+        config: Configuration values by dotted key.
+    """
+    is_secure = bool(config.get("federation.secure_aggregation"))
+    return 1 if is_secure else 1 + int(config.get("federation.retries", 0))
+
+
 def _row_charges(trained: Sequence[Row]) -> Iterator[tuple[str, Spend]]:
     for row in trained:
         for name, charge in record(row, "charges").items():

@@ -81,3 +81,15 @@ def test_claim_includes_the_attempts_before_a_client_declines(answers: list[Erro
     assert rows[1]["privacy"]["presumed"] == ({"0": STEPS * presumed} if presumed else {})
     # The ledger may have been charged for the first round and for these attempts.
     assert weakest_claim(rows, flatten(as_dict(CONFIG))).client_epsilons["0"] == epsilon_of(1 + presumed)
+
+
+@pytest.mark.parametrize(("overrides", "attempts"), [([], 3), (["federation.secure_aggregation=true"], 1)], ids=str)
+def test_silent_client_of_a_secure_round_was_asked_once(overrides: list[str], attempts: int) -> None:
+    config = compose(["experiment=smoke", "federation.retries=2", *overrides])
+    silent = RoundRecord(1, 1, refused={0: "error 5: no reply within 3240 s"}, sampled_clients=(0,))
+    assert round_privacy(config, silent, [], 0, 0)["presumed"] == {"0": config.train.local_steps * attempts}
+    assert round_privacy(config, silent, [], 1, 1)["presumed"] == {"0": config.train.local_steps * attempts * 2}
+
+    trained = RoundRecord(1, 1, reports=[ClientReport(0, 50, 1.0, epsilon_of(1), SIGMA, 1.0, STEPS)])
+    claim = weakest_claim([row(trained, [])], flatten(as_dict(config)), interrupted=1)
+    assert claim.client_epsilons["0"] == epsilon_of(1 + attempts)

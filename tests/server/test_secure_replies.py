@@ -38,7 +38,9 @@ def test_update_that_diverged_is_left_out_of_a_secure_sum(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("stage", ["setup", "collect"])
 @pytest.mark.parametrize(
-    ("key", "enough", "too_few"), [("min_replies", "3", "4"), ("min_completion", "0.6", "0.61")], ids=["number", "share"]
+    ("key", "enough", "too_few"),
+    [("min_replies", "3", "4"), ("min_completion", "0.6", "0.61")],
+    ids=["number", "share"],
 )
 def test_secure_sum_of_too_few_updates_leaves_the_model_unchanged(
     stage: str, key: str, enough: str, too_few: str, caplog: pytest.LogCaptureFixture
