@@ -49,10 +49,12 @@ def update_signal_to_noise(before: Adapter, replies: Replies, config: Config) ->
         config: The run's configuration.
 
     Returns:
-        See `signal_to_noise`. None if ``privacy.standardize_inputs`` maps the noise in A: it then differs between the
-        entries.
+        See `signal_to_noise`. None if the noise differs between the entries of a factor: if
+        ``privacy.standardize_inputs`` maps the noise in A, or some clients lack entries (``federation.client_ranks``).
     """
-    if preconditions_a(config, replies[0].parts):
+    parts = replies[0].parts
+    has_lower_ranks = min(config.federation.client_ranks or [config.model.rank]) < config.model.rank
+    if preconditions_a(config, parts) or (has_lower_ranks and set(parts) - {"head"}):
         return None
     return signal_to_noise(before, average(before, replies), mean_noise_std(replies), head_noise_ratio(config))
 

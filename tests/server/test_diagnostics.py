@@ -101,6 +101,23 @@ def test_the_ratio_is_unknown_where_the_noise_in_a_is_mapped() -> None:
     assert update_signal_to_noise(before, [replies["B"]], config) == pytest.approx(math.sqrt(3))
 
 
+@pytest.mark.parametrize(("ranks", "is_known"), [("[1,2]", False), ("[1,1]", False), ("[2,2]", True)])
+def test_the_ratio_is_unknown_where_clients_of_a_lower_rank_add_no_noise_to_some_entries(
+    ranks: str, is_known: bool
+) -> None:
+    config = compose(
+        ["experiment=smoke", "model.rank=2", "federation.num_clients=2", f"federation.client_ranks={ranks}"]
+    )
+    before = adapter([[0.0, 0.0]] * 3, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).with_parts({"head": {"w": torch.zeros(6)}})
+    factor = Reply(0, 1, {"B": {"s": torch.ones(3, 2)}}, 0.5)
+    head = Reply(0, 1, {"head": {"w": torch.ones(6)}}, 0.5)
+
+    known = pytest.approx(math.sqrt(3))
+    assert update_signal_to_noise(before, [factor], config) == (known if is_known else None)
+    # The head has one shape at all clients.
+    assert update_signal_to_noise(before, [head], config) == known
+
+
 def test_clipping_statistics_are_averaged_over_reporting_clients() -> None:
     reports = [ClientReport(0, 1, 0.0, clipped_share=0.2, mean_grad_norm=1.0), ClientReport(1, 1, 0.0)]
     assert mean_clipping_statistics(reports) == {"clipped_share": 0.2, "mean_grad_norm": 1.0}
