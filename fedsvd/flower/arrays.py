@@ -98,7 +98,7 @@ def read_parts(message: Message, sent: SentArrays, factors: Collection[Factor]) 
                 f"{missing[0]} is missing: clients train factor {factor} in this round and must send it for all "
                 f"{len(keys)} LoRA layers. Reply with peft.get_peft_model_state_dict(model)."
             )
-        parts[factor] = {site: state[key].reshape(before[site].shape) for site, key in keys.items()}
+        parts[factor] = {site: _as_sent(state[key], before[site]) for site, key in keys.items()}
     parts["head"] = {key: _as_float(state[key]) for key in sent.adapter.head if key in state}
     return parts
 
@@ -142,6 +142,11 @@ def _is_same(received: Tensor, sent: Tensor) -> bool:
     return any(
         torch.equal(received, values.to(dtype).to(received)) for dtype in (sent.dtype, torch.bfloat16, torch.half)
     )
+
+
+def _as_sent(tensor: Tensor, before: Tensor) -> Tensor:
+    """Return a factor in the shape of the sent one, and in its precision if that is higher."""
+    return tensor.reshape(before.shape).to(torch.promote_types(tensor.dtype, before.dtype))
 
 
 def _as_float(tensor: Tensor) -> Tensor:

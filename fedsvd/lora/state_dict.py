@@ -88,14 +88,15 @@ def to_state_dict(adapter: Adapter, like: Mapping[str, Tensor]) -> dict[str, Ten
 
     Args:
         adapter: The adapter. Its base, if any, becomes ``….lora_residual_B`` and ``….lora_residual_A``.
-        like: A state dict with the shapes and the order of the result; it may lack the base, which is appended.
+        like: A state dict with the shapes, the dtypes of the factors, and the order of the result; it may lack the
+            base, which is appended in the dtypes of the factors.
     """
     state = {key: like[key] for key in like if key in adapter.head or _PAIR_KEY.fullmatch(key)} | dict(adapter.head)
     for part, attribute in _PARTS.items():
         for site, matrix in adapter.part(attribute).items():
-            key = factor_key(site, part)
-            is_residual = part.startswith("residual")
-            state[key] = matrix if is_residual else matrix.reshape(like[key].shape)
+            factor = like[factor_key(site, part[-1])]
+            shape = matrix.shape if part.startswith("residual") else factor.shape
+            state[factor_key(site, part)] = matrix.reshape(shape).to(factor.dtype)
     return state
 
 
