@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Unpack
 
 from fedsvd import methods
+from fedsvd.errors import ConfigError
 from fedsvd.flower.strategy import FedAvgOptions, LoRAStrategy
 
 
@@ -19,8 +21,9 @@ class FedSVD(LoRAStrategy):
 
     Args:
         refactorize_every: Number of rounds between refactorizations.
-        pivot: The factor to train in each round, as a sequence that repeats: ``B`` as published, or for example ``BA``;
-            see `fedsvd.methods.fedsvd.FedSVD`.
+        pivot: The factor to train in each round, as a sequence that starts with B and repeats: ``B`` as published, or
+            for example ``BA``; see `fedsvd.methods.fedsvd.FedSVD`. PEFT initializes B with zeros, where A has no
+            gradient.
         options: Options of Flower's `FedAvg`.
 
     Raises:
@@ -34,6 +37,11 @@ class FedSVD(LoRAStrategy):
     """
 
     def __init__(self, *, refactorize_every: int = 1, pivot: str = "B", **options: Unpack[FedAvgOptions]) -> None:
+        if not re.fullmatch("B[AB]*", str(pivot)):
+            raise ConfigError(
+                f"pivot = {pivot!r} is invalid: list the factor to train in each round, B first, as in B, BA or BAAA. "
+                "B is zero in the arrays of a new PEFT model, so that A has no gradient in the first round."
+            )
         super().__init__(methods.fedsvd.FedSVD(refactorize_every=refactorize_every, pivot=pivot), **options)
 
 

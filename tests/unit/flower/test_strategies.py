@@ -223,8 +223,9 @@ def test_wrong_uses_are_refused() -> None:
         run(FedSVD(), half_of_a_step, {HEAD: torch.ones(2)})
     with pytest.raises(RunError, match="before configure_train"):
         FedSVD().aggregate_train(1, [])
-    with pytest.raises(ConfigError, match=r"method.pivot = A is not possible"):
-        FedSVD(pivot="A")
+    for pivot in ("A", "AB", "", "b"):
+        with pytest.raises(ConfigError, match=rf"^pivot = '{pivot}' is invalid: .* B first, as in B, BA or BAAA"):
+            FedSVD(pivot=pivot)
     grid = InProcessGrid(client_app(half_of_a_step), 2, {})
     with pytest.raises(PayloadError, match="the array q cannot be read"):
         FedSVD().start(grid, ArrayRecord({"q": Array("float32", (1,), "numpy.ndarray", b"x")}), num_rounds=1)
