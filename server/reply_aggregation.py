@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from fedsvd.config import Config
+from fedsvd.config.shares import share_of
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import Method
 from fedsvd.methods.aggregate import Replies, Reply
@@ -23,7 +24,7 @@ def min_replies(config: Config, sampled: int) -> int:
         sampled: Number of clients that were asked to train.
     """
     federation = config.federation
-    completion = math.ceil(federation.min_completion * sampled)
+    completion = math.ceil(share_of(federation.min_completion, sampled))
     return max(federation.min_replies, completion, config.aggregation.min_replies(federation.num_sampled))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -10,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from fedsvd.config.federation import FederationConfig
 from fedsvd.config.group import ConfigGroup
 from fedsvd.config.privacy import PrivacyConfig
+from fedsvd.config.shares import share_of
 from fedsvd.errors import ConfigError
 
 
@@ -31,7 +33,7 @@ class AggregationConfig(ConfigGroup):
 
     def num_trimmed(self, num_sampled: int) -> int:
         """Return how many of a round's clients ``trimmed_mean`` drops at each end: so many may be malicious."""
-        return int(self.trim_share * num_sampled)
+        return math.floor(share_of(self.trim_share, num_sampled))
 
     def min_replies(self, num_sampled: int) -> int:
         """Return the minimum number of replies for which as many clients may be malicious as are in a full round."""

@@ -69,6 +69,26 @@ def test_settings_that_require_replies() -> None:
     assert required("federation.min_replies=4", "aggregation=trimmed_mean") == 5
 
 
+@pytest.mark.parametrize(
+    ("share", "clients", "needed"),
+    [("0.56", 25, 14), ("0.07", 100, 7), ("0.6666666666666667", 3, 2), ("0.57", 25, 15), ("1", 7, 7)],
+)
+def test_a_share_that_is_a_whole_number_of_clients_is_not_rounded_up(share: str, clients: int, needed: int) -> None:
+    config = compose([f"federation.num_clients={clients}", f"federation.min_completion={share}"])
+    assert min_replies(config, clients) == needed
+
+
+@pytest.mark.parametrize(
+    ("share", "clients", "trimmed"), [("0.29", 100, 29), ("0.3333333333333333", 3, 1), ("0.28", 25, 7), ("0.27", 25, 6)]
+)
+def test_a_share_that_is_a_whole_number_of_clients_is_not_rounded_down(share: str, clients: int, trimmed: int) -> None:
+    config = compose(
+        ["aggregation=trimmed_mean", f"aggregation.trim_share={share}", f"federation.num_clients={clients}"]
+    )
+    assert config.aggregation.num_trimmed(clients) == trimmed
+    assert min_replies(config, clients) == 2 * trimmed + 1
+
+
 def test_entries_that_a_lower_rank_client_lacks_keep_their_start_value() -> None:
     replies = [reply(0, 1, [1.0]), reply(1, 1, [3.0]), reply(2, 2, [2.0, 100.0])]
 
