@@ -122,7 +122,7 @@ def _mean_gradients(
 ) -> float:
     """Set the gradient of the mean loss of a batch, and return the loss."""
     results: list[tuple[Tensor, tuple[Tensor, ...]]] = []
-    mean = 0.0
+    parts: list[Tensor] = []
 
     def compute(part: list[int]) -> None:
         # The mean over the batch, also if it is split.
@@ -131,16 +131,16 @@ def _mean_gradients(
         results.append((loss.detach(), torch.autograd.grad(loss, trained, allow_unused=True)))
 
     def accumulate(part: list[int], is_last: bool) -> None:
-        nonlocal mean
         loss, gradients = results.pop()
-        mean += loss.item()
+        parts.append(loss.double())
         for parameter, gradient in zip(trained, gradients, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
     prepare = preparation(losses)
     run_physical_batches(positions, limit, lengths, compute, lambda: None, accumulate, prepare, following)
-    return mean
+    # Read once per step: every read waits for the GPU.
+    return torch.stack(parts).sum().item()
 
 
 def model_inputs(batch: Batch) -> Batch:

@@ -10,13 +10,19 @@ from prefix_models import LARGE, adapted, batch
 from torch import Tensor, nn
 
 from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
+from fedsvd.privacy.physical_batches import BatchLimit
 from fedsvd.privacy.randomness import SecureRandomness
-from fedsvd.training.loop import Batch
+from fedsvd.training.loop import Batch, train_plain
 from fedsvd.training.per_example_gradients import fused_gradients
 from fedsvd.training.prefix_cache import PrefixCache
 from fedsvd.training.state_store import MemoryBudget, StateStore
 
 STEPS = 3
+
+
+def losses(module: nn.Module, positions: Sequence[int]) -> Tensor:
+    labels = torch.tensor([i % 2 for i in positions]).to(META)
+    return nn.functional.cross_entropy(module(**on_device(batch(positions))).logits, labels, reduction="none")
 
 
 def on_device(on_cpu: Batch) -> Batch:
@@ -31,10 +37,6 @@ def test_a_private_step_reads_its_device_once_however_it_is_split(statistics: bo
     head = [p for name, p in model.named_parameters() if p.requires_grad and "modules_to_save" in name]
     mechanism = DPSGD(1.0, 1.0, 1.0, STEPS, physical_batch_size, statistics=statistics, head_clipping_share=0.5)
 
-    def losses(module: nn.Module, positions: Sequence[int]) -> Tensor:
-        labels = torch.tensor([i % 2 for i in positions]).to(META)
-        return nn.functional.cross_entropy(module(**on_device(batch(positions))).logits, labels, reduction="none")
-
     with reads_from_meta() as found:
         train_dp_sgd(
             model, torch.optim.SGD(trained, 0.1), losses, 6, mechanism, SecureRandomness(), fused_gradients, head=head
@@ -44,6 +46,19 @@ def test_a_private_step_reads_its_device_once_however_it_is_split(statistics: bo
     found.pop("masking_utils.py", None)
     expected = Counter({"fedsvd/privacy/noisy_optimizer.py": STEPS})
     assert found == expected + Counter({"fedsvd/privacy/clipping_statistics.py": STEPS * statistics})
+
+
+@pytest.mark.parametrize("physical_batch_size", [6, 1])
+def test_a_plain_step_reads_its_device_once_however_it_is_split(physical_batch_size: int) -> None:
+    model = adapted().to(META)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with reads_from_meta() as found:
+        train_plain(
+            model, torch.optim.AdamW(trained), losses, STEPS * [list(range(6))], limit=BatchLimit(physical_batch_size)
+        )
+
+    found.pop("masking_utils.py", None)
+    assert found == Counter({"fedsvd/training/loop.py": STEPS})
 
 
 def test_cached_states_are_gathered_without_reading_the_device() -> None:
