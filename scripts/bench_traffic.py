@@ -18,7 +18,7 @@ from rich.table import Table
 
 from fedsvd.lora.adapter import Adapter
 from fedsvd.lora.initialization import initialize_factors
-from fedsvd.methods import State, build_method
+from fedsvd.methods import State, build_method, sent_factors
 from fedsvd.methods.aggregate import Reply
 from fedsvd.wire import payload
 from fedsvd.wire.train_messages import TrainTask
@@ -93,8 +93,8 @@ def measure(name: str, sites: Sites, rank: int, clients: int) -> Traffic:
     downlink, up = Downlink(method, initial, weights=weights), 0
     state: State = {}
     for server_round in range(1, ROUNDS + 1):
-        trains, uplink = method.trains(server_round), method.uplink(server_round)
-        task = TrainTask(server_round, frozenset(trains), frozenset(uplink))
+        trains, uplink = method.trains(server_round), sent_factors(method, server_round)
+        task = TrainTask(server_round, trains, uplink)
         core = frozenset({"core"}) if method.traits.core else frozenset()
         sent = downlink.request(0, task, core)
         new = downlink.request(99, task, core)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsvd.config import Config
 from fedsvd.errors import BudgetExceededError
 from fedsvd.lora.adapter import PARTS, Adapter, Part, truncate_rank
-from fedsvd.methods import Method, State
+from fedsvd.methods import Method, State, sent_factors
 from fedsvd.methods.aggregate import Replies, Reply
 from fedsvd.runs.sites import SiteBoard
 from fedsvd.runtime.round_parts import sent_parts, trained_parts
@@ -176,7 +176,7 @@ class FederatedLoRA(Strategy):
         return payload.pack(self.adapter, [part for part in PARTS if self.adapter.part(part)]), None
 
     def _diagnose(self, before: Adapter, good: Replies) -> None:
-        if self.method.uplink(self._method_round):
+        if sent_factors(self.method, self._method_round):
             self.round.sites = site_diagnostics(before, self.adapter)
         self.round.signal_to_noise = update_signal_to_noise(before, good, self.config)
 

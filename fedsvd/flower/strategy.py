@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedsvd.errors import PayloadError, RunError
 from fedsvd.flower.arrays import SentArrays, read_parts
 from fedsvd.lora.adapter import Adapter
-from fedsvd.methods import Method, State
+from fedsvd.methods import Method, State, sent_factors
 from fedsvd.methods.aggregate import Replies, Reply
 
 # Flower's own logger, so that messages appear among those of other strategies.
@@ -99,6 +99,7 @@ class LoRAStrategy(FedAvg):
     def _read(self, replies: Iterable[Message], sent: SentArrays) -> tuple[list[Message], list[Reply]]:
         """Return the replies without the unusable ones, and the content of those that are not errors."""
         left, good, reasons = [], [], []
+        factors = sent_factors(self.method, self._method_round)
         for message in replies:
             if message.has_error():
                 left.append(message)
@@ -106,7 +107,7 @@ class LoRAStrategy(FedAvg):
             node = message.metadata.src_node_id
             try:
                 weight = _weight(message, self.weighted_by_key)
-                good.append(Reply(node, weight, read_parts(message, sent, self.method.uplink(self._method_round))))
+                good.append(Reply(node, weight, read_parts(message, sent, factors)))
                 left.append(message)
             except PayloadError as error:
                 reasons.append(error)

@@ -25,11 +25,21 @@ from fedsvd.methods.ffa_lora import FFALoRA
 from fedsvd.methods.flexlora import FlexLoRA
 from fedsvd.methods.flora import FLoRA
 from fedsvd.methods.head_rounds import HeadFirst, HeadOnly
-from fedsvd.methods.method import Method, State, Step, Traits
+from fedsvd.methods.method import Method, State, Step, Traits, sent_factors
 from fedsvd.methods.rolora import RoLoRA
 from fedsvd.methods.tangent import Tangent
 
-__all__ = ["METHODS", "Method", "State", "Step", "Traits", "build_method", "build_run_method", "check_method"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "State",
+    "Step",
+    "Traits",
+    "build_method",
+    "build_run_method",
+    "check_method",
+    "sent_factors",
+]
 
 
 METHODS: Mapping[str, Callable[..., Method]] = {
@@ -74,7 +84,7 @@ def build_method(options: Mapping[str, Any]) -> Method:
 
 def _check_added(name: str, method: object) -> None:
     """Check that what another package adds is a method: a dataclass with the attributes of `Method`."""
-    parts = ("traits", "trains", "uplink", "server_step")
+    parts = ("traits", "trains", "server_step")
     missing = [part for part in parts if not hasattr(method, part)]
     if not isinstance(method, type) or not dataclasses.is_dataclass(method) or missing:
         raise ConfigError(

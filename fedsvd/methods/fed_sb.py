@@ -38,10 +38,6 @@ class FedSB:
         """Return the core."""
         return frozenset({"core"})
 
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return the core."""
-        return frozenset({"core"})
-
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Average the core."""
         return Step(average(adapter, replies))

@@ -30,10 +30,6 @@ class FedAvgLoRA:
         """Return both factors."""
         return frozenset({"A", "B"})
 
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return both factors."""
-        return frozenset({"A", "B"})
-
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Average A and B."""
         return Step(average(adapter, replies))

@@ -33,10 +33,6 @@ class FedExLoRA:
         """Return both factors."""
         return frozenset({"A", "B"})
 
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return both factors."""
-        return frozenset({"A", "B"})
-
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Average A and B, and merge the residual into the frozen weight."""
         mean, clients = average(adapter, replies), sort_replies(replies)

@@ -30,10 +30,6 @@ class FedSALoRA:
         """Return both factors."""
         return frozenset({"A", "B"})
 
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return A."""
-        return frozenset({"A"})
-
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Average A."""
         return Step(average(adapter, replies))

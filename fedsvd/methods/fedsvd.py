@@ -76,10 +76,6 @@ class FedSVD:
         """Return the factor that ``pivot`` names for this round."""
         return frozenset({"B"}) if self._trains_b(server_round) else frozenset({"A"})
 
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return the trained factor."""
-        return self.trains(server_round)
-
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Average, and refactorize B A every ``refactorize_every`` rounds and whenever the trained factor changes."""
         averaged = average(adapter, replies)

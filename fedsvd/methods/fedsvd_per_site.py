@@ -52,10 +52,6 @@ class FedSVDPerSite:
         """Return both factors; clients train one of them at each site (`fedsvd.lora.trained_factor`)."""
         return frozenset({"A", "B"})
 
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return both factors."""
-        return frozenset({"A", "B"})
-
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Average the trained factors, choose those of the next round, and refactorize."""
         trained: dict[str, Factor] = {n: "B" if trains_b(adapter.B[n], A) else "A" for n, A in adapter.A.items()}

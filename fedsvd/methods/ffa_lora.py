@@ -30,10 +30,6 @@ class FFALoRA:
         """Return B."""
         return frozenset({"B"})
 
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return B."""
-        return frozenset({"B"})
-
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Average B."""
         return Step(average(adapter, replies))

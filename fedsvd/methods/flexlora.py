@@ -35,10 +35,6 @@ class FlexLoRA:
         """Return both factors."""
         return frozenset({"A", "B"})
 
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return both factors."""
-        return frozenset({"A", "B"})
-
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Sum the products, and truncate the sum to the adapter's rank."""
         clients = sort_replies(replies)

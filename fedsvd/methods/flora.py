@@ -48,10 +48,6 @@ class FLoRA:
         """Return both factors."""
         return frozenset({"A", "B"})
 
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return both factors."""
-        return frozenset({"A", "B"})
-
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Merge the stacked factors into the frozen weight, and draw new factors."""
         clients = sort_replies(replies)

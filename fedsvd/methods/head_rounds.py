@@ -42,10 +42,6 @@ class HeadOnly:
         """Return no factor."""
         return frozenset()
 
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return no factor."""
-        return frozenset()
-
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Average the head."""
         return Step(average(adapter, replies))
@@ -81,10 +77,6 @@ class HeadFirst:
     def trains(self, server_round: int) -> frozenset[Factor]:
         """Return the factors that the method trains; none in the first rounds."""
         return self.method.trains(server_round - self.head_rounds) if self._has_started(server_round) else frozenset()
-
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return the factors that the method sends; none in the first rounds."""
-        return self.method.uplink(server_round - self.head_rounds) if self._has_started(server_round) else frozenset()
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Apply the method's server step; average the head in the first rounds."""

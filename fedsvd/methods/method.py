@@ -74,8 +74,10 @@ class Method(Protocol):
     def trains(self, server_round: int) -> frozenset[Factor]:
         """Return the factors that clients train in this round (1-based)."""
 
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return the factors that clients send to the server in this round: a subset of the trained ones."""
-
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Compute the next global adapter from the current one and at least one reply."""
+
+
+def sent_factors(method: Method, server_round: int) -> frozenset[Factor]:
+    """Return the factors that clients send to the server in this round: the trained ones that do not stay with them."""
+    return method.trains(server_round) - method.traits.personal

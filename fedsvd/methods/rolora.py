@@ -30,10 +30,6 @@ class RoLoRA:
         """Return B in odd rounds and A in even rounds."""
         return frozenset({"B"}) if server_round % 2 else frozenset({"A"})
 
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return the trained factor."""
-        return self.trains(server_round)
-
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Average the trained factor."""
         return Step(average(adapter, replies))

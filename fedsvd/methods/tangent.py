@@ -36,11 +36,7 @@ class Tangent:
         check_initialization(self.init_a, self.init_b)
 
     def trains(self, server_round: int) -> frozenset[Factor]:
-        """Return both factors."""
-        return frozenset({"A", "B"})
-
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        """Return both factors, which carry the coordinates: ``B + X`` and ``A + Y``."""
+        """Return both factors; clients send the coordinates in them, as ``B + X`` and ``A + Y``."""
         return frozenset({"A", "B"})
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:

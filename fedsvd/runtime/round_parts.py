@@ -12,7 +12,7 @@ from fedsvd.config import Config, TrainConfig
 from fedsvd.config.task import TASKS
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Part
-from fedsvd.methods import Method
+from fedsvd.methods import Method, sent_factors
 from fedsvd.training.loop import make_optimizer
 
 
@@ -23,7 +23,7 @@ def trained_parts(method: Method, config: Config, server_round: int) -> frozense
 
 def sent_parts(method: Method, config: Config, server_round: int) -> frozenset[Part]:
     """Return the parts a client sends in a round."""
-    return method.uplink(server_round) | _trained_head(config, server_round)
+    return sent_factors(method, server_round) | _trained_head(config, server_round)
 
 
 def prepare_training(

@@ -5,7 +5,7 @@ import torch
 
 from fedsvd.config.compose import compose
 from fedsvd.lora.adapter import Adapter
-from fedsvd.methods import build_method, build_run_method
+from fedsvd.methods import build_method, build_run_method, sent_factors
 from fedsvd.methods.aggregate import Reply
 from fedsvd.methods.head_rounds import HeadFirst, HeadOnly
 from fedsvd.runtime.round_parts import sent_parts, trained_parts
@@ -37,7 +37,7 @@ def test_the_method_starts_with_its_first_round() -> None:
     method = HeadFirst(build_method({"name": "fedsvd", "pivot": "BA"}), 3)
 
     assert [sorted(method.trains(n)) for n in range(1, 7)] == [[], [], [], ["B"], ["A"], ["B"]]
-    assert [sorted(method.uplink(n)) for n in range(3, 6)] == [[], ["B"], ["A"]]
+    assert [sorted(sent_factors(method, n)) for n in range(3, 6)] == [[], ["B"], ["A"]]
     assert (method.init_a, method.init_b) == ("orthonormal", "zeros")
     adapter = make_adapter()
     reply = Reply(0, 1, {"B": adapter.B})
@@ -98,5 +98,5 @@ def test_a_run_without_factors_does_not_use_the_method() -> None:
             assert isinstance(method, HeadOnly)
             assert not method.traits.personal
             assert not method.trains(2)
-            assert not method.uplink(2)
+            assert not sent_factors(method, 2)
     assert compose([*PRIVATE, "train.trains=none"]).train.rounds == 0

@@ -3,7 +3,7 @@
 import torch
 
 from fedsvd.lora.adapter import Adapter, Factor, Part, as_plain_lora
-from fedsvd.methods import build_method
+from fedsvd.methods import build_method, sent_factors
 from fedsvd.methods.aggregate import Reply
 
 
@@ -144,7 +144,7 @@ def test_rolora_trains_b_in_odd_rounds_and_a_in_even_rounds() -> None:
 
 def test_fedsa_lora_averages_a_and_leaves_b_with_the_clients() -> None:
     method = build_method({"name": "fedsa_lora"})
-    assert (method.trains(1), method.uplink(1), method.traits.personal) == ({"A", "B"}, {"A"}, {"B"})
+    assert (method.trains(1), sent_factors(method, 1), method.traits.personal) == ({"A", "B"}, {"A"}, {"B"})
 
     stepped = method.server_step(
         make_adapter(), [reply(0, 1, A=torch.zeros(2, 3)), reply(1, 3, A=torch.full((2, 3), 4.0))], 1, {}

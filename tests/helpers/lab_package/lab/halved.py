@@ -18,9 +18,6 @@ class Halved:
     def trains(self, server_round: int) -> frozenset[Factor]:
         return frozenset({"B"})
 
-    def uplink(self, server_round: int) -> frozenset[Factor]:
-        return frozenset({"B"})
-
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         mean = average(adapter, replies)
         return Step(mean.with_parts({"B": {name: self.factor * B for name, B in mean.B.items()}}))
