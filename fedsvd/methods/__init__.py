@@ -1,8 +1,8 @@
 """Federated LoRA methods: which factors clients train and send, and how the server aggregates them.
 
 A method consists of a frozen dataclass that implements `Method`, a YAML file in ``conf/method/`` and an entry in
-`METHODS`. The dataclass fields are the keys of the YAML file (besides ``name``). Their values are validated in
-``__post_init__``.
+`METHODS`. The dataclass fields are the keys of the YAML file (besides ``name``). `build_method` validates ``init_a``
+and ``init_b``, the method's ``__post_init__`` its other options and combinations.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fedsvd.methods.flexlora import FlexLoRA
 from fedsvd.methods.flora import FLoRA
 from fedsvd.methods.head_rounds import HeadFirst, HeadOnly
 from fedsvd.methods.method import Method, State, Step, Traits, sent_factors
+from fedsvd.methods.options import check_initialization
 from fedsvd.methods.rolora import RoLoRA
 from fedsvd.methods.tangent import Tangent
 
@@ -79,6 +80,7 @@ def build_method(options: Mapping[str, Any]) -> Method:
         if key not in fields:
             raise ConfigError(f"method.{key} is not an option of method={name}{_suggest(key, fields)}.")
     built: Method = method(**arguments)
+    check_initialization(built)
     return built
 
 

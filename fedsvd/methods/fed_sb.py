@@ -9,7 +9,6 @@ from fedsvd.errors import ConfigError
 from fedsvd.lora.adapter import Adapter, Factor
 from fedsvd.methods.aggregate import Replies, average
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_initialization
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,6 @@ class FedSB:
     traits: ClassVar[Traits] = Traits(core=True)
 
     def __post_init__(self) -> None:
-        check_initialization(self.init_a, self.init_b)
         if self.init_b == "zeros":
             raise ConfigError(
                 "method.init_b = 'zeros' is invalid with method=fed_sb, which does not train B: choose kaiming, "

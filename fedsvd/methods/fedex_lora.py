@@ -9,7 +9,6 @@ from fedsvd.lora.adapter import Adapter, Factor
 from fedsvd.lora.stacked import merge, stack
 from fedsvd.methods.aggregate import Replies, average, reply_weights, sort_replies
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_initialization
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,6 @@ class FedExLoRA:
     init_a: str = "kaiming"
     init_b: str = "zeros"
     traits: ClassVar[Traits] = Traits(linear=False, merges=True)
-
-    def __post_init__(self) -> None:
-        check_initialization(self.init_a, self.init_b)
 
     def trains(self, server_round: int) -> frozenset[Factor]:
         """Return both factors."""

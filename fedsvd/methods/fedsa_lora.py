@@ -8,7 +8,6 @@ from typing import ClassVar
 from fedsvd.lora.adapter import Adapter, Factor
 from fedsvd.methods.aggregate import Replies, average
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_initialization
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,6 @@ class FedSALoRA:
     init_a: str = "kaiming"
     init_b: str = "zeros"
     traits: ClassVar[Traits] = Traits(personal=frozenset({"B"}))
-
-    def __post_init__(self) -> None:
-        check_initialization(self.init_a, self.init_b)
 
     def trains(self, server_round: int) -> frozenset[Factor]:
         """Return both factors."""

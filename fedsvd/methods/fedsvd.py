@@ -14,7 +14,7 @@ from fedsvd.lora.batched import refactorize_sites
 from fedsvd.lora.shrinkage import shrink_columns
 from fedsvd.methods.aggregate import Replies, average, mean_noise_std
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_choice, check_initialization, check_positive_int
+from fedsvd.methods.options import check_choice, check_positive_int
 
 SHRINKAGES = ("none", "optimal")
 _ORTHONORMAL_B = ("orthonormal", "weight_svd", "public_jacobian")
@@ -57,8 +57,6 @@ class FedSVD:
             )
         if self.pivot.startswith("A"):
             _check_starts_with_a(self.pivot, self.init_a, self.init_b)
-        else:
-            check_initialization(self.init_a, self.init_b)
         check_choice("shrinkage", self.shrinkage, SHRINKAGES)
         if self.shrinkage != "none" and ("A" in self.pivot or self.refactorize_every > 1 or self.init_a == "kaiming"):
             raise ConfigError(

@@ -14,7 +14,6 @@ from fedsvd.lora.batched import refactorize_sites
 from fedsvd.lora.trained_factor import trains_b
 from fedsvd.methods.aggregate import Replies, average, mean_noise_std
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_initialization
 
 _PROGRESS: Mapping[Factor, str] = {"A": "progress_a", "B": "progress_b"}
 
@@ -40,7 +39,6 @@ class FedSVDPerSite:
     traits: ClassVar[Traits] = Traits(per_site=True)
 
     def __post_init__(self) -> None:
-        check_initialization(self.init_a, self.init_b)
         if self.init_a == "kaiming" or self.init_b != "zeros":
             raise ConfigError(
                 f"method.init_a = {self.init_a} and method.init_b = {self.init_b} are not possible with "

@@ -11,7 +11,6 @@ from fedsvd.lora.adapter import Adapter, Factor, Part
 from fedsvd.lora.stacked import stack, truncated_svd
 from fedsvd.methods.aggregate import Replies, average, reply_weights, sort_replies
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_initialization
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,6 @@ class FlexLoRA:
     init_a: str = "kaiming"
     init_b: str = "zeros"
     traits: ClassVar[Traits] = Traits(linear=False, heterogeneous=True)
-
-    def __post_init__(self) -> None:
-        check_initialization(self.init_a, self.init_b)
 
     def trains(self, server_round: int) -> frozenset[Factor]:
         """Return both factors."""

@@ -11,7 +11,6 @@ from fedsvd.lora.initialization import initialize_factors
 from fedsvd.lora.stacked import merge, stack
 from fedsvd.methods.aggregate import Replies, average, reply_weights, sort_replies
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_initialization
 
 _INIT_A_CHOICES = ("kaiming", "orthonormal")
 
@@ -36,7 +35,6 @@ class FLoRA:
     traits: ClassVar[Traits] = Traits(linear=False, heterogeneous=True, merges=True)
 
     def __post_init__(self) -> None:
-        check_initialization(self.init_a, self.init_b)
         if self.init_a not in _INIT_A_CHOICES or self.init_b != "zeros":
             raise ConfigError(
                 f"method.init_a = {self.init_a!r} with method.init_b = {self.init_b!r} is invalid with method=flora, "

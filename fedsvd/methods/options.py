@@ -6,21 +6,23 @@ from collections.abc import Sequence
 
 from fedsvd.errors import ConfigError
 from fedsvd.lora.initialization import A_INITIALIZATIONS, B_INITIALIZATIONS
+from fedsvd.methods.method import Method
 
 
-def check_initialization(init_a: str, init_b: str) -> None:
+def check_initialization(method: Method) -> None:
     """Check the initialization of both factors.
 
     Raises:
-        ConfigError: A name is unknown, or ``init_a`` is ``zeros``, with which B would never have a gradient.
+        ConfigError: A name is unknown, or ``init_a`` is ``zeros``, with which B would never have a gradient, and A is
+            not the only factor that is trained first.
     """
-    if init_a == "zeros":
+    if method.init_a == "zeros" and method.trains(1) != {"A"}:
         raise ConfigError(
             "method.init_a = 'zeros' is invalid: B would never have a gradient; choose one of "
             f"{', '.join(name for name in A_INITIALIZATIONS if name != 'zeros')}."
         )
-    check_choice("init_a", init_a, A_INITIALIZATIONS)
-    check_choice("init_b", init_b, B_INITIALIZATIONS)
+    check_choice("init_a", method.init_a, A_INITIALIZATIONS)
+    check_choice("init_b", method.init_b, B_INITIALIZATIONS)
 
 
 def check_choice(key: str, value: object, allowed: Sequence[str]) -> None:

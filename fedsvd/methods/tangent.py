@@ -9,7 +9,6 @@ from fedsvd.lora.adapter import Adapter, Factor
 from fedsvd.lora.tangent import step_and_retract
 from fedsvd.methods.aggregate import Replies, average
 from fedsvd.methods.method import State, Step, Traits
-from fedsvd.methods.options import check_initialization
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,6 @@ class Tangent:
     init_a: str = "orthonormal"
     init_b: str = "zeros"
     traits: ClassVar[Traits] = Traits(tangent=True)
-
-    def __post_init__(self) -> None:
-        check_initialization(self.init_a, self.init_b)
 
     def trains(self, server_round: int) -> frozenset[Factor]:
         """Return both factors; clients send the coordinates in them, as ``B + X`` and ``A + Y``."""

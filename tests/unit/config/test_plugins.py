@@ -58,6 +58,16 @@ def test_an_added_method_has_its_yaml_file_and_its_options(add: Add) -> None:
         build_method({"name": "mime"})
 
 
+def test_the_initialization_of_an_added_method_is_checked(add: Add) -> None:
+    code = "from fedsvd.methods.rolora import RoLoRA\nclass Mine(RoLoRA):\n    def __post_init__(self): pass\n"
+    add("lab9", "methods", "mine = lab9:Mine", code)
+
+    with pytest.raises(ConfigError, match=r"method\.init_b = 'ones' is invalid; choose one of kaiming"):
+        build_method({"name": "mine", "init_b": "ones"})
+    with pytest.raises(ConfigError, match=r"method\.init_a = 'zeros' is invalid: B would never have a gradient"):
+        build_method({"name": "mine", "init_a": "zeros"})
+
+
 @pytest.mark.parametrize(
     ("package", "entry", "code", "message"),
     [
