@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -10,17 +9,17 @@ from safetensors.torch import load_file, save_file
 
 from fedsvd.errors import RunError
 from fedsvd.lora.adapter import Adapter, Factor
+from fedsvd.runs.folder import replaced
 
 
 def save_personal_factors(path: Path, adapter: Adapter, factors: Collection[Factor]) -> None:
-    """Write personal factors to a file, atomically."""
+    """Write personal factors to a file, atomically and durably."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {
         f"{part}/{name}": t.detach().cpu().contiguous() for part in factors for name, t in adapter.part(part).items()
     }
-    save_file(tensors, temporary)
-    temporary.replace(path)
+    with replaced(path) as temporary:
+        save_file(tensors, temporary)
 
 
 def with_personal_factors(path: Path, adapter: Adapter, factors: Collection[Factor]) -> Adapter:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,24 +153,37 @@ class RunFolder:
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically and durably."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_path(path.parent)
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file atomically, but not durably: after a power failure, it may be empty."""
+    with replaced(path, durable=False) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replaced(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield the path of a temporary file in the same directory, which replaces ``path`` atomically at the end.
+
+    If the context raises, ``path`` stays as it is, and the temporary file is deleted.
+
+    Args:
+        path: The file to create or replace.
+        durable: Whether the new content outlives a power failure.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        yield temporary
+        if durable:
+            fsync_path(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        fsync_path(path.parent)
 
 
 def fsync_path(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Personal factors, and clients with individual ranks, in real in-process runs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,27 @@ def test_personal_factors_are_saved_and_loaded(tmp_path: Path) -> None:
     assert torch.equal(with_personal_factors(path, plain, {"B"}).B["s"], make_adapter().B["s"])
     with pytest.raises(RunError, match="another model or rank"):
         with_personal_factors(path, make_adapter(3), {"B"})
+
+
+def test_personal_factors_are_on_the_disk_before_they_replace_the_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced, sync = tmp_path / "personal.safetensors", [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), sync(descriptor)))
+
+    save_personal_factors(path, make_adapter(), {"B"})
+
+    assert synced == [path.stat().st_ino, tmp_path.stat().st_ino]
+
+
+def test_personal_factors_that_cannot_be_stored_leave_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "personal.safetensors"
+    path.mkdir()
+
+    with pytest.raises(IsADirectoryError):
+        save_personal_factors(path, make_adapter(), {"B"})
+
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_clients_evaluate_their_personal_models(tmp_path: Path) -> None:
