@@ -19,6 +19,7 @@ from fedsvd.privacy import ledger_schema, ledger_storage
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger_checks import check_budget, check_data
 from fedsvd.privacy.ledger_entries import Budget, Entry, Event, LedgerState, read_state
+from fedsvd.runs.record import utc_now
 
 __all__ = ["Budget", "Entry", "Event", "Ledger", "LedgerState"]
 
@@ -228,7 +229,7 @@ class Ledger:
         noise_multiplier, sample_rate, steps = astuple(spend)
         *amounts, accountant = astuple(budget)
         charge = (run_id, server_round, message_id, float(noise_multiplier), float(sample_rate), steps)
-        values = (*charge, *map(float, amounts), accountant, ledger_schema.now())
+        values = (*charge, *map(float, amounts), accountant, utc_now())
         digest = ledger_schema.digest(ledger_schema.last_digest(self._connection), values)
         placeholders = ", ".join("?" * (len(values) + 1))
         self._connection.execute(
@@ -239,5 +240,5 @@ class Ledger:
 
     def _release(self, message_id: str) -> None:
         self._connection.execute(
-            "INSERT INTO release SELECT id, ? FROM spend WHERE message_id = ?", (ledger_schema.now(), message_id)
+            "INSERT INTO release SELECT id, ? FROM spend WHERE message_id = ?", (utc_now(), message_id)
         )

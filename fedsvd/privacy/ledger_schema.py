@@ -13,10 +13,10 @@ import hashlib
 import sqlite3
 import stat
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from fedsvd.errors import LedgerError
+from fedsvd.runs.record import utc_now
 
 APPLICATION_ID = int.from_bytes(b"fsvl")
 SCHEMA_VERSION = 2
@@ -75,11 +75,6 @@ _MIGRATION = (_EVENT_TABLE, *_triggers("event"))
 STATEMENTS = (*_STATEMENTS_V1, *_MIGRATION)
 
 
-def now() -> str:
-    """Return the current time in UTC, in ISO 8601 format."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def digest(previous: str, values: Sequence[object]) -> str:
     """Return the hexadecimal SHA-256 of the previous digest and a row's values, which chains a row to all before it."""
     return hashlib.sha256("\x1f".join([previous, *map(repr, values)]).encode()).hexdigest()
@@ -105,7 +100,7 @@ def read_events(connection: sqlite3.Connection) -> list[tuple[int, str, str, str
 def add_event(connection: sqlite3.Connection, kind: str, old: str, new: str, reason: str) -> None:
     """Append an event within the caller's transaction; ``old`` and ``new`` are fingerprints."""
     [last_spend] = connection.execute("SELECT COALESCE(MAX(id), 0) FROM spend").fetchone()
-    values = (last_spend, kind, old, new, reason, now())
+    values = (last_spend, kind, old, new, reason, utc_now())
     chained = digest(last_digest(connection), ("event", *values))
     connection.execute(
         f"INSERT INTO event ({EVENT_COLUMNS}, digest) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608

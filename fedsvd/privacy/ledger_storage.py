@@ -18,6 +18,8 @@ from urllib.parse import quote
 
 from fedsvd.errors import LedgerError
 from fedsvd.privacy import ledger_schema as schema
+from fedsvd.runs.folder import fsync_path
+from fedsvd.runs.record import utc_now
 
 _LOCK_TIMEOUT_S = 60.0
 
@@ -159,7 +161,7 @@ def _create(path: Path, fingerprint: str) -> None:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version={schema.SCHEMA_VERSION}")
-            connection.execute("INSERT INTO owner VALUES (?, ?)", (fingerprint, schema.now()))
+            connection.execute("INSERT INTO owner VALUES (?, ?)", (fingerprint, utc_now()))
             connection.execute("COMMIT")
         # If another process created the ledger first, that one is used.
         with suppress(FileExistsError):
@@ -167,16 +169,8 @@ def _create(path: Path, fingerprint: str) -> None:
     finally:
         temporary.unlink()
     for folder in (path.parent, *(folder.parent for folder in missing)):
-        _sync_folder(folder)
+        fsync_path(folder)
 
 
 def _journal(path: Path) -> Path:
     return path.with_name(f"{path.name}-journal")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

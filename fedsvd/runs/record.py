@@ -36,7 +36,7 @@ def record_run(folder: RunFolder, facts: Mapping[str, Any], *, resumed: bool = F
     """
     earlier = read_json(folder.record) if resumed else {}
     record = {
-        "started_at": earlier.get("started_at", _now()),
+        "started_at": earlier.get("started_at", utc_now()),
         "finished_at": None,
         "reason": None,
         "versions": _versions(),
@@ -48,7 +48,7 @@ def record_run(folder: RunFolder, facts: Mapping[str, Any], *, resumed: bool = F
         with storage_errors(folder.root, advice):
             write_json(folder.record, {**record, "state": RUNNING})
             yield record
-            write_json(folder.record, {**record, "state": FINISHED, "finished_at": _now()})
+            write_json(folder.record, {**record, "state": FINISHED, "finished_at": utc_now()})
     except BaseException as error:
         record_failure(folder, error, record)
         raise
@@ -70,7 +70,7 @@ def record_followed(folder: RunFolder, run_id: int, *, resumed: bool = False) ->
     if resumed:
         kept["interrupted"] = interruptions(earlier)
     running = {"state": RUNNING, "reason": None, "finished_at": None, "run_id": run_id}
-    write_json(folder.record, {"started_at": _now(), **kept, **running})
+    write_json(folder.record, {"started_at": utc_now(), **kept, **running})
 
 
 def interruptions(earlier: Mapping[str, Any]) -> int:
@@ -91,7 +91,7 @@ def record_failure(folder: RunFolder, error: BaseException, record: Mapping[str,
     else:
         state, reason = FAILED, describe(error)
     fields = read_json(folder.record) if record is None else record
-    final = {**fields, "state": state, "reason": reason, "finished_at": _now()}
+    final = {**fields, "state": state, "reason": reason, "finished_at": utc_now()}
     with suppress(OSError):
         try:
             write_json(folder.record, final)
@@ -110,5 +110,6 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """Return the current time in UTC, in ISO 8601 format."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -19,6 +19,7 @@ from fedsvd.models.checkpoint_head import KeptHead
 from fedsvd.models.pooled import PooledClassifier
 from fedsvd.models.pooled_loading import PublicText, load_pooled
 from fedsvd.models.pooling import PoolingChoice, choose_pooling
+from fedsvd.runs.folder import replaced
 
 
 def load_base(
@@ -103,9 +104,8 @@ def save_standardization(model: peft.PeftModel, path: Path) -> None:
     base = model.get_base_model()
     if isinstance(base, PooledClassifier) and base.standardization is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        base.standardization.save(temporary)
-        temporary.replace(path)
+        with replaced(path) as temporary:
+            base.standardization.save(temporary)
 
 
 def _describe_corpus(corpus: Mapping[str, str]) -> str:
