@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsvd.config import Config
 from fedsvd.config.compose import as_dict, from_run_config, to_yaml
+from fedsvd.config.flat import flatten
 from fedsvd.config.task import TASKS
 from fedsvd.launch.budget import check_remaining_budget
 from fedsvd.launch.resume import check_new, check_resume, check_run_dir
@@ -23,7 +24,6 @@ from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.report.claim_text import privacy_line
 from fedsvd.report.console import output_console
 from fedsvd.report.diagnostics_plot import plot_diagnostics
-from fedsvd.report.loaded_runs import flatten
 from fedsvd.report.plots import counted_unit, plot_accuracy, plot_partitions
 from fedsvd.report.progress import Reporter
 from fedsvd.report.running import RunningReport

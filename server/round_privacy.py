@@ -8,13 +8,13 @@ from typing import Any
 
 from fedsvd.config import Config
 from fedsvd.config.compose import as_dict
+from fedsvd.config.flat import flatten
 from fedsvd.errors import ReplayedMessageError
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.claim import Claim, format_rounds, weakest_claim
 from fedsvd.privacy.noise_share import ASSUMPTIONS
 from fedsvd.privacy.recorded_charges import attempts_per_round, recorded_charges
 from fedsvd.privacy.round_settings import ROW_KEY, recorded_settings, round_settings
-from fedsvd.report.loaded_runs import flatten
 from server.replies import DECLINED, RoundRecord
 
 Row = Mapping[str, Any]

@@ -14,13 +14,13 @@ from typing import Any
 
 from fedsvd.config import Config
 from fedsvd.config.compose import as_dict, compose, read_config
+from fedsvd.config.flat import flatten
 from fedsvd.config.paths import absolute_values, override_key
 from fedsvd.config.quoting import read_path
 from fedsvd.errors import ConfigError, ResumeError
 from fedsvd.launch.resumed_data import NEW_RUN, check_data
 from fedsvd.methods import build_method
 from fedsvd.privacy.round_settings import recorded_settings, round_settings
-from fedsvd.report.loaded_runs import flatten
 from fedsvd.runs.folder import RunFolder, read_rows
 
 # Keys whose value may differ from that of the earlier process, and why this changes neither guarantee nor data.

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedsvd.config.compose import check_overrides, compose, read_yaml, sweep_choices
+from fedsvd.config.flat import flatten
 from fedsvd.config.overrides import override_values
 from fedsvd.config.paths import PATH_KEYS, absolute_paths, override_key
 from fedsvd.config.quoting import path_override, read_path
@@ -21,7 +22,6 @@ from fedsvd.config.task import last_value, score_metric
 from fedsvd.errors import ConfigError, DivergedError, FedSVDError, InUseError, RunError
 from fedsvd.launch.resume import check_directory
 from fedsvd.launch.sweep_settings import first_choices, sweep_settings
-from fedsvd.report.loaded_runs import flatten
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_json
 from fedsvd.runs.ownership import create_directory, is_resumable, owned
 from fedsvd.runs.record import FINISHED, record_failure

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsvd.config.compose import as_dict, compose, read_yaml
+from fedsvd.config.flat import flatten
 from fedsvd.config.task import Metric, last_value, score_metric
 from fedsvd.errors import RunError
 from fedsvd.privacy.claim import Claim, weakest_claim
@@ -183,17 +184,6 @@ def _read_list(path: Path) -> list[Any]:
         return list(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return []
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested values to dotted keys; tuples become lists, as in YAML."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            result |= flatten(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return result
 
 
 def changed_keys(run: Run) -> list[tuple[str, Any, Any]]:

@@ -16,11 +16,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fedsvd.config.compose import read_yaml
+from fedsvd.config.flat import flatten
 from fedsvd.config.task import ACCURACY, last_value, score_metric
 from fedsvd.errors import ConfigError
 from fedsvd.privacy.claim import unprotected_rounds
 from fedsvd.report.literal import add_literal_row, literal
-from fedsvd.report.loaded_runs import flatten
 from fedsvd.report.tables import rounded_up
 from fedsvd.runs.folder import RunFolder, read_json, read_rows
 

@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from fedsvd.config import Config
 from fedsvd.config.compose import as_dict
+from fedsvd.config.flat import flatten
 from fedsvd.runs.folder import RunFolder, read_json, write_json
 
 # Limits of MLflow on the length of a parameter value and the number of parameters per call.
@@ -37,7 +38,7 @@ class MlflowRun:
         )
         self._run_id = self._client.create_run(experiment_id, run_name=folder.root.name).info.run_id
         write_json(folder.tracking, {"mlflow": self._run_id})
-        params = [Param(key, str(value)[:_MAX_VALUE_LENGTH]) for key, value in _flatten(as_dict(config)).items()]
+        params = [Param(key, str(value)[:_MAX_VALUE_LENGTH]) for key, value in flatten(as_dict(config)).items()]
         for start in range(0, len(params), _MAX_PARAMS):
             self._client.log_batch(self._run_id, params=params[start : start + _MAX_PARAMS])
 
@@ -63,10 +64,3 @@ def _default_uri() -> str:
     # MLflow 3.17 uses a store of files only where this is set. It holds the runs of earlier versions.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     return Path("runs/mlruns").resolve().as_uri()
-
-
-def _flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    result: dict[str, object] = {}
-    for key, value in values.items():
-        result |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return result

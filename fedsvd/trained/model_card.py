@@ -9,10 +9,10 @@ from typing import Any
 
 from fedsvd import __version__
 from fedsvd.config.compose import as_dict
+from fedsvd.config.flat import flatten
 from fedsvd.config.task import TASKS
 from fedsvd.report.labels import clients_label, method_label, trains_factors
 from fedsvd.report.literal import code_span, markdown_text
-from fedsvd.report.loaded_runs import flatten
 from fedsvd.report.loaded_runs import read_run as report_run
 from fedsvd.report.privacy_statement import statement_markdown
 from fedsvd.runs.folder import read_json, read_rows

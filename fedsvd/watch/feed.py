@@ -13,11 +13,11 @@ import yaml
 from rich.console import Console
 
 from fedsvd.config.compose import read_yaml
+from fedsvd.config.flat import flatten
 from fedsvd.errors import FedSVDError
 from fedsvd.launch.flower_cli import Connection
 from fedsvd.launch.following import follow
 from fedsvd.report.labels import planned_rounds
-from fedsvd.report.loaded_runs import flatten
 from fedsvd.runs.best_round import early_stop
 from fedsvd.runs.events import read_event
 from fedsvd.runs.folder import RunFolder, read_rows, write_json

@@ -8,11 +8,11 @@ from flwr.app import Error, Message, RecordDict
 
 from fedsvd.compat.flower import ErrorCode, set_task_identity
 from fedsvd.config.compose import as_dict, compose
+from fedsvd.config.flat import flatten
 from fedsvd.launch.forwarding_grid import ForwardingGrid
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.claim import weakest_claim
 from fedsvd.privacy.recorded_charges import Row
-from fedsvd.report.loaded_runs import flatten
 from fedsvd.wire import train_messages
 from fedsvd.wire.train_messages import ClientReport
 from server.app import _retrying

@@ -11,10 +11,10 @@ from fedsvd.cli import main
 from fedsvd.config import Config
 from fedsvd.config.compose import as_dict, compose, to_yaml
 from fedsvd.config.earlier_versions import pinned_overrides
+from fedsvd.config.flat import flatten
 from fedsvd.errors import ResumeError
 from fedsvd.launch.resume import MAY_CHANGE, check_new, check_settings
 from fedsvd.privacy.round_settings import ROW_KEY, round_settings
-from fedsvd.report.loaded_runs import flatten
 from fedsvd.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[3]

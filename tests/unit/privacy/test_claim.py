@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from opacus.accountants import create_accountant
 
 from fedsvd.config.compose import as_dict, compose
+from fedsvd.config.flat import flatten
 from fedsvd.errors import PrivacyError
 from fedsvd.privacy import recorded_charges as charges_module
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.claim import format_rounds, unprotected_rounds, weakest_claim
 from fedsvd.privacy.round_settings import ROW_KEY, round_settings
 from fedsvd.report.claim_text import caveats, privacy_line
-from fedsvd.report.loaded_runs import flatten
 
 DP, CLIENT, NONE = (
     flatten(as_dict(compose([f"privacy={name}", "privacy.accountant=rdp"])))
