@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -27,6 +27,8 @@ _BASE_PARTS = ("base_left", "base_right")
 # Prefix of the state's tensors in the checkpoint file.
 _STATE_PREFIX = "state"
 _TENSORS_FILE, _STATE_FILE, _TEMPORARY = "adapter.safetensors", "state.json", ".tmp"
+
+_Value = TypeVar("_Value")
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +166,7 @@ def load_checkpoint(folder: Path, server_round: int, like: Adapter) -> Checkpoin
         ) from error
     parts = {}
     for part in PARTS:
-        loaded = _with_prefix(tensors, f"{part}/")
+        loaded = with_prefix(tensors, f"{part}/")
         expected = {name: tensor.shape for name, tensor in like.part(part).items()}
         if part == "core" and expected and not loaded:
             raise other_start(folder, server_round)
@@ -187,13 +189,14 @@ def other_start(folder: Path, server_round: int) -> ResumeError:
     )
 
 
-def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+def with_prefix(values: Mapping[str, _Value], prefix: str) -> dict[str, _Value]:
+    """Return the values whose keys start with a prefix, by the rest of their keys."""
+    return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
 
 
 def _read_state(tensors: Mapping[str, Tensor]) -> State:
     state: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in _with_prefix(tensors, f"{_STATE_PREFIX}/").items():
+    for key, tensor in with_prefix(tensors, f"{_STATE_PREFIX}/").items():
         group, _, name = key.partition("/")
         state.setdefault(group, {})[name] = tensor
     return state

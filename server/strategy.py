@@ -21,6 +21,7 @@ from fedsvd.runs.sites import SiteBoard
 from fedsvd.runtime.round_parts import sent_parts, trained_parts
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
+from server.checkpoint import with_prefix
 from server.client_level import ClientLevelServer
 from server.clients import Clients
 from server.diagnostics import site_diagnostics, update_signal_to_noise
@@ -74,8 +75,8 @@ class FederatedLoRA(Strategy):
         if state:
             self.downlink.restore(state)
         self.round = RoundRecord(first_round, 0)
-        self._method_state = _with_prefix(state or {}, "method.")
-        self._moments = _with_prefix(state or {}, "optimizer.")
+        self._method_state: State = with_prefix(state or {}, "method.")
+        self._moments: State = with_prefix(state or {}, "optimizer.")
         self._skipped = int(state[_SKIPPED]["rounds"]) if state and _SKIPPED in state else 0
         self._method_round = 0
         self._clients = Clients(config.federation, board)
@@ -237,7 +238,3 @@ class FederatedLoRA(Strategy):
             return self._clients.sample(self.config.seed, server_round)
         drawn = set(self.client_level.sample_clients())
         return [node for node in self._clients.participants if self._clients.partitions[node] in drawn]
-
-
-def _with_prefix(state: State, prefix: str) -> State:
-    return {key.removeprefix(prefix): tensors for key, tensors in state.items() if key.startswith(prefix)}
