@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsvd.errors import RunError
 from fedsvd.lora.adapter import PARTS, Adapter, Part
+from fedsvd.lora.stacked import Sites, stack
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,18 @@ def average(adapter: Adapter, replies: Replies, only: Collection[Part] = PARTS) 
         if part in only
     }
     return adapter.with_parts(means)
+
+
+def stack_products(replies: Replies) -> tuple[Sites, Sites]:
+    """Return the factors of the weighted mean of the replies' products, ``Σ pₖ BₖAₖ``, as `fedsvd.lora.stacked.stack`.
+
+    Raises:
+        RunError: There are no replies, or their total number of examples is 0.
+    """
+    clients = sort_replies(replies)
+    return stack(
+        reply_weights(replies), [reply.parts["B"] for reply in clients], [reply.parts["A"] for reply in clients]
+    )
 
 
 def mean_noise_std(replies: Replies) -> float:

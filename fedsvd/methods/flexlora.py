@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedsvd.lora.adapter import Adapter, Factor, Part
-from fedsvd.lora.stacked import stack, truncated_svd
-from fedsvd.methods.aggregate import Replies, average, reply_weights, sort_replies
+from fedsvd.lora.stacked import truncated_svd
+from fedsvd.methods.aggregate import Replies, average, stack_products
 from fedsvd.methods.method import State, Step, Traits
 
 
@@ -33,10 +33,7 @@ class FlexLoRA:
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Sum the products, and truncate the sum to the adapter's rank."""
-        clients = sort_replies(replies)
-        left, right = stack(
-            reply_weights(replies), [reply.parts["B"] for reply in clients], [reply.parts["A"] for reply in clients]
-        )
+        left, right = stack_products(replies)
         pairs = {name: truncated_svd(left[name], right[name], len(A)) for name, A in adapter.A.items()}
         factors: dict[Part, dict[str, Tensor]] = {
             "B": {name: pair[0] for name, pair in pairs.items()},

@@ -8,8 +8,8 @@ from typing import ClassVar
 from fedsvd.errors import ConfigError
 from fedsvd.lora.adapter import Adapter, Factor
 from fedsvd.lora.initialization import initialize_factors
-from fedsvd.lora.stacked import merge, stack
-from fedsvd.methods.aggregate import Replies, average, reply_weights, sort_replies
+from fedsvd.lora.stacked import merge
+from fedsvd.methods.aggregate import Replies, average, stack_products
 from fedsvd.methods.method import State, Step, Traits
 
 _INIT_A_CHOICES = ("kaiming", "orthonormal")
@@ -48,10 +48,7 @@ class FLoRA:
 
     def server_step(self, adapter: Adapter, replies: Replies, server_round: int, state: State) -> Step:
         """Merge the stacked factors into the frozen weight, and draw new factors."""
-        clients = sort_replies(replies)
-        left, right = stack(
-            reply_weights(replies), [reply.parts["B"] for reply in clients], [reply.parts["A"] for reply in clients]
-        )
+        left, right = stack_products(replies)
         merged = merge(average(adapter, replies, only=["head"]), left, right)
         seed = self.seed * 1_000_003 + server_round
         drawn = initialize_factors(adapter, init_a=self.init_a, init_b=self.init_b, seed=seed)
