@@ -21,7 +21,7 @@ from fedsvd.report.figures import literal_legend, log_failure, new_figure, save_
 from fedsvd.report.literal import code_span, markdown_text
 from fedsvd.report.plateau import plateau_section
 from fedsvd.report.plots import PALETTE
-from fedsvd.report.statistics import mean_and_error, paired_difference, scale
+from fedsvd.report.statistics import mean_and_error, mean_with_error, paired_difference
 from fedsvd.runs.folder import write_text
 
 Rows = Sequence[Mapping[str, Any]]
@@ -182,9 +182,7 @@ def _cell(rows: Rows, metric: Metric, task: str, contender: str, epsilon: float)
     mark = f" ({failed} failed)" if failed else ""
     if not values:
         return f"–{mark}"
-    mean, error = mean_and_error(values)
-    factor, spec = scale(metric)
-    return f"{factor * mean:{spec}}" + ("" if math.isnan(error) else f" ± {factor * error:{spec}}") + mark
+    return mean_with_error(*mean_and_error(values), metric) + mark
 
 
 def _difference(rows: Rows, settings: CompareConfig, metric: Metric, task: str, contender: str, epsilon: float) -> str:
@@ -192,12 +190,8 @@ def _difference(rows: Rows, settings: CompareConfig, metric: Metric, task: str, 
     if not own.keys() & baseline.keys():
         return "–"
     mean, error, p = paired_difference(own, baseline)
-    factor, spec = scale(metric)
-    text = f"{factor * mean:+{spec}}"
-    if math.isnan(error):
-        return text
     p_value = "" if math.isnan(p) else f" (p {p:.3f})" if p >= 0.0005 else " (p < 0.001)"
-    return f"{text} ± {factor * error:{spec}}{p_value}"
+    return mean_with_error(mean, error, metric, sign="+") + p_value
 
 
 def _tuned_settings(rows: Rows, settings: CompareConfig, task: str, contender: str) -> str:

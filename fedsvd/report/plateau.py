@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.task import Metric
 from fedsvd.report.literal import markdown_text
-from fedsvd.report.statistics import mean_and_error, scale
+from fedsvd.report.statistics import mean_and_error, mean_with_error
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -60,6 +59,4 @@ def plateau_section(rows: Rows, settings: CompareConfig, metrics: Mapping[str, M
 def _cell(gains: Sequence[float], metric: Metric) -> str:
     if not gains:
         return "–"
-    mean, error = mean_and_error(gains)
-    factor, spec = scale(metric)
-    return f"{factor * mean:+{spec}}" + ("" if math.isnan(error) else f" ± {factor * error:{spec}}")
+    return mean_with_error(*mean_and_error(gains), metric, sign="+")

@@ -23,15 +23,21 @@ def mean_cell(values: Sequence[float], metric: Metric) -> str:
     """Format the mean of a metric over runs with its standard error and the number of runs."""
     if not values:
         return "–"
-    mean, error = mean_and_error(values)
-    factor, spec = scale(metric)
+    return f"{mean_with_error(*mean_and_error(values), metric)} ({len(values)})"
+
+
+def mean_with_error(mean: float, error: float, metric: Metric, sign: str = "") -> str:
+    """Format a mean of a metric and its standard error, shares in percent; an error that is NaN is left out.
+
+    Args:
+        mean: The mean.
+        error: Its standard error.
+        metric: The metric.
+        sign: ``+`` to write the sign of a positive mean, too.
+    """
+    factor, spec = (100, ".1f") if metric.is_share else (1, ".3f")
     margin = "" if math.isnan(error) else f" ± {factor * error:{spec}}"
-    return f"{factor * mean:{spec}}{margin} ({len(values)})"
-
-
-def scale(metric: Metric) -> tuple[int, str]:
-    """Return the factor and the format with which values of a metric are written."""
-    return (100, ".1f") if metric.is_share else (1, ".3f")
+    return f"{factor * mean:{sign}{spec}}{margin}"
 
 
 def paired_difference(contender: Mapping[int, float], baseline: Mapping[int, float]) -> tuple[float, float, float]:
