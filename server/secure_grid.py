@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from fedsvd.launch.forwarding_grid import ForwardingGrid
 from fedsvd.secagg import keys, vectors
 from fedsvd.secagg import messages as secure_messages
 from fedsvd.wire import train_messages
-
-logger = logging.getLogger(__name__)
 
 # The share of a round's time at which each stage ends at the latest, so that a silent client does not take the time of
 # the stages that follow. A stage that ends earlier leaves its time to them.

@@ -139,22 +139,6 @@ def orthonormal_rows(A: Tensor) -> Tensor:
     return _positive_qr(A.to(torch.float64).mT)[0].mT.to(A.dtype).contiguous()
 
 
-@torch.no_grad()
-def is_orthonormal(A: Tensor, tolerance: float = 1e-5) -> bool:
-    """Return whether every entry of AAᵀ - I, at every site, is within ``tolerance`` of zero.
-
-    Args:
-        A: Shape (…, r, d_in), any floating-point dtype; products are computed in float64.
-        tolerance: Largest absolute deviation allowed; 1e-5 suits float32, 1e-2 bfloat16.
-
-    Returns:
-        Whether the rows are orthonormal; False if A contains NaN or r exceeds d_in.
-    """
-    A64 = A.to(torch.float64)
-    gram = A64 @ A64.mT
-    return bool(((gram - _identity_like(gram)).abs() <= tolerance).all())
-
-
 def _refactorize_by_qr(B: Tensor, A: Tensor) -> Refactorized:
     """Refactorize by QR and SVD in float64, for any factors with finite entries."""
     _check_finite("B", B)

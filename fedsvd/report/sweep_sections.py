@@ -50,7 +50,7 @@ def report_sections(runs: Sequence[Run]) -> list[Section]:
         sections.append(_search(evaluated, numeric_keys[:4]))
     elif evaluated:
         sections += [_over_epsilon(group_by_setting(evaluated)), _over_rounds(group_by_setting(evaluated))]
-    sections += [_costs(runs, labels), *_best_run(best_run(evaluated)), _statement(runs)]
+    sections += [_costs(labels), *_best_run(best_run(evaluated)), _statement(runs)]
     return sections
 
 
@@ -190,7 +190,7 @@ def _best_run(run: Run | None) -> list[Section]:
     ]
 
 
-def _costs(runs: Sequence[Run], labels: Mapping[str, Sequence[Run]]) -> Section:
+def _costs(labels: Mapping[str, Sequence[Run]]) -> Section:
     def mean(group: Sequence[Run], *keys: str) -> float:
         return sum(float(row[key]) for run in group for row in run.rows for key in keys) / len(group)
 

@@ -38,11 +38,6 @@ def answer(**fields: object) -> RecordDict:
     return RecordDict({RECORD: ConfigRecord(values)})  # type: ignore[arg-type]
 
 
-def is_request(content: RecordDict) -> bool:
-    """Return whether a message belongs to a secure round."""
-    return RECORD in content.config_records
-
-
 def read_field(content: RecordDict, name: str, kind: type) -> object:
     """Return one field.
 

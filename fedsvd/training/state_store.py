@@ -31,11 +31,6 @@ class MemoryBudget:
         self._limits: dict[torch.device, int] = {}
         self._used: Counter[torch.device] = Counter()
 
-    @property
-    def used_bytes(self) -> int:
-        """Number of bytes in use on the CPU."""
-        return self._used[CPU]
-
     def fits(self, size: int, device: torch.device) -> bool:
         """Return whether ``size`` bytes are free on a device."""
         if device not in self._limits:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from documented import ROOT
 from flower_home import flower_home
+from orthonormality import is_orthonormal
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from fedsvd import Ledger, epsilon
-from fedsvd.lora.refactorize import is_orthonormal
 from fedsvd.models.embedded import resolve_source
 
 NUM_CLIENTS, ROUNDS = 2, 2

@@ -6,6 +6,7 @@ import torch
 from answering_app import answering_app
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from orthonormality import is_orthonormal
 from strategy_runs import INITIAL
 
 from fedsvd.config import Config
@@ -13,7 +14,6 @@ from fedsvd.config.compose import compose
 from fedsvd.flower import FedSVD
 from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.lora.adapter import Adapter
-from fedsvd.lora.refactorize import is_orthonormal
 from fedsvd.methods import build_method, build_run_method
 from fedsvd.wire import train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from orthonormality import is_orthonormal
 from random_factors import TOLERANCES, random_factors
 from torch import Tensor
 
-from fedsvd.lora.refactorize import is_orthonormal, orthonormal_rows, refactorize
+from fedsvd.lora.refactorize import orthonormal_rows, refactorize
 
 
 def projector(A: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from orthonormality import is_orthonormal
 from random_factors import TOLERANCES, random_factors
 
 from fedsvd.errors import FedSVDError, ModelError
-from fedsvd.lora.refactorize import is_orthonormal, orthonormal_rows, refactorize
+from fedsvd.lora.refactorize import orthonormal_rows, refactorize
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.sampled_from(list(TOLERANCES)))

@@ -5,11 +5,11 @@ from typing import Any
 import peft
 import pytest
 import torch
+from orthonormality import is_orthonormal
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fedsvd.errors import ModelError
-from fedsvd.lora.refactorize import is_orthonormal
 from fedsvd.lora.state_dict import from_state_dict, refactorize_state_dict, to_state_dict
 
 Q = "base_model.model.q"

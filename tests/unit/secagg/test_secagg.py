@@ -106,10 +106,8 @@ def test_threshold_is_at_least_the_minimum_of_survivors() -> None:
     assert keys.reconstruction_threshold(10, 8) == 8
 
 
-def test_messages_of_other_rounds_or_with_invalid_fields_are_detected() -> None:
+def test_messages_with_invalid_fields_are_detected() -> None:
     request = messages.request("unmask", "session", nodes=[1, 2], shares=[b"a"])
-    assert messages.is_request(request)
-    assert not messages.is_request(RecordDict())
     with pytest.raises(PayloadError, match="lists of the same length"):
         messages.read_node_map(request, "nodes", "shares")
 

@@ -12,7 +12,7 @@ from fedsvd.lora import peft_model
 from fedsvd.privacy.grad_sample_modes import GradSampleMode, opacus_hooks, per_example_gradients
 from fedsvd.training.per_example_gradients import fused_gradients
 from fedsvd.training.prefix_cache import PrefixCache
-from fedsvd.training.state_store import MemoryBudget, StateStore
+from fedsvd.training.state_store import CPU, MemoryBudget, StateStore
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "mpnet"])
@@ -82,17 +82,18 @@ def test_cached_states_do_not_depend_on_trained_parameters() -> None:
 def test_memory_is_bounded_and_released(lora_layers: str, vectors_per_token: int) -> None:
     # With two adapted layers only the states are cached; with the last layer alone, its three products, too.
     model, width = adapted(lora_layers=lora_layers), vectors_per_token * WIDTH
-    budget = MemoryBudget(4 * width * (LENGTHS[0] + LENGTHS[1]) + 3)
+    limit = 4 * width * (LENGTHS[0] + LENGTHS[1]) + 3
+    budget = MemoryBudget(limit)
     cache = PrefixCache(model, StateStore(budget))
     for _ in range(2):
         torch.testing.assert_close(losses(model, range(6), cache), losses(model, range(6)), atol=1e-6, rtol=1e-5)
 
     # Examples 0 and 1 (3 and 7 tokens) fill the budget; no other example fits.
     assert len(cache) == 2
-    assert budget.used_bytes == 4 * width * 10
+    assert (budget.fits(3, CPU), budget.fits(4, CPU)) == (True, False)
     del cache
     gc.collect()
-    assert budget.used_bytes == 0
+    assert (budget.fits(limit, CPU), budget.fits(limit + 1, CPU)) == (True, False)
 
 
 @pytest.mark.parametrize(("lora_layers", "limit"), [("all", LARGE), ("top_3", LARGE), ("top_1", 0)])
