@@ -1,9 +1,9 @@
 """Draw docs/architecture.svg from the layers contract in pyproject.toml; --check only compares."""
 
-import sys
 import tomllib
 from pathlib import Path
 
+from generated import write_or_check
 from jinja2 import Environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,15 +98,5 @@ def drawing() -> str:
     )
 
 
-def main() -> None:
-    """Write the drawing, or exit with an error where it is out of date."""
-    current = drawing()
-    if "--check" in sys.argv[1:]:
-        if not PATH.is_file() or PATH.read_text(encoding="utf-8") != current:
-            sys.exit(f"{PATH} is out of date: run scripts/architecture.")
-        return
-    PATH.write_text(current, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check(PATH, drawing())

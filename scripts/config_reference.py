@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
+
+from generated import write_or_check
 
 from fedsvd.config import Config
 from fedsvd.config.audit import AuditConfig
@@ -95,15 +96,5 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def main() -> None:
-    """Write the page, or exit with an error if it is out of date."""
-    page = reference()
-    if "--check" in sys.argv[1:]:
-        if not PATH.is_file() or PATH.read_text(encoding="utf-8") != page:
-            sys.exit(f"{PATH} is out of date: run scripts/config_reference.")
-        return
-    PATH.write_text(page, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check(PATH, reference())
