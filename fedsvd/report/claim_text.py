@@ -125,12 +125,39 @@ def withheld_counts(run: Run) -> str:
 
 def epsilon_protection(run: Run) -> str:
     """Return how ε was kept from telling numbers of examples that clients do not send."""
-    spent = [value for row in run.rows for value in row.get("client_epsilons", {}).values() if value is not None]
-    budget = run.budget or math.inf
-    is_rounded = all(math.isclose(value / budget, round(value / budget)) for value in spent)
-    if run.claim.unit != "example" or not withholds_counts(run) or not is_rounded:
+    limits = _reported_limits(run) if run.claim.unit == "example" and withholds_counts(run) else None
+    if limits is None:
         return "none: public"
-    return f"ε is rounded up to a multiple of {budget:g}, so that it does not tell the number of examples"
+    bound, spent = f"a multiple of {run.budget:g}", {value for values in _epsilons(run).values() for value in values}
+    if limits:
+        limit = f"a client's limit ({', '.join(f'{value:g}' for value in sorted(limits))})"
+        bound = f"{bound}, or to {limit} where that is less" if spent - limits else limit
+    return f"ε is rounded up to {bound}, so that it does not tell the number of examples"
+
+
+def _reported_limits(run: Run) -> set[float] | None:
+    """Return the reported ε that are the limit of a client's ledger; None if some may be exact.
+
+    All others are multiples of the budget. An exact ε grows from round to round, while a limit is one value.
+    """
+    budget, limits = run.budget or math.inf, set[float]()
+    for values in _epsilons(run).values():
+        multiples = {value for value in values if math.isclose(value / budget, round(value / budget))}
+        others = {*values} - multiples
+        if len(others) > 1 or (len(values) == 1 and not others <= {run.config.get("privacy.max_epsilon")}):
+            return None
+        limits |= others
+    return limits
+
+
+def _epsilons(run: Run) -> dict[str, list[float]]:
+    """Return the values of ε that each client reported, in order."""
+    reported: dict[str, list[float]] = {}
+    for row in run.rows:
+        for name, value in row.get("client_epsilons", {}).items():
+            if value is not None:
+                reported.setdefault(name, []).append(value)
+    return reported
 
 
 def held_out_examples(run: Run) -> list[str]:

@@ -66,9 +66,11 @@ def describe_reports(config: Config) -> Iterator[str]:
     """Yield a line for the console if the clients report a bound on ε instead of its value."""
     privacy, federation = config.privacy, config.federation
     if privacy.name == "dp_sgd" and config.train.sample_rate is None and not federation.discloses_counts:
+        limit = "" if privacy.max_epsilon is None else f"privacy.max_epsilon = {privacy.max_epsilon:g}, or its own"
         yield (
             "ε: clients do not send their number of examples, which the exact value would tell; they report ε rounded "
-            f"up to a multiple of privacy.target_epsilon = {privacy.target_epsilon:g} (exact with train.sample_rate)"
+            f"up to a multiple of privacy.target_epsilon = {privacy.target_epsilon:g}, or to a client's limit if that "
+            f"is less ({limit or 'max-epsilon of its node'}); exact with train.sample_rate"
         )
 
 

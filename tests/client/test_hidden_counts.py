@@ -132,6 +132,8 @@ def test_numbers_that_tell_it_are_in_the_log_only(
 
 def test_run_says_that_epsilon_is_rounded_up() -> None:
     [note] = describe_reports(compose([*RUN, UNIFORM]))
-    assert "rounded up to a multiple of privacy.target_epsilon = 6" in note
+    assert "rounded up to a multiple of privacy.target_epsilon = 6, or to a client's limit if that is less" in note
+    [note] = describe_reports(compose([*RUN, UNIFORM, "privacy.max_epsilon=7"]))
+    assert "(privacy.max_epsilon = 7, or its own)" in note
     for others in ([], [UNIFORM, "train.sample_rate=0.2"], [UNIFORM, "privacy=none"], [SECURE, "privacy=client_level"]):
         assert not list(describe_reports(compose([*RUN, *others])))

@@ -35,6 +35,22 @@ def test_statement_says_how_counts_are_hidden(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("epsilons", "maximum", "protection"),
+    [
+        ((6.0, 7.0), "7", "ε is rounded up to a multiple of 6, or to a client's limit (7) where that is less, so that"),
+        # A node's own limit is not in the run's configuration.
+        ((5.5, 5.5), "null", "ε is rounded up to a client's limit (5.5), so that it does not tell"),
+        ((2.5, 3.1), "7", "none: public |"),
+    ],
+)
+def test_statement_says_that_a_limit_was_reported(
+    epsilons: tuple[float, float], maximum: str, protection: str, tmp_path: Path
+) -> None:
+    page = statement(tmp_path / "run", epsilons, "federation.weighting=uniform", f"privacy.max_epsilon={maximum}")
+    assert f"| steps and ε spent | yes | {protection}" in page
+
+
+@pytest.mark.parametrize(
     ("overrides", "meaning"),
     [
         ([], "Clients are charged for the whole run in advance"),
