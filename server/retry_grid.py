@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from fedsvd.compat.flower import ErrorCode
 from fedsvd.launch.forwarding_grid import ForwardingGrid
 from fedsvd.wire import train_messages
+from server.round_time import time_left
 
 logger = logging.getLogger(__name__)
 
@@ -89,4 +90,4 @@ class RetryGrid(ForwardingGrid):
 
 
 def _remaining(started: float, timeout: float | None) -> float | None:
-    return None if timeout is None else max(0.1, timeout - (time.monotonic() - started))
+    return None if timeout is None else time_left(timeout, time.monotonic() - started)

@@ -17,6 +17,7 @@ from fedsvd.launch.forwarding_grid import ForwardingGrid
 from fedsvd.secagg import keys, vectors
 from fedsvd.secagg import messages as secure_messages
 from fedsvd.wire import train_messages
+from server.round_time import time_left
 
 # The share of a round's time at which each stage ends at the latest, so that a silent client does not take the time of
 # the stages that follow. A stage that ends earlier leaves its time to them.
@@ -169,7 +170,7 @@ class _SecureRound:
         """Return the seconds until the end of a stage; None if the round has no timeout."""
         if self._timeout is None:
             return None
-        return max(0.1, self._started + STAGE_ENDS[stage] * self._timeout - time.monotonic())
+        return time_left(STAGE_ENDS[stage] * self._timeout, time.monotonic() - self._started)
 
     def _require(self, nodes: Collection[int], needed: int, action: str) -> None:
         if len(nodes) < needed:

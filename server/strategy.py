@@ -29,13 +29,12 @@ from server.downlink import Downlink
 from server.personal_metrics import mean_personal_metrics
 from server.replies import RoundRecord, read_masked_reply, read_plain_reply, valid_replies
 from server.reply_aggregation import aggregate_replies, skip_reason
+from server.round_time import time_left
 from server.secure_grid import SecureGrid
 from server.server_optimizer import apply_server_optimizer, transform_optimizer_state
 
 logger = logging.getLogger(__name__)
 
-# Time to live of a message that is resent when its round is about to end.
-MIN_TTL_S = 0.1
 _SKIPPED = "skipped"
 
 
@@ -125,8 +124,8 @@ class FederatedLoRA(Strategy):
         """Return a new request that replaces ``message`` and does not rely on the client's cache."""
         node = message.metadata.dst_node_id
         self.downlink.clear_client(node)
-        remaining = self.config.federation.round_timeout_s - (time.perf_counter() - self._started)
-        return self._request(node, int(message.metadata.group_id), max(remaining, MIN_TTL_S))
+        remaining = time_left(self.config.federation.round_timeout_s, time.perf_counter() - self._started)
+        return self._request(node, int(message.metadata.group_id), remaining)
 
     def _request(self, node: int, server_round: int, ttl: float) -> Message:
         account = self.client_level.account if self.client_level else ""
