@@ -22,7 +22,7 @@ from fedsvd.privacy.ledger_checks import check_budget
 from fedsvd.privacy.noise_share import client_noise_multiplier
 from fedsvd.privacy.plan import configured_budget
 from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
-from fedsvd.runs.folder import write_text
+from fedsvd.runs.folder import account_path, write_text
 from server.replies import RoundRecord
 
 # The run of all charges in the server's ledger.
@@ -50,7 +50,7 @@ class ClientLevelServer:
         self._round_spend = replace(self._spend, steps=1)
         self._budget = configured_budget(config.privacy)
         secure = config.privacy.secure_random
-        self.account = _account_name(ledger.with_name("account"))
+        self.account = _account_name(account_path(ledger))
         self._randomness = randomness or (SecureRandomness() if secure else TorchRandomness())
 
     @property

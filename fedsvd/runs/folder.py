@@ -139,7 +139,7 @@ class RunFolder:
     @property
     def account(self) -> Path:
         """The name of the run in its clients' ledgers under client-level privacy."""
-        return self.server_ledger.with_name("account")
+        return account_path(self.server_ledger)
 
     def ledger(self, partition_id: int) -> Path:
         """A simulated client's privacy ledger; a real client stores its ledger on its own machine."""
@@ -148,6 +148,11 @@ class RunFolder:
     def personal(self, partition_id: int) -> Path:
         """Factors that a client keeps and never sends."""
         return self.root / "clients" / str(partition_id) / "personal.safetensors"
+
+
+def account_path(ledger: Path) -> Path:
+    """Return the file beside a server's ledger with the name of its run in the clients' ledgers."""
+    return ledger.with_name("account")
 
 
 def write_text(path: Path, text: str) -> None:
