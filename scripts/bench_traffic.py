@@ -32,6 +32,8 @@ FORMULAS: dict[str, tuple[dict[str, Any], str, str, Formula]] = {
     "fedsvd, weight_svd": (
         {"init_a": "weight_svd"}, "r·d_out + 2r²", "r·d_out", lambda o, i, r, k: (r * o + 2 * r * r, r * o)),
     "fedsvd, dct": ({"init_a": "dct"}, "r·d_out + 2r²", "r·d_out", lambda o, i, r, k: (r * o + 2 * r * r, r * o)),
+    "fedsvd_per_site": (
+        {}, "r(d_out + d_in)", "r(d_out + d_in)", lambda o, i, r, k: (r * (o + i), r * (o + i))),
     "ffa_lora": ({}, "r·d_out", "r·d_out", lambda o, i, r, k: (r * o, r * o)),
     "fedavg_lora": ({}, "r(d_out + d_in)", "r(d_out + d_in)", lambda o, i, r, k: (r * (o + i), r * (o + i))),
     "fedex_lora": (
@@ -43,6 +45,7 @@ FORMULAS: dict[str, tuple[dict[str, Any], str, str, Formula]] = {
     "rolora": ({}, "r·d_in or r·d_out", "r·d_in or r·d_out", lambda o, i, r, k: (r * o, r * i)),
     "fedsa_lora": ({}, "r·d_in", "r·d_in", lambda o, i, r, k: (r * i, r * i)),
     "fed_sb": ({}, "r²", "r²", lambda o, i, r, k: (r * r, r * r)),
+    "tangent": ({}, "r(d_out + d_in)", "r(d_out + d_in)", lambda o, i, r, k: (r * (o + i), r * (o + i))),
 }  # fmt: skip
 
 

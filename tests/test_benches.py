@@ -9,7 +9,10 @@ import bench_profile
 import pytest
 import torch
 from bench_cli import main
+from bench_traffic import FORMULAS
 from torch.autograd import DeviceType
+
+from fedsvd.methods import METHODS
 
 
 def test_every_part_that_needs_no_process_of_its_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +56,7 @@ def test_profile_counts_a_kernel_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [bench_profile.own_time(event) for event in (operator, kernel)] == [1, 0]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [bench_profile.own_time(event) for event in (operator, kernel)] == [0, 5]
+
+
+def test_traffic_is_measured_for_every_method() -> None:
+    assert {name.split(",")[0] for name in FORMULAS} == set(METHODS)
