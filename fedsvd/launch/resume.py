@@ -141,7 +141,7 @@ def check_new(folder: RunFolder) -> None:
     if done:
         raise ResumeError(
             f"{folder.root} records {done} rounds, and a new run would replace what is known of them: resume it (which "
-            "needs its checkpoints), or choose another directory with hydra.run.dir=DIR."
+            "needs its checkpoints), or choose another directory with run_dir=DIR."
         )
 
 
