@@ -72,7 +72,7 @@ def add_parser(benches: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     sites, rank = SHAPES[arguments.shape]
     results = [measure(name, sites, rank, arguments.clients) for name in FORMULAS]
-    title = f"{arguments.shape}: {len(sites)} sites, r = {rank}, K = {arguments.clients}; bytes per client"
+    title = f"{arguments.shape}: {len(sites)} adapted layers, r = {rank}, K = {arguments.clients}; bytes per client"
     table = Table(title=title)
     for heading in ("method", "down", "formula", "ratio", "down, new", "up", "formula", "ratio"):
         table.add_column(heading, justify="left" if heading in ("method", "formula") else "right")

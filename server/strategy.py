@@ -95,8 +95,8 @@ class FederatedLoRA(Strategy):
         return {**self.downlink.state, **method, **optimizer, _SKIPPED: {"rounds": torch.tensor(self._skipped)}}
 
     def summary(self) -> None:
-        """Log the method and the number of sites."""
-        logger.info("method %s, %d sites", self.method, len(self.adapter.A))
+        """Log the method and the number of adapted layers."""
+        logger.info("method %s, %d adapted layers", self.method, len(self.adapter.A))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -29,8 +29,8 @@ class PrivacyConfig(ConfigGroup):
             (``dp_sgd``); null: both are clipped together.
         project_public_mean: Remove from each example's gradient of the factors, before it is clipped, the directions of
             the mean gradient over ``model.public_text`` (``dp_sgd``; see `fedsvd.runtime.public_mean`).
-        standardize_inputs: Train A in coordinates in which the inputs that texts of ``model.public_text`` have at its
-            site have no mean and are half-whitened (``dp_sgd``; see `fedsvd.runtime.public_statistics`).
+        standardize_inputs: Train A in coordinates in which the inputs that texts of ``model.public_text`` have in its
+            layer have no mean and are half-whitened (``dp_sgd``; see `fedsvd.runtime.public_statistics`).
         max_update_norm: Largest L2 norm of one client's update in a round; longer ones are scaled down
             (``client_level``).
         accountant: Privacy accountant: ``prv`` (tight, for δ from 1e-10) or ``rdp``.

@@ -51,7 +51,7 @@ class TrainConfig(ConfigGroup):
         server_tau: τ of ``adam``, added to the square root of its second moment.
         prefix_cache_mib: Memory per process, in MiB, for a cache of the hidden states below the lowest adapted layer,
             computed once per example; 0 computes them every time. If only the last layer is adapted, what its parts
-            before the first site return is cached, too: several vectors per token. Examples that do not fit are
+            before the first factors return is cached, too: several vectors per token. Examples that do not fit are
             computed every time.
         head: The classification head: ``frozen`` at its initialization, or ``private``: trained and sent like the
             factors. A language model has none.

@@ -125,7 +125,7 @@ def check_per_site(config: Config) -> None:
     _refuse(
         config,
         changes,
-        "at each site, one factor is frozen, and which one changes with the rounds. Set train.weight_decay=0 and "
+        "in each layer, one factor is frozen, and which one changes with the rounds. Set train.weight_decay=0 and "
         "train.server_optimizer=none",
     )
     if config.privacy.name == "none":
