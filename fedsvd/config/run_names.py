@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
+
+# Stores the arguments of a sweep in its directory, so that it can be resumed from the directory alone.
+SWEEP_FILE = "sweep.json"
 
 # Of the name of a file, in bytes, on Linux and macOS.
 _MAX_LENGTH = 255
@@ -13,7 +17,22 @@ _MAX_READABLE = 200
 
 
 def run_name(overrides: str, sweep_dir: str) -> str:
-    """Return the name of a run's directory, which is directly in the directory of its sweep.
+    """Return the name of a run's directory, relative to the directory of its sweep.
+
+    Args:
+        overrides: The overrides that the sweep varies, as in ``method=fedsvd,seed=0``.
+        sweep_dir: The directory of the sweep. A run that it had before it was extended by another key stays where it
+            is: ``names`` in `SWEEP_FILE` has its directory.
+    """
+    try:
+        existing = json.loads(Path(sweep_dir, SWEEP_FILE).read_text(encoding="utf-8")).get("names", {}).get(overrides)
+    except (OSError, ValueError):
+        existing = None
+    return existing if existing and Path(sweep_dir, existing).is_dir() else directory_name(overrides, sweep_dir)
+
+
+def directory_name(overrides: str, sweep_dir: str) -> str:
+    """Return the name that overrides give to a run's directory, which is directly in the directory of its sweep.
 
     It is the overrides themselves if they can be the name of a file, and otherwise a part of them with their hash.
 

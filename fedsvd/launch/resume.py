@@ -177,7 +177,7 @@ def _earlier_config(folder: RunFolder) -> Config | None:
 
 
 def _differences(earlier: Config, config: Config) -> Iterator[tuple[str, Any, Any]]:
-    old, new = (flatten(_comparable(item)) for item in (earlier, config))
+    old, new = (flatten(comparable_values(item)) for item in (earlier, config))
     for key in dict.fromkeys([*new, *old]):
         # The options of two methods differ anyway.
         if key.startswith("method.") and key != "method.name" and old["method.name"] != new["method.name"]:
@@ -186,8 +186,8 @@ def _differences(earlier: Config, config: Config) -> Iterator[tuple[str, Any, An
             yield key, old.get(key), new.get(key)
 
 
-def _comparable(config: Config) -> dict[str, Any]:
-    """Return the values with absolute paths, and with defaults for options that a method did not have before."""
+def comparable_values(config: Config) -> dict[str, Any]:
+    """Return nested values with absolute paths, and with defaults for options that a method did not have before."""
     values = as_dict(config)
     options = dataclasses.asdict(build_method(config.method))  # type: ignore[call-overload]
     values["method"] = {"name": config.method["name"], **options}

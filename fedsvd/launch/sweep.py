@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedsvd.config.compose import check_overrides, compose, read_yaml, sweep_choices
 from fedsvd.config.flat import flatten
-from fedsvd.config.overrides import override_values
-from fedsvd.config.paths import PATH_KEYS, absolute_paths, override_key
+from fedsvd.config.paths import absolute_paths, override_key
 from fedsvd.config.quoting import path_override, read_path
+from fedsvd.config.run_names import SWEEP_FILE
 from fedsvd.config.search_path import merge_search_paths, search_paths
 from fedsvd.config.task import last_value, score_metric
 from fedsvd.errors import ConfigError, DivergedError, FedSVDError, InUseError, RunError
 from fedsvd.launch.resume import check_directory
+from fedsvd.launch.sweep_directories import check_existing_runs, existing_names
 from fedsvd.launch.sweep_settings import first_choices, sweep_settings
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, write_json
 from fedsvd.runs.ownership import create_directory, is_resumable, owned
@@ -28,8 +28,6 @@ from fedsvd.runs.record import FINISHED, record_failure
 from fedsvd.runs.storage import storage_errors
 
 _SWEEP_DIR, _MAX_FAILURES = "hydra.sweep.dir", "hydra.sweeper.max_failure_rate"
-# Stores the arguments of a sweep in its directory, so that it can be resumed from the directory alone.
-_SWEEP_FILE = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -53,14 +51,16 @@ def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
     """Determine the directory and the number of runs of a sweep, and store its arguments for resuming.
 
     The directory of a run is named only after the swept values (``privacy.target_epsilon=1,seed=0``), so that each run
-    has the same directory whenever the sweep is started.
+    has the same directory whenever the sweep is started. A run of a sweep that is extended by another key keeps its
+    directory.
 
     Args:
         overrides: The overrides of the sweep; may include ``resume=DIR`` of an earlier sweep.
 
     Raises:
         ConfigError: An override is invalid, an option with a sweep of its own is swept, the directory to resume is not
-            that of a sweep, a required extra is not installed, or the directory holds runs with other settings.
+            that of a sweep, a required extra is not installed, or the directory holds runs with other settings, or
+            runs that this sweep would repeat.
         ResumeError: ``hydra.sweep.dir`` is another directory than that of the sweep to resume.
     """
     overrides, working_directory = _with_saved_overrides(list(overrides))
@@ -76,12 +76,17 @@ def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
     _check_configurations(complete, choices)
     swept = [key for key, values in choices.items() if len(values) > 1]
     overrides = absolute_paths(overrides, compose([*search_paths(overrides), *first_choices(choices)]), swept=swept)
-    fixed = {key: values[0] for key, values in (choices | sweep_choices(overrides)).items() if key not in swept}
-    total = int(sweeper.get("n_trials") or math.prod(map(len, choices.values())))
+    choices |= sweep_choices(overrides)
+    fixed = {key: values[0] for key, values in choices.items() if key not in swept}
+    trials = int(sweeper.get("n_trials") or 0)
+    total = trials or math.prod(map(len, choices.values()))
     folder = _sweep_directory(settings)
-    _check_existing_runs(folder, fixed)
+    check_existing_runs(folder, fixed)
+    with contextlib.chdir(working_directory):
+        names = existing_names(folder, choices, search_paths(overrides), is_search=trials > 0)
     saved = [item for item in overrides if override_key(item) != _SWEEP_DIR]
-    write_json(folder / _SWEEP_FILE, {"words": saved, "total": total, "working_directory": str(working_directory)})
+    record = {"words": saved, "total": total, "working_directory": str(working_directory), "names": names}
+    write_json(folder / SWEEP_FILE, record)
     added = [path_override(_SWEEP_DIR, folder), f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]
     # A search continues after a failed trial.
     tolerant = [f"{_MAX_FAILURES}=1.0"] if "max_failure_rate" in sweeper and not _is_set(_MAX_FAILURES, saved) else []
@@ -140,11 +145,11 @@ def _with_saved_overrides(overrides: list[str]) -> tuple[list[str], Path]:
     if not folders or folders[-1] == "null":
         return overrides, Path.cwd()
     folder = Path(read_path(folders[-1]))
-    sweep = read_json(folder / _SWEEP_FILE)
+    sweep = read_json(folder / SWEEP_FILE)
     saved = sweep.get("words")
     if saved is None:
         raise ConfigError(
-            f"resume = {str(folder)!r} is not a sweep directory: it holds no {_SWEEP_FILE}. Give the directory that "
+            f"resume = {str(folder)!r} is not a sweep directory: it holds no {SWEEP_FILE}. Give the directory that "
             "the sweep printed, or leave out -m to resume a single run."
         )
     check_directory(folder, overrides, [_SWEEP_DIR])
@@ -179,30 +184,6 @@ def _check_configurations(overrides: Sequence[str], choices: Mapping[str, Sequen
     for key, values in choices.items():
         for choice in values[1:]:
             check_config(compose([*added, *{**first, key: choice}.values()]))
-
-
-def _check_existing_runs(folder: Path, fixed: Mapping[str, str]) -> None:
-    """Check that the runs already in a directory have the overrides that this sweep does not vary.
-
-    Raises:
-        ConfigError: A run has other overrides.
-    """
-    expected = override_values(fixed.values())
-    for path in sorted(folder.rglob("overrides.json")):
-        existing = override_values(json.loads(path.read_text(encoding="utf-8")))
-        missing = [fixed[key] for key, value in expected.items() if not _equal(key, existing.get(key), value)]
-        if missing:
-            raise ConfigError(
-                f"{path.parent} holds a run without {', '.join(missing)}: choose another directory for this sweep with "
-                "hydra.sweep.dir=DIR."
-            )
-
-
-def _equal(key: str, first: object, second: object) -> bool:
-    """Compare two values of a key; a path may be relative in one of them."""
-    if key in PATH_KEYS and isinstance(first, str) and isinstance(second, str):
-        first, second = (str(Path(value).resolve()) for value in (first, second))
-    return (type(first), first) == (type(second), second)
 
 
 def _with_resume(overrides: Sequence[str], paths: RunFolder) -> list[str]:
