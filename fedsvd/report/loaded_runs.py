@@ -10,6 +10,7 @@ from typing import Any
 
 from fedsvd.config.compose import as_dict, compose, read_yaml
 from fedsvd.config.flat import flatten
+from fedsvd.config.run_names import SWEEP_FILE
 from fedsvd.config.task import Metric, last_value, score_metric
 from fedsvd.errors import RunError
 from fedsvd.privacy.claim import Claim, weakest_claim
@@ -220,11 +221,20 @@ def varied_keys(runs: Sequence[Run]) -> list[str]:
     return [key for key in keys if len({json.dumps(run.config.get(key)) for run in runs}) > 1]
 
 
+def repeated_runs(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with the settings, seed included, of an earlier one in the list."""
+    first: dict[str, Run] = {}
+    keys = [json.dumps([(k, v) for k, v in sorted(run.config.items()) if k not in _LOCATION_KEYS]) for run in runs]
+    return [run for key, run in zip(keys, runs, strict=True) if first.setdefault(key, run) is not run]
+
+
 def _run_folders(folder: Path) -> Iterator[Path]:
     if (folder / "metrics.jsonl").is_file():
         if (folder / "metrics.jsonl").stat().st_size:
             yield folder
-        return
+        # A sweep of one run writes into its own directory, and may have been extended by an earlier version.
+        if not (folder / SWEEP_FILE).exists():
+            return
     for path in folder.iterdir():
         if path.is_dir() and not path.name.startswith("."):
             yield from _run_folders(path)

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure_block
 from fedsvd.report.labels import method_label, planned_rounds
-from fedsvd.report.loaded_runs import Run, best_run, changed_keys, common_metric, varied_keys
+from fedsvd.report.loaded_runs import Run, best_run, changed_keys, common_metric, repeated_runs, varied_keys
 from fedsvd.report.privacy_statement import TITLE, statement_section, total_privacy_cost
 from fedsvd.report.run_sections import (
     factor_spectrum,
@@ -87,6 +87,9 @@ def _summary(runs: Sequence[Run], labels: Mapping[str, Sequence[Run]]) -> Sectio
         if selected := [run for run in runs if run.state == state]:
             text = f"{len(selected)} {state}: {_names(selected)}. Tables and figures use their results so far."
             blocks.append(Paragraph(text, "warning"))
+    if repeated := repeated_runs(runs):
+        text = f"{_names(repeated)}: the same settings and seed as another run. Means and counts have all of them."
+        blocks.append(Paragraph(text, "warning"))
     if untrained := [run for run in runs if not run.is_trained]:
         text = f"No client's update was used in {_names(untrained)}: figures leave these untrained models out."
         blocks.append(Paragraph(text, "warning"))

@@ -118,6 +118,17 @@ def test_failed_and_unfinished_runs_are_listed(tmp_path: Path) -> None:
     assert "This run failed: RunError: the model has diverged" in single
 
 
+def test_repeated_runs_are_named_and_none_is_omitted(tmp_path: Path) -> None:
+    # As earlier versions left sweeps that were extended by a seed.
+    for name, seed in ((".", 0), ("seed=0", 0), ("seed=1", 1)):
+        write_run(tmp_path / "sweep" / name, f"seed={seed}")
+    (tmp_path / "sweep" / "sweep.json").write_text("{}", encoding="utf-8")
+    runs = find_runs([tmp_path / "sweep"])
+
+    assert [run.name for run in runs] == ["sweep", "seed=0", "seed=1"]
+    assert "seed=0: the same settings and seed as another run" in to_markdown("sweep", report_sections(runs)[:1])
+
+
 @pytest.mark.slow
 def test_a_run_that_used_no_update_is_marked_and_never_the_best(tmp_path: Path) -> None:
     write_run(tmp_path / "good", accuracy=0.6)
