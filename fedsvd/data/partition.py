@@ -74,7 +74,7 @@ def partition(
         shuffled = _shuffle(dataset, seed)
         parts = [shuffled.shard(num_partitions, index, contiguous=True) for index in range(num_partitions)]
     elif name == "quantity_skew" and skew in _SKEWS:
-        parts = _quantity_skew(dataset, num_partitions, skew, seed)
+        parts = _quantity_skew(dataset, num_partitions, skew, min_size, seed)
     else:
         raise DataError(
             f"partition.name = {name!r} (partition.skew = {skew!r}) is unknown; allowed: {', '.join(NAMES)}, with "
@@ -87,10 +87,14 @@ def partition(
 def _check_smallest(name: str, parts: Sequence[Dataset], min_size: int) -> None:
     smallest = min(map(len, parts))
     if smallest < min_size:
-        raise DataError(
-            f"partition={name} gives a client {smallest} examples, fewer than partition.min_partition_size = "
-            f"{min_size}; lower partition.min_partition_size or federation.num_clients, or add data."
-        )
+        raise _too_small(name, smallest, min_size)
+
+
+def _too_small(name: str, smallest: int, min_size: int) -> DataError:
+    return DataError(
+        f"partition={name} gives a client {smallest} examples, fewer than partition.min_partition_size = "
+        f"{min_size}; lower partition.min_partition_size or federation.num_clients, or add data."
+    )
 
 
 def _dirichlet(
@@ -143,11 +147,16 @@ def _by_column(dataset: Dataset, num_partitions: int, column: str) -> list[Datas
     return [dataset.select(rows[value]) for value in values]
 
 
-def _quantity_skew(dataset: Dataset, num_partitions: int, skew: str, seed: int) -> list[Dataset]:
+def _quantity_skew(dataset: Dataset, num_partitions: int, skew: str, min_size: int, seed: int) -> list[Dataset]:
     from flwr_datasets.partitioner import ExponentialPartitioner, LinearPartitioner, SquarePartitioner
 
     partitioners = {"linear": LinearPartitioner, "square": SquarePartitioner, "exponential": ExponentialPartitioner}
-    return _load_all(partitioners[skew](num_partitions), _shuffle(dataset, seed), num_partitions)
+    try:
+        # With many clients, eᵏ overflows, and the shares of all but the largest clients are 0.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _load_all(partitioners[skew](num_partitions), _shuffle(dataset, seed), num_partitions)
+    except ValueError as error:
+        raise _too_small("quantity_skew", 0, min_size) from error
 
 
 def _shuffle(dataset: Dataset, seed: int) -> Dataset:

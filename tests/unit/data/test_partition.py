@@ -97,6 +97,18 @@ def test_quantity_skew_below_minimum_size_raises() -> None:
 
 
 @pytest.mark.parametrize(
+    ("skew", "num_examples", "num_partitions"),
+    [("exponential", 8033, 10), ("exponential", 900, 800), ("square", 20, 10), ("linear", 100, 60)],
+)
+def test_quantity_skew_that_leaves_a_client_without_examples_raises(
+    skew: str, num_examples: int, num_partitions: int
+) -> None:
+    # The division into so many parts would give the smallest less than one example.
+    with pytest.raises(DataError, match=r"gives a client 0 examples, fewer than .* = 1; lower .*num_clients"):
+        partition_texts(make_dataset(num_examples), name="quantity_skew", skew=skew, num_partitions=num_partitions)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
