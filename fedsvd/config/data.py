@@ -78,7 +78,8 @@ class DataConfig(ConfigGroup):
         validation_fraction: Fraction of the training set in that part.
         max_train_examples: Maximum number of training examples, of each node with ``data=node``; they are drawn at
             random. null for all.
-        max_test_examples: Maximum number of held-out examples; they are drawn at random. null for all.
+        max_test_examples: Maximum number of test examples; they are drawn at random. null for all. It does not limit
+            a validation set, whose size follows from ``max_train_examples`` and ``validation_fraction``.
     """
 
     group: ClassVar[str] = "data"
