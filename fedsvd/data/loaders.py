@@ -13,7 +13,7 @@ from fedsvd.config.task import VALUE
 from fedsvd.data.added import checked_splits
 from fedsvd.data.chats import chitchat_file
 from fedsvd.data.conversations import CanLearn
-from fedsvd.data.node_data import empty_dataset, load_node_file, read_node_file, warn_of_limits
+from fedsvd.data.node_data import check_node_overlap, empty_dataset, load_node_file, read_node_file, warn_of_limits
 from fedsvd.data.rows import ANY_CLASS, Columns, LeftOut, drop_unassigned
 from fedsvd.data.sentiment import load_movie_reviews, load_sentiment_domains
 from fedsvd.data.split import hold_out, limit_examples, shuffle_splits
@@ -182,6 +182,8 @@ def _node(config: DataConfig, seed: int, columns: Columns) -> Loaded:
             logger.warning("%s", rows)
     if config.path is not None:
         warn_of_limits(splits, config)
+    if config.path is not None and config.test_path is not None:
+        check_node_overlap(splits, config.path, config.test_path)
     return shuffle_splits(splits, seed), left_out
 
 

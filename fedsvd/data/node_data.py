@@ -13,6 +13,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, Features, List, Value
 
 from fedsvd.config import DataConfig
+from fedsvd.data.overlap import check_overlap
 from fedsvd.data.readers import read_table
 from fedsvd.data.rows import ANY_CLASS, Columns, LeftOut, Rows, build_dataset, missing_columns, select_rows
 from fedsvd.data.table import Table
@@ -83,6 +84,15 @@ def warn_of_limits(splits: DatasetDict, config: DataConfig) -> None:
                 "drawn at random",
                 key, count - limit, count, name, limit,
             )  # fmt: skip
+
+
+def check_node_overlap(splits: DatasetDict, path: str, test_path: str) -> None:
+    """Raise `NodeDataError` if a node's files hold the same texts; see `fedsvd.data.overlap.check_overlap`."""
+    try:
+        remedy = "Set test-path to a file of other texts, or leave it out."
+        check_overlap(splits, f"data-path = {path!r}", f"test-path = {test_path!r}", remedy)
+    except DataError as error:
+        raise NodeDataError(str(error)) from error
 
 
 def empty_dataset(labels: Sequence[str], columns: Columns) -> Dataset:

@@ -9,6 +9,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 from fedsvd.data import targets
+from fedsvd.data.overlap import check_overlap
 from fedsvd.data.readers import FILE_FORMATS, dataset_table, first_line, read_table
 from fedsvd.data.rows import Columns, LeftOut, Rows, build_dataset, missing_columns, select_rows
 from fedsvd.data.split import hold_out, shuffle_splits
@@ -48,7 +49,8 @@ def load_files(
         The splits, and the rows of each file that are left out.
 
     Raises:
-        DataError: A file is missing or unreadable, a column is missing, or the labels are unusable.
+        DataError: A file is missing or unreadable, a column is missing, the labels are unusable, or both files hold
+            the same texts.
     """
     tables = {"train": read_table(file_format, path, "data.path", separator=separator)}
     if test_path is not None:
@@ -73,7 +75,7 @@ def load_hub(
         The splits, and the rows of each split that are left out.
 
     Raises:
-        DataError: The dataset is unavailable, or a split or a column is missing.
+        DataError: The dataset is unavailable, a split or a column is missing, or both splits hold the same texts.
     """
     names = {"train": "train", **({} if test_split is None else {"test": test_split})}
     tables = dict(zip(names, read_hub(path, subset, list(names.values())), strict=True))
@@ -154,6 +156,8 @@ def _split(tables: Mapping[str, Table], columns: Columns, test_fraction: float, 
         {split: label_rows(selected, names, owner, "the held-out texts") for split, selected in rows.items()}
     )
     if "test" in splits:
+        remedy = "Name other held-out texts, or none (null), to hold out data.test_fraction of the training texts."
+        check_overlap(splits, tables["train"].source, tables["test"].source, remedy)
         return shuffle_splits(splits, seed), left_out
     return hold_out(splits["train"], test_fraction, seed), left_out
 

@@ -13,9 +13,9 @@ from fedsvd.runtime.data import load_client_data, load_fingerprint, load_partiti
 NODE = ["model=tiny", "data=node", "data.labels=[a,b]", "federation=remote", "federation.weighting=uniform"]
 
 
-def by_class(path: Path, count: int = 40) -> Path:
+def by_class(path: Path, count: int = 40, word: str = "text") -> Path:
     """Write a file that is sorted by class."""
-    rows = [f"text {n},{'ab'[n >= count // 2]}" for n in range(count)]
+    rows = [f"{word} {n},{'ab'[n >= count // 2]}" for n in range(count)]
     path.write_text("\n".join(["text,label", *rows, ",a", ""]))
     return path
 
@@ -28,7 +28,7 @@ def test_a_node_draws_its_examples_at_random_and_counts_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = by_class(tmp_path / "site.csv")
-    node = {"data-path": str(path), "test-path": str(by_class(tmp_path / "test.csv"))}
+    node = {"data-path": str(path), "test-path": str(by_class(tmp_path / "test.csv", word="test"))}
     limits = ["data.max_train_examples=10", "data.max_test_examples=30"]
     config = with_node_data(compose([*NODE, *limits]), node)
     with caplog.at_level(logging.WARNING):
@@ -61,7 +61,8 @@ def test_the_server_draws_its_held_out_texts_as_from_any_other_file(tmp_path: Pa
     path = by_class(tmp_path / "held_out.csv")
     held_out = [f"data.test_path={path}", "data.max_test_examples=12"]
     node = load(compose([*NODE, *held_out]).data, 3)["test"]
-    own = load(compose(["data=csv", f"data.path={path}", *held_out]).data, 3)["test"]
+    train = by_class(tmp_path / "train.csv", word="train")
+    own = load(compose(["data=csv", f"data.path={train}", *held_out]).data, 3)["test"]
 
     assert set(node["label"]) == set(own["label"]) == {0, 1}
     assert len(node) == len(own) == 12

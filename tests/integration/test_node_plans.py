@@ -26,7 +26,10 @@ def test_a_sample_rate_gives_the_cost_of_a_node_of_any_size(
     path = tmp_path_factory.mktemp("site") / "site.csv"
     path.write_text("text,label\n" + "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(80)))
     # The same cost as that of a client with four times as many examples as an expected batch.
-    client = ["data=csv", f"data.path={path}", f"data.test_path={path}", "federation.num_clients=1", "partition=iid"]
+    held_out = path.with_name("held_out.csv")
+    held_out.write_text("text,label\na text,a\n")
+    files = ["data=csv", f"data.path={path}", f"data.test_path={held_out}"]
+    client = [*files, "federation.num_clients=1", "partition=iid"]
     known = plan(capsys, *client, "privacy.accountant=rdp", "train.batch_size=20", "train.num_rounds=3")
 
     assert "The nodes' numbers of examples are not known here" in output

@@ -1,0 +1,47 @@
+"""Held-out texts that are also training texts, on which no estimate for other texts is possible."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+from datasets import Dataset, DatasetDict
+
+from fedsvd.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# What a model reads of a row; the same text with another label is still a training text.
+_READ = ("text", "text_pair", "messages")
+
+
+def check_overlap(splits: DatasetDict, train: str, test: str, remedy: str) -> None:
+    """Check that two files do not hold the same texts, in any order and format, and warn of texts in common.
+
+    Args:
+        splits: The usable rows of both, as ``train`` and ``test``.
+        train: Where the training texts come from, for messages.
+        test: Where the held-out texts come from.
+        remedy: What to do instead.
+
+    Raises:
+        DataError: Both hold the same texts, as if one were a copy of the other.
+    """
+    training, held_out = _texts(splits["train"]), _texts(splits["test"])
+    if training == held_out:
+        raise DataError(
+            f"{test} holds the same {held_out.total()} texts as {train}: a model would be evaluated on its training "
+            f"texts. {remedy}"
+        )
+    common = sum(count for text, count in held_out.items() if text in training)
+    if common:
+        logger.warning(
+            "%d of the %d texts in %s are also training texts: remove them from one of both, since results on them are "
+            "no estimate for other texts",
+            common, held_out.total(), test,
+        )  # fmt: skip
+
+
+def _texts(dataset: Dataset) -> Counter[str]:
+    columns = [dataset[name][:] for name in _READ if name in dataset.column_names]
+    return Counter(map(repr, zip(*columns, strict=True)))
