@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -13,6 +13,9 @@ from fedsvd.commands.output import to_json, warn_left_out
 from fedsvd.config import Config
 from fedsvd.errors import ConfigError
 from fedsvd.report.literal import literal
+
+if TYPE_CHECKING:
+    from fedsvd.data.text_files import TextLayout
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -87,6 +90,8 @@ def _parse(arguments: Sequence[str]) -> Any:
         )
     if options.separator is not None and len(options.separator) != 1 and options.separator not in ("tab", "\\t"):
         parser.error(f"--separator {options.separator!r} is invalid: expected one character, or tab")
+    if options.separator is not None and not options.file:
+        parser.error(f"--separator {options.separator!r} has no effect without --file: leave it out")
     if options.batch_size < 1:
         parser.error(f"--batch-size {options.batch_size} is invalid: expected an integer ≥ 1")
     return options
@@ -106,7 +111,7 @@ def _read_conversations(options: Any, config: Config) -> list[list[dict[str, str
         return []
     from fedsvd.data.text_files import read_conversations
 
-    found = read_conversations(Path(options.file), column, options.separator or config.data.separator)
+    found = read_conversations(Path(options.file), column, _layout(options, config))
     if found is None:
         return []
     conversations, left_out = found
@@ -114,17 +119,24 @@ def _read_conversations(options: Any, config: Config) -> list[list[dict[str, str
     return conversations
 
 
-def _read_file(options: Any, config: Config) -> tuple[list[str], list[str] | None]:
-    from fedsvd.data.text_files import TextLayout, read_texts
+def _layout(options: Any, config: Config) -> TextLayout:
+    from fedsvd.data.text_files import TextLayout
 
     data = config.data
-    layout = TextLayout(
+    return TextLayout(
         text=(data.text_column, "text"),
         text_pair=() if data.text_pair_column is None else (data.text_pair_column, "text_pair"),
         of_words=config.model.task == "token_classification",
         pair_is_optional=data.response_column is not None,
-        separator=options.separator or data.separator,
+        separator=data.separator,
+        given_separator=options.separator,
     )
+
+
+def _read_file(options: Any, config: Config) -> tuple[list[str], list[str] | None]:
+    from fedsvd.data.text_files import read_texts
+
+    layout = _layout(options, config)
     texts, pairs, left_out = read_texts(Path(options.file), layout)
     if layout.text_pair and pairs is None:
         raise ConfigError(

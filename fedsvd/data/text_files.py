@@ -15,7 +15,7 @@ from fedsvd.data.table import Table
 from fedsvd.data.targets import CLASS, TAGS
 from fedsvd.data.text_tables import decode, split_lines
 from fedsvd.data.values import is_missing
-from fedsvd.errors import DataError
+from fedsvd.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class TextLayout:
         of_words: Whether a text can be a list of words; if no cell holds a list, the texts are strings.
         pair_is_optional: Whether an empty second text is an empty text; otherwise its row is left out.
         separator: Separator of a CSV file.
-        formats: File formats with columns, by suffix; any other file has one text per line.
+        given_separator: The separator that the user has named for this file, which is therefore a table, whatever its
+            suffix; None: the suffix says whether it is one.
+        formats: File formats with columns, by suffix (``.tsv``: CSV with tabs); any other file has one text per line.
     """
 
     text: Sequence[str] = ("text",)
@@ -38,6 +40,7 @@ class TextLayout:
     of_words: bool = False
     pair_is_optional: bool = False
     separator: str = ","
+    given_separator: str | None = None
     formats: Sequence[str] = FILE_FORMATS
 
 
@@ -53,18 +56,21 @@ def read_texts(path: Path, layout: TextLayout, key: str = "--file") -> tuple[lis
         The texts, the second texts (None if ``layout`` names none), and the rows that are left out.
 
     Raises:
-        DataError: The file is unreadable, has no text, lacks a column, or has second texts that ``layout`` does not
-            name.
+        ConfigError: A separator is given for a file that has none.
+        DataError: The file is unreadable, has no text, lacks a column, has second texts that ``layout`` does not name,
+            or is a table whose suffix is that of a text file.
     """
-    file_format = path.suffix.lstrip(".").lower()
+    file_format, separator = _format(path, layout)
     source = f"{key} {path}" if key.startswith("-") else f"{key} = {str(path)!r}"
-    if file_format not in layout.formats:
+    if file_format is None:
         texts = _read_lines(path, source)
+        if "csv" in layout.formats:
+            _refuse_header(texts[0], layout, source)
         return texts, None, LeftOut(source, len(texts), {})
     separator_key = "--separator" if key.startswith("-") else "data.separator"
     if not path.exists():
         raise DataError(f"{source} cannot be read as text: there is no such file.")
-    table = read_table(file_format, str(path), key, separator=layout.separator, separator_key=separator_key)
+    table = read_table(file_format, str(path), key, separator=separator, separator_key=separator_key)
     text, pair = _find_column(table, layout.text), _find_column(table, layout.text_pair) if layout.text_pair else None
     if not (layout.text_pair or layout.ignore_pairs) and "text_pair" in table.names and text != "text_pair":
         _refuse_pairs(table)
@@ -77,22 +83,23 @@ def read_texts(path: Path, layout: TextLayout, key: str = "--file") -> tuple[lis
     return list(rows.columns["text"]), pairs, rows.left_out
 
 
-def read_conversations(path: Path, column: str, separator: str) -> tuple[list[list[Turn]], LeftOut] | None:
+def read_conversations(path: Path, column: str, layout: TextLayout) -> tuple[list[list[Turn]], LeftOut] | None:
     """Read conversations from a file, to be answered.
 
     Args:
         path: The file.
         column: Its column of conversations.
-        separator: Separator of a CSV file.
+        layout: The formats and the separators of files; see `read_texts`.
 
     Returns:
         The conversations, and the rows that are left out; None if the file has no such column.
 
     Raises:
+        ConfigError: As `read_texts`.
         DataError: The file is unreadable, or a cell holds no conversation, or every cell is empty.
     """
-    file_format, key = path.suffix.lstrip(".").lower(), "--file"
-    if file_format not in FILE_FORMATS:
+    (file_format, separator), key = _format(path, layout), "--file"
+    if file_format is None:
         return None
     table = read_table(file_format, str(path), key, separator=separator, separator_key="--separator")
     if column not in table.names:
@@ -103,6 +110,36 @@ def read_conversations(path: Path, column: str, separator: str) -> tuple[list[li
     if len(empty) == len(cells):
         raise DataError(f"{table.source} contains no conversation. {left_out}.")
     return [load_conversation(cell) for cell in cells if cell is not None], left_out
+
+
+def _format(path: Path, layout: TextLayout) -> tuple[str | None, str]:
+    """Return the format of a table, None for one text per line, and the separator.
+
+    Raises:
+        ConfigError: A separator is given for a file that has none.
+    """
+    suffix, given = path.suffix.lstrip(".").lower(), layout.given_separator
+    if suffix in layout.formats and suffix != "csv":
+        if given is not None:
+            raise ConfigError(f"--separator {given!r} has no effect on {path}, a .{suffix} file: leave it out.")
+        return suffix, layout.separator
+    if "csv" in layout.formats and (given is not None or suffix in ("csv", "tsv")):
+        return "csv", given or ("tab" if suffix == "tsv" else layout.separator)
+    return None, layout.separator
+
+
+def _refuse_header(line: str, layout: TextLayout, source: str) -> None:
+    """Raise `DataError` if the first line of a text file is the header of a table with the column of the texts."""
+    for separator in dict.fromkeys(("\t" if layout.separator in ("tab", "\\t") else layout.separator, *"\t,;|")):
+        fields = [field.strip('"') for field in line.split(separator)]
+        column = next((name for name in layout.text if name in fields), None)
+        if len(fields) > 1 and column is not None:
+            shown = "tab" if separator == "\t" else f"'{separator}'"
+            raise DataError(
+                f"{source} would be read as one text per line, but its first line is the header of a table with the "
+                f"column {column!r}: give --separator {shown}, or name the file .csv or .tsv. If that line is a text, "
+                "move it to another place in the file."
+            )
 
 
 def _holds_list(cell: object) -> bool:

@@ -1,0 +1,75 @@
+"""Whether a file for predictions is a table or has one text per line, by suffix, separator and first line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fedsvd.cli import main
+from fedsvd.data.text_files import TextLayout, read_conversations, read_texts
+from fedsvd.errors import ConfigError, DataError
+
+TABLE = "id\tnote\turgency\n1\tfever, and chills\thigh\n2\tfollow-up visit\tlow\n"
+NOTES = ["fever, and chills", "follow-up visit"]
+NAMES = ("note", "text")
+
+
+def write(path: Path, text: str = TABLE) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "given"),
+    [("a.tsv", ",", None), ("a.TSV", ";", None), ("a.txt", ",", "tab"), ("a", ",", "\t"), ("a.csv", "tab", None)],
+)
+def test_a_table_is_read_by_its_column(name: str, separator: str, given: str | None, tmp_path: Path) -> None:
+    layout = TextLayout(NAMES, separator=separator, given_separator=given)
+    assert read_texts(write(tmp_path / name), layout)[0] == NOTES
+
+
+def test_a_given_separator_is_that_of_a_file_of_any_suffix(tmp_path: Path) -> None:
+    for name in ("a.tsv", "a.txt", "a.csv"):
+        path = write(tmp_path / name, TABLE.replace("\t", ";"))
+        assert read_texts(path, TextLayout(NAMES, given_separator=";"))[0] == NOTES
+
+
+def test_a_separator_for_a_file_without_any_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"note": "fever"}\n')
+    with pytest.raises(ConfigError, match=r"--separator ';' has no effect on .*a\.jsonl, a \.jsonl file: leave it out"):
+        read_texts(path, TextLayout(NAMES, given_separator=";"))
+
+
+@pytest.mark.parametrize("separator", ["\t", ";", ",", "|", "^"])
+def test_a_table_with_the_suffix_of_a_text_file_is_refused(separator: str, tmp_path: Path) -> None:
+    shown = "tab" if separator == "\t" else f"'{separator}'"
+    path = write(tmp_path / "a.txt", '"id"\t"note"\r\n1\tfever\n'.replace("\t", separator))
+    message = f"--file {path} would be read as one text per line, but its first line is the header of a table with the "
+    message += f"column 'note': give --separator {shown}, or name the file .csv or .tsv."
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_texts(path, TextLayout(NAMES, separator="^"))
+
+
+@pytest.mark.parametrize("first", ["note", "A note, text", "text and note", "Please note; text|s"])
+def test_lines_of_text_are_no_header(first: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", f"{first}\nid,note\n")
+    assert read_texts(path, TextLayout(NAMES))[0] == [first, "id,note"]
+
+
+def test_public_text_has_one_text_per_line_in_a_file_with_tabs(tmp_path: Path) -> None:
+    texts = read_texts(write(tmp_path / "a.tsv"), TextLayout(formats=("jsonl",)), "model.public_text")[0]
+    assert texts == TABLE.splitlines()
+
+
+def test_conversations_are_read_from_the_same_tables(tmp_path: Path) -> None:
+    cell = '"[{""role"": ""user"", ""content"": ""Hello""}]"'
+    for name, given in (("a.tsv", None), ("a.txt", "tab")):
+        path = write(tmp_path / name, f"id\tmessages\n1\t{cell}\n")
+        found = read_conversations(path, "messages", TextLayout(given_separator=given))
+        assert found is not None
+        assert found[0] == [[{"role": "user", "content": "Hello"}]]
+
+
+def test_a_separator_without_a_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "run", "--text", "a film", "--separator", ";"]) != 0
+    assert "--separator ';' has no effect without --file" in capsys.readouterr().err
