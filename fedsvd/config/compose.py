@@ -80,7 +80,7 @@ def compose_audit(overrides: Sequence[str]) -> tuple[Config, AuditConfig]:
         ConfigError: As `compose`.
     """
     config, settings = _with_settings(overrides, "audit", AuditConfig)
-    check_used_keys(config.data)
+    check_used_keys(config, overrides)
     return config, settings
 
 
@@ -214,7 +214,7 @@ def _compose(overrides: tuple[str, ...]) -> Config:
         return dataclasses.replace(_compose(others), run_dir=run_dir)
     config = from_dictconfig(_composed(overrides, "config"))
     # Not a rule of DataConfig: the directories of earlier runs stay readable.
-    check_used_keys(config.data)
+    check_used_keys(config, overrides)
     check_sampling_keys(config, overrides)
     return config
 

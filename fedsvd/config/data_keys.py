@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from fedsvd.config import Config
 from fedsvd.config.data import DataConfig
+from fedsvd.config.targets import check_no_responses
 from fedsvd.errors import ConfigError
 
 _COLUMNS = ("text_column", "text_pair_column", "label_column", "response_column", "messages_column", "label_separator",
@@ -29,12 +30,21 @@ _USED: Mapping[str, tuple[str, ...]] = {
 _SPECIFIC = {key for keys in _USED.values() for key in keys}
 
 
-def check_used_keys(data: DataConfig) -> None:
+def check_used_keys(config: Config, overrides: Sequence[str]) -> None:
     """Check that every key of a dataset that differs from its default has an effect.
 
+    The column of answers is compared with the overrides: some datasets, such as ``dolly``, come with answers, which a
+    classifier ignores.
+
     Raises:
-        ConfigError: The dataset ignores a key.
+        ConfigError: The dataset or the task ignores a key.
     """
+    if "data.response_column" in _keys(overrides) and config.model.task != "causal_lm":
+        check_no_responses(config.model, config.data)
+    _check_dataset_keys(config.data)
+
+
+def _check_dataset_keys(data: DataConfig) -> None:
     for field in dataclasses.fields(data):
         value = getattr(data, field.name)
         # What the loader of another package uses is not known.
@@ -58,10 +68,14 @@ def check_sampling_keys(config: Config, overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: Both are set.
     """
-    keys = {item.partition("=")[0].lstrip("+") for item in overrides}
+    keys = _keys(overrides)
     is_both = {"train.batch_size", "train.sample_rate"} <= keys and config.train.sample_rate is not None
     if is_both and not config.federation.secure_aggregation:
         raise ConfigError(
             f"train.batch_size and train.sample_rate = {config.train.sample_rate} are both set, but the sample rate "
             "replaces the batch size: leave one of them out."
         )
+
+
+def _keys(overrides: Sequence[str]) -> set[str]:
+    return {item.partition("=")[0].lstrip("+") for item in overrides}

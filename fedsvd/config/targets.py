@@ -35,14 +35,19 @@ def check_targets(model: ModelConfig, data: DataConfig, partition: PartitionConf
             f"data = {data.name} is not possible with model.task = {model.task}: each of its texts has one class. "
             "Choose data=csv, jsonl, parquet, arrow, hub or node, or model.task=sequence_classification."
         )
+    check_no_responses(model, data)
+    if model.task == "token_classification":
+        _check_words(data)
+    _check_partition(model, data, partition)
+
+
+def check_no_responses(model: ModelConfig, data: DataConfig) -> None:
+    """Raise `ConfigError` if there is a column of answers, which only a language model reads."""
     if data.response_column is not None:
         raise ConfigError(
             f"data.response_column = {data.response_column} has no effect with model.task = {model.task}: set it to "
             "null, or use model.task=causal_lm."
         )
-    if model.task == "token_classification":
-        _check_words(data)
-    _check_partition(model, data, partition)
 
 
 def _check_words(data: DataConfig) -> None:

@@ -221,6 +221,7 @@ def columns_of(
         config.messages_column,
         can_learn,
         target_kind(task, config),
+        needs_response=task == "causal_lm",
     )
 
 

@@ -41,6 +41,7 @@ class Columns:
         messages: Column with conversations, of which a language model learns the assistant turns; None for texts.
         can_learn: Whether a model can learn from a conversation; None: not checked.
         kind: What a label is.
+        needs_response: Whether a row without an answer is left out; a classifier does not read answers.
     """
 
     text: str | None
@@ -51,6 +52,7 @@ class Columns:
     messages: str | None = None
     can_learn: CanLearn | None = None
     kind: TargetKind = CLASS
+    needs_response: bool = True
 
     @property
     def kept_name(self) -> str | None:
@@ -181,7 +183,8 @@ def _read_roles(table: Table, columns: Columns, pair_is_optional: bool) -> dict[
         if columns.kind.of_words:
             _check_tags(table, columns, roles)
     if columns.response is not None:
-        roles["response"] = (NO_ANSWER, convert_cells(table, columns.response, to_text))
+        answers = convert_cells(table, columns.response, to_text)
+        roles["response"] = (NO_ANSWER, answers if columns.needs_response else [text or "" for text in answers])
     return roles
 
 

@@ -35,6 +35,21 @@ def test_key_that_the_dataset_ignores_is_refused(dataset: list[str], override: s
             compose_audit([override])
 
 
+def test_a_column_of_answers_is_refused_for_a_classifier() -> None:
+    own = ["data=csv", "data.path=a.csv", "data.response_column=answer"]
+    message = (
+        r"data.response_column = answer has no effect with model.task = sequence_classification: set it to null, or "
+        r"use model.task=causal_lm"
+    )
+    for call in (compose, compose_audit):
+        with pytest.raises(ConfigError, match=message):
+            call(own)
+    assert compose([*own, "model=tiny_llama"]).data.response_column == "answer"
+    # It comes with the dataset.
+    assert compose(["data=dolly"]).data.response_column == "response"
+    assert compose(["data=dolly", "data.response_column=null"]).data.response_column is None
+
+
 @pytest.mark.parametrize(
     "option", ["dolly", "snli", "glue/mnli", "glue/sst2", "bbc_news", "node", "arrow", "newsgroups"]
 )

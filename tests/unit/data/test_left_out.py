@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from test_user_tables import FORMATS, all_rows, classes, load, write
 
 from fedsvd import data
+from fedsvd.config import DataConfig
 from fedsvd.config.compose import compose
 from fedsvd.data.labeled import load_all_texts
 from fedsvd.data.loaders import load_data
@@ -75,6 +76,20 @@ def test_second_text_of_a_language_model_may_be_empty(tmp_path: Path) -> None:
         loaded = load(write(tmp_path, name, columns), *overrides, "data.response_column=urgency", "model=tiny_llama")
         assert ("note 4", "", "low") in all_rows(loaded, "text", "text_pair", "response")
         assert not loaded.left_out
+
+
+def test_a_classifier_ignores_the_answers_that_come_with_a_dataset(tmp_path: Path) -> None:
+    columns = rows()
+    columns["reply"][4] = columns["reply"][5] = ""
+    own = {"text_column": "note", "label_column": "urgency", "response_column": "reply"}
+    for name in FORMATS:
+        # As in a dataset's own YAML file; as an override, the column is refused.
+        config = DataConfig(name, path=str(write(tmp_path, name, columns)), **own)
+        counts = {}
+        for task in ("sequence_classification", "causal_lm"):
+            loaded = load_data(config, 0, task=task)
+            counts[task] = (sum(map(len, loaded.splits.values())), len(loaded.left_out))
+        assert counts == {"sequence_classification": (24, 0), "causal_lm": (22, 1)}
 
 
 @pytest.mark.parametrize("column", ["urgency", "text", "label", "response", "clinic"])

@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from fedsvd import data
 from fedsvd.config import DataConfig
 from fedsvd.config.compose import compose
+from fedsvd.data.loaders import load_data
 from fedsvd.data.sentiment import load_sentiment_domains
 from fedsvd.errors import ConfigError, DataError
 from fedsvd.models.loading import load_tokenizer
@@ -171,7 +172,8 @@ def test_responses_do_not_need_a_label_column(tmp_path: Path) -> None:
     overrides += ["data.response_column=answer", "model=tiny_llama"]
 
     for label, names in (("null", ["any"]), ("topic", ["a", "b"])):
-        splits = data.load(data_config(*overrides, f"data.label_column={label}"), seed=0)
+        config = data_config(*overrides, f"data.label_column={label}")
+        splits = load_data(config, seed=0, task="causal_lm").splits
         loaded = [row for split in splits.values() for row in split]
         # The row without an answer is dropped.
         assert sorted((row["text"], row["response"]) for row in loaded) == sorted(

@@ -36,7 +36,8 @@ def write(folder: Path, file_format: str, columns: dict[str, list[Any]], name: s
 
 
 def load(path: Path, *overrides: str, keep: str | None = None) -> LoadedData:
-    return load_data(compose([f"data={path.suffix[1:]}", f"data.path={path}", *overrides]).data, 0, keep)
+    config = compose([f"data={path.suffix[1:]}", f"data.path={path}", *overrides])
+    return load_data(config.data, 0, keep, task=config.model.task)
 
 
 def classes(loaded: LoadedData) -> list[str]:
