@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> None:
     from fedsvd.trained.run import load_trained_model, read_run
 
     finished = read_run(Path(options.folder), best=options.best)
-    plan = plan_evaluation(finished.folder.root, finished.config, options.overrides)
+    plan = plan_evaluation(finished.folder.root, finished.config, options.overrides, every_split=options.all)
     labeled = load_labeled(plan, finished, every_split=options.all)
     print_note(f"scoring {len(labeled.rows):,} texts: {labeled.description}")
     warn_left_out([*labeled.left_out, *plan.warnings])

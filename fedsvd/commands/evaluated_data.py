@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsvd.commands.training_texts import FILES, training_texts
 from fedsvd.config import Config, DataConfig
 from fedsvd.config.compose import compose, hydra_settings
 from fedsvd.config.overrides import override_values
@@ -33,9 +34,8 @@ _COLUMN_KEYS = (
     "text_column", "text_pair_column", "label_column", "response_column", "messages_column", "separator",
     "label_separator",
 )  # fmt: skip
-_FILES = ("csv", "jsonl", "parquet", "arrow", "node")
 # Options of the group that fit any dataset; the others have the columns of one.
-_WITHOUT_COLUMNS = (*_FILES, "hub")
+_WITHOUT_COLUMNS = (*FILES, "hub")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
             )
 
 
-def plan_evaluation(folder: Path, own: Config, overrides: Sequence[str]) -> EvaluationPlan:
+def plan_evaluation(
+    folder: Path, own: Config, overrides: Sequence[str], *, every_split: bool = False
+) -> EvaluationPlan:
     """Decide what is scored.
 
     If the overrides name data, only the columns and the prompt of the run's own ``data`` group remain; its files,
@@ -77,6 +79,7 @@ def plan_evaluation(folder: Path, own: Config, overrides: Sequence[str]) -> Eval
         folder: The run directory.
         own: The configuration of the run.
         overrides: The overrides of the command line.
+        every_split: Whether all splits of named data are scored.
 
     Raises:
         ConfigError: An override is invalid, belongs to the model, or would score texts that the model was trained on
@@ -87,11 +90,12 @@ def plan_evaluation(folder: Path, own: Config, overrides: Sequence[str]) -> Eval
     keys = _keys(overrides)
     if any(key in keys for key in _NAMES_DATA):
         named = _compose_named(own, overrides)
-        is_own = named.data.name not in _FILES and all(
+        is_own = named.data.name not in FILES and all(
             getattr(named.data, key) == getattr(own.data, key) for key in _SOURCE_KEYS
         )
         if not is_own or "data.test_split" in keys:
-            return _plan_named(folder, own, named, overrides)
+            plan = _plan_named(folder, own, named, overrides)
+            return replace(plan, warnings=_warnings(own.data, plan.config.data, every_split))
         overrides = [item for item in overrides if _keys([item])[0] not in _NAMES_DATA]
     return EvaluationPlan(_compose_own(folder, own, overrides), own_data=True)
 
@@ -180,7 +184,7 @@ def _plan_named(folder: Path, own: Config, named: Config, overrides: Sequence[st
         )
     # Another dataset on the hub has its own splits, and other files have no test_path unless it is named too.
     others: dict[str, Any] = (
-        {"test_path": None, "path": None} if named.data.name in _FILES else {"test_split": named.data.test_split}
+        {"test_path": None, "path": None} if named.data.name in FILES else {"test_split": named.data.test_split}
     )
     data = named.data if "data" in keys else replace(own.data, **others)
     data = replace(data, **{name: _default(name) for name in ("max_test_examples", *_SPLIT_KEYS)})
@@ -188,7 +192,8 @@ def _plan_named(folder: Path, own: Config, named: Config, overrides: Sequence[st
     if "data" in keys and override_values(overrides)["data"] in _WITHOUT_COLUMNS:
         carried |= _own_columns(folder, own)
     data = replace(data, **{name: value for name, value in carried.items() if name not in explicit}, **values)
-    return EvaluationPlan(replace(named, data=data), own_data=False, warnings=_warnings(own, data))
+    _check_pairs(own.data, data)
+    return EvaluationPlan(replace(named, data=data), own_data=False)
 
 
 def _belongs_to_model(setting: str, trained: Any) -> ConfigError:
@@ -204,7 +209,7 @@ def _shown(value: Any) -> Any:
 def _own_columns(folder: Path, own: Config) -> dict[str, Any]:
     """Return the run's columns, unless they come with its dataset."""
     columns = {name: getattr(own.data, name) for name in _COLUMN_KEYS}
-    if own.data.name in _FILES:
+    if own.data.name in FILES:
         return columns
     from fedsvd.launch import saved_overrides
 
@@ -214,17 +219,20 @@ def _own_columns(folder: Path, own: Config) -> dict[str, Any]:
     return {name: value for name, value in columns.items() if value != of_dataset.get(name)}
 
 
-def _warnings(own: Config, data: DataConfig) -> tuple[str, ...]:
-    if (data.text_pair_column is None) != (own.data.text_pair_column is None):
-        expected, remedy = ("single texts", "null") if own.data.text_pair_column is None else ("pairs of texts", "…")
+def _check_pairs(own: DataConfig, data: DataConfig) -> None:
+    if (data.text_pair_column is None) != (own.text_pair_column is None):
+        expected, remedy = ("single texts", "null") if own.text_pair_column is None else ("pairs of texts", "…")
         raise ConfigError(
             f"data.text_pair_column = {data.text_pair_column} does not fit the run, whose model expects {expected}: "
             f"set data.text_pair_column={remedy}."
         )
-    path = data.test_path or data.path
-    if data.name in _FILES and path and own.data.path and Path(path).resolve() == Path(own.data.path).resolve():
-        return (f"the model was trained on rows of {path}: this is no estimate of its accuracy on other texts",)
-    return ()
+
+
+def _warnings(own: DataConfig, data: DataConfig, every_split: bool) -> tuple[str, ...]:
+    trained_on = training_texts(own, data, every_split=every_split)
+    if not trained_on:
+        return ()
+    return (f"the model was trained on rows of {trained_on}: this is no estimate of its accuracy on other texts",)
 
 
 def _default(name: str) -> Any:

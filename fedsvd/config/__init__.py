@@ -175,7 +175,7 @@ def own_text_problem(config: Config, *own: str | None) -> str:
         own: The files of the data.
     """
     source = config.model.public_text
-    is_own = source == f"embedded:{config.data.name}" or any(path and _is_same_file(source, path) for path in own)
+    is_own = source == f"embedded:{config.data.name}" or any(path and is_same_file(source, path) for path in own)
     if not (config.public_text_uses and is_own):
         return ""
     return (
@@ -195,7 +195,7 @@ def _check_public_text(config: Config) -> None:
         )
 
 
-def _is_same_file(first: str, second: str) -> bool:
+def is_same_file(first: str, second: str) -> bool:
     """Return whether two paths name one file, also by a link or in another notation."""
     try:
         return Path(first).samefile(second)
