@@ -29,6 +29,7 @@ from fedsvd.report.progress import Reporter
 from fedsvd.report.running import RunningReport
 from fedsvd.runs.best_round import BestRound, EarlyStop
 from fedsvd.runs.folder import RunFolder, read_json, run_root, write_json, write_text
+from fedsvd.runs.outgoing import outgoing_row
 from fedsvd.runs.ownership import owned
 from fedsvd.runs.record import interruptions, record_run
 from fedsvd.runtime.base_model import save_standardization
@@ -135,7 +136,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
         for note in (*describe_classifier(config), *describe_reports(config)):
             reporter.note(note)
         _run_rounds(strategy, secure or _retrying(polling, strategy, config), config, adapter, callback)
-        check_updates_used(callback.history, strategy.round.refusal)
+        check_updates_used(callback.history, strategy.round.refusal, hides_clients=config.privacy.hides_sampling)
         callback.finish()
         best = _write_result(config, folder, strategy, callback.history)
     return _report_end(config, reporter, callback, best)
@@ -147,7 +148,12 @@ def _retrying(grid: Grid, strategy: FederatedLoRA, config: Config) -> RetryGrid:
 
     federation = config.federation
     return RetryGrid(
-        grid, strategy.full_request, federation.retries, federation.retry_after_s, on_lost=count_lost_attempt
+        grid,
+        strategy.full_request,
+        federation.retries,
+        federation.retry_after_s,
+        on_lost=count_lost_attempt,
+        logs=not config.privacy.hides_sampling,
     )
 
 
@@ -170,7 +176,9 @@ def _report_end(
     """Print what the run has reached and spent; return why rounds were left out, if any were."""
     document = privacy_document(config, callback.history, callback.clients)
     line = privacy_line(claim_of(config, callback.history, callback.clients))
-    reporter.finished(callback.history, document["clients"], line)
+    # The clients in the document are those that were sampled.
+    clients = {} if config.privacy.hides_sampling else document["clients"]
+    reporter.finished([outgoing_row(row, config) for row in callback.history], clients, line)
     stopped = early_stop_of(config, callback.history)
     for note in (str(stopped or ""), f"adapter-best/: {best}" if best else ""):
         if note:

@@ -18,6 +18,7 @@ from fedsvd.lora import peft_model
 from fedsvd.privacy.round_settings import ROW_KEY
 from fedsvd.report.progress import Reporter
 from fedsvd.runs.folder import RunFolder, read_json, write_json, write_rows
+from fedsvd.runs.outgoing import outgoing_row
 from fedsvd.runtime.data import load_test_batches
 from fedsvd.runtime.losses import load_prefix_cache, run_objective
 from fedsvd.runtime.model import load_model, resolve_device, sample_answers
@@ -86,7 +87,8 @@ class RoundEndCallback:
         row["epsilon"] = largest_epsilon(self.config, [*self.history, row], self.clients)
         self.history.append(row)
         self._write(this_round, row)
-        self.reporter.round_done(row)
+        # A SuperLink passes on what is printed.
+        self.reporter.round_done(outgoing_row(row, self.config))
         for listener in self.listeners:
             listener(row)
         self._check_early_stop()

@@ -13,6 +13,7 @@ from fedsvd.config.compose import to_yaml
 from fedsvd.report.progress import Reporter
 from fedsvd.runs import events
 from fedsvd.runs.folder import RunFolder
+from fedsvd.runs.outgoing import outgoing_row
 from fedsvd.runs.sites import Site, SiteBoard
 
 # Of many clients, not every change is written.
@@ -22,8 +23,8 @@ _MANY_CLIENTS, _PAUSE_S = 100, 1.0
 class LiveStatus:
     """Write ``sites.json``; on real nodes, also print changes and rounds, for people and as `fedsvd.runs.events`.
 
-    With client-level privacy nothing is said of single clients: its guarantee assumes that nobody learns which clients
-    a round has sampled.
+    With client-level privacy nothing is said of single clients, nor of their number in a round: its guarantee assumes
+    that nobody learns which clients a round has sampled (see `fedsvd.runs.outgoing`).
 
     Attributes:
         board: To be told what each client is doing.
@@ -38,15 +39,17 @@ class LiveStatus:
     def __init__(
         self, config: Config, folder: RunFolder, reporter: Reporter, history: Sequence[Mapping[str, Any]] = ()
     ) -> None:
+        self._config = config
         self._folder = folder
         self._reporter = reporter
         self._is_remote = config.federation.name == "remote"
-        self._hides_sites = config.privacy.name == "client_level"
+        self._hides_sites = config.privacy.hides_sampling
         self._written = 0.0
         prints = self._is_remote and not self._hides_sites
-        self.board = SiteBoard(config.federation.num_clients, self._changed, prints=prints)
+        num_clients = config.federation.num_clients
+        self.board = SiteBoard(num_clients, self._changed, prints=prints, hides_rounds=self._hides_sites)
         if self._is_remote:
-            _print(events.started_event(to_yaml(config)), *map(events.row_event, history))
+            _print(events.started_event(to_yaml(config)), *map(self._row_event, history))
 
     def _changed(self, clients: Sequence[int], site: Site) -> None:
         if self._hides_sites:
@@ -63,7 +66,10 @@ class LiveStatus:
         if not self._hides_sites:
             self._write()
         if self._is_remote:
-            _print(events.row_event(row))
+            _print(self._row_event(row))
+
+    def _row_event(self, row: Mapping[str, Any]) -> str:
+        return events.row_event(outgoing_row(row, self._config))
 
     def _write(self) -> None:
         self._written = time.monotonic()

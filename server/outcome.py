@@ -10,12 +10,13 @@ from fedsvd.errors import RunError
 _MAX_REASONS = 5
 
 
-def check_updates_used(history: Sequence[Mapping[str, Any]], refusal: str = "") -> None:
+def check_updates_used(history: Sequence[Mapping[str, Any]], refusal: str = "", *, hides_clients: bool = False) -> None:
     """Check that the model is the result of training.
 
     Args:
         history: The rows of ``metrics.jsonl``, including those of earlier processes.
         refusal: Why the last round was not started; empty if it was.
+        hides_clients: Whether the error must not tell which clients were sampled, or how many.
 
     Raises:
         RunError: No client's update was used in any round.
@@ -28,7 +29,11 @@ def check_updates_used(history: Sequence[Mapping[str, Any]], refusal: str = "") 
         reasons = {**row["clients_refused"], **reasons}
     listed = [f"client {name}: {reason.rstrip('.')}" for name, reason in list(reasons.items())[:_MAX_REASONS]]
     more = [f"and {len(reasons) - _MAX_REASONS} more clients"] if len(reasons) > _MAX_REASONS else []
-    details = "; ".join([*listed, *more]) or refusal or "no client was sampled, or too few replied"
+    clients = "" if hides_clients else "; ".join([*listed, *more])
+    unknown = (
+        "metrics.jsonl on the server may have reasons" if hides_clients else "no client was sampled, or too few replied"
+    )
+    details = clients or refusal or unknown
     raise RunError(
         f"no client's update was used in {'any round' if len(rounds) > 1 else 'the only round'}, so the model was not "
         f"trained ({details}). "

@@ -93,7 +93,7 @@ def valid_replies(
             record.diverged += isinstance(error, DivergedUpdateError)
             record.lost_before_refusal[partition_id] = record.lost_attempts[node]
             is_printed = clients.board.excluded(partition_id, str(error))
-            _refuse(record, partition_id, node, str(error), log=not is_printed)
+            _refuse(record, partition_id, node, str(error), log=not (is_printed or clients.board.hides_rounds))
             continue
         accepted.add(partition_id)
         clients.board.replied(partition_id, report.seconds)

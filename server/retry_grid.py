@@ -36,6 +36,7 @@ class RetryGrid(ForwardingGrid):
         retries: How many times a message is resent to a client that crashed or is unavailable.
         retry_after_s: Seconds before the first retry; doubled for each further one.
         on_lost: Called with the node of each failed attempt that is followed by another one.
+        logs: Whether the log may name the nodes of a round.
     """
 
     def __init__(
@@ -45,12 +46,15 @@ class RetryGrid(ForwardingGrid):
         retries: int = 0,
         retry_after_s: float = 0.0,
         on_lost: Callable[[int], None] = lambda node: None,
+        *,
+        logs: bool = True,
     ) -> None:
         super().__init__(grid)
         self._full_request = full_request
         self._retries = retries
         self._retry_after_s = retry_after_s
         self._on_lost = on_lost
+        self._logs = logs
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send all messages; yield one reply each as they arrive. ``timeout`` applies to all attempts together."""
@@ -73,8 +77,9 @@ class RetryGrid(ForwardingGrid):
                     pause = max(pause, self._retry_after_s * 2 ** retries[node])
                     retries[node] += 1
                     self._on_lost(node)
-                    reason = train_messages.one_line(reply.error.reason or "no reason given")
-                    logger.warning("resending the message of node %d in %g s: %s", node, pause, reason)
+                    if self._logs:
+                        reason = train_messages.one_line(reply.error.reason or "no reason given")
+                        logger.warning("resending the message of node %d in %g s: %s", node, pause, reason)
                 else:
                     yield reply
                     continue

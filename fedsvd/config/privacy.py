@@ -85,3 +85,8 @@ class PrivacyConfig(ConfigGroup):
                     f"privacy.{key} = True is not possible with privacy.name = client_level, which clips no example's "
                     "gradient: set it to false, or use privacy=dp_sgd."
                 )
+
+    @property
+    def hides_sampling(self) -> bool:
+        """Whether the guarantee assumes that only the server knows which clients a round has sampled."""
+        return self.name == "client_level"

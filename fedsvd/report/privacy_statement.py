@@ -116,6 +116,9 @@ def _observers(run: Run) -> str:
 
 
 def _spent_by_client(run: Run) -> list[Block]:
+    if _client_level(run):
+        # A model card has this statement, too, and must not tell which clients were sampled.
+        return []
     claim, clients = run.claim, run.privacy.get("clients", {})
     rows = [
         [name, *client_cells(client, claim.charges.get(name, ())), rounded_up(claim.client_epsilons[name], 4)]

@@ -101,7 +101,7 @@ class Reporter:
                 f"round {row['server_round']}/{self.num_rounds}  {_format_round(row, self.metric)}", soft_wrap=True
             )
         # Where clients' states are shown, this was said when it happened.
-        for client, reason in ({} if self.shows_sites else row["clients_refused"]).items():
+        for client, reason in ({} if self.shows_sites else row.get("clients_refused", {})).items():
             self.console.print(literal(f"  excluded client {client}: {reason}", "yellow"), soft_wrap=True)
 
     @log_failure

@@ -14,7 +14,7 @@ from fedsvd.report.loaded_runs import Run, changed_keys
 from fedsvd.report.plots import accuracy_figure, counted_unit, partitions_figure, reference_accuracies
 from fedsvd.report.privacy_statement import statement_section
 from fedsvd.report.run_plots import epsilon_figure, traffic_and_time_figure
-from fedsvd.report.tables import PHASES, rounded_up
+from fedsvd.report.tables import PHASES, has_client_counts, participation, rounded_up
 from fedsvd.runs.best_round import EarlyStop, read_best_round
 from fedsvd.runs.folder import RunFolder
 
@@ -131,14 +131,14 @@ def _rounds(run: Run) -> TableBlock:
             "–" if row["loss"] is None else f"{row['loss']:.3f}",
             "–" if row.get("perplexity") is None else f"{row['perplexity']:.2f}",
             "–" if row["epsilon"] is None else rounded_up(row["epsilon"], 2),
-            f"{row['clients_used']}/{row['clients_sampled']}",
-            "; ".join(f"{name}: {reason}" for name, reason in row["clients_refused"].items()),
+            participation(row),
+            "; ".join(f"{name}: {reason}" for name, reason in row.get("clients_refused", {}).items()),
         ]
         for row in _sample_rows(run.rows)
     ]
     labels = [item.label for item in metrics]
     headings = ["round", *labels, "loss", "perplexity", "largest ε", "clients", "excluded clients"]
-    optional = (*labels[1:], "perplexity", "excluded clients")
+    optional = (*labels[1:], "perplexity", "clients", "excluded clients")
     shown = [
         index
         for index, heading in enumerate(headings)
@@ -189,6 +189,9 @@ def label_distribution(run: Run) -> list[Section]:
 def costs(run: Run) -> Section:
     """Show the traffic and the time of each round, and their totals."""
     seconds = [[phase, f"{sum(row[key] for row in run.rows):.2f}"] for key, phase in PHASES.items()]
+    times = TableBlock(["phase", "seconds"], seconds, "Time by phase")
+    if not all(map(has_client_counts, run.rows)):
+        return Section("Time", [times])
     rounds = max(1, run.rows[-1]["server_round"])
     directions = {"bytes_down": "downlink (server to clients)", "bytes_up": "uplink (clients to server)"}
     totals = {direction: sum(row[key] for row in run.rows) for key, direction in directions.items()}
@@ -196,11 +199,8 @@ def costs(run: Run) -> Section:
     figure = figure_block(
         traffic_and_time_figure(run.rows), "Traffic and time of each round.", "See the tables below for the totals."
     )
-    tables = [
-        TableBlock(["phase", "seconds"], seconds, "Time by phase"),
-        TableBlock(["direction", "bytes", "bytes per round"], traffic, "Traffic of all clients"),
-    ]
-    return Section("Traffic and time", [figure, *tables])
+    table = TableBlock(["direction", "bytes", "bytes per round"], traffic, "Traffic of all clients")
+    return Section("Traffic and time", [figure, times, table])
 
 
 def factor_spectrum(run: Run) -> list[Section]:

@@ -197,11 +197,13 @@ def _costs(labels: Mapping[str, Sequence[Run]]) -> Section:
     def mean(group: Sequence[Run], *keys: str) -> float:
         return sum(float(row[key]) for run in group for row in run.rows for key in keys) / len(group)
 
+    def traffic(group: Sequence[Run], key: str) -> str:
+        return f"{mean(group, key):,.0f}" if all(key in row for run in group for row in run.rows) else "–"
+
     rows = [
         [
             label,
-            f"{mean(group, 'bytes_down'):,.0f}",
-            f"{mean(group, 'bytes_up'):,.0f}",
+            *(traffic(group, key) for key in ("bytes_down", "bytes_up")),
             f"{mean(group, 'seconds_train'):.1f}",
             f"{mean(group, 'seconds_aggregate'):.2f}",
             f"{mean(group, 'seconds_evaluate'):.1f}",

@@ -52,27 +52,30 @@ def rounds_table(rows: Sequence[Mapping[str, Any]], metric: Metric = ACCURACY) -
     table = Table(title="Rounds")
     # Language models are measured by perplexity.
     answers = any(row.get("perplexity") is not None for row in rows)
-    for heading in (
-        "round",
-        metric.label,
-        "perplexity" if answers else "loss",
-        "largest ε",
-        "clients",
-        "KiB down",
-        "KiB up",
-    ):
+    has_counts = all(map(has_client_counts, rows))
+    headings = ("round", metric.label, "perplexity" if answers else "loss", "largest ε")
+    for heading in (*headings, *(("clients", "KiB down", "KiB up") if has_counts else ())):
         table.add_column(heading, justify="right")
     for row in rows:
+        kib = [f"{row[key] / 1024:.0f}" for key in ("bytes_down", "bytes_up")] if has_counts else []
         table.add_row(
             str(row["server_round"]),
             metric.format(row.get(metric.key)),
             _loss(row),
             "–" if row["epsilon"] is None else rounded_up(row["epsilon"], 2),
-            f"{row['clients_used']}/{row['clients_sampled']}",
-            f"{row['bytes_down'] / 1024:.0f}",
-            f"{row['bytes_up'] / 1024:.0f}",
+            *([participation(row), *kib] if has_counts else []),
         )
     return table
+
+
+def has_client_counts(row: Mapping[str, Any]) -> bool:
+    """Return whether a row has the numbers of clients and bytes; see `fedsvd.runs.outgoing` for those that do not."""
+    return "clients_used" in row
+
+
+def participation(row: Mapping[str, Any]) -> str:
+    """Return how many of a round's clients were used; a dash if the row does not have it."""
+    return f"{row['clients_used']}/{row['clients_sampled']}" if has_client_counts(row) else "–"
 
 
 def _loss(row: Mapping[str, Any]) -> str:

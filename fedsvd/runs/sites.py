@@ -40,6 +40,7 @@ class SiteBoard:
         listen: Called after each change with the clients that have changed, and their new state.
         clock: Returns the Unix time.
         prints: Whether ``listen`` prints changes, so that the log need not have them, too.
+        hides_rounds: Whether the log must not say what single clients do in a round.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class SiteBoard:
         clock: Callable[[], float] = time.time,
         *,
         prints: bool = False,
+        hides_rounds: bool = False,
     ) -> None:
         self.prints = prints
+        self.hides_rounds = hides_rounds
         self._listen = listen
         self._clock = clock
         self.sites = {client: Site(MISSING, clock()) for client in range(num_clients)}

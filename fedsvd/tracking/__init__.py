@@ -1,7 +1,8 @@
 """Log each round to TensorBoard, Weights & Biases or MLflow, through its own library.
 
 Trackers receive the content of ``metrics.jsonl`` and ``config.yaml``. The server has these numbers anyway, so logging
-them has no additional privacy cost; but whoever operates the tracking service receives them.
+them has no additional privacy cost; but whoever operates the tracking service receives them. With client-level privacy,
+they do not receive what only the server may know (see `fedsvd.runs.outgoing`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fedsvd.config import Config
 from fedsvd.config.tracking import TrackingConfig
 from fedsvd.errors import ConfigError
 from fedsvd.runs.folder import RunFolder
+from fedsvd.runs.outgoing import outgoing_row
 
 LogRow = Callable[[Mapping[str, Any]], None]
 
@@ -75,7 +77,7 @@ def open_tracker(config: Config, folder: RunFolder, warn: Callable[[str], None])
         if not enabled:
             return
         try:
-            tracker.log(row["server_round"], scalars(row))
+            tracker.log(row["server_round"], scalars(outgoing_row(row, config)))
         except Exception as error:  # No error of a tracking library may end the run.
             enabled = False
             warn(

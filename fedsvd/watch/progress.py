@@ -10,7 +10,7 @@ from typing import Any
 
 from fedsvd.report.labels import clients_label, method_label, planned_rounds
 from fedsvd.report.loaded_runs import Run
-from fedsvd.report.tables import PHASES, rounded_up
+from fedsvd.report.tables import PHASES, has_client_counts, rounded_up
 from fedsvd.runs.sites import CONNECTED, EXCLUDED, MISSING, REPLIED, TRAINING, Site
 
 _STATES = (TRAINING, REPLIED, CONNECTED, EXCLUDED, MISSING)
@@ -94,6 +94,8 @@ def _epsilon_tile(run: Run) -> Tile:
 
 
 def _traffic_tile(rows: Sequence[Mapping[str, Any]]) -> Tile:
+    if not all(map(has_client_counts, rows)):
+        return Tile("traffic", "–", "known to the server only")
     down, up = (sum(row[key] for row in rows) for key in ("bytes_down", "bytes_up"))
     return Tile("traffic", _bytes(down + up), f"{_bytes(down)} to the clients, {_bytes(up)} to the server")
 

@@ -174,6 +174,9 @@ def test_the_report_shows_generated_answers(tmp_path: Path) -> None:
 
 def test_the_client_level_statement_says_that_the_server_is_trusted(tmp_path: Path) -> None:
     markdown = statement_markdown(write_run(tmp_path / "level", "privacy=client_level"))
+    # Clients that were never sampled would be missing.
+    assert "Privacy spent by each client" not in markdown
+    assert "Privacy spent by each client" in statement_markdown(write_run(tmp_path / "example"))
 
     assert "The unit of protection is one client with all its data" in markdown
     assert "The server is trusted" in markdown

@@ -17,6 +17,7 @@ from fedsvd.config.compose import compose, to_yaml
 from fedsvd.launch.flower_cli import Connection
 from fedsvd.runs import events
 from fedsvd.runs.folder import RunFolder, write_json, write_rows
+from fedsvd.runs.outgoing import outgoing_row
 from fedsvd.runs.sites import EXCLUDED, REPLIED, TRAINING, Site, sites_document
 from fedsvd.watch.feed import Feed
 from fedsvd.watch.page import Page
@@ -165,6 +166,17 @@ def test_a_run_of_a_superlink_is_watched_by_what_it_prints(tmp_path: Path) -> No
     live = Page(folder, "run 7", feed.problem).live()
     for shown in ("failed", "ServerApp failed", "2 of 4", "1 replied", ">8.0<"):
         assert shown in live, shown
+
+
+def test_a_run_with_client_level_privacy_is_watched_by_what_leaves_the_server(tmp_path: Path) -> None:
+    config, folder = compose(["experiment=smoke", "privacy=client_level", "train.num_rounds=4"]), RunFolder(tmp_path)
+    folder.config.write_text(to_yaml(config), encoding="utf-8")
+    write_rows(folder.metrics, [outgoing_row(row(number), config) for number in range(3)])
+    page = Page(folder, "run")
+    text = " ".join((page.live() + page.report()).split())
+    for shown in ("2 of 4", "70.0%", "3.00", "of 6 (δ = 1e-05)", "known to the server only", "Time by phase"):
+        assert shown in text, shown
+    assert "Traffic of all clients" not in text
 
 
 @pytest.mark.parametrize(("patience", "shown"), [("2", "stopped early, after round 2 of 4"), ("null", "is truncated")])

@@ -1,0 +1,133 @@
+"""With client-level privacy, only the server's own files say which clients were sampled, or how many."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Error, Message, RecordDict
+
+from fedsvd import tracking
+from fedsvd.compat.flower import ErrorCode, set_task_identity
+from fedsvd.config.compose import compose
+from fedsvd.errors import PayloadError, RunError
+from fedsvd.report.progress import Reporter
+from fedsvd.runs.events import read_event
+from fedsvd.runs.folder import RunFolder
+from fedsvd.runs.outgoing import outgoing_row
+from fedsvd.runs.sites import SiteBoard
+from server.clients import Clients
+from server.live_status import LiveStatus
+from server.outcome import check_updates_used
+from server.polling_grid import PollingGrid
+from server.replies import RoundRecord, valid_replies
+from server.retry_grid import RetryGrid
+
+OF_CLIENTS: dict[str, Any] = {
+    "client_epsilons": {"3": 2.0}, "clients_sampled": 1, "clients_used": 0, "clients_refused": {"3": "late"},
+    "replies_dropped": 1, "bytes_down": 2048, "bytes_up": 512,
+}  # fmt: skip
+ROW: dict[str, Any] = {"server_round": 1, "accuracy": 0.5, "loss": 0.6, "epsilon": 2.0, "skipped": False}
+
+
+def test_a_row_leaves_without_what_tells_who_was_sampled() -> None:
+    hidden, shown = compose(["privacy=client_level"]), compose(["privacy=dp_sgd"])
+    assert outgoing_row(ROW | OF_CLIENTS, hidden) == ROW
+    assert outgoing_row(ROW | OF_CLIENTS, shown) == ROW | OF_CLIENTS
+
+
+@pytest.mark.parametrize(("privacy", "extra"), [("client_level", {}), ("dp_sgd", OF_CLIENTS)])
+def test_events_of_a_run_on_real_nodes(
+    privacy: str, extra: Mapping[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = compose(["experiment=smoke", f"privacy={privacy}", "federation=remote"])
+    live = LiveStatus(config, RunFolder(tmp_path), Reporter(tmp_path, 2, 1e-5), [ROW | OF_CLIENTS])
+    live.round_done(ROW | OF_CLIENTS | {"server_round": 2})
+    events = [read_event(line) or {} for line in capsys.readouterr().out.splitlines()]
+    rows = [event["row"] for event in events if event["event"] == "row"]
+    assert rows == [{**ROW, **extra, "server_round": number, "sites": {}} for number in (1, 2)]
+
+
+@pytest.mark.parametrize("privacy", ["client_level", "dp_sgd"])
+def test_trackers_receive_the_largest_epsilon_and_no_client(
+    privacy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: dict[str, float] = {}
+
+    class Service:
+        def log(self, server_round: int, values: Mapping[str, float]) -> None:
+            logged.update(values)
+
+        def close(self, succeeded: bool) -> None:
+            pass
+
+    monkeypatch.setattr(tracking, "check_tracking", lambda settings: None)
+    monkeypatch.setattr(tracking, "_start", lambda config, folder: Service())
+    config = compose(["experiment=smoke", f"privacy={privacy}", "tracking=tensorboard"])
+    with tracking.open_tracker(config, RunFolder(tmp_path), print) as log_row:
+        log_row(ROW | OF_CLIENTS)
+    numbers = {"accuracy": 0.5, "loss": 0.6, "epsilon": 2.0}
+    counts = {"clients_sampled", "clients_used", "replies_dropped", "bytes_down", "bytes_up", "client_epsilon/3"}
+    assert logged.keys() - numbers.keys() == (counts if privacy == "dp_sgd" else set())
+    assert {key: logged[key] for key in numbers} == numbers
+
+
+@pytest.mark.parametrize("hides", [True, False])
+def test_log_names_no_client_whose_reply_is_dropped(hides: bool, caplog: pytest.LogCaptureFixture) -> None:
+    clients = Clients(compose(["experiment=smoke"]).federation, SiteBoard(4, hides_rounds=hides))
+    clients.partitions = {77: 3}
+    set_task_identity(1, 7, 1)
+    record = RoundRecord(1, 1)
+    reply = Message(Error(0, "late"), reply_to=Message(RecordDict(), 77, "train"))
+
+    def unreachable(message: Message, partition: int) -> Any:
+        raise PayloadError("unused")
+
+    list(valid_replies([reply], record, clients, unreachable))
+    assert "late" in record.refused[3]
+    assert [("client 3" in entry.getMessage()) for entry in caplog.records] == ([] if hides else [True])
+
+
+@pytest.mark.parametrize("logs", [True, False])
+def test_log_names_no_node_that_is_asked_again(logs: bool, caplog: pytest.LogCaptureFixture) -> None:
+    set_task_identity(1, 7, 1)
+    request = Message(RecordDict(), 77, "train")
+    crashed = Message(Error(ErrorCode.CLIENT_APP_CRASHED, "killed"), reply_to=request)
+
+    class Crashing(PollingGrid):
+        def __init__(self) -> None:
+            pass
+
+        def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+            return [crashed for _ in messages]
+
+    grid = RetryGrid(Crashing(), lambda message: request, retries=1, retry_after_s=0.01, logs=logs)
+    with caplog.at_level(logging.DEBUG):
+        assert len(list(grid.send_and_receive([request], timeout=5))) == 1
+    assert any("77" in entry.getMessage() for entry in caplog.records) == logs
+
+
+def test_error_of_a_run_without_updates_names_no_client() -> None:
+    with pytest.raises(RunError, match=r"metrics.jsonl on the server") as raised:
+        check_updates_used([ROW | OF_CLIENTS], hides_clients=True)
+    assert "client 3" not in str(raised.value)
+    with pytest.raises(RunError, match="the budget is used up"):
+        check_updates_used([ROW | OF_CLIENTS], "the budget is used up", hides_clients=True)
+
+
+def test_a_run_prints_and_logs_no_client(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from fedsvd.cli import main
+
+    folder = tmp_path / "run"
+    overrides = ["experiment=smoke", "privacy=client_level", "privacy.accountant=rdp", "plots=false"]
+    assert main(["train", *overrides, "federation.num_clients=3", f"run_dir={folder}"]) == 0
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["clients_used"] == 3
+    assert rows[-1]["client_epsilons"].keys() == {"0", "1", "2"}
+    printed = capfd.readouterr().out
+    assert "round 2/2" in printed
+    for hidden in ("client 0", "3/3", "KiB", "Privacy spent per"):
+        assert hidden not in printed, hidden
+    assert "client 0" not in (folder / "flower.log").read_text()
