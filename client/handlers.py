@@ -6,9 +6,11 @@ from flwr.app import Context, Message, RecordDict
 
 from client.identity import client_identity, read_partition_id
 from client.node_data import check_node_data, hide_private_details, with_node_data
+from fedsvd.config import Config
 from fedsvd.config.compose import from_run_config
 from fedsvd.errors import FedSVDError, LimitError, StaleCacheError, describe
 from fedsvd.wire import train_messages
+from fedsvd.wire.partition_query import read_account
 
 
 def answer(message: Message, context: Context) -> Message:
@@ -22,7 +24,8 @@ def report_partition(message: Message, context: Context) -> Message:
     """Report this node's partition number, by which the server names and orders its clients.
 
     The server queries each node once per run, before training. A node with its own data checks that the data fits the
-    run; if it does not, the reply has the reason, too. Without ``share-errors`` in the node configuration, the details
+    run. If the query names an account, the whole run is charged to it. If either fails, the reply has the reason, too,
+    and the server leaves the node out. Without ``share-errors`` in the node configuration, the details
     are only in the node's log.
     """
     config, reason = from_run_config(context.run_config), ""
@@ -32,10 +35,26 @@ def report_partition(message: Message, context: Context) -> Message:
         return Message(train_messages.declined_reply(describe(error)), reply_to=message)
     try:
         with hide_private_details(context):
-            check_node_data(with_node_data(config, context.node_config))
+            node_run = with_node_data(config, context.node_config)
+            check_node_data(node_run)
+            if account := read_account(message.content):
+                _charge_before_sampling(node_run, context, account)
     except FedSVDError as error:
         reason = describe(error)
     return Message(train_messages.partition_reply(partition_id, reason), reply_to=message)
+
+
+def _charge_before_sampling(config: Config, context: Context, account: str) -> None:
+    # Other queries load neither torch nor datasets.
+    from client.ledger_charge import charge_whole_run
+    from fedsvd.runtime.data import load_fingerprint
+    from fedsvd.runtime.run_checks import check_run
+
+    identity = client_identity(context, config)
+    identity.limits.check(config)
+    check_run(config)
+    if config.privacy.is_charged_in_advance:
+        charge_whole_run(config, identity, load_fingerprint(config, identity.partition_id), account)
 
 
 def train(message: Message, context: Context) -> Message:

@@ -96,7 +96,9 @@ def mark_released(identity: ClientIdentity, fingerprint: str, message_id: str) -
 def charge_whole_run(config: Config, identity: ClientIdentity, fingerprint: str, account: str) -> Charge:
     """Charge all rounds of a client-level private run at once, when ``account`` is first used.
 
-    This is for runs in which the server adds the noise; see `charge_shared_noise` for the others.
+    The cost follows from the chance of being sampled, so that a client that is never sampled has it, too. Every client
+    is therefore charged when the server queries it, before the first draw; a round of training finds this charge. This
+    is for runs in which the server adds the noise; see `charge_shared_noise` for the others.
 
     Raises:
         BudgetExceededError: If the run would exceed the budget.

@@ -192,8 +192,9 @@ def _train_for_client_level(
 ) -> ClientReport:
     """Train without noise, after a charge for the noise that `_clipped_update` or the server adds.
 
-    If the server adds the noise, the whole run is charged once: later rounds cost every client, whether it is drawn
-    again or not. With ``privacy.noise_share``, no clients are drawn, and each contribution is charged by itself.
+    If the server adds the noise, the whole run is charged once, and has been since the server queried this client: it
+    costs every client the same, drawn or not. With ``privacy.noise_share``, no clients are drawn, and each contribution
+    is charged by itself.
     """
     if not task.account:
         raise PayloadError("train message has no account: privacy=client_level requires one.")

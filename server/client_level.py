@@ -54,6 +54,11 @@ class ClientLevelServer:
         self._randomness = randomness or (SecureRandomness() if secure else TorchRandomness())
 
     @property
+    def prepaid_account(self) -> str:
+        """The account that each client charges with the whole run before the first draw; empty with shared noise."""
+        return self.account if self._config.privacy.is_charged_in_advance else ""
+
+    @property
     def spend(self) -> Spend:
         """The mechanism of the whole run, with one step per round."""
         return self._spend

@@ -8,13 +8,15 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedsvd.config import FederationConfig
 from fedsvd.errors import RunError
 from fedsvd.runs.sites import SiteBoard
 from fedsvd.wire import train_messages
+from fedsvd.wire.partition_query import partition_query
+from server.outcome import list_reasons
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +33,13 @@ class Clients:
     Args:
         federation: The run's settings.
         board: Is told what each client is doing.
+        account: The account that each client charges with the whole run when it is queried; empty for none.
     """
 
-    def __init__(self, federation: FederationConfig, board: SiteBoard | None = None) -> None:
+    def __init__(self, federation: FederationConfig, board: SiteBoard | None = None, account: str = "") -> None:
         self._federation = federation
+        self._account = account
+        self._declined: dict[int, str] = {}
         self.board = board or SiteBoard(federation.num_clients)
         self._attempts: Counter[int] = Counter()
         self._answered: set[int] = set()
@@ -84,7 +89,8 @@ class Clients:
 
     def _query(self, nodes: list[int], new: list[int], grid: Grid) -> None:
         self._attempts.update(new)
-        queries = [Message(RecordDict(), node, train_messages.PARTITION_QUERY, group_id="0") for node in new]
+        content = partition_query(self._account)
+        queries = [Message(content, node, train_messages.PARTITION_QUERY, group_id="0") for node in new]
         answers = grid.send_and_receive(queries, timeout=self._federation.connect_timeout_s)
         answered = dict(sorted(self._read_partitions(answers).items()))
         self._answered |= answered.keys()
@@ -104,14 +110,20 @@ class Clients:
             if not first:
                 logger.warning("client %d connected on node %d", partition, node)
         if not self.partitions:
-            raise RunError(
-                f"no node with a partition below {num_clients} answered ({len(nodes)} nodes connected): start the "
-                "clients, or increase federation.connect_timeout_s."
-            )
+            raise RunError(self._no_client(len(nodes)))
         missing = sorted(set(range(num_clients)) - set(self.partitions.values()))
         if missing:
             found = num_clients - len(missing)
             logger.warning("%d of %d clients are connected; missing partitions: %s", found, num_clients, missing)
+
+    def _no_client(self, num_nodes: int) -> str:
+        if not self._declined:
+            return (
+                f"no node with a partition below {self._federation.num_clients} answered ({num_nodes} nodes "
+                "connected): start the clients, or increase federation.connect_timeout_s."
+            )
+        reasons = list_reasons(dict(sorted(self._declined.items())))
+        return f"no client can take part ({reasons}). Remove the cause, then start a new run."
 
     def request(self, nodes: Sequence[int], server_round: int) -> tuple[int, ...]:
         """Return the partitions of nodes that are about to be asked to train in a round."""
@@ -132,6 +144,8 @@ class Clients:
             if declined is None:
                 partitions[node] = partition
                 continue
+            if partition is not None:
+                self._declined[partition] = declined
             if partition is None or not self.board.excluded(partition, declined):
                 logger.warning("node %d (client %s) cannot take part: %s", node, partition, declined)
         return partitions

@@ -27,9 +27,7 @@ def check_updates_used(history: Sequence[Mapping[str, Any]], refusal: str = "", 
     reasons: dict[str, str] = {}
     for row in rounds:
         reasons = {**row["clients_refused"], **reasons}
-    listed = [f"client {name}: {reason.rstrip('.')}" for name, reason in list(reasons.items())[:_MAX_REASONS]]
-    more = [f"and {len(reasons) - _MAX_REASONS} more clients"] if len(reasons) > _MAX_REASONS else []
-    clients = "" if hides_clients else "; ".join([*listed, *more])
+    clients = "" if hides_clients else list_reasons(reasons)
     unknown = (
         "metrics.jsonl on the server may have reasons" if hides_clients else "no client was sampled, or too few replied"
     )
@@ -39,3 +37,10 @@ def check_updates_used(history: Sequence[Mapping[str, Any]], refusal: str = "", 
         f"trained ({details}). "
         "Remove the cause, then start a new run."
     )
+
+
+def list_reasons(reasons: Mapping[Any, str]) -> str:
+    """Return why clients could not take part, by their numbers, for an error message."""
+    listed = [f"client {name}: {reason.rstrip('.')}" for name, reason in list(reasons.items())[:_MAX_REASONS]]
+    more = [f"and {len(reasons) - _MAX_REASONS} more clients"] if len(reasons) > _MAX_REASONS else []
+    return "; ".join([*listed, *more])

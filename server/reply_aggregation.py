@@ -42,7 +42,7 @@ def skip_reason(record: RoundRecord, config: Config, secure: SecureGrid | None) 
     """
     failure = secure.reason if secure and not secure.outcome else None
     if config.privacy.name == "client_level":
-        # The step is taken for any number of replies, even 0, and no reason says how many: both would reveal who took part.
+        # The step is taken for any number of replies, even 0, and no reason says how many, to hide who took part.
         return failure and "too few clients for a secure sum"
     used = secure.outcome.contributors if secure and secure.outcome else len(record.reports)
     needed = min_replies(config, record.sampled)

@@ -78,7 +78,7 @@ class FederatedLoRA(Strategy):
         self._moments: State = with_prefix(state or {}, "optimizer.")
         self._skipped = int(state[_SKIPPED]["rounds"]) if state and _SKIPPED in state else 0
         self._method_round = 0
-        self._clients = Clients(config.federation, board)
+        self._clients = Clients(config.federation, board, client_level.prepaid_account if client_level else "")
         self._num_examples: dict[int, int | None] = {}
         self._started = 0.0
 

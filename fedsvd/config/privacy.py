@@ -90,3 +90,8 @@ class PrivacyConfig(ConfigGroup):
     def hides_sampling(self) -> bool:
         """Whether the guarantee assumes that only the server knows which clients a round has sampled."""
         return self.name == "client_level"
+
+    @property
+    def is_charged_in_advance(self) -> bool:
+        """Whether a client is charged for all rounds at once: where the server adds the noise, all cost it the same."""
+        return self.name == "client_level" and not self.noise_share

@@ -108,7 +108,7 @@ def plan_client(
         history: Spends that are already in the client's ledger.
         rounds_done: Number of rounds that an earlier process completed; their spends are in ``history``.
         is_charged: Whether the history has the charge for all rounds of this run. Without shared noise, client-level
-            privacy charges it in the first round, so that it has one if a round is done.
+            privacy charges it before the first round, so that it has one if a round is done.
 
     Raises:
         PrivacyError: As for `calibrate_run`.
@@ -119,7 +119,7 @@ def plan_client(
     # With client-level privacy, a step is a round. If the server adds the noise, a whole run is charged at once; it
     # already was if any round is done, or was interrupted.
     is_client_level = config.privacy.name == "client_level"
-    charged_at_once = is_client_level and not config.privacy.noise_share
+    charged_at_once = config.privacy.is_charged_in_advance
 
     def epsilon_after(rounds: int) -> float:
         if charged_at_once:
