@@ -132,7 +132,7 @@ def _tells_size(config: Config, spend: Spend | None = None, history: Sequence[Sp
 
     It does not if all charges are those of the mechanism of this run, and this mechanism is public.
     """
-    if config.federation.discloses_counts:
+    if config.federation.sends_counts:
         return False
     is_public = config.privacy.name == "client_level" or config.train.sample_rate is not None
     mechanisms = {(earlier.noise_multiplier, earlier.sample_rate) for earlier in history}

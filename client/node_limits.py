@@ -14,6 +14,7 @@ from fedsvd.config.privacy import PrivacyConfig
 from fedsvd.errors import LimitError
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Budget
+from fedsvd.privacy.noise_share import discloses_counts
 from fedsvd.privacy.plan import configured_budget
 from fedsvd.trainer.settings import TRAINER_KEYS
 
@@ -39,8 +40,8 @@ class NodeLimits:
             limits ε, δ, clipping or noise accepts a share of the noise (``privacy.noise_share``) only if it also sets
             this limit.
         share_counts: Whether the server may learn the number of examples. The default is False for a node with its own
-            data. Such a node takes part only in runs with ``federation.weighting=uniform`` or with secure aggregation,
-            which hides counts.
+            data. Such a node takes part only in runs whose clients have equal weights, as with
+            ``federation.weighting=uniform``: where weights are counts, they are sent, or follow from secure sums.
         share_errors: Whether the server may learn the words of errors that may quote the node's own data, such as a
             label that the run does not know. The default is False: the server learns the kind of the error.
         require_privacy: Refuse runs without DP-SGD on this client. Implied by every limit above except ``max_steps``,
@@ -96,12 +97,18 @@ class NodeLimits:
             )
 
     def _check_counts(self, config: Config) -> None:
-        federation = config.federation
-        if self.share_counts is False and federation.discloses_counts:
-            raise LimitError(
-                f"federation.weighting = {federation.weighting}, but this client does not disclose its example count "
-                "(share-counts = false): set federation.weighting=uniform or federation.secure_aggregation=true."
+        if self.share_counts is not False or not discloses_counts(config):
+            return
+        weighting, secure = f"federation.weighting = {config.federation.weighting}", ""
+        if config.federation.secure_aggregation:
+            secure = (
+                " A secure sum has the total of these counts, from which a client's own follows as soon as the clients "
+                "of two sums differ."
             )
+        raise LimitError(
+            f"{weighting}, but this client does not disclose its example count (share-counts = false): set "
+            f"federation.weighting=uniform.{secure}"
+        )
 
     def check_noise(self, spend: Spend) -> None:
         """Check a run's calibrated noise multiplier against the limit.

@@ -134,8 +134,11 @@ class FederationConfig(ConfigGroup):
         return self.clients_per_round or self.num_participants
 
     @property
-    def discloses_counts(self) -> bool:
-        """Whether the server learns each client's number of examples."""
+    def sends_counts(self) -> bool:
+        """Whether each client sends the server its number of examples.
+
+        See `fedsvd.privacy.noise_share.discloses_counts` for runs in which it follows from sums.
+        """
         return self.weighting != "uniform" and not self.secure_aggregation
 
     def takes_part(self, partition_id: int) -> bool:

@@ -46,3 +46,13 @@ def equal_weights(config: Config) -> bool:
     """Return whether all clients have equal weights in the mean, instead of weights by their number of examples."""
     weights_must_be_equal = config.privacy.noise_share or config.privacy.name == "client_level"
     return weights_must_be_equal or config.federation.weighting == "uniform"
+
+
+def discloses_counts(config: Config) -> bool:
+    """Return whether the server can learn each client's number of examples.
+
+    A secure sum whose weights are these numbers has their total. Two sums whose clients differ, because some were not
+    sampled or have dropped out, then tell the numbers of those that are in one of them only.
+    """
+    federation = config.federation
+    return federation.sends_counts or (federation.secure_aggregation and not equal_weights(config))

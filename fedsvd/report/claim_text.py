@@ -123,6 +123,14 @@ def withheld_counts(run: Run) -> str:
     return f"stays at the client{estimates}"
 
 
+def summed_counts(run: Run) -> str:
+    """Return how well numbers of examples are hidden with secure aggregation."""
+    has_equal_weights = run.config.get("federation.weighting") == "uniform" or run.claim.every("noise_share")
+    if has_equal_weights or run.claim.unit == "client":
+        return "hidden in the sum"
+    return "the server learns their sum over the clients of a round; sums of different clients tell single numbers"
+
+
 def epsilon_protection(run: Run) -> str:
     """Return how ε was kept from telling numbers of examples that clients do not send."""
     limits = _reported_limits(run) if run.claim.unit == "example" and withholds_counts(run) else None

@@ -200,7 +200,7 @@ def _data_sent(run: Run) -> list[Block]:
         rows.append([names, "no", "stays at the client; metrics of each client's own model are reported"])
     counts = "number of examples, sample rate, noise multiplier" if private else "number of examples"
     if _secure_aggregation(run):
-        rows.append([counts, "no", "hidden in the sum"])
+        rows.append([counts, "no", claim_text.summed_counts(run)])
     elif claim_text.withholds_counts(run):
         rows.append([counts, "no", claim_text.withheld_counts(run)])
     else:

@@ -65,7 +65,7 @@ def describe_classifier(config: Config) -> Iterator[str]:
 def describe_reports(config: Config) -> Iterator[str]:
     """Yield a line for the console if the clients report a bound on ε instead of its value."""
     privacy, federation = config.privacy, config.federation
-    if privacy.name == "dp_sgd" and config.train.sample_rate is None and not federation.discloses_counts:
+    if privacy.name == "dp_sgd" and config.train.sample_rate is None and not federation.sends_counts:
         limit = "" if privacy.max_epsilon is None else f"privacy.max_epsilon = {privacy.max_epsilon:g}, or its own"
         yield (
             "ε: clients do not send their number of examples, which the exact value would tell; they report ε rounded "

@@ -73,9 +73,14 @@ SHARED = [*SECURE, "privacy.noise_share=true", "privacy.noise_multiplier=3", "tr
         ({"min-survivors": 2}, SECURE, None),
         ({"min-survivors": 2, "max-grad-norm": 4}, SHARED, None),
         ({}, SHARED, None),
+        # The sum of the counts is visible, and the clients of two sums differ.
+        ({"share-counts": False}, SECURE, r"federation.weighting=uniform\. A secure sum has the total of these counts"),
+        ({"share-counts": False}, [*SECURE, "federation.weighting=uniform"], None),
+        ({"share-counts": False}, SHARED, None),
+        ({"share-counts": True}, SECURE, None),
     ],
 )
-def test_min_survivors_of_a_node(limit: dict[str, Any], overrides: list[str], message: str | None) -> None:
+def test_limits_on_secure_sums_of_a_node(limit: dict[str, Any], overrides: list[str], message: str | None) -> None:
     limits, config = read_limits(limit), compose([*SMOKE, *overrides])
     if message is None:
         limits.check(config)

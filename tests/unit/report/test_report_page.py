@@ -184,9 +184,12 @@ def test_the_client_level_statement_says_that_the_server_is_trusted(tmp_path: Pa
 
 
 def test_with_secure_aggregation_the_statement_lists_counts_as_hidden(tmp_path: Path) -> None:
-    markdown = statement_markdown(write_run(tmp_path / "secure", "federation.secure_aggregation=true"))
+    secure, counts = "federation.secure_aggregation=true", "| number of examples, sample rate, noise multiplier | no |"
+    uniform = statement_markdown(write_run(tmp_path / "uniform", secure, "federation.weighting=uniform"))
+    weighted = statement_markdown(write_run(tmp_path / "weighted", secure))
 
-    assert "| number of examples, sample rate, noise multiplier | no | hidden in the sum |" in markdown
+    assert f"{counts} hidden in the sum |" in uniform
+    assert f"{counts} the server learns their sum over the clients of a round; sums of different clients" in weighted
 
 
 def test_a_default_run_has_no_changed_keys(tmp_path: Path) -> None:
