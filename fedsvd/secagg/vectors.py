@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
 from fedsvd.errors import DivergedError, PayloadError
+
+logger = logging.getLogger(__name__)
 
 # Weighted values have a resolution of 2⁻²⁴. The 39 bits above the fraction, including the sign, must hold the sum over
 # all clients.
@@ -28,15 +31,19 @@ def encode(values: np.ndarray, weight: int, num_clients: int) -> np.ndarray:
         The encoded vector, uint64 of shape (n + 1,).
 
     Raises:
-        DivergedError: A weighted value is not finite, or so large that the sum over ``num_clients`` could overflow.
+        DivergedError: A weighted value is not finite, or so large that the sum over ``num_clients`` could overflow. The
+            message tells neither the value nor the weight; they are logged.
     """
     weighted = np.append(values.astype(np.float64) * weight, float(weight))
     limit = 2.0 ** (_HEADROOM_BITS - FRACTION_BITS) / num_clients
     largest = np.abs(weighted).max()
     if not largest <= limit:
+        # The weight is the number of examples, which the sum hides from the receiver of the error.
+        logger.error("the largest entry of the update times its weight %d is %g", weight, largest)
         raise DivergedError(
-            f"the largest entry of an update times its weight {weight} is {largest:g}: a secure sum over {num_clients} "
-            f"clients supports finite values up to {limit:g}. Lower train.learning_rate."
+            f"an entry of an update times its weight is too large, or not finite: a secure sum over {num_clients} "
+            f"clients supports finite values up to {limit:g}. Lower train.learning_rate; this client's log has the "
+            "numbers."
         )
     return np.rint(weighted * 2.0**FRACTION_BITS).astype(np.int64).view(np.uint64)
 

@@ -29,9 +29,15 @@ def test_sum_of_encoded_vectors_decodes_to_the_weighted_mean(rows: list[list[flo
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1e12])
-def test_values_that_could_overflow_are_rejected(value: float) -> None:
-    with pytest.raises(DivergedError, match=r"supports finite values up to .* Lower train.learning_rate"):
-        vectors.encode(np.array([1.0, value]), 3, 10)
+def test_values_that_could_overflow_are_rejected(value: float, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(DivergedError, match=r"supports finite values up to .* Lower train.learning_rate") as raised:
+        vectors.encode(np.array([1.0, value]), 31337, 10)
+    # The receiver must not learn the number of examples, also not by division.
+    assert "31337" not in str(raised.value)
+    assert f"{abs(value) * 31337:g}" not in str(raised.value)
+    assert [f"times its weight 31337 is {abs(value) * 31337:g}" in entry.getMessage() for entry in caplog.records] == [
+        True
+    ]
 
 
 def test_largest_values_of_all_clients_do_not_overflow() -> None:
