@@ -89,7 +89,7 @@ def mark_released(identity: ClientIdentity, fingerprint: str, message_id: str) -
     Raises:
         LedgerError: If it must not be sent.
     """
-    with _open(identity, fingerprint) as ledger:
+    with _opened(identity, fingerprint) as ledger:
         ledger.mark_released(message_id)
 
 
@@ -116,7 +116,7 @@ def _charge(
     reserve: Callable[[Ledger, Budget], float],
 ) -> Charge:
     """Charge a mechanism by a method of the ledger, which returns ε of all charges."""
-    with _open(identity, fingerprint) as ledger:
+    with _opened(identity, fingerprint) as ledger:
         budget = identity.limits.budget(config.privacy)
         has_changed = ledger.check_data(fingerprint, strict=identity.strict_ledger)
         tells_size = _tells_size(config, spend, ledger.history())
@@ -168,8 +168,21 @@ def _bound(epsilon: float, config: Config, budget: Budget) -> float:
     return max(epsilon, min(bound, limit))
 
 
-def _open(identity: ClientIdentity, fingerprint: str) -> Ledger:
-    return Ledger.open(identity.ledger, fingerprint, strict=identity.strict_ledger)
+@contextmanager
+def _opened(identity: ClientIdentity, fingerprint: str) -> Iterator[Ledger]:
+    """Open the ledger; write its errors, with its path and fingerprints, to the client's log.
+
+    Raises:
+        LedgerError: Without these, unless the node's owner allows them (``share-errors``).
+    """
+    try:
+        with Ledger.open(identity.ledger, fingerprint, strict=identity.strict_ledger) as ledger:
+            yield ledger
+    except LedgerError as error:
+        logger.error("LedgerError: %s", " ".join([str(error), *getattr(error, "__notes__", ())]))
+        if identity.limits.share_errors:
+            raise
+        raise LedgerError(str(error).replace(f"ledger {identity.ledger}", "ledger of this client")) from None
 
 
 def _log_change(ledger: Ledger, has_changed: bool) -> None:

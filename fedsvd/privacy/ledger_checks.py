@@ -26,11 +26,13 @@ def check_data(state: LedgerState, path: Path, fingerprint: str, strict: bool) -
         )
     has_changed = state.is_bound and state.fingerprint != fingerprint
     if has_changed and strict:
-        raise LedgerError(
-            f"the privacy ledger {path} belongs to other data: its fingerprint is {state.fingerprint[:12]}…, that of "
-            f"this data is {fingerprint[:12]}…, and its policy is strict. Use a separate ledger for this data, or "
-            'ledger-policy="continue" to count all earlier charges against it.'
+        error = LedgerError(
+            f"the privacy ledger {path} belongs to other data, and its policy is strict. Use a separate ledger for "
+            'this data, or ledger-policy="continue" to count all earlier charges against it.'
         )
+        # A digest without a salt confirms guesses of the data. Notes are not in the reply of a client.
+        error.add_note(f"The ledger's fingerprint is {state.fingerprint[:12]}…, that of this data {fingerprint[:12]}….")
+        raise error
     return has_changed
 
 

@@ -1,6 +1,7 @@
 """What clients that do not disclose their number of examples report and answer: nothing that tells it."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from client.local_round import run_local_round
 from client.node_limits import NodeLimits
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
-from fedsvd.errors import BudgetExceededError, LimitError, PrivacyError
+from fedsvd.errors import BudgetExceededError, LedgerError, LimitError, PrivacyError
 from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.accounting import Spend, epsilon
@@ -137,3 +138,22 @@ def test_run_says_that_epsilon_is_rounded_up() -> None:
     assert "(privacy.max_epsilon = 7, or its own)" in note
     for others in ([], [UNIFORM, "train.sample_rate=0.2"], [UNIFORM, "privacy=none"], [SECURE, "privacy=client_level"]):
         assert not list(describe_reports(compose([*RUN, *others])))
+
+
+def test_refusal_of_changed_data_has_neither_their_digest_nor_the_path(
+    identity: ClientIdentity, caplog: pytest.LogCaptureFixture
+) -> None:
+    strict = replace(identity, strict_ledger=True)
+    run_round(compose([*RUN, UNIFORM]), strict)
+    changed = compose([*RUN, UNIFORM, "seed=1"])
+    digests = [load_client_data(config, 0).fingerprint[:12] for config in (compose([*RUN, UNIFORM]), changed)]
+
+    with pytest.raises(LedgerError, match="the privacy ledger of this client belongs to other data") as caught:
+        run_round(changed, strict)
+
+    for secret in (*digests, str(identity.ledger)):
+        assert secret not in str(caught.value)
+        assert secret in caplog.text
+    with pytest.raises(LedgerError, match=re.escape(str(identity.ledger))) as shared:
+        run_round(changed, replace(strict, limits=NodeLimits(share_errors=True)))
+    assert not any(digest in str(shared.value) for digest in digests)
