@@ -10,7 +10,7 @@ from fedsvd.config import Config
 from fedsvd.errors import BudgetExceededError
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Ledger
-from fedsvd.privacy.plan import ClientPlan, configured_budget, plan_client
+from fedsvd.privacy.plan import ClientPlan, configured_budget, plan_client, run_limit_note
 from fedsvd.report.tables import rounded_up
 from fedsvd.runs.folder import RunFolder, ledger_path
 from fedsvd.runs.ownership import completed_rounds
@@ -49,9 +49,11 @@ def plan_run(config: Config) -> PlannedRun:
     plans, changed = {}, []
     for number in _participants(config):
         part = load_partition(config, number)
-        history, has_changed, is_charged = _history(config, number, load_fingerprint(config, number))
-        plans[number] = plan_client(config, len(part), history, done, is_charged=is_charged)
-        changed += [number] if has_changed else []
+        history = _history(config, number, load_fingerprint(config, number))
+        plans[number] = plan_client(
+            config, len(part), history.counting, done, is_charged=history.is_charged, of_run=history.of_run
+        )
+        changed += [number] if history.has_changed else []
     return PlannedRun(plans, done, changed)
 
 
@@ -78,14 +80,20 @@ def check_remaining_budget(config: Config) -> list[str]:
     ends_by_itself = config.privacy.name == "client_level" and config.privacy.noise_share
     if remaining > 0 and not ends_by_itself and not any(plan.affordable_rounds for plan in plans.values()):
         spent = max(plan.epsilon_before for plan in plans.values())
+        remedy = "Raise privacy.max_epsilon, or use the model as it is."
+        if any(plan.run_limit for plan in plans.values()):
+            remedy = (
+                f"One round alone would exceed privacy.target_epsilon = {budget.target_epsilon:g}, the limit of a run. "
+                "Use the model as it is."
+            )
         raise BudgetExceededError(
             f"resume = {config.resume!r} cannot continue: no client's budget holds one of the {remaining} remaining "
             f"rounds (up to ε = {rounded_up(spent, 2)} of {budget.max_epsilon:g} is spent, at δ = "
-            f"{budget.max_delta:g}). Raise privacy.max_epsilon, or use the model as it is."
+            f"{budget.max_delta:g}). {remedy}"
         )
     return [
         f"client {number}: its budget holds {plan.affordable_rounds} of the {remaining} remaining rounds; it will "
-        "decline the others."
+        f"decline the others.{run_limit_note(plan)}"
         for number, plan in plans.items()
         if plan.affordable_rounds < remaining
     ]
@@ -96,22 +104,38 @@ def _participants(config: Config) -> list[int]:
     return [number for number in range(federation.num_clients) if federation.takes_part(number)]
 
 
-def _history(config: Config, partition_id: int, fingerprint: str) -> tuple[list[Spend], bool, bool]:
-    """Return the spends in a client's ledger that count against its data, and what is known of them.
+@dataclass(frozen=True)
+class _History:
+    """What a client's ledger holds; nothing if it has none yet.
 
-    Returns:
-        The spends, whether some were on other data, and whether one is that of all rounds of this run. There are none
-        if the client has no ledger yet.
+    Attributes:
+        counting: The spends that count against the client's data.
+        has_changed: Whether some were on other data.
+        of_run: Those of this run, in all its processes, with client-level privacy.
+        is_charged: Whether one of them is that of all rounds of this run.
     """
+
+    counting: Sequence[Spend] = ()
+    has_changed: bool = False
+    of_run: Sequence[Spend] = ()
+    is_charged: bool = False
+
+
+def _history(config: Config, partition_id: int, fingerprint: str) -> _History:
     if not (config.privacy.ledger_dir or config.resume):
-        return [], False, False
+        return _History()
     path = ledger_path(config.privacy.ledger_dir, Path(config.resume or ""), partition_id)
     if not path.exists():
-        return [], False, False
+        return _History()
     with Ledger.read(path) as ledger:
         has_changed = ledger.check_data(fingerprint)
         charges = ledger.state().counting
     account = RunFolder(Path(config.resume)).account if config.resume else None
     run = account.read_text(encoding="utf-8") if account and account.exists() else None
-    is_charged = any(entry.run_id == run and not entry.server_round for entry in charges)
-    return [entry.spend for entry in charges], has_changed and bool(charges), is_charged
+    of_run = [entry for entry in charges if entry.run_id == run]
+    return _History(
+        [entry.spend for entry in charges],
+        has_changed and bool(charges),
+        [entry.spend for entry in of_run],
+        any(not entry.server_round for entry in of_run),
+    )

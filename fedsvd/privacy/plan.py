@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedsvd.config import Config, TrainConfig
@@ -22,9 +22,11 @@ class ClientPlan:
         run: The client's noise multiplier and sample rate, and the steps of a client that is sampled in every round.
         epsilon_run: ε of these steps alone, at the run's δ.
         epsilon_before: ε of the charges that are already in the ledger, at ``budget.max_delta``.
-        epsilon_after: ε of the ledger after all remaining rounds; above the budget if it does not cover all of them.
+        epsilon_after: ε of the ledger after all remaining rounds.
         remaining_rounds: Number of rounds that the run has left.
-        affordable_rounds: Number of remaining rounds that the budget covers.
+        affordable_rounds: Number of remaining rounds that the budget covers: the limit of all charges, ``max_epsilon``,
+            and that of this run's alone, ``target_epsilon``.
+        run_limit: ``privacy.target_epsilon`` if it is the limit of this run that leaves rounds out; None otherwise.
     """
 
     num_examples: int | None
@@ -34,6 +36,7 @@ class ClientPlan:
     epsilon_after: float
     remaining_rounds: int
     affordable_rounds: int
+    run_limit: float | None = None
 
 
 def poisson_rate(num_examples: int, batch_size: int) -> float:
@@ -99,6 +102,7 @@ def plan_client(
     rounds_done: int = 0,
     *,
     is_charged: bool = False,
+    of_run: Sequence[Spend] = (),
 ) -> ClientPlan:
     """Plan one client's participation in a run.
 
@@ -109,6 +113,8 @@ def plan_client(
         rounds_done: Number of rounds that an earlier process completed; their spends are in ``history``.
         is_charged: Whether the history has the charge for all rounds of this run. Without shared noise, client-level
             privacy charges it before the first round, so that it has one if a round is done.
+        of_run: Those spends in the history that the ledger counts as this run's. With DP-SGD, there are none: each
+            process of a resumed run counts as a run of its own.
 
     Raises:
         PrivacyError: As for `calibrate_run`.
@@ -116,35 +122,51 @@ def plan_client(
     run, budget = calibrate_run(config, num_examples), configured_budget(config.privacy)
     remaining_rounds = config.train.num_rounds - rounds_done
 
-    # With client-level privacy, a step is a round. If the server adds the noise, a whole run is charged at once; it
-    # already was if any round is done, or was interrupted.
-    is_client_level = config.privacy.name == "client_level"
-    charged_at_once = config.privacy.is_charged_in_advance
+    charged = rounds_done > 0 or is_charged
 
-    def epsilon_after(rounds: int) -> float:
-        if charged_at_once:
-            steps = run.steps if rounds and not rounds_done and not is_charged else 0
-        else:
-            steps = rounds * (1 if is_client_level else config.train.local_steps)
-        new_spends = [Spend(run.noise_multiplier, run.sample_rate, steps)] if steps else []
-        return epsilon([*history, *new_spends], budget.max_delta, budget.accountant)
+    def total(rounds: int) -> float:
+        return epsilon([*history, *_new_spends(config, run, rounds, charged)], budget.max_delta, budget.accountant)
 
-    affordable, too_many = 0, remaining_rounds + 1
-    while too_many - affordable > 1:
-        middle = remaining_rounds if too_many > remaining_rounds else (affordable + too_many) // 2
-        if epsilon_after(middle) <= budget.max_epsilon:
-            affordable = middle
-        else:
-            too_many = middle
+    def is_within_target(rounds: int) -> bool:
+        new = _new_spends(config, run, rounds, charged)
+        spent = epsilon([*of_run, *new], budget.target_delta, budget.accountant) if new else 0.0
+        return spent <= budget.target_epsilon
+
+    within_total = _most_rounds(remaining_rounds, lambda rounds: total(rounds) <= budget.max_epsilon)
+    affordable = _most_rounds(within_total, is_within_target)
     return ClientPlan(
         num_examples,
         run,
         epsilon([run], budget.target_delta, budget.accountant),
-        epsilon_after(0),
-        epsilon_after(remaining_rounds),
+        total(0),
+        total(remaining_rounds),
         remaining_rounds,
         affordable,
+        budget.target_epsilon if affordable < within_total else None,
     )
+
+
+def _new_spends(config: Config, run: Spend, rounds: int, is_charged: bool) -> list[Spend]:
+    """Return the charges for a number of rounds; none if the client was charged for all rounds of the run at once."""
+    # With client-level privacy, a step is a round. If the server adds the noise, a whole run is charged at once; it
+    # already was if any round is done, or was interrupted.
+    if config.privacy.is_charged_in_advance:
+        steps = run.steps if rounds and not is_charged else 0
+    else:
+        steps = rounds * (1 if config.privacy.name == "client_level" else config.train.local_steps)
+    return [Spend(run.noise_multiplier, run.sample_rate, steps)] if steps else []
+
+
+def _most_rounds(rounds: int, is_allowed: Callable[[int], bool]) -> int:
+    """Return the largest number of rounds, up to ``rounds``, that is allowed, as all smaller ones are; else 0."""
+    affordable, too_many = 0, rounds + 1
+    while too_many - affordable > 1:
+        middle = rounds if too_many > rounds else (affordable + too_many) // 2
+        if is_allowed(middle):
+            affordable = middle
+        else:
+            too_many = middle
+    return affordable
 
 
 def plan_warnings(config: Config, plans: Mapping[int, ClientPlan]) -> list[str]:
@@ -163,9 +185,19 @@ def plan_warnings(config: Config, plans: Mapping[int, ClientPlan]) -> list[str]:
         if plan.affordable_rounds < plan.remaining_rounds:
             warnings.append(
                 f"client {number}: its budget covers {plan.affordable_rounds} of the {plan.remaining_rounds} remaining "
-                "rounds; it will decline the others."
+                f"rounds; it will decline the others.{run_limit_note(plan)}"
             )
     return warnings
+
+
+def run_limit_note(plan: ClientPlan) -> str:
+    """Return a sentence on the limit of one run, for a warning, if it leaves rounds out; else nothing."""
+    if plan.run_limit is None:
+        return ""
+    return (
+        f" Its charges for this run alone are limited to privacy.target_epsilon = {plan.run_limit:g}, whatever "
+        "privacy.max_epsilon allows: a larger privacy.noise_multiplier, or fewer rounds, would cost less."
+    )
 
 
 def example_warnings(num_examples: int, target_delta: float, train: TrainConfig) -> list[str]:

@@ -47,3 +47,14 @@ def test_a_run_with_shared_noise_ends_by_itself_when_its_budget_is_used_up(tmp_p
 
     assert [warning.partition(":")[0] for warning in warnings] == ["client 0", "client 1"]
     assert all("its budget holds 0 of the 2 remaining rounds" in warning for warning in warnings)
+
+
+def test_a_run_whose_rounds_exceed_its_own_target_is_not_resumed(tmp_path: Path) -> None:
+    fixed = ["privacy.noise_multiplier=0.5", "privacy.target_epsilon=2", "privacy.max_epsilon=50"]
+    config = compose([*RUN, *fixed, f"privacy.ledger_dir={tmp_path}", f"resume={tmp_path / 'run'}"])
+    for number in (0, 1):
+        with Ledger.open(tmp_path / f"{number}.sqlite", data.fingerprint(load_partition(config, number))):
+            pass
+
+    with pytest.raises(BudgetExceededError, match=r"remaining rounds .* One round alone would exceed .*epsilon = 2"):
+        check_remaining_budget(config)

@@ -3,9 +3,10 @@
 import pytest
 
 from fedsvd.config.compose import compose
-from fedsvd.errors import PrivacyError
+from fedsvd.errors import BudgetExceededError, PrivacyError
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger import Budget
+from fedsvd.privacy.ledger_checks import check_budget
 from fedsvd.privacy.plan import (
     calibrate_run,
     configured_budget,
@@ -51,6 +52,32 @@ def test_budget_covers_no_round_or_all(noise: float, affordable: int) -> None:
     config = compose([*SMOKE, "privacy.max_epsilon=3.2"])
 
     assert plan_client(config, 100, [Spend(noise, 0.16, 6)]).affordable_rounds == affordable
+
+
+def test_a_run_is_limited_by_its_own_target_too() -> None:
+    fixed = ["privacy.noise_multiplier=0.8", "privacy.target_epsilon=2", "train.batch_size=50", "train.num_rounds=20"]
+    config = compose([*SMOKE, *fixed, "privacy.max_epsilon=20"])
+    plan = plan_client(config, 1000, [])
+    round_alone = Spend(0.8, 0.05, config.train.local_steps)
+    # As the ledger does: its first round is refused, although all charges together may cost 20.
+    with pytest.raises(BudgetExceededError, match="this run"):
+        check_budget([], "run", round_alone, configured_budget(config.privacy), "data")
+    assert 2 < plan.epsilon_after < 20
+    assert (plan.remaining_rounds, plan.affordable_rounds, plan.run_limit) == (20, 0, 2.0)
+    [warning] = plan_warnings(config, {3: plan})
+    assert "client 3: its budget covers 0 of the 20 remaining rounds" in warning
+    assert "limited to privacy.target_epsilon = 2, whatever privacy.max_epsilon allows" in warning
+
+    some = plan_client(compose([*SMOKE, *fixed, "privacy.target_epsilon=4", "privacy.max_epsilon=20"]), 1000, [])
+    costs = {rounds: epsilon([Spend(0.8, 0.05, 2 * rounds)], 1e-5, "rdp") for rounds in range(1, 21)}
+    assert 0 < some.affordable_rounds < 20
+    assert costs[some.affordable_rounds] <= 4 < costs[some.affordable_rounds + 1]
+    # A process of a resumed run starts anew, but a run with shared noise does not.
+    shared = ["privacy=client_level", "privacy.noise_share=true", "federation.secure_aggregation=true"]
+    run = calibrate_run(compose([*SMOKE, *shared]), None)
+    level, charged = compose([*SMOKE, *shared, "privacy.max_epsilon=20"]), [Spend(run.noise_multiplier, 1.0, 4)]
+    assert plan_client(level, 100, charged).affordable_rounds == 6
+    assert plan_client(level, 100, charged, of_run=charged).affordable_rounds == 2
 
 
 def test_resumed_run_has_fewer_remaining_rounds() -> None:
