@@ -12,7 +12,7 @@ import numpy as np
 
 from fedsvd.audit.membership_attack import MembershipAttack, attack_membership
 from fedsvd.audit.one_run import OneRunAudit, audit_one_run
-from fedsvd.config import Config
+from fedsvd.config import Config, FederationConfig
 from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compose import to_yaml
 from fedsvd.errors import ConfigError
@@ -29,9 +29,9 @@ def check_audit(config: Config, settings: AuditConfig) -> None:
     """Check the configuration of an audit before any data or model is loaded.
 
     Raises:
-        ConfigError: The run is not private per example, the audited client does not exist, clients have personal
-            models, the noise is shared, the model is distributed, nothing is trained, the server does more than to
-            average, or the run is resumed; see also `fedsvd.launch.check_config`.
+        ConfigError: The run is not private per example, the audited client does not exist or take part, clients have
+            personal models, the noise is shared, the model is distributed, nothing is trained, rounds sample clients,
+            the server does more than to average, or the run is resumed; see also `fedsvd.launch.check_config`.
     """
     check_config(config)
     if config.privacy.name != "dp_sgd":
@@ -60,13 +60,28 @@ def check_audit(config: Config, settings: AuditConfig) -> None:
         raise ConfigError(
             "train.trains = none trains nothing that an audit could attack: set train.trains=head, factors or both."
         )
-    if settings.partition_id >= config.federation.num_clients:
-        raise ConfigError(
-            f"audit.partition_id = {settings.partition_id} is invalid: expected 0 to "
-            f"{config.federation.num_clients - 1}, since federation.num_clients = {config.federation.num_clients}."
-        )
+    _check_clients(config.federation, settings.partition_id)
     if config.resume is not None:
         raise ConfigError(f"resume = {config.resume!r} is not possible: an audit cannot be resumed. Leave the key out.")
+
+
+def _check_clients(federation: FederationConfig, attacked: int) -> None:
+    if attacked >= federation.num_clients:
+        raise ConfigError(
+            f"audit.partition_id = {attacked} is invalid: expected 0 to {federation.num_clients - 1}, since "
+            f"federation.num_clients = {federation.num_clients}."
+        )
+    if not federation.takes_part(attacked):
+        raise ConfigError(
+            f"audit.partition_id = {attacked} is a client that does not take part in the run: give one of "
+            f"federation.participants = {federation.participating}."
+        )
+    if federation.num_sampled < federation.num_participants:
+        raise ConfigError(
+            f"federation.clients_per_round = {federation.num_sampled} is not possible: all "
+            f"{federation.num_participants} clients take part in each round of an audit, as the ε of a client in every "
+            "round assumes. Set federation.clients_per_round=null."
+        )
 
 
 def _check_server(config: Config) -> None:

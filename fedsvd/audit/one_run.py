@@ -127,7 +127,7 @@ def _participants(
     config: Config, settings: AuditConfig, canaries: DiracCanaries, observe: Observer
 ) -> list[Participant]:
     attacked = settings.partition_id
-    partition_ids = range(config.federation.num_clients) if settings.other_clients else [attacked]
+    partition_ids = config.federation.participating if settings.other_clients else [attacked]
     participants = []
     for partition_id in partition_ids:
         client_data = load_client_data(config, partition_id)

@@ -141,6 +141,11 @@ class FederationConfig(ConfigGroup):
         """
         return self.weighting != "uniform" and not self.secure_aggregation
 
+    @property
+    def participating(self) -> list[int]:
+        """Partition IDs of the clients that take part in the run, in ascending order."""
+        return [number for number in range(self.num_clients) if self.takes_part(number)]
+
     def takes_part(self, partition_id: int) -> bool:
         """Return whether a client takes part in the run."""
         return self.participants is None or partition_id in self.participants

@@ -44,10 +44,10 @@ def plan_run(config: Config) -> PlannedRun:
     """
     if config.data.name == "node":
         plan = plan_client(config, None, [])
-        return PlannedRun(dict.fromkeys(_participants(config), plan), 0, [])
+        return PlannedRun(dict.fromkeys(config.federation.participating, plan), 0, [])
     done = (completed_rounds(Path(config.resume)) or 0) if config.resume else 0
     plans, changed = {}, []
-    for number in _participants(config):
+    for number in config.federation.participating:
         part = load_partition(config, number)
         history = _history(config, number, load_fingerprint(config, number))
         plans[number] = plan_client(
@@ -71,7 +71,10 @@ def check_remaining_budget(config: Config) -> list[str]:
     if config.resume is None or config.privacy.name == "none" or config.data.name == "node":
         return []
     # Real clients keep their ledgers on their own machines.
-    ledgers = [ledger_path(config.privacy.ledger_dir, Path(config.resume), number) for number in _participants(config)]
+    ledgers = [
+        ledger_path(config.privacy.ledger_dir, Path(config.resume), number)
+        for number in config.federation.participating
+    ]
     if not any(path.exists() for path in ledgers):
         return []
     plans, budget = plan_run(config).clients, configured_budget(config.privacy)
@@ -97,11 +100,6 @@ def check_remaining_budget(config: Config) -> list[str]:
         for number, plan in plans.items()
         if plan.affordable_rounds < remaining
     ]
-
-
-def _participants(config: Config) -> list[int]:
-    federation = config.federation
-    return [number for number in range(federation.num_clients) if federation.takes_part(number)]
 
 
 @dataclass(frozen=True)

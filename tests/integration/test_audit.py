@@ -1,12 +1,19 @@
 """``fedsvd audit`` from start to end: a correct build passes, a broken one fails, and invalid arguments are errors."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from fedsvd.audit import check_audit
+from fedsvd.audit.one_run import _participants
 from fedsvd.cli import main
+from fedsvd.config.audit import AuditConfig
+from fedsvd.config.compose import compose
+from fedsvd.privacy.canaries import draw_canaries
 
 # Every canary is drawn in some step, and there are enough of them to show a bound well above the claim.
 SMOKE = [
@@ -81,6 +88,8 @@ def test_every_method_and_optimizer_can_be_audited(overrides: list[str], tmp_pat
         (["audit.confidence=1"], "audit.confidence = 1"),
         (["audit=strong"], "expected a group of keys"),
         (["audit.partition_id=2"], "expected 0 to 1"),
+        (["federation.participants=[1]"], "audit.partition_id = 0 is a client that does not take part"),
+        (["federation.clients_per_round=1"], "federation.clients_per_round = 1 is not possible: all 2 clients"),
         (["privacy=none"], "set privacy=dp_sgd"),
         (["privacy=client_level"], "set privacy=dp_sgd"),
         (["train.trains=none", "train.head=private"], "trains nothing that an audit could attack"),
@@ -115,6 +124,17 @@ def test_invalid_arguments_give_a_readable_error(
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("others", "trained"), [(True, [1, 2]), (False, [2])])
+def test_clients_that_do_not_take_part_are_left_out(others: bool, trained: list[int]) -> None:
+    config = compose(["experiment=smoke", "federation.num_clients=3", "federation.participants=[2,1]"])
+    settings = AuditConfig(2, 8, 0.95, others, 0, "none")
+    canaries = draw_canaries(8, 16, 1.0, np.random.default_rng(0))
+    participants = _participants(config, settings, canaries, lambda server_round, update: None)
+    assert [client.partition_id for client in participants] == trained
+    assert [client.partition_id for client in participants if client.canaries is not None] == [2]
+    check_audit(replace(config, federation=replace(config.federation, clients_per_round=2)), settings)
 
 
 def test_more_canaries_than_trained_values_give_a_readable_error(
