@@ -83,16 +83,20 @@ def _summary(runs: Sequence[Run], labels: Mapping[str, Sequence[Run]]) -> Sectio
     blocks: list[Block] = [Paragraph(f"{len(runs)} runs: {count} {settings}, {counts}.")]
     if best := best_run(runs):
         blocks.append(Paragraph(f"The best single run reached {best.metric.format(best.score)}: {best.name}."))
-    for state in ("unfinished", "failed"):
-        if selected := [run for run in runs if run.state == state]:
-            text = f"{len(selected)} {state}: {_names(selected)}. Tables and figures use their results so far."
-            blocks.append(Paragraph(text, "warning"))
+    partial = {state: [run for run in runs if run.state == state] for state in ("unfinished", "failed")}
+    warnings = [
+        f"{len(selected)} {state}: {_names(selected)}. Tables and figures use their results so far."
+        for state, selected in partial.items()
+        if selected
+    ]
     if repeated := repeated_runs(runs):
-        text = f"{_names(repeated)}: the same settings and seed as another run. Means and counts have all of them."
-        blocks.append(Paragraph(text, "warning"))
+        same = "the same settings and seed as another run. Means and counts have all of them."
+        warnings.append(f"{_names(repeated)}: {same}")
     if untrained := [run for run in runs if not run.is_trained]:
-        text = f"No client's update was used in {_names(untrained)}: figures leave these untrained models out."
-        blocks.append(Paragraph(text, "warning"))
+        warnings.append(
+            f"No client's update was used in {_names(untrained)}: figures leave these untrained models out."
+        )
+    blocks += [Paragraph(text, "warning") for text in warnings]
     return Section("Summary", blocks)
 
 
