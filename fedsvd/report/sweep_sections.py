@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure_block
+from fedsvd.report.document import Block, Paragraph, Section, TableBlock
 from fedsvd.report.labels import method_label, planned_rounds
 from fedsvd.report.loaded_runs import Run, best_run, changed_keys, common_metric, repeated_runs, varied_keys
 from fedsvd.report.privacy_statement import TITLE, statement_section, total_privacy_cost
@@ -22,19 +22,16 @@ from fedsvd.report.run_sections import (
     run_sections,
     yaml_text,
 )
-from fedsvd.report.statistics import mean_cell
+from fedsvd.report.sweep_figures import over_epsilon_section, over_rounds_section, search_section
 from fedsvd.report.sweep_plots import (
     budget_or_infinity,
     format_budget,
-    over_epsilon_figure,
-    over_rounds_figure,
-    search_figure,
 )
 from fedsvd.report.tables import rounded_up
 
 # Keys that the axes of the plots represent, and keys that follow from them.
 _AXIS_KEYS = ("seed", "privacy.name", "privacy.target_epsilon", "privacy.max_epsilon")
-_MAX_LABELS, _MAX_LINES = 12, 14
+_MAX_LABELS = 12
 
 
 def report_sections(runs: Sequence[Run]) -> list[Section]:
@@ -47,9 +44,12 @@ def report_sections(runs: Sequence[Run]) -> list[Section]:
     # The score of a run that used no client's update is that of the initial model.
     evaluated = [run for run in runs if run.score is not None and run.is_trained]
     if numeric_keys and best_run(evaluated) and (len(labels) > _MAX_LABELS or _is_search(runs, labels)):
-        sections.append(_search(evaluated, numeric_keys[:4]))
+        sections.append(search_section(evaluated, numeric_keys[:4]))
     elif evaluated:
-        sections += [_over_epsilon(group_by_setting(evaluated)), _over_rounds(group_by_setting(evaluated))]
+        sections += [
+            over_epsilon_section(group_by_setting(evaluated)),
+            over_rounds_section(group_by_setting(evaluated)),
+        ]
     sections += [_costs(labels), *_best_run(best_run(evaluated)), _statement(runs)]
     return sections
 
@@ -139,52 +139,6 @@ def _runs_table(runs: Sequence[Run]) -> Section:
     ]
     headings = ["run", *(key.rpartition(".")[2] if key != "method.name" else "method" for key in keys)]
     return Section("All runs", [TableBlock([*headings, common_metric(runs).label, "ε spent", "rounds", "state"], rows)])
-
-
-def _over_epsilon(labels: Mapping[str, Sequence[Run]]) -> Section:
-    cells: dict[str, dict[float, list[float]]] = {}
-    for label, runs in labels.items():
-        for run in runs:
-            cells.setdefault(label, {}).setdefault(budget_or_infinity(run), []).append(run.score or 0.0)
-    budgets = sorted({budget for by_budget in cells.values() for budget in by_budget})
-    metric = common_metric([run for runs in labels.values() for run in runs])
-    rows = [
-        [label, *(mean_cell(by_budget.get(budget, []), metric) for budget in budgets)]
-        for label, by_budget in cells.items()
-    ]
-    figure = figure_block(
-        over_epsilon_figure(cells, metric),
-        f"Held-out {metric.label} over ε: mean over seeds, error bars of one standard error, one dot per run.",
-        "See the table below.",
-    )
-    table = TableBlock(
-        ["", *(f"ε = {format_budget(budget)}" for budget in budgets)], rows,
-        f"Held-out {metric.label}{' in percent' * metric.is_share}, mean ± standard error (number of runs)",
-    )  # fmt: skip
-    return Section(f"{metric.title} over ε", [figure, table])
-
-
-def _over_rounds(labels: Mapping[str, Sequence[Run]]) -> Section:
-    metric = common_metric([run for runs in labels.values() for run in runs])
-    caption = f"Held-out {metric.label} over rounds, by budget: mean over seeds, shaded from minimum to maximum."
-    figure = over_rounds_figure(dict(list(labels.items())[:_MAX_LINES]))
-    blocks: list[Block] = [figure_block(figure, caption, "See the table of all runs for the final values.")]
-    if len(labels) > _MAX_LINES:
-        blocks.append(Paragraph(f"Shows the first {_MAX_LINES} of {len(labels)} settings.", "note"))
-    return Section(f"{metric.title} over rounds", blocks)
-
-
-def _search(runs: Sequence[Run], keys: Sequence[str]) -> Section:
-    best = best_run(runs)
-    assert best is not None  # noqa: S101 - checked by the caller
-    values = ", ".join(f"{key} = {yaml_text(best.config[key])}" for key in keys)
-    figure = figure_block(
-        search_figure(runs, keys),
-        f"Held-out {best.metric.label} of every run over each numeric setting that was varied; best one circled.",
-        f"Best: {values}.",
-    )
-    text = f"Best of {len(runs)} runs: {values}, with {best.metric.label} {best.metric.format(best.score)}."
-    return Section("Search results", [Paragraph(text), figure])
 
 
 def _best_run(run: Run | None) -> list[Section]:
