@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+from flower_home import RAY
 from loopback import wait_until
 
 # What `fedsvd train` has imported at the end of a run, by the modules that import the rest.
@@ -80,6 +81,7 @@ def _run(
 ) -> None:
     os.setsid()
     os.chdir(folder)
+    os.environ.update(RAY)
     for number, end in ((1, output), (2, errors)):
         os.dup2(end.fileno(), number)
         end.close()

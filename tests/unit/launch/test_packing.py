@@ -1,5 +1,7 @@
 """How many simulated clients fit on a machine, and the memory of one, measured on a real step."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsvd.config import Config
+from fedsvd.config import Config, FederationConfig
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError, RunError
-from fedsvd.launch import client_memory, packing
+from fedsvd.launch import client_memory, packing, run, simulation
 from fedsvd.launch.client_memory import ClientMemory, measure_client_memory
 from fedsvd.launch.packing import available_ram, pack, packed_federation
 
@@ -117,6 +119,31 @@ def test_only_auto_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert packed("federation.client_num_cpus=auto") == (4, 0)
     assert "packing: 4 cores and 0 GPUs for each client, which takes up to 1,024 MiB" in capsys.readouterr().out
     assert packed("federation.client_num_cpus=1", "federation.client_num_gpus=auto") == (1, 0)
+
+
+def test_the_engine_gets_the_measured_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(packing, "available_ram", lambda: 3 * GIB)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    overrides = ["experiment=smoke", "federation=simulation", "federation.client_num_cpus=auto"]
+    measured: list[Sequence[str]] = []
+    federations: list[FederationConfig] = []
+
+    def measure(given: Sequence[str]) -> ClientMemory:
+        measured.append(given)
+        return ClientMemory(GIB, 0)
+
+    def simulate(server_app: object, client_app: object, federation: FederationConfig, run_config: object) -> None:
+        federations.append(federation)
+        raise RunError("no client has trained.")
+
+    monkeypatch.setattr(packing, "measure_client_memory", measure)
+    monkeypatch.setattr(simulation, "run_simulation", simulate)
+    config: Config = compose(overrides)
+    with pytest.raises(RunError, match="no client has trained"):
+        run(config, [*overrides, f"run_dir={tmp_path}"], tmp_path)
+
+    assert measured == [overrides]
+    assert federations == [replace(config.federation, client_num_cpus=4)]
 
 
 @pytest.mark.parametrize(
