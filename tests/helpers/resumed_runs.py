@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from opacus.accountants import create_accountant
+from tiny_runs import TINY
 
 from fedsvd.privacy.accounting import Spend
 from fedsvd.report.privacy_statement import statement_markdown
 from fedsvd.runs.folder import read_rows, write_rows
 
-COMMON = ["experiment=smoke", "plots=false", "data.max_train_examples=60", "data.max_test_examples=20",
-          "train.local_steps=1"]  # fmt: skip
+COMMON = [*TINY, "train.local_steps=1"]
 # Calibrated with an accountant that is fast, and with room for more rounds.
 PRIVATE = ["privacy.accountant=rdp", "privacy.max_epsilon=40"]
 

@@ -14,13 +14,13 @@ import pytest
 from factors import weight_updates
 from forked import ForkedCommand
 from loopback import wait_until
+from tiny_runs import TINY
 
 from fedsvd.cli import main
 from fedsvd.runs.folder import read_json
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["experiment=smoke", "plots=false", "data.max_train_examples=60", "data.max_test_examples=20"]
 OPEN = [*TINY, "privacy=none"]
 LONG = [*OPEN, "train.num_rounds=2000"]
 COMMANDS = [

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tiny_runs import ONE_ROUND
 
 from fedsvd.cli import main
 from fedsvd.config.compose import compose
@@ -13,14 +14,7 @@ from fedsvd.runs.ownership import owned
 
 pytestmark = pytest.mark.slow
 
-TINY = [
-    "experiment=smoke",
-    "train.num_rounds=1",
-    "plots=false",
-    "data.max_train_examples=60",
-    "data.max_test_examples=20",
-]
-OPEN = [*TINY, "privacy=none"]
+OPEN = [*ONE_ROUND, "privacy=none"]
 
 
 def rounds(folder: Path) -> list[int]:
@@ -117,7 +111,7 @@ def test_a_resume_that_the_budget_cannot_hold_does_not_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    assert main(["train", *TINY, "privacy.accountant=rdp", f"hydra.run.dir={run}"]) == 0
+    assert main(["train", *ONE_ROUND, f"hydra.run.dir={run}"]) == 0
     files = ("run.json", "metrics.jsonl", "overrides.json", "config.yaml", "privacy.json")
     before = [(run / name).read_bytes() for name in files]
     capsys.readouterr()
@@ -138,7 +132,8 @@ def test_own_yaml_files_are_used_resumed_and_swept(tmp_path: Path, monkeypatch: 
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     text = "# @package _global_\ndefaults:\n  - smoke\n  - _self_\ndata:\n  max_train_examples: 61\n"
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(text, encoding="utf-8")
-    mine = ["-cd", "conf", "experiment=mine", *OPEN[1:3], "data.max_test_examples=20", "privacy=none"]
+    mine = ["-cd", "conf", "experiment=mine", "plots=false", "train.num_rounds=1", "data.max_test_examples=20"]
+    mine += ["privacy=none"]
 
     assert main(["train", *mine, "hydra.run.dir=run"]) == 0
     assert "max_train_examples: 61" in (tmp_path / "run" / "config.yaml").read_text()

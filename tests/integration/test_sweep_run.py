@@ -7,16 +7,13 @@ from browser import browse
 from forked import ForkedCommand
 from loopback import wait_until
 from PIL import Image
+from tiny_runs import ONE_ROUND
 
 from fedsvd.cli import main
 from fedsvd.report.plots import BLUE, VERMILION
 from fedsvd.runs.folder import read_json
 
-TINY = [
-    "experiment=smoke", "plots=false", "train.num_rounds=1", "data.max_train_examples=60", "data.max_test_examples=20",
-    "privacy.accountant=rdp",
-]  # fmt: skip
-GRID = [*TINY, "method=fedsvd,ffa_lora", "privacy.target_epsilon=3,6", "tracking=tensorboard"]
+GRID = [*ONE_ROUND, "method=fedsvd,ffa_lora", "privacy.target_epsilon=3,6", "tracking=tensorboard"]
 pytestmark = pytest.mark.slow
 
 
@@ -56,7 +53,7 @@ def test_sweep_runs_all_jobs_and_skips_finished_ones_when_resumed(
 
 
 def test_killed_sweep_resumes_with_the_interrupted_run(tmp_path: Path) -> None:
-    overrides = [*TINY, "train.num_rounds=6", "privacy=none", "seed=0,1", f"hydra.sweep.dir='{tmp_path}'"]
+    overrides = [*ONE_ROUND, "train.num_rounds=6", "privacy=none", "seed=0,1", f"hydra.sweep.dir='{tmp_path}'"]
     process = ForkedCommand(tmp_path, "train", "-m", *overrides)
     wait_until((tmp_path / "seed=1" / "checkpoints" / "round-000002").exists, 900, "the second run's checkpoint")
     process.kill()
@@ -80,7 +77,7 @@ def test_other_launchers_run_the_sweep_in_other_processes(
     launcher: str, settings: list[str], num_runs: int, tmp_path: Path
 ) -> None:
     seeds = ",".join(map(str, range(num_runs)))
-    assert sweep(tmp_path, *TINY, f"seed={seeds}", f"hydra/launcher={launcher}", *settings) == 0
+    assert sweep(tmp_path, *ONE_ROUND, f"seed={seeds}", f"hydra/launcher={launcher}", *settings) == 0
 
     finished = [read_json(path)["finished_at"] for path in tmp_path.rglob("run.json")]
     assert len(finished) == num_runs
@@ -90,7 +87,7 @@ def test_other_launchers_run_the_sweep_in_other_processes(
 # Hydra's sweeper needs Optuna 2, which was written for an older SQLAlchemy than the one that Flower requires.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_search_runs_its_trials_and_resumes(tmp_path: Path) -> None:
-    overrides = [*TINY, "experiment=tune", "model=tiny", "train.batch_size=16", "hydra.sweeper.n_trials=2"]
+    overrides = [*ONE_ROUND, "experiment=tune", "model=tiny", "train.batch_size=16", "hydra.sweeper.n_trials=2"]
     overrides = [override for override in overrides if override != "experiment=smoke"] + [
         "federation.num_clients=2",
         "partition=iid",
