@@ -26,14 +26,16 @@ from fedsvd.errors import BudgetExceededError, LedgerError, ReplayedMessageError
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger import Budget, Ledger
 from fedsvd.privacy.ledger_accounts import open_account
+from fedsvd.privacy.ledger_entries import LedgerState
 
-SPEND, DELTA, MAX_CHARGES = Spend(1.0, 0.05, 5), 1e-5, 60
+SPEND, DELTA, MAX_CHARGES, V1_CHARGES = Spend(1.0, 0.05, 5), 1e-5, 60, 3
 BUDGET_EPSILON = epsilon([SPEND] * MAX_CHARGES, DELTA, "rdp")
 BUDGET = Budget(BUDGET_EPSILON, DELTA, BUDGET_EPSILON, DELTA, "rdp")
-V1_CHARGES = 3
 PHASES = ("open", "migrate", "change", "reserve", "train", "mark", "reply", "replied", "account")
 REPEATED_PHASES = [phase for phase in PHASES if phase not in ("migrate", "account")]
 TRIALS_PER_LEDGER = 8
+# The budget of every third ledger is used up in the end, after this number of replays.
+USED_UP, REPLAYS = 3, 20
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Result:
     migrated: int = 0
     changes: int = 0
     accounts: int = 0
+    ledgers: int = 0
     violations: list[str] = field(default_factory=list)
 
 
@@ -106,10 +109,7 @@ def start(folder: Path, messages: Sequence[str] | None) -> tuple[int, int]:
     status = 1
     try:
         os.close(reading)
-        if messages is None:
-            owner(folder, writing)
-        else:
-            client(folder, messages, writing)
+        owner(folder, writing) if messages is None else client(folder, messages, writing)
         status = 0
     finally:
         os._exit(status)
@@ -121,9 +121,8 @@ def kill_at_random_moment(process: int, reading: int, rng: random.Random, phase:
     Without ``phase``, the phase is random.
     """
     # Only the first write to a ledger of version 1 migrates, and only the owner opens an account.
-    target, visits, last = PHASES.index(phase or rng.choice(REPEATED_PHASES)), rng.randrange(1, 4), "start"
-    if phase is not None:
-        visits = 1
+    target, last = PHASES.index(phase or rng.choice(REPEATED_PHASES)), "start"
+    visits = 1 if phase else rng.randrange(1, 4)
     while visits:
         ready, _, _ = select.select([reading], [], [], 30)
         report = os.read(reading, 1) if ready else b""
@@ -144,8 +143,8 @@ def kill_at_random_moment(process: int, reading: int, rng: random.Random, phase:
     return last if os.WIFSIGNALED(status) else "ended before"
 
 
-def check(folder: Path, result: Result) -> None:
-    """Compare the released results with the charges; opening the ledger checks its pages and its chain of digests."""
+def check(folder: Path, result: Result) -> LedgerState:
+    """Compare the released results with the charges, and return these; opening the ledger checks its digests."""
     with Ledger.open(folder / "ledger", "data of the check") as ledger:
         state = ledger.state()
     entries = state.entries
@@ -171,6 +170,7 @@ def check(folder: Path, result: Result) -> None:
             for event in state.events
         ):
             result.violations.append(f"no event for the change from {before} to {after}")
+    return state
 
 
 def _lines(path: Path) -> list[str]:
@@ -199,7 +199,15 @@ def stress_one_ledger(folder: Path, rng: random.Random, result: Result) -> None:
         if trial == account_trial:
             _open_account_while_killed(folder, rng, result)
         check(folder, result)
-    _use_up_budget(folder, messages, result)
+    if result.ledgers % USED_UP == 0:
+        _use_up_budget(folder, rng.sample(messages, REPLAYS), result)
+    result.ledgers += 1
+    state = check(folder, result)
+    result.charged += len(state.entries) - V1_CHARGES
+    result.changes += sum(event.kind == "data" for event in state.events)
+    result.accounts += state.account - 1
+    result.released += len(_lines(folder / "released"))
+    result.replays_refused += sum("Replayed" in line for line in _lines(folder / "declined"))
 
 
 def _open_account_while_killed(folder: Path, rng: random.Random, result: Result) -> None:
@@ -221,16 +229,8 @@ def _use_up_budget(folder: Path, messages: Sequence[str], result: Result) -> Non
     process, reading = start(folder, [*messages, *(f"last-{number}" for number in range(MAX_CHARGES + 1))])
     os.waitpid(process, 0)
     os.close(reading)
-    check(folder, result)
-    with Ledger.open(folder / "ledger", "data of the check") as ledger:
-        state = ledger.state()
-    if len(state.counting) != MAX_CHARGES:
-        result.violations.append(f"{len(state.counting)} charges at the end instead of {MAX_CHARGES}")
-    result.charged += len(state.entries) - V1_CHARGES
-    result.changes += sum(event.kind == "data" for event in state.events)
-    result.accounts += state.account - 1
-    result.released += len(_lines(folder / "released"))
-    result.replays_refused += sum("Replayed" in line for line in _lines(folder / "declined"))
+    if (charges := len(check(folder, result).counting)) != MAX_CHARGES:
+        result.violations.append(f"{charges} charges at the end instead of {MAX_CHARGES}")
 
 
 def main(folder: Path, trials: int) -> None:

@@ -38,3 +38,4 @@ def test_killed_clients_never_under_count_exceed_the_budget_or_corrupt_the_ledge
     assert result["migrated"] > 0
     assert result["changes"] > 20
     assert result["accounts"] > 0
+    assert result["ledgers"] >= 20
