@@ -25,8 +25,8 @@ from fedsvd.runs.folder import RunFolder, read_rows
 from fedsvd.runtime.data import load_client_data, load_test_batches
 from fedsvd.runtime.model import initial_adapter
 
-# The third of five rounds is interrupted.
-INTERRUPTED, ROUNDS = 3, 5
+# The third of four rounds is interrupted.
+INTERRUPTED, ROUNDS = 3, 4
 COMMON = [
     "experiment=smoke", "plots=false", f"train.num_rounds={ROUNDS}", "train.momentum=0.5",
     "train.server_optimizer=momentum", "data.max_train_examples=60", "data.max_test_examples=20",
@@ -86,7 +86,6 @@ DELETION = "while an old checkpoint is deleted"
 # Points of interruption.
 POINTS: dict[str, Callable[[], None]] = {
     "during aggregation": lambda: patch(FedSVD, "server_step", die, steps_interrupted_round),
-    "after the step": lambda: patch(FedSVD, "server_step", die, steps_interrupted_round, after=True),
     "between a checkpoint's files": lambda: patch(
         server.checkpoint, "write_json", die, lambda path, state: state["server_round"] == INTERRUPTED
     ),

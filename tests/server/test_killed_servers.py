@@ -14,12 +14,11 @@ ROOT = DRIVER.parents[2]
 # By point of interruption, the round of the newest checkpoint and the other entries of the checkpoint directory.
 REMAINING = {
     "during aggregation": (2, []),
-    "after the step": (2, []),
     "between a checkpoint's files": (2, [".tmp"]),
     "right before the rename": (2, [".tmp"]),
     "right after the rename": (3, []),
     "before the rows": (3, []),
-    "after the last checkpoint": (5, []),
+    "after the last checkpoint": (4, []),
     "while an old checkpoint is deleted": (3, [".tmp-round-000000"]),
     "disk full": (2, []),
 }
@@ -59,10 +58,10 @@ def test_interrupted_and_resumed_run_gives_the_same_result(point: str, results: 
     assert result["best"] == ({} if point == "while an old checkpoint is deleted" else uninterrupted["best"])
     assert [_comparable(row) for row in result["rows"]] == [_comparable(row) for row in uninterrupted["rows"]]
     starts = [row["privacy"]["start"] for row in result["rows"]]
-    assert starts == [0] * (newest + 1) + [1] * (5 - newest)
+    assert starts == [0] * (newest + 1) + [1] * (4 - newest)
     # The best round's checkpoint is kept, whatever its age.
     assert result["checkpoints"][-3:] == uninterrupted["checkpoints"][-3:]
-    assert f"resuming after round {newest} of 5" in result["later"]
+    assert f"resuming after round {newest} of 4" in result["later"]
 
 
 @pytest.mark.slow
@@ -72,7 +71,7 @@ def test_repeated_round_is_charged_twice_and_reported(point: str, results: dict[
 
     assert (result["status"], result["resumed"]) == (-9, 0)
     for ledger in result["ledgers"].values():
-        assert ledger["rounds"] == ([1, 2, 3, 3, 4, 5] if repeated else [1, 2, 3, 4, 5])
+        assert ledger["rounds"] == ([1, 2, 3, 3, 4] if repeated else [1, 2, 3, 4])
         assert ledger["reported"] == ledger["steps"]
 
 
