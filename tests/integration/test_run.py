@@ -8,8 +8,6 @@ import peft
 import pytest
 import torch
 from datasets import Dataset
-from forked import ForkedCommand
-from loopback import wait_until
 from safetensors.torch import load_file
 
 import fedsvd
@@ -118,25 +116,6 @@ def test_client_trains_alone(tmp_path: Path) -> None:
 
     assert list(read_json(folder / "privacy.json")["clients"]) == ["1"]
     assert [row["clients_used"] for row in read_rows(folder / "metrics.jsonl")] == [0, 1, 1]
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_run_gives_identical_weights(tmp_path: Path) -> None:
-    overrides = ["privacy=none", "train.num_rounds=8", "federation.num_clients=3", "federation.clients_per_round=2",
-                 "train.lr_scheduler_type=cosine", "train.warmup_rounds=4"]  # fmt: skip
-    expected = load_adapter(train(tmp_path / "uninterrupted", *overrides))
-    folder = tmp_path / "killed"
-    arguments = ["train", "experiment=smoke", "plots=false", f"hydra.run.dir={folder}", *overrides]
-    process = ForkedCommand(tmp_path, *arguments)
-    wait_until((folder / "checkpoints" / "round-000003").exists, 240, "the third checkpoint")
-    process.kill()
-    assert not (folder / "adapter").exists(), "the run finished before it could be killed"
-
-    assert main(["train", f"resume={folder}"]) == 0
-
-    resumed = load_adapter(folder)
-    assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
-    assert [row["server_round"] for row in read_rows(folder / "metrics.jsonl")] == list(range(9))
 
 
 @pytest.mark.slow

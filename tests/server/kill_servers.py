@@ -31,7 +31,11 @@ COMMON = [
     "experiment=smoke", "plots=false", f"train.num_rounds={ROUNDS}", "train.momentum=0.5",
     "train.server_optimizer=momentum", "data.max_train_examples=60", "data.max_test_examples=20",
 ]  # fmt: skip
-NON_PRIVATE = [*COMMON, "privacy=none", "train.head=private"]
+# The sampled clients and the learning rate depend on the round.
+NON_PRIVATE = [
+    *COMMON, "privacy=none", "train.head=private", "federation.num_clients=3", "federation.clients_per_round=2",
+    "train.lr_scheduler_type=cosine", "train.warmup_rounds=2",
+]  # fmt: skip
 # A fixed noise multiplier, which needs no calibration, and a budget for any number of repeated rounds.
 PRIVATE = [*COMMON, "privacy.accountant=rdp", "privacy.noise_multiplier=2", "privacy.target_epsilon=100"]
 
@@ -155,7 +159,8 @@ def interrupt_and_resume(folder: Path, overrides: list[str], point: str) -> dict
 def main(folder: Path) -> None:
     config = compose(NON_PRIVATE)
     # Fill the caches before forking.
-    load_client_data(config, 0), load_client_data(config, 1)
+    for number in range(config.federation.num_clients):
+        load_client_data(config, number)
     load_test_batches(config)
     initial_adapter(config, build_method(config.method))
     results: dict[str, Any] = {}
