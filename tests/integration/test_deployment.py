@@ -122,7 +122,7 @@ def test_private_run_of_a_language_model_is_charged_only_at_the_site_that_took_p
     model = [f"model.source={save_chat_model(tmp_path / 'model')}", "model=tiny_llama", "data.labels=null"]
     model += ["data.messages_column=messages", "data.label_column=null"]
     run = tmp_path / "run"
-    training = ["train.num_rounds=1", "train.local_steps=5", "federation.num_clients=2"]
+    training = ["train.num_rounds=1", "train.local_steps=5", "federation.num_clients=2", "privacy.accountant=rdp"]
     assert submit(federation, run, *model, *training) == 0
 
     rows = read_rows(run / "metrics.jsonl")
