@@ -70,7 +70,7 @@ class Federation:
         self.services.wait(lambda: rows.exists() and len(read_rows(rows)) > count, 300, f"round {count}")
 
     def wait_for_end(self, run: Path) -> None:
-        self.services.wait((run / "adapter" / "adapter_model.safetensors").exists, 300, "the end of the run")
+        self.services.wait((run / "adapter" / "adapter_config.json").exists, 300, "the end of the run")
 
 
 def ancestor(process: int, wanted: Collection[int]) -> int:
