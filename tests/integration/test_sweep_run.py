@@ -53,9 +53,9 @@ def test_sweep_runs_all_jobs_and_skips_finished_ones_when_resumed(
 
 
 def test_killed_sweep_resumes_with_the_interrupted_run(tmp_path: Path) -> None:
-    overrides = [*ONE_ROUND, "train.num_rounds=6", "privacy=none", "seed=0,1", f"hydra.sweep.dir='{tmp_path}'"]
+    overrides = [*ONE_ROUND, "train.num_rounds=4", "privacy=none", "seed=0,1", f"hydra.sweep.dir='{tmp_path}'"]
     process = ForkedCommand(tmp_path, "train", "-m", *overrides)
-    wait_until((tmp_path / "seed=1" / "checkpoints" / "round-000002").exists, 900, "the second run's checkpoint")
+    wait_until((tmp_path / "seed=1" / "checkpoints" / "round-000001").exists, 900, "the second run's checkpoint")
     process.kill()
     first = finish_times(tmp_path)
     assert first["seed=0"]
@@ -69,19 +69,15 @@ def test_killed_sweep_resumes_with_the_interrupted_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "settings", "num_runs"),
-    # Each run of submitit starts an interpreter.
-    [("joblib", ["hydra.launcher.n_jobs=2"], 2), ("submitit_local", ["hydra.launcher.timeout_min=10"], 1)],
+    ("launcher", "settings"),
+    [("joblib", ["hydra.launcher.n_jobs=2"]), ("submitit_local", ["hydra.launcher.timeout_min=10"])],
 )
-def test_other_launchers_run_the_sweep_in_other_processes(
-    launcher: str, settings: list[str], num_runs: int, tmp_path: Path
-) -> None:
-    seeds = ",".join(map(str, range(num_runs)))
-    assert sweep(tmp_path, *ONE_ROUND, f"seed={seeds}", f"hydra/launcher={launcher}", *settings) == 0
+def test_other_launchers_run_the_sweep_in_other_processes(launcher: str, settings: list[str], tmp_path: Path) -> None:
+    # Each run starts an interpreter.
+    assert sweep(tmp_path, *ONE_ROUND, "seed=0", f"hydra/launcher={launcher}", *settings) == 0
 
-    finished = [read_json(path)["finished_at"] for path in tmp_path.rglob("run.json")]
-    assert len(finished) == num_runs
-    assert all(finished)
+    [record] = [read_json(path) for path in tmp_path.rglob("run.json")]
+    assert record["state"] == "finished"
 
 
 # Hydra's sweeper needs Optuna 2, which was written for an older SQLAlchemy than the one that Flower requires.
