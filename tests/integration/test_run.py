@@ -104,7 +104,7 @@ def test_fedsvd_learns_on_a_real_model(tmp_path: Path) -> None:
     folder = train(
         tmp_path, "method=fedsvd", "privacy=none", "train.head=private", "model=minilm", "model.lora_alpha=16",
         "train=adamw", "train.learning_rate=0.005", "train.num_rounds=4", "train.local_steps=4", "partition=iid",
-        "data.max_train_examples=48", "data.max_test_examples=16",
+        "data.max_train_examples=48", "data.max_test_examples=16", "model.max_length=32", "train.eval_every=4",
     )  # fmt: skip
 
     losses = [row["train_loss"] for row in read_rows(folder / "metrics.jsonl") if row["train_loss"] is not None]
