@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from factors import load_adapter
 from flower_home import flower_home
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from loopback import copy_app, wait_until
-from safetensors.torch import load_file
 
 from fedsvd.cli import main
 from fedsvd.config import FederationConfig
@@ -20,10 +20,6 @@ from fedsvd.launch.in_process import run_local
 from fedsvd.launch.simulation import run_simulation
 
 OVERRIDES = ["experiment=smoke", "privacy=none", "train.head=private", "method=fedsvd", "plots=false"]
-
-
-def load_adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
+from factors import load_adapter
 
 import fedsvd
 from fedsvd.cli import main
@@ -24,10 +24,6 @@ from fedsvd.training.objectives import make_objective
 def train(folder: Path, *overrides: str, plots: bool = False) -> Path:
     fedsvd.train("experiment=smoke", f"plots={plots}", *overrides, run_dir=folder)
     return folder
-
-
-def load_adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
 @pytest.fixture(scope="module")
