@@ -1,12 +1,12 @@
 """The guarantee of a whole run: the weakest of its rounds, and never below what an accountant finds in the rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opacus.accountants import create_accountant
+from resumed_runs import accounted
 
 from fedsvd.config.compose import as_dict, compose
 from fedsvd.config.flat import flatten
@@ -162,13 +162,6 @@ def test_without_a_guarantee_nothing_is_said_of_epsilon_in_a_run_without_rounds(
 )
 def test_rounds_are_formatted_as_spans(rounds: list[int], text: str) -> None:
     assert format_rounds(rounds) == text
-
-
-def accounted(spends: Sequence[Spend], delta: float = 1e-5) -> float:
-    """Return ε of charges, from Opacus itself."""
-    accountant = create_accountant("rdp")
-    accountant.history = [(spend.noise_multiplier, spend.sample_rate, spend.steps) for spend in spends]
-    return float(accountant.get_epsilon(delta)) if spends else 0.0
 
 
 _ROUNDS = st.tuples(
