@@ -5,21 +5,18 @@ import math
 import pytest
 import torch
 from torch import nn
+from train_configs import train_config
 
-from fedsvd.config import TrainConfig
 from fedsvd.privacy.physical_batches import BatchLimit
 from fedsvd.training.loop import make_optimizer, train_plain
-
-
-def config(**changes: object) -> TrainConfig:
-    values = {"optimizer": "sgd", "learning_rate": 0.5, "num_rounds": 4, "local_steps": 1, "batch_size": 2} | changes
-    return TrainConfig(**values)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_optimizer_has_the_learning_rate_of_the_round(optimizer: str) -> None:
     built = make_optimizer(
-        [nn.Parameter(torch.ones(1))], config(optimizer=optimizer, lr_scheduler_type="linear", weight_decay=0.1), 3
+        [nn.Parameter(torch.ones(1))],
+        train_config(optimizer=optimizer, lr_scheduler_type="linear", weight_decay=0.1),
+        3,
     )
 
     assert built.param_groups[0]["lr"] == 0.25
@@ -39,12 +36,12 @@ def squares(model: nn.Module, positions: list[int]) -> torch.Tensor:
 
 def test_one_step_is_taken_per_batch_and_none_for_an_empty_batch() -> None:
     model = Line()
-    loss = train_plain(model, make_optimizer([model.weight], config(), 1), squares, [[1, 3], [], [5]])
+    loss = train_plain(model, make_optimizer([model.weight], train_config(), 1), squares, [[1, 3], [], [5]])
 
     # w: 0 → 0 + 0.5·2·2 = 2 → 2 + 0.5·2·3 = 5; losses (1 + 9)/2 and 9.
     assert model.weight.item() == 5.0
     assert loss == 7.0
-    assert math.isnan(train_plain(model, make_optimizer([model.weight], config(), 1), squares, [[], []]))
+    assert math.isnan(train_plain(model, make_optimizer([model.weight], train_config(), 1), squares, [[], []]))
 
 
 def test_a_batch_in_physical_batches_takes_the_same_step() -> None:
