@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from fedsvd.models.embedded import quiet_transformers, resolve_source
@@ -35,6 +36,8 @@ DECODERS: Mapping[str, dict[str, Any]] = {
     "bloom": {**_IDS, "hidden_size": 32, "n_layer": 2, "n_head": 2},
     "mistral": {**_DECODER, "sliding_window": 16},
 }  # fmt: skip
+# Tokens that all of them have.
+IDS = torch.arange(200, 212).view(2, 6)
 _CLASSES = {"causal_lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification, "base": AutoModel}
 
 
@@ -62,3 +65,10 @@ def save_checkpoint(family: str, folder: Path, kind: str = "", **settings: Any) 
             tokenizer.eos_token = tokenizer.sep_token
         tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    """Return the logits of `IDS`."""
+    with torch.no_grad():
+        values: torch.Tensor = model(input_ids=IDS).logits
+    return values

@@ -5,7 +5,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from families import save_checkpoint
+from families import logits, save_checkpoint
 from transformers import AutoModelForCausalLM
 
 from fedsvd.config import ModelConfig
@@ -13,14 +13,6 @@ from fedsvd.errors import ModelError
 from fedsvd.lora import peft_model
 from fedsvd.lora.initialization import initialize_factors
 from fedsvd.models.loading import load_base, load_causal_lm
-
-IDS = torch.arange(200, 212).view(2, 6)
-
-
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        values: torch.Tensor = model(input_ids=IDS).logits
-    return values
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import save_checkpoint
-from torch import nn
+from families import logits, save_checkpoint
 from transformers import AutoModelForSequenceClassification
 
 from fedsvd.config import ModelConfig
@@ -17,7 +16,6 @@ from fedsvd.models.loading import load_base, load_classifier
 from fedsvd.models.pooling import choose_pooling
 
 TASK = ("negative", "positive")
-IDS = torch.arange(200, 212).view(2, 6)
 
 
 def checkpoint(folder: Path, *names: str, family: str = "electra") -> str:
@@ -26,12 +24,6 @@ def checkpoint(folder: Path, *names: str, family: str = "electra") -> str:
 
 def config(source: str, **settings: object) -> ModelConfig:
     return ModelConfig("own", source, **{"pooling": "auto", "attn_implementation": "auto", **settings})  # type: ignore[arg-type]
-
-
-def logits(model: nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        values: torch.Tensor = model(input_ids=IDS).logits
-    return values
 
 
 @pytest.mark.parametrize("family", ["electra", "mpnet", "deberta-v2", "qwen2"])
