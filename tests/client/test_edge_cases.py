@@ -6,40 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import RecordDict
+from client_rounds import run_first_round, uplink_b
 from node_messages import decline_reason
 
 import client.local_round
-from client.identity import ClientIdentity
-from client.local_round import run_local_round
 from client.node_check import check_node
 from client.setting_warnings import _warn_once
 from fedsvd.cli import main
-from fedsvd.config import Config
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError, DataError, RunError
-from fedsvd.lora.adapter import Part
-from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.runtime.data import load_client_data
-from fedsvd.runtime.model import initial_adapter
-from fedsvd.wire import payload, train_messages
+from fedsvd.wire import train_messages
 
-B: frozenset[Part] = frozenset({"B"})
 ONE_CLIENT = ["federation.num_clients=1", "partition=iid", "partition.min_partition_size=1"]
-
-
-def run_round(config: Config, folder: Path) -> RecordDict:
-    start = initial_adapter(config, build_method(config.method))
-    identity = ClientIdentity(0, 7, folder / "ledger.sqlite")
-    task, factors = train_messages.TrainTask(1, B, B, account="a run"), payload.pack(start, B)
-    return run_local_round(config, identity, task, factors, "message")
-
-
-def uplink_b(config: Config, content: RecordDict) -> torch.Tensor:
-    start = initial_adapter(config, build_method(config.method))
-    parts = payload.unpack(train_messages.read_train_reply(content)[1], B, start, torch.device("cpu"))
-    return torch.cat([tensor.reshape(-1) for tensor in parts["B"].values()])
 
 
 @pytest.mark.slow
@@ -48,7 +28,7 @@ def test_client_with_one_example_takes_part(privacy: str, tmp_path: Path) -> Non
     config = compose(["experiment=smoke", f"privacy={privacy}", "data.max_train_examples=1", *ONE_CLIENT])
     assert len(load_client_data(config, 0).examples) == 1
 
-    content = run_round(config, tmp_path)
+    content = run_first_round(config, tmp_path)
 
     assert torch.isfinite(uplink_b(config, content)).all()
     assert train_messages.read_train_reply(content)[0].num_examples == 1
@@ -61,7 +41,7 @@ def test_client_without_examples_declines_before_spending(tmp_path: Path, monkey
     monkeypatch.setattr(client.local_round, "load_client_data", lambda *_: empty)
 
     with pytest.raises(DataError, match="client 0 has no examples"):
-        run_round(config, tmp_path)
+        run_first_round(config, tmp_path)
     assert not (tmp_path / "ledger.sqlite").exists()
 
 
@@ -92,8 +72,8 @@ def test_batch_larger_than_the_data_uses_all_examples_and_warns_once(
     _warn_once.cache_clear()
     config = compose(["experiment=smoke", "train.batch_size=1000"])
     with caplog.at_level(logging.WARNING):
-        report, _ = train_messages.read_train_reply(run_round(config, tmp_path / "first"))
-        run_round(config, tmp_path / "second")
+        report, _ = train_messages.read_train_reply(run_first_round(config, tmp_path / "first"))
+        run_first_round(config, tmp_path / "second")
 
     assert report.sample_rate == 1.0
     [warning] = [record.getMessage() for record in caplog.records if "batch_size = 1000" in record.getMessage()]
@@ -105,14 +85,14 @@ def test_too_large_delta_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptu
     for delta, warns in ((1e-5, False), (0.02, True)):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            run_round(compose(["experiment=smoke", f"privacy.target_delta={delta}"]), tmp_path / str(delta))
+            run_first_round(compose(["experiment=smoke", f"privacy.target_delta={delta}"]), tmp_path / str(delta))
         assert ("privacy.target_delta = 0.02 is at least 1/" in caplog.text) is warns
 
 
 def test_diverging_local_training_raises(tmp_path: Path) -> None:
     config = compose(["experiment=smoke", "privacy=none", "train.learning_rate=1e30", "train.local_steps=20"])
     with pytest.raises(RunError, match=r"the loss of a batch is (nan|inf).*learning_rate"):
-        run_round(config, tmp_path)
+        run_first_round(config, tmp_path)
 
 
 @pytest.mark.slow

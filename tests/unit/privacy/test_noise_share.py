@@ -4,32 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import RecordDict
+from client_rounds import run_first_round, uplink_b
 
-from client.identity import ClientIdentity
-from client.local_round import run_local_round
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
 from fedsvd.errors import ConfigError
-from fedsvd.lora.adapter import Part
-from fedsvd.methods import build_method
 from fedsvd.privacy.client_level import run_spend
 from fedsvd.privacy.noise_share import client_noise_multiplier, equal_weights
-from fedsvd.runtime.model import initial_adapter
-from fedsvd.wire import payload, train_messages
 
-B: frozenset[Part] = frozenset({"B"})
 SECURE = ["experiment=smoke", "federation.secure_aggregation=true", "privacy.noise_share=true"]
 EXAMPLE = ["privacy=dp_sgd", "privacy.noise_multiplier=3", "train.local_steps=1", "train.lr_scheduler_type=constant"]
 
 
 def sent_update(config: Config, folder: Path) -> torch.Tensor:
-    start = initial_adapter(config, build_method(config.method))
-    identity = ClientIdentity(0, 7, folder / "ledger.sqlite")
-    task = train_messages.TrainTask(1, B, B, account="a run")
-    content: RecordDict = run_local_round(config, identity, task, payload.pack(start, B), "message")
-    parts = payload.unpack(train_messages.read_train_reply(content)[1], B, start, torch.device("cpu"))
-    return torch.cat([tensor.reshape(-1) for tensor in parts["B"].values()])
+    return uplink_b(config, run_first_round(config, folder))
 
 
 @pytest.mark.parametrize("survivors", [2, 4])
