@@ -4,17 +4,11 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from ledger_charges import DELTA, SPEND, epsilon_of
 
 from fedsvd.errors import BudgetExceededError, LedgerError, ReplayedMessageError
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger import Budget, Ledger
-
-SPEND = Spend(1.0, 0.05, 5)
-DELTA = 1e-5
-
-
-def epsilon_of(count: int) -> float:
-    return epsilon([SPEND] * count, DELTA, "rdp")
 
 
 def reserve(

@@ -4,18 +4,13 @@ import ast
 from pathlib import Path
 
 import pytest
+from ledger_charges import DELTA, SPEND, epsilon_of
 
 from fedsvd.errors import BudgetExceededError, LedgerError, ReplayedMessageError
-from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger import Budget, Ledger
 from fedsvd.privacy.ledger_accounts import SERVER_FINGERPRINT, open_account
 
-SPEND, DELTA = Spend(1.0, 0.05, 5), 1e-5
 ROOT = Path(__file__).parents[3]
-
-
-def epsilon_of(count: int) -> float:
-    return epsilon([SPEND] * count, DELTA, "rdp")
 
 
 def budget(charges: int = 100) -> Budget:

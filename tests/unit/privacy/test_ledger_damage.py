@@ -1,13 +1,13 @@
 """Tests that a damaged or foreign ledger is refused with a reason, and never treated as empty."""
 
 import random
-import shutil
 import sqlite3
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from interrupted_writes import interrupt_write
 
 from fedsvd.errors import LedgerError
 from fedsvd.privacy.accounting import Spend
@@ -195,19 +195,10 @@ def test_read_only_ledger_cannot_be_charged(path: Path) -> None:
 
 
 def test_interrupted_write_is_rolled_back_by_the_client_but_not_by_a_reader(path: Path, tmp_path: Path) -> None:
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA cache_size=1")
-    connection.execute("BEGIN IMMEDIATE")
-    for number in range(200):
-        connection.execute(f"INSERT INTO owner VALUES ('{'x' * 3000}', '{number}')")
-    (tmp_path / "interrupted").mkdir()
-    for name in ("ledger", "ledger-journal"):
-        shutil.copy(tmp_path / name, tmp_path / "interrupted" / name)
-    connection.execute("ROLLBACK")
-    connection.close()
+    interrupted = interrupt_write(path, tmp_path / "interrupted")
 
     with pytest.raises(LedgerError, match="unfinished write"):
-        Ledger.read(tmp_path / "interrupted" / "ledger")
-    assert open_and_read(tmp_path / "interrupted" / "ledger") == HISTORY
-    with Ledger.read(tmp_path / "interrupted" / "ledger") as ledger:
+        Ledger.read(interrupted)
+    assert open_and_read(interrupted) == HISTORY
+    with Ledger.read(interrupted) as ledger:
         assert ledger.history() == HISTORY

@@ -1,24 +1,18 @@
 """Tests of ledgers of the first schema version: they open as they are, and their first write migrates them."""
 
 import multiprocessing
-import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
+from interrupted_writes import interrupt_write
+from ledger_charges import DELTA, SPEND, epsilon_of
 from ledger_v1 import schema_version, write_ledger_v1
 
 from fedsvd.errors import BudgetExceededError, LedgerError
 from fedsvd.privacy import ledger_schema
-from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger import Budget, Ledger
 from fedsvd.privacy.ledger_accounts import open_account
-
-SPEND, DELTA = Spend(1.0, 0.05, 5), 1e-5
-
-
-def epsilon_of(count: int) -> float:
-    return epsilon([SPEND] * count, DELTA, "rdp")
 
 
 def reserve(path: Path, data: str, message: str, charges: int = 100) -> float:
@@ -77,24 +71,14 @@ def test_damaged_ledger_of_version_1_is_refused(v1: Path) -> None:
 
 
 def test_interrupted_migration_leaves_the_old_ledger(v1: Path, tmp_path: Path) -> None:
-    connection = sqlite3.connect(v1, isolation_level=None)
-    connection.execute("PRAGMA cache_size=1")
-    connection.execute("BEGIN IMMEDIATE")
-    ledger_schema.migrate(connection)
-    for number in range(200):
-        connection.execute(f"INSERT INTO owner VALUES ('{'x' * 3000}', '{number}')")
-    (tmp_path / "interrupted").mkdir()
-    for name in ("ledger", "ledger-journal"):
-        shutil.copy(tmp_path / name, tmp_path / "interrupted" / name)
-    connection.execute("ROLLBACK")
-    connection.close()
+    interrupted = interrupt_write(v1, tmp_path / "interrupted", ledger_schema.migrate)
 
     with pytest.raises(LedgerError, match="unfinished write"):
-        Ledger.read(tmp_path / "interrupted" / "ledger")
-    with Ledger.open(tmp_path / "interrupted" / "ledger", "january") as ledger:
+        Ledger.read(interrupted)
+    with Ledger.open(interrupted, "january") as ledger:
         assert ledger.history() == [SPEND, SPEND]
-    assert schema_version(tmp_path / "interrupted" / "ledger") == 1
-    assert reserve(tmp_path / "interrupted" / "ledger", "january", "a") == epsilon_of(3)
+    assert schema_version(interrupted) == 1
+    assert reserve(interrupted, "january", "a") == epsilon_of(3)
 
 
 def _charge_until_refused(path: str, name: str) -> int:
