@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from token_losses import LENGTHS, losses
+from token_losses import assert_fused_gradients_are_those_of_single_examples
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: scripts/test_quantized")
@@ -21,11 +21,9 @@ from fedsvd.lora.initialization import initialize_factors
 from fedsvd.lora.quantized import is_quantized
 from fedsvd.models.load_options import LoadOptions
 from fedsvd.models.loading import load_base, load_causal_lm
-from fedsvd.privacy.grad_sample_modes import per_example_gradients
 from fedsvd.runs.folder import read_json, read_rows
 from fedsvd.trained.prediction import class_logits, unlabeled_dataset
 from fedsvd.trained.run import load_trained_model, read_run
-from fedsvd.training.per_example_gradients import fused_gradients
 
 KINDS = ("nf4", "int8")
 TEXTS = ["A fine film.", "Dull, dull, dull."]
@@ -64,15 +62,7 @@ def test_fused_gradients_equal_those_of_single_examples(
         # An evaluation must not change what training computes.
         model.eval()(input_ids=torch.full((2, 5), 300))
 
-    fused = per_example_gradients(model, losses, range(len(LENGTHS)), fused_gradients)
-
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert fused.keys() == trained.keys()
-    for position in range(len(LENGTHS)):
-        alone = torch.autograd.grad(losses(model, [position]).sum(), list(trained.values()))
-        whole = torch.cat([gradient.flatten() for gradient in alone])
-        difference = torch.cat([fused[name][position].flatten() for name in trained]) - whole
-        assert difference.norm() <= tolerance * whole.norm()
+    assert_fused_gradients_are_those_of_single_examples(model, tolerance)
 
 
 @pytest.mark.parametrize("kind", KINDS)

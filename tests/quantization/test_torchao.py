@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from families import save_checkpoint
-from token_losses import LENGTHS, losses
+from token_losses import assert_fused_gradients_are_those_of_single_examples
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, TorchAoConfig
 
 pytest.importorskip("torchao", reason="needs torchao: scripts/test_quantized")
@@ -22,10 +22,8 @@ from fedsvd.lora.initialization import initialize_factors
 from fedsvd.lora.quantized import is_quantized
 from fedsvd.models.load_options import LoadOptions
 from fedsvd.models.loading import load_causal_lm, load_tokenizer
-from fedsvd.privacy.grad_sample_modes import per_example_gradients
 from fedsvd.runs.folder import read_json, read_rows
 from fedsvd.trained.run import load_trained_model, read_run
-from fedsvd.training.per_example_gradients import fused_gradients
 
 SITE = "model.layers.0.self_attn.q_proj"
 
@@ -61,14 +59,7 @@ def test_fused_gradients_equal_those_of_single_examples(checkpoint: str, dtype: 
     peft_model.set_trainable(model, {"A", "B"})
     assert quantized_sites(model) == list(peft_model.lora_sites(model))
 
-    fused = per_example_gradients(model, losses, range(len(LENGTHS)), fused_gradients)
-
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for position in range(len(LENGTHS)):
-        alone = torch.autograd.grad(losses(model, [position]).sum(), list(trained.values()))
-        whole = torch.cat([gradient.flatten() for gradient in alone])
-        difference = torch.cat([fused[name][position].flatten() for name in trained]) - whole
-        assert difference.norm() <= tolerance * whole.norm()
+    assert_fused_gradients_are_those_of_single_examples(model, tolerance)
 
 
 def test_weight_svd_reads_the_weights_that_the_model_computes_with(checkpoint: str, plain: str) -> None:
