@@ -71,15 +71,26 @@ class Clients:
         return Message(content, reply_to=message)
 
 
+def connect(
+    clients: Clients, client_level: ClientLevelServer | None = None, min_survivors: int | None = None
+) -> tuple[FederatedLoRA, SecureGrid, InProcessGrid]:
+    """Return a server of these clients, and its grid with and without secure sums."""
+    config = clients.config
+    adapter = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(ROWS, 2)}, head={}, scale={"s": 1.0})
+    inner = InProcessGrid(clients.app, config.federation.num_clients, {})
+    grid = SecureGrid(inner, min_survivors or config.federation.min_survivors)
+    return FederatedLoRA(build_method(config.method), config, adapter, 0, client_level, grid), grid, inner
+
+
+def requests(strategy: FederatedLoRA, grid: SecureGrid, server_round: int = 1) -> list[Message]:
+    return list(strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid))
+
+
 def run_round(
     clients: Clients, client_level: ClientLevelServer | None = None, between: Callable[[], None] | None = None
 ) -> tuple[FederatedLoRA, SecureGrid]:
-    config = clients.config
-    adapter = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(ROWS, 2)}, head={}, scale={"s": 1.0})
-    grid = SecureGrid(InProcessGrid(clients.app, config.federation.num_clients, {}), config.federation.min_survivors)
-    strategy = FederatedLoRA(build_method(config.method), config, adapter, 0, client_level, grid)
-    sent = strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)
-    strategy.aggregate_train(1, grid.send_and_receive(sent, timeout=30))
+    strategy, grid, _ = connect(clients, client_level)
+    strategy.aggregate_train(1, grid.send_and_receive(requests(strategy, grid), timeout=30))
     return strategy, grid
 
 
@@ -153,13 +164,9 @@ def test_each_stage_is_answered_once_and_in_order() -> None:
 
 
 def test_replays_after_a_round_reveal_nothing() -> None:
-    config = make_config()
-    clients = Clients(config, {})
-    adapter = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(ROWS, 2)}, head={}, scale={"s": 1.0})
-    inner = InProcessGrid(clients.app, 5, {})
-    grid = SecureGrid(inner, 2)
-    strategy = FederatedLoRA(build_method(config.method), config, adapter, 0, None, grid)
-    list(grid.send_and_receive(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid), timeout=30))
+    clients = Clients(make_config(), {})
+    strategy, grid, inner = connect(clients)
+    list(grid.send_and_receive(requests(strategy, grid), timeout=30))
     trained = list(clients.trained)
 
     for _, message, _ in list(clients.answered):
@@ -172,13 +179,11 @@ def test_replays_after_a_round_reveal_nothing() -> None:
 
 def test_second_sum_of_the_same_round_is_refused() -> None:
     clients = Clients(make_config(), {})
-    adapter = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(ROWS, 2)}, head={}, scale={"s": 1.0})
-    grid = SecureGrid(InProcessGrid(clients.app, 5, {}), 2)
-    strategy = FederatedLoRA(build_method(clients.config.method), clients.config, adapter, 0, None, grid)
+    strategy, grid, _ = connect(clients)
     # A sum of all five clients, then of four: the difference would be the fifth client's update.
-    list(grid.send_and_receive(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid), timeout=30))
+    list(grid.send_and_receive(requests(strategy, grid), timeout=30))
     assert grid.outcome is not None
-    sent = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid))[:4]
+    sent = requests(strategy, grid)[:4]
     replies = list(grid.send_and_receive(sent, timeout=30))
 
     assert grid.outcome is None
@@ -187,7 +192,7 @@ def test_second_sum_of_the_same_round_is_refused() -> None:
         for reply in replies
     )
     assert len(clients.trained) == 5
-    list(grid.send_and_receive(strategy.configure_train(2, ArrayRecord(), ConfigRecord(), grid), timeout=30))
+    list(grid.send_and_receive(requests(strategy, grid, 2), timeout=30))
     assert grid.outcome is not None
 
 
@@ -202,11 +207,8 @@ def test_second_sum_of_the_same_round_is_refused() -> None:
 )
 def test_client_sends_no_shares_for_inconsistent_lists(alive: list[int], dead: list[int], message: str) -> None:
     clients = Clients(make_config(), dict.fromkeys(range(5), "unmask"))
-    inner = InProcessGrid(clients.app, 5, {})
-    adapter = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(ROWS, 2)}, head={}, scale={"s": 1.0})
-    grid = SecureGrid(inner, 2)
-    strategy = FederatedLoRA(build_method(clients.config.method), clients.config, adapter, 0, None, grid)
-    list(grid.send_and_receive(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid), timeout=30))
+    strategy, grid, inner = connect(clients)
+    list(grid.send_and_receive(requests(strategy, grid), timeout=30))
     clients.dropouts = {}
     nodes = sorted(inner.get_node_ids())
     session = clients.answered[0][1].content.config_records[messages.RECORD]["session"]
@@ -219,11 +221,9 @@ def test_client_sends_no_shares_for_inconsistent_lists(alive: list[int], dead: l
 
 def test_client_enforces_min_survivors() -> None:
     clients = Clients(make_config("federation.min_survivors=4"), {})
-    adapter = Adapter(A={"s": torch.eye(2, 3)}, B={"s": torch.zeros(ROWS, 2)}, head={}, scale={"s": 1.0})
     # The server requires only two survivors, and sends the keys of three clients.
-    grid = SecureGrid(InProcessGrid(clients.app, 5, {}), 2)
-    strategy = FederatedLoRA(build_method(clients.config.method), clients.config, adapter, 0, None, grid)
-    sent = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid))[:3]
+    strategy, grid, _ = connect(clients, min_survivors=2)
+    sent = requests(strategy, grid)[:3]
     replies = list(grid.send_and_receive(sent, timeout=30))
 
     assert grid.outcome is None
