@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from comparison_rows import SMALL, settings
 from PIL import Image
+from tiny_runs import TINY
 
 from fedsvd import comparison
 from fedsvd.cli import main
@@ -22,7 +23,8 @@ from fedsvd.errors import ConfigError, RunError
 @pytest.mark.slow
 def test_comparison_writes_a_table_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = ["+compare.contenders.merged=['method=flora']", "compare.only_contenders=[fedsvd,merged]"]
-    arguments = ["compare", "experiment=smoke", *SMALL, *own, "compare.tuning_epsilons=[3]", f"run_dir={tmp_path}"]
+    own += ["compare.tuning_epsilons=[3]", "privacy.accountant=rdp"]
+    arguments = ["compare", *TINY, *SMALL, *own, f"run_dir={tmp_path}"]
     assert main(arguments) == 0
 
     rows = read_rows(tmp_path / "results.jsonl")
