@@ -25,11 +25,13 @@ LONGEST_FIRST = (
     "integration/test_sweep_run.py",
     "integration/test_federations.py",
     "integration/test_flower_app.py",
+    "integration/test_interrupts.py",
     "integration/test_compare.py",
     "integration/test_causal_lm.py",
     "integration/test_run.py",
     "integration/test_audit.py",
     "integration/test_trained.py",
+    "integration/test_other_device.py",
     # After the others that start federations: Flower fails a run whose SuperLink is away for too long, as it can be
     # while many processes start on the same cores.
     "integration/test_real_nodes.py",
