@@ -214,7 +214,8 @@ def test_simulated_clients_cannot_have_their_own_data() -> None:
 @pytest.mark.slow
 def test_personal_model_is_evaluated_only_on_held_out_texts_of_the_node(tmp_path: Path) -> None:
     site = {"data-path": str(write(tmp_path / "a.csv")), "share-counts": True}
-    held_out = {"test-path": str(write(tmp_path / "t.csv"))}
+    others = [{"text": f"another is {mood}", "label": mood} for mood in ("well", "ill")]
+    held_out = {"test-path": str(write(tmp_path / "t.csv", others))}
     overrides = ["method=fedsa_lora", "train.num_rounds=1"]
     assert run_nodes(tmp_path / "without", [site], *overrides)[1]["accuracy"] is None
     assert run_nodes(tmp_path / "with", [site | held_out], *overrides)[1]["accuracy"] is not None
