@@ -35,7 +35,9 @@ def packed_federation(config: Config, overrides: Sequence[str]) -> FederationCon
     if "auto" not in (federation.client_num_cpus, federation.client_num_gpus):
         return federation
     _check_measurable(config)
-    memory = measure_client_memory(overrides)
+    # Clients without GPUs train on the CPU, also where this process sees a GPU.
+    on_cpu = ["device=cpu"] if federation.client_num_gpus == 0 else []
+    memory = measure_client_memory([*overrides, *on_cpu])
     gpus = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())] if memory.gpu else []
     cpus, per_gpu = pack(memory, federation.num_sampled, os.cpu_count() or 1, available_ram(), gpus)
     print(

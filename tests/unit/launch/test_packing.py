@@ -146,6 +146,19 @@ def test_the_engine_gets_the_measured_cores(monkeypatch: pytest.MonkeyPatch, tmp
     assert federations == [replace(config.federation, client_num_cpus=4)]
 
 
+@pytest.mark.parametrize(("gpus", "measured"), [("0", ["seed=1", "device=cpu"]), ("auto", ["seed=1"])])
+def test_clients_without_gpus_are_measured_on_the_cpu(
+    gpus: str, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(packing, "measure_client_memory", lambda items: seen.append(items) or ClientMemory(GIB, 0))
+    config = compose(["experiment=smoke", "federation=simulation", "federation.client_num_cpus=auto",
+                      f"federation.client_num_gpus={gpus}"])  # fmt: skip
+    packed_federation(config, ["seed=1"])
+
+    assert seen == [measured]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
