@@ -24,9 +24,9 @@ def report_partition(message: Message, context: Context) -> Message:
     """Report this node's partition number, by which the server names and orders its clients.
 
     The server queries each node once per run, before training. A node with its own data checks that the data fits the
-    run. If the query names an account, the whole run is charged to it. If either fails, the reply has the reason, too,
-    and the server leaves the node out. Without ``share-errors`` in the node configuration, the details
-    are only in the node's log.
+    run. If the query names an account, a client of the run charges the whole run to it. If either fails, the reply has
+    the reason, too, and the server leaves the node out. Without ``share-errors`` in the node configuration, the
+    details are only in the node's log.
     """
     config, reason = from_run_config(context.run_config), ""
     try:
@@ -37,7 +37,9 @@ def report_partition(message: Message, context: Context) -> Message:
         with hide_private_details(context):
             node_run = with_node_data(config, context.node_config)
             check_node_data(node_run)
-            if account := read_account(message.content):
+            account = read_account(message.content)
+            # The server ignores a node with another number, and says so.
+            if account and partition_id < config.federation.num_clients:
                 _charge_before_sampling(node_run, context, account)
     except FedSVDError as error:
         reason = describe(error)

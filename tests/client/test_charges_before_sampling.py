@@ -70,6 +70,17 @@ def test_other_queries_charge_nothing(account: str, overrides: list[str], tmp_pa
     assert charges(tmp_path) == {}
 
 
+def test_a_node_that_is_no_client_of_the_run_is_not_charged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [*LEVEL, f"privacy.ledger_dir={tmp_path}", f"run_dir={tmp_path / 'run'}"]
+    grid = InProcessGrid(app, CLIENTS + 1, {"overrides": " ".join(lines)})
+    for context in grid._contexts.values():
+        del context.node_config["num-partitions"]
+    clients = Clients(compose(lines).federation, account="a run")
+    clients.refresh(grid)
+    assert sorted(clients.partitions.values()) == sorted(charges(tmp_path)) == [0, 1, 2]
+    assert f"its partition {CLIENTS} is out of range or taken" in caplog.text
+
+
 def test_a_client_whose_budget_does_not_cover_the_run_is_left_out(tmp_path: Path) -> None:
     refresh(tmp_path, "a run")
     (tmp_path / "1.sqlite").unlink()
