@@ -111,8 +111,9 @@ def plan_client(
         num_examples: Number of the client's examples; None if it is not known.
         history: Spends that are already in the client's ledger.
         rounds_done: Number of rounds that an earlier process completed; their spends are in ``history``.
-        is_charged: Whether the history has the charge for all rounds of this run. Without shared noise, client-level
-            privacy charges it before the first round, so that it has one if a round is done.
+        is_charged: Whether the history has the charge for all rounds of this run, which client-level privacy without
+            shared noise makes in advance. A client may have none although rounds are done: one that the run has left
+            out or, in a run directory of an earlier version, one that was never sampled.
         of_run: Those spends in the history that the ledger counts as this run's. With DP-SGD, there are none: each
             process of a resumed run counts as a run of its own.
 
@@ -122,13 +123,11 @@ def plan_client(
     run, budget = calibrate_run(config, num_examples), configured_budget(config.privacy)
     remaining_rounds = config.train.num_rounds - rounds_done
 
-    charged = rounds_done > 0 or is_charged
-
     def total(rounds: int) -> float:
-        return epsilon([*history, *_new_spends(config, run, rounds, charged)], budget.max_delta, budget.accountant)
+        return epsilon([*history, *_new_spends(config, run, rounds, is_charged)], budget.max_delta, budget.accountant)
 
     def is_within_target(rounds: int) -> bool:
-        new = _new_spends(config, run, rounds, charged)
+        new = _new_spends(config, run, rounds, is_charged)
         spent = epsilon([*of_run, *new], budget.target_delta, budget.accountant) if new else 0.0
         return spent <= budget.target_epsilon
 
@@ -148,8 +147,7 @@ def plan_client(
 
 def _new_spends(config: Config, run: Spend, rounds: int, is_charged: bool) -> list[Spend]:
     """Return the charges for a number of rounds; none if the client was charged for all rounds of the run at once."""
-    # With client-level privacy, a step is a round. If the server adds the noise, a whole run is charged at once; it
-    # already was if any round is done, or was interrupted.
+    # With client-level privacy, a step is a round. If the server adds the noise, a whole run is charged at once.
     if config.privacy.is_charged_in_advance:
         steps = run.steps if rounds and not is_charged else 0
     else:

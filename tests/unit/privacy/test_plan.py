@@ -100,10 +100,25 @@ def test_clients_pay_for_each_round_if_they_share_the_noise(shared: str, afforda
     run = calibrate_run(config, 100)
     # Two rounds are done, and a third one was interrupted.
     history = [Spend(run.noise_multiplier, 1.0, 3 if shared == "true" else 6)]
-    plan = plan_client(config, 100, history, rounds_done=2)
+    plan = plan_client(config, 100, history, rounds_done=2, is_charged=shared == "false")
 
     assert (plan.remaining_rounds, plan.affordable_rounds) == (4, affordable)
     assert plan_client(config, 100, []).affordable_rounds == 6
+
+
+def test_rounds_that_are_done_have_not_charged_a_client_that_was_left_out() -> None:
+    config = compose([*SMOKE, "privacy=client_level", "privacy.max_epsilon=4"])
+    run = calibrate_run(config, 100)
+    new = plan_client(config, 100, [], rounds_done=2)
+    assert (new.epsilon_before, new.epsilon_after) == (0, new.epsilon_run)
+    assert new.affordable_rounds == new.remaining_rounds == 4
+    # Its budget was used up by another run, so that this one has left it out.
+    left_out = plan_client(config, 100, [run], rounds_done=2)
+    assert left_out.affordable_rounds == 0
+    assert left_out.epsilon_after > 4
+    charged = plan_client(config, 100, [run], rounds_done=2, is_charged=True)
+    assert charged.affordable_rounds == 4
+    assert charged.epsilon_after == charged.epsilon_before
 
 
 def test_the_budget_of_a_configuration() -> None:
