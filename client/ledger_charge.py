@@ -170,7 +170,7 @@ def _bound(epsilon: float, config: Config, budget: Budget) -> float:
 
 @contextmanager
 def _opened(identity: ClientIdentity, fingerprint: str) -> Iterator[Ledger]:
-    """Open the ledger; write its errors, with its path and fingerprints, to the client's log.
+    """Open the ledger; write its errors, with paths and fingerprints, to the client's log.
 
     Raises:
         LedgerError: Without these, unless the node's owner allows them (``share-errors``).
@@ -182,7 +182,11 @@ def _opened(identity: ClientIdentity, fingerprint: str) -> Iterator[Ledger]:
         logger.error("LedgerError: %s", " ".join([str(error), *getattr(error, "__notes__", ())]))
         if identity.limits.share_errors:
             raise
-        raise LedgerError(str(error).replace(f"ledger {identity.ledger}", "ledger of this client")) from None
+        message = str(error).replace(f"ledger {identity.ledger}", "ledger of this client")
+        if error.__cause__ is not None:
+            # The text of the cause quotes paths: the ledger's own, its folders', and those of temporary files.
+            message = "the privacy ledger of this client cannot be used. Its log has the reason."
+        raise LedgerError(message) from None
 
 
 def _log_change(ledger: Ledger, has_changed: bool) -> None:

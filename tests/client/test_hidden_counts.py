@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from client.identity import ClientIdentity
+from client.ledger_charge import charge_whole_run
 from client.local_round import run_local_round
 from client.node_limits import NodeLimits
 from fedsvd.config import Config
@@ -157,3 +158,22 @@ def test_refusal_of_changed_data_has_neither_their_digest_nor_the_path(
     with pytest.raises(LedgerError, match=re.escape(str(identity.ledger))) as shared:
         run_round(changed, replace(strict, limits=NodeLimits(share_errors=True)))
     assert not any(digest in str(shared.value) for digest in digests)
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_refusal_of_a_ledger_that_cannot_be_used_has_no_path(
+    is_damaged: bool, identity: ClientIdentity, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A file where a folder should be: the error names a parent of the ledger.
+    (tmp_path / "private").write_text("no ledger", encoding="utf-8")
+    unusable = replace(identity, ledger=tmp_path / ("private" if is_damaged else "private/ledger.sqlite"))
+    config = compose([*RUN, "privacy=client_level"])
+    fingerprint = load_client_data(config, 0).fingerprint
+
+    with pytest.raises(LedgerError, match=r"of this client cannot be used. Its log has the reason\.$") as caught:
+        charge_whole_run(config, unusable, fingerprint, "a run")
+
+    assert str(tmp_path) not in str(caught.value)
+    assert str(unusable.ledger) in caplog.text
+    with pytest.raises(LedgerError, match=re.escape(str(unusable.ledger))):
+        charge_whole_run(config, replace(unusable, limits=NodeLimits(share_errors=True)), fingerprint, "a run")
