@@ -89,9 +89,10 @@ class Clients:
 
     def _query(self, nodes: list[int], new: list[int], grid: Grid) -> None:
         self._attempts.update(new)
-        content = partition_query(self._account)
-        queries = [Message(content, node, train_messages.PARTITION_QUERY, group_id="0") for node in new]
-        answers = grid.send_and_receive(queries, timeout=self._federation.connect_timeout_s)
+        content, timeout = partition_query(self._account), self._federation.connect_timeout_s
+        # A client that receives the query after the timeout must not charge itself for it.
+        queries = [Message(content, node, train_messages.PARTITION_QUERY, ttl=timeout, group_id="0") for node in new]
+        answers = grid.send_and_receive(queries, timeout=timeout)
         answered = dict(sorted(self._read_partitions(answers).items()))
         self._answered |= answered.keys()
         num_clients, first = self._federation.num_clients, not self.partitions

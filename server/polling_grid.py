@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from fedsvd.compat.flower import ErrorCode, replace_unreadable_messages
 from fedsvd.launch.forwarding_grid import ForwardingGrid
+from fedsvd.wire import train_messages
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +70,8 @@ class PollingGrid(ForwardingGrid):
             if not arrived:
                 time.sleep(pause)
         for message in waiting.values():
-            yield self._notify(
-                _error_reply(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, _timeout_reason(timeout or 0.0))
-            )
+            reason = _timeout_reason(message, timeout or 0.0)
+            yield self._notify(_error_reply(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
 
     def _notify(self, reply: Message) -> Message:
         self._on_reply(reply)
@@ -83,7 +83,7 @@ def _validate_sender(reply: Message, message: Message) -> Message:
         # The SuperLink may have dropped the expired message shortly before this grid noticed the deadline.
         expired = time.time() >= message.metadata.created_at + message.metadata.ttl
         unavailable = reply.error.code in (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
-        reason = _timeout_reason(message.metadata.ttl) if expired and unavailable else reply.error.reason or ""
+        reason = _timeout_reason(message, message.metadata.ttl) if expired and unavailable else reply.error.reason or ""
         return _error_reply(message, reply.error.code, reason)
     answer, request = reply.metadata, message.metadata
     expected = request.dst_node_id, request.message_type, request.group_id
@@ -96,8 +96,10 @@ def _validate_sender(reply: Message, message: Message) -> Message:
     return reply
 
 
-def _timeout_reason(seconds: float) -> str:
-    return f"no reply within {seconds:g} s (federation.round_timeout_s)"
+def _timeout_reason(message: Message, seconds: float) -> str:
+    is_query = message.metadata.message_type == train_messages.PARTITION_QUERY
+    key = "connect_timeout_s" if is_query else "round_timeout_s"
+    return f"no reply within {seconds:g} s (federation.{key})"
 
 
 def _error_reply(message: Message, code: int, reason: str) -> Message:

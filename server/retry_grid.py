@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from flwr.app import Message
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedsvd.compat.flower import ErrorCode
@@ -32,7 +32,8 @@ class RetryGrid(ForwardingGrid):
 
     Args:
         grid: The grid to forward to.
-        full_request: Function from a message to a new one that does not rely on the client's cache.
+        full_request: Function from a train message to a new one that does not rely on the client's cache. Other
+            messages rely on none, and are resent as they are.
         retries: How many times a message is resent to a client that crashed or is unavailable.
         retry_after_s: Seconds before the first retry; doubled for each further one.
         on_lost: Called with the node of each failed attempt that is followed by another one.
@@ -86,8 +87,15 @@ class RetryGrid(ForwardingGrid):
                 resend.append(sent[node])
             if resend:
                 time.sleep(pause)
-            sent = {message.metadata.dst_node_id: self._full_request(message) for message in resend}
-            replies = self._grid.send_and_receive(sent.values(), timeout=_remaining(started, timeout)) if sent else []
+            remaining = _remaining(started, timeout)
+            sent = {message.metadata.dst_node_id: self._renewed(message, remaining) for message in resend}
+            replies = self._grid.send_and_receive(sent.values(), timeout=remaining) if sent else []
+
+    def _renewed(self, message: Message, ttl: float | None) -> Message:
+        request = message.metadata
+        if request.message_type == MessageType.TRAIN:
+            return self._full_request(message)
+        return Message(message.content, request.dst_node_id, request.message_type, ttl=ttl, group_id=request.group_id)
 
     def _should_retry(self, reply: Message, retries: int, remaining: float | None) -> bool:
         transient = reply.has_error() and reply.error.code in TRANSIENT_ERRORS and retries < self._retries
