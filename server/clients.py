@@ -55,6 +55,13 @@ class Clients:
         """Those of `nodes` whose clients take part in the run."""
         return [node for node in self.nodes if self._federation.takes_part(self.partitions[node])]
 
+    @property
+    def left_out(self) -> dict[int, str]:
+        """Why clients cannot take part, in the words of their nodes, by their numbers."""
+        present = set(self.partitions.values())
+        declined = sorted(self._declined.items())
+        return {n: reason for n, reason in declined if n < self._federation.num_clients and n not in present}
+
     def sample(self, seed: int, server_round: int) -> list[int]:
         """Draw the nodes of a round (1-based), in the order of their partitions; the same for the same seed."""
         nodes = self.participants
@@ -146,6 +153,9 @@ class Clients:
                 partitions[node] = partition
                 continue
             if partition is not None:
+                # A node is queried again while a client is missing; the same answer is said once.
+                if self._declined.get(partition) == declined:
+                    continue
                 self._declined[partition] = declined
             if partition is None or not self.board.excluded(partition, declined):
                 logger.warning("node %d (client %s) cannot take part: %s", node, partition, declined)

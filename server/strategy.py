@@ -106,6 +106,8 @@ class FederatedLoRA(Strategy):
         self._clients.refresh(grid)
         self.round = RoundRecord(this_round, 0)
         if self.client_level:
+            # Nothing else keeps this: what is printed says nothing of clients. It does not depend on who is sampled.
+            self.round.refused = {n: f"cannot take part: {reason}" for n, reason in self._clients.left_out.items()}
             try:
                 self.client_level.admit(self.round)
             except BudgetExceededError as error:
