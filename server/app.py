@@ -116,16 +116,11 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
     state = {key: {name: t.to(device) for name, t in tensors.items()} for key, tensors in saved_state.items()}
     client_level = ClientLevelServer(config, folder.server_ledger) if config.privacy.name == "client_level" else None
     first_round = checkpoint.server_round if checkpoint else 0
-    assumptions = ASSUMPTIONS if config.privacy.noise_share else ()
     federation = config.federation
-    unit, is_secure = "client" if client_level else "example", federation.secure_aggregation
-    metric, delta, remote = TASKS[config.task].metrics[0], config.privacy.target_delta, federation.name == "remote"
-    with (
-        Reporter(folder.root, config.train.rounds, delta, unit, assumptions, metric, shows_sites=remote) as reporter,
-        open_tracker(config, folder, reporter.warn) as track,
-    ):
+    with _reporter(config, folder) as reporter, open_tracker(config, folder, reporter.warn) as track:
         polling: Grid = PollingGrid(grid, reporter.reply_arrived)
         # The second grid is for the stages without training: their replies are not reported as progress.
+        is_secure = federation.secure_aggregation
         secure = SecureGrid(polling, federation.min_survivors, PollingGrid(grid)) if is_secure else None
         weights = frozen_weights(load_model(config))
         live = LiveStatus(config, folder, reporter, checkpoint.history if checkpoint else ())
@@ -140,6 +135,20 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
         callback.finish()
         best = _write_result(config, folder, strategy, callback.history)
     return _report_end(config, reporter, callback, best)
+
+
+def _reporter(config: Config, folder: RunFolder) -> Reporter:
+    privacy = config.privacy
+    return Reporter(
+        folder.root,
+        config.train.rounds,
+        privacy.target_delta,
+        "client" if privacy.name == "client_level" else "example",
+        ASSUMPTIONS if privacy.noise_share else (),
+        TASKS[config.task].metrics[0],
+        shows_sites=config.federation.name == "remote",
+        shows_clients=not privacy.hides_sampling,
+    )
 
 
 def _retrying(grid: Grid, strategy: FederatedLoRA, config: Config) -> RetryGrid:

@@ -31,6 +31,7 @@ class Reporter:
         metric: The metric that is shown beside the loss.
         console: Where to print; defaults to standard output.
         shows_sites: Whether a line is printed for each change of a client's state, as on real nodes.
+        shows_clients: Whether a bar counts the replies of a round.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Reporter:
         console: Console | None = None,
         *,
         shows_sites: bool = False,
+        shows_clients: bool = True,
     ) -> None:
         self.folder = folder
         self.num_rounds = num_rounds
@@ -66,7 +68,7 @@ class Reporter:
         )
         self._last_evaluation = ""
         self._rounds = self._progress.add_task("rounds", total=num_rounds, summary="")
-        self._clients = self._progress.add_task("clients", total=None, summary="")
+        self._clients = self._progress.add_task("clients", total=None, summary="", visible=shows_clients)
 
     def __enter__(self) -> Reporter:
         self._progress.start()

@@ -1,5 +1,6 @@
 """With client-level privacy, only the server's own files say which clients were sampled, or how many."""
 
+import io
 import json
 import logging
 from collections.abc import Mapping
@@ -8,16 +9,19 @@ from typing import Any
 
 import pytest
 from flwr.app import Error, Message, RecordDict
+from rich.console import Console
 
 from fedsvd import tracking
 from fedsvd.compat.flower import ErrorCode, set_task_identity
 from fedsvd.config.compose import compose
 from fedsvd.errors import PayloadError, RunError
+from fedsvd.report import progress
 from fedsvd.report.progress import Reporter
 from fedsvd.runs.events import read_event
 from fedsvd.runs.folder import RunFolder
 from fedsvd.runs.outgoing import outgoing_row
 from fedsvd.runs.sites import SiteBoard
+from server.app import _reporter
 from server.clients import Clients
 from server.live_status import LiveStatus
 from server.outcome import check_updates_used
@@ -72,6 +76,18 @@ def test_trackers_receive_the_largest_epsilon_and_no_client(
     counts = {"clients_sampled", "clients_used", "replies_dropped", "bytes_down", "bytes_up", "client_epsilon/3"}
     assert logged.keys() - numbers.keys() == (counts if privacy == "dp_sgd" else set())
     assert {key: logged[key] for key in numbers} == numbers
+
+
+@pytest.mark.parametrize("privacy", ["client_level", "dp_sgd"])
+def test_a_terminal_shows_no_bar_of_clients(privacy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(progress, "output_console", lambda: Console(file=screen, force_terminal=True, width=120))
+    with _reporter(compose(["experiment=smoke", f"privacy={privacy}"]), RunFolder(tmp_path)) as reporter:
+        reporter.started(0, 2)
+        reporter.reply_arrived(None)
+        reporter.round_done(ROW | OF_CLIENTS if privacy == "dp_sgd" else ROW)
+    assert "rounds" in screen.getvalue()
+    assert ("clients" in screen.getvalue()) == (privacy == "dp_sgd")
 
 
 @pytest.mark.parametrize("hides", [True, False])
