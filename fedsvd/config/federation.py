@@ -41,7 +41,8 @@ class FederationConfig(ConfigGroup):
         round_timeout_s: Timeout of a round in seconds; the round then continues without the missing replies. With
             secure aggregation, training ends after 90 % of it, and the rest is for unmasking.
         connect_timeout_s: Timeout in seconds for all clients to connect at the start, and for a new client to identify
-            itself.
+            itself. A node with its own data loads it within this time. With client-level privacy, except with
+            ``privacy.noise_share``, every client loads its data and charges its ledger.
         retries: How often a message is resent within a round to a client that has disconnected or crashed. If the
             client's ledger was charged for the failed attempt, it is charged again for the new one. With secure
             aggregation, no message of a round is resent: a client answers each stage once.
