@@ -13,6 +13,7 @@ from fedsvd.config.overrides import override_values
 from fedsvd.config.paths import PATH_KEYS
 from fedsvd.config.run_names import directory_name
 from fedsvd.errors import ConfigError
+from fedsvd.launch import saved_overrides
 from fedsvd.launch.resume import comparable_values
 
 _OVERRIDES = "overrides.json"
@@ -49,7 +50,8 @@ def existing_names(
 ) -> dict[str, str]:
     """Find the existing runs of a sweep whose directories are not named after the keys that it varies now.
 
-    They are recognized by their configuration: a run without ``seed`` is the run with ``seed=0``, the default.
+    They are recognized by their configuration: a run without ``seed`` is the run with ``seed=0``, the default. A run of
+    an earlier version has the defaults of that version.
 
     Args:
         folder: The sweep directory.
@@ -91,7 +93,7 @@ def _match(
     names = {_settings([*added, *items]): name for name, items in combinations.items()} if others else {}
     found: dict[str, str] = {}
     for directory in others:
-        settings = _settings(json.loads(runs[directory].read_text(encoding="utf-8")))
+        settings = _recorded_settings(runs[directory].parent)
         if settings is None or settings not in names:
             continue
         name = names[settings]
@@ -117,6 +119,14 @@ def _check_search(folder: Path, runs: Mapping[str, Path], swept: Sequence[str]) 
                 f"{folder / directory} is a trial of a search that did not vary {', '.join(missing)}: choose another "
                 "directory for this search with hydra.sweep.dir=DIR."
             )
+
+
+def _recorded_settings(folder: Path) -> str | None:
+    """Return `_settings` of a run in its directory, also if an earlier version wrote it."""
+    try:
+        return _settings(saved_overrides(folder))
+    except ConfigError:
+        return None
 
 
 def _settings(overrides: Sequence[str]) -> str | None:

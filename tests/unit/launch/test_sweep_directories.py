@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsvd.config.compose import hydra_settings
+from fedsvd.config.compose import compose, hydra_settings, to_yaml
 from fedsvd.config.run_names import run_name
 from fedsvd.errors import ConfigError
 from fedsvd.launch.sweep import SweepPlan, plan_sweep
@@ -45,6 +45,19 @@ def test_finished_runs_are_kept_when_a_sweep_gets_additional_seeds(seed: list[st
             ("ffa_lora", 0): "method=ffa_lora", ("ffa_lora", 1): "method=ffa_lora,seed=1",
         }  # fmt: skip
     assert plan.total == 6
+
+
+def test_runs_of_an_earlier_version_are_recognized_by_its_defaults(tmp_path: Path) -> None:
+    plan_sweep([*TINY, "seed=0,1", f"hydra.sweep.dir='{tmp_path}'"])
+    for seed in (0, 1):
+        write_overrides(tmp_path / f"seed={seed}", f"seed={seed}")
+        recorded = compose([*TINY, f"seed={seed}", "train.head_init=random"])
+        (tmp_path / f"seed={seed}" / "config.yaml").write_text(to_yaml(recorded), encoding="utf-8")
+
+    plan = extend(tmp_path, "train.head_init=auto,random")
+
+    directories = {name: directory_of(plan, "seed=0", f"train.head_init={name}") for name in ("auto", "random")}
+    assert directories == {"auto": "seed=0,train.head_init=auto", "random": "seed=0"}
 
 
 def test_the_only_run_of_a_sweep_is_kept_when_the_sweep_is_reduced_to_it(tmp_path: Path) -> None:
