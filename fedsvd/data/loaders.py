@@ -183,7 +183,7 @@ def _node(config: DataConfig, seed: int, columns: Columns) -> Loaded:
     if config.path is not None:
         warn_of_limits(splits, config)
     if config.path is not None and config.test_path is not None:
-        check_node_overlap(splits, config.path, config.test_path)
+        check_node_overlap(splits, config.path, config.test_path, columns)
     return shuffle_splits(splits, seed), left_out
 
 

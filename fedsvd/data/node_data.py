@@ -86,11 +86,12 @@ def warn_of_limits(splits: DatasetDict, config: DataConfig) -> None:
             )  # fmt: skip
 
 
-def check_node_overlap(splits: DatasetDict, path: str, test_path: str) -> None:
+def check_node_overlap(splits: DatasetDict, path: str, test_path: str, columns: Columns) -> None:
     """Raise `NodeDataError` if a node's files hold the same texts; see `fedsvd.data.overlap.check_overlap`."""
     try:
         remedy = "Set test-path to a file of other texts, or leave it out."
-        check_overlap(splits, f"data-path = {path!r}", f"test-path = {test_path!r}", remedy)
+        sources = f"data-path = {path!r}", f"test-path = {test_path!r}"
+        check_overlap(splits, *sources, remedy, reads_answers=columns.needs_response)
     except DataError as error:
         raise NodeDataError(str(error)) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
 from datasets import Dataset, DatasetDict
 
@@ -13,9 +14,10 @@ logger = logging.getLogger(__name__)
 
 # What a model reads of a row; the same text with another label is still a training text.
 _READ = ("text", "text_pair", "messages")
+_ANSWER = ("response",)
 
 
-def check_overlap(splits: DatasetDict, train: str, test: str, remedy: str) -> None:
+def check_overlap(splits: DatasetDict, train: str, test: str, remedy: str, *, reads_answers: bool) -> None:
     """Check that two files do not hold the same texts, in any order and format, and warn of texts in common.
 
     Args:
@@ -23,11 +25,14 @@ def check_overlap(splits: DatasetDict, train: str, test: str, remedy: str) -> No
         train: Where the training texts come from, for messages.
         test: Where the held-out texts come from.
         remedy: What to do instead.
+        reads_answers: Whether the model reads the answers, as a language model does; the same prompt with another
+            answer is another text then.
 
     Raises:
         DataError: Both hold the same texts, as if one were a copy of the other.
     """
-    training, held_out = _texts(splits["train"]), _texts(splits["test"])
+    read = _READ + _ANSWER if reads_answers else _READ
+    training, held_out = _texts(splits["train"], read), _texts(splits["test"], read)
     if training == held_out:
         raise DataError(
             f"{test} holds the same {held_out.total()} texts as {train}: a model would be evaluated on its training "
@@ -42,6 +47,6 @@ def check_overlap(splits: DatasetDict, train: str, test: str, remedy: str) -> No
         )  # fmt: skip
 
 
-def _texts(dataset: Dataset) -> Counter[str]:
-    columns = [dataset[name][:] for name in _READ if name in dataset.column_names]
+def _texts(dataset: Dataset, read: Sequence[str]) -> Counter[str]:
+    columns = [dataset[name][:] for name in read if name in dataset.column_names]
     return Counter(map(repr, zip(*columns, strict=True)))

@@ -157,7 +157,8 @@ def _split(tables: Mapping[str, Table], columns: Columns, test_fraction: float, 
     )
     if "test" in splits:
         remedy = "Name other held-out texts, or none (null), to hold out data.test_fraction of the training texts."
-        check_overlap(splits, tables["train"].source, tables["test"].source, remedy)
+        sources = tables["train"].source, tables["test"].source
+        check_overlap(splits, *sources, remedy, reads_answers=columns.needs_response)
         return shuffle_splits(splits, seed), left_out
     return hold_out(splits["train"], test_fraction, seed), left_out
 

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from datasets import Dataset
 from client.node_data import with_node_data
 from fedsvd.config.compose import compose
 from fedsvd.data import load
+from fedsvd.data.loaders import load_data
 from fedsvd.errors import DataError, NodeDataError
 
 ROWS = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(20)]
@@ -46,6 +48,21 @@ def test_the_same_texts_with_other_labels_are_refused(tmp_path: Path) -> None:
     other = write(tmp_path / "other.csv", [{**row, "label": "a"} for row in ROWS])
     with pytest.raises(DataError, match="holds the same 20 texts"):
         load_files(path, other)
+
+
+def test_a_fixed_set_of_prompts_may_have_other_answers_for_a_language_model(tmp_path: Path) -> None:
+    answers = {name: [{**row, "answer": f"{name} {n}"} for n, row in enumerate(ROWS)] for name in ("first", "second")}
+    first, second = (write(tmp_path / f"{name}.csv", rows) for name, rows in answers.items())
+    data = compose(["model=tiny_llama", "data=csv", f"data.path={first}", "data.response_column=answer"]).data
+    node = replace(data, name="node", labels=("a", "b"))
+    for config in (data, node):
+        loaded = load_data(replace(config, test_path=str(second)), seed=0, task="causal_lm")
+        assert len(loaded.splits["test"]) == 20
+        with pytest.raises(DataError, match="holds the same 20 texts"):
+            load_data(replace(config, test_path=str(first)), seed=0, task="causal_lm")
+        # A classifier reads no answers.
+        with pytest.raises(DataError, match="holds the same 20 texts"):
+            load_data(replace(config, test_path=str(second)), seed=0)
 
 
 def test_single_texts_in_common_are_counted_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
