@@ -64,19 +64,24 @@ def existing_names(
         `fedsvd.config.run_names.run_name`).
 
     Raises:
-        ConfigError: The sweep would repeat existing runs, or two directories hold the same run.
+        ConfigError: The sweep would repeat existing runs.
     """
     runs = {path.parent.relative_to(folder).as_posix(): path for path in sorted(folder.rglob(_OVERRIDES))}
     swept = [key for key, values in choices.items() if len(values) > 1]
-    if swept and "." in runs:
-        raise ConfigError(
-            f"{folder} holds a single run itself, so that it cannot hold those of a sweep over {', '.join(swept)}: "
-            "choose another directory for this sweep with hydra.sweep.dir=DIR."
-        )
     if is_search:
         _check_search(folder, runs, swept)
         return {}
-    return _match(folder, runs, _combinations(choices, swept), added)
+    names = _match(folder, runs, _combinations(choices, swept), added)
+    if swept and "." in names.values():
+        raise _single_run_error(folder, swept)
+    return names
+
+
+def _single_run_error(folder: Path, swept: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"{folder} holds a single run itself, so that it cannot hold those of a sweep over {', '.join(swept)}: choose "
+        "another directory for this sweep with hydra.sweep.dir=DIR."
+    )
 
 
 def _combinations(choices: Mapping[str, Sequence[str]], swept: Sequence[str]) -> dict[str, list[str]]:
@@ -91,18 +96,14 @@ def _match(
     directories = {name: Path(directory_name(name, str(folder))).as_posix() for name in combinations}
     others = [directory for directory in runs if directory not in directories.values()]
     names = {_settings([*added, *items]): name for name, items in combinations.items()} if others else {}
+    names.pop(None, None)
     found: dict[str, str] = {}
-    for directory in others:
-        settings = _recorded_settings(runs[directory].parent)
-        if settings is None or settings not in names:
-            continue
-        name = names[settings]
-        other = found.setdefault(name, directories[name] if directories[name] in runs else directory)
-        if other != directory:
-            raise ConfigError(
-                f"{folder / directory} and {folder / other} hold runs with the same settings, which a report would "
-                "count twice: delete one of them, or move it elsewhere."
-            )
+    # A run in the sweep directory itself last: it counts only if no other directory holds the same one.
+    for directory in sorted(others, key=lambda other: other == "."):
+        name = names.get(_recorded_settings(runs[directory].parent))
+        # Earlier versions repeated runs of an extended sweep: the directory that is named after all keys counts then.
+        if name is not None and directories[name] not in runs:
+            found.setdefault(name, directory)
     return found
 
 
@@ -110,15 +111,23 @@ def _check_search(folder: Path, runs: Mapping[str, Path], swept: Sequence[str]) 
     """Check that the trials in a directory are named after the keys that a search varies.
 
     Raises:
-        ConfigError: A trial is not: the search would propose it again under another name.
+        ConfigError: No trial is: the search would propose them again under other names.
     """
-    for directory in runs:
-        missing = [key for key in swept if f",{key}=" not in f",{directory}" and not _HASH.search(directory)]
-        if missing:
-            raise ConfigError(
-                f"{folder / directory} is a trial of a search that did not vary {', '.join(missing)}: choose another "
-                "directory for this search with hydra.sweep.dir=DIR."
-            )
+    missing = {
+        directory: [key for key in swept if f",{key}=" not in f",{directory}"]
+        for directory in runs
+        if not _HASH.search(directory)
+    }
+    # If only some are not, an earlier version has extended the search and repeated them.
+    unnamed = [directory for directory, keys in missing.items() if keys]
+    if not unnamed or len(unnamed) < len(missing):
+        return
+    if "." in unnamed:
+        raise _single_run_error(folder, swept)
+    raise ConfigError(
+        f"{folder / unnamed[0]} is a trial of a search that did not vary {', '.join(missing[unnamed[0]])}: choose "
+        "another directory for this search with hydra.sweep.dir=DIR."
+    )
 
 
 def _recorded_settings(folder: Path) -> str | None:

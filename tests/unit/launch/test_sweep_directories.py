@@ -103,13 +103,26 @@ def test_a_sweep_is_refused_where_a_single_run_would_be_repeated(tmp_path: Path)
     assert (tmp_path / "sweep.json").read_bytes() == before
 
 
-def test_two_directories_with_the_same_run_are_refused(tmp_path: Path) -> None:
-    plan_sweep([*TINY, "seed=0,1", f"hydra.sweep.dir='{tmp_path}'"])
-    for name in ("earlier", "seed=0"):
-        write_overrides(tmp_path / name, "seed=0")
+def test_a_sweep_that_an_earlier_version_extended_is_resumed_where_it_repeated_a_run(tmp_path: Path) -> None:
+    plan_sweep([*TINY, "method=fedsvd,ffa_lora", "seed=0,1", f"hydra.sweep.dir='{tmp_path}'"])
+    for name in ("method=fedsvd", "method=fedsvd,seed=0", "method=ffa_lora"):
+        write_overrides(tmp_path / name, name.split(",")[0], "seed=0")
 
-    with pytest.raises(ConfigError, match=r"earlier and .*seed=0 hold runs with the same settings"):
-        extend(tmp_path)
+    plan = extend(tmp_path)
+
+    directories = [directory_of(plan, f"method={name}", "seed=0") for name in ("fedsvd", "ffa_lora")]
+    assert directories == ["method=fedsvd,seed=0", "method=ffa_lora"]
+
+
+def test_a_sweep_that_repeated_a_single_run_is_resumed_beside_it(tmp_path: Path) -> None:
+    plan_sweep([*TINY, "seed=0,1", f"hydra.sweep.dir='{tmp_path}'"])
+    write_overrides(tmp_path, "seed=0")
+    for seed in (0, 1):
+        write_overrides(tmp_path / f"seed={seed}", f"seed={seed}")
+
+    plan = extend(tmp_path)
+
+    assert [directory_of(plan, f"seed={seed}") for seed in (0, 1)] == ["seed=0", "seed=1"]
 
 
 def test_a_search_is_not_extended_by_a_key_that_its_trials_did_not_vary(tmp_path: Path) -> None:
@@ -120,3 +133,6 @@ def test_a_search_is_not_extended_by_a_key_that_its_trials_did_not_vary(tmp_path
     assert extend(tmp_path, "hydra.sweeper.n_trials=3").total == 3
     with pytest.raises(ConfigError, match=r"model.rank=2 is a trial of a search that did not vary seed"):
         extend(tmp_path, "seed=0,1")
+    # As after an extension by an earlier version.
+    write_overrides(tmp_path / "model.rank=2,seed=1", "model.rank=2", "seed=1")
+    assert extend(tmp_path, "seed=0,1").total == 3
