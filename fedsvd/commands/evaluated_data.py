@@ -119,7 +119,7 @@ def load_labeled(plan: EvaluationPlan, run: TrainedRun, *, every_split: bool) ->
     data, seed, model = plan.config.data, plan.config.seed, run.config.model
     if plan.own_data:
         _check_unchanged(run)
-        return held_out_texts(load_run_data(plan.config), data, run.classes)
+        return held_out_texts(load_run_data(plan.config), data, run.classes, task=model.task)
     can_learn = conversation_check(data, model)
     return load_all_texts(data, seed, run.classes, every_split=every_split, can_learn=can_learn, task=model.task)
 

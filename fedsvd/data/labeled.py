@@ -37,13 +37,14 @@ class LabeledTexts:
     left_out: Sequence[LeftOut] = ()
 
 
-def held_out_texts(loaded: LoadedData, config: DataConfig, classes: Sequence[str]) -> LabeledTexts:
+def held_out_texts(loaded: LoadedData, config: DataConfig, classes: Sequence[str], *, task: str) -> LabeledTexts:
     """Return the held-out set of a run's own data.
 
     Args:
         loaded: The data; see `fedsvd.data.loaders.load_data`.
         config: The ``data`` configuration group that they were loaded with.
         classes: The classes that the model knows.
+        task: ``model.task``.
 
     Raises:
         DataError: A row has a class that the model does not know, or nothing is held out.
@@ -54,7 +55,7 @@ def held_out_texts(loaded: LoadedData, config: DataConfig, classes: Sequence[str
             "data with data=…."
         )
     kind = "validation set" if config.evaluate_on == "validation" else "held-out set"
-    rows = with_classes(loaded.splits["test"], classes)
+    rows = with_classes(loaded.splits["test"], classes, task)
     return LabeledTexts(rows, f"the {kind} of the run's own data (data={config.name})", loaded.left_out)
 
 
@@ -87,11 +88,11 @@ def load_all_texts(
     if tables is None:
         splits = load_data(replace(config, max_test_examples=None), seed, can_learn=can_learn, task=task).splits
         everything = concatenate_datasets([splits["train"], splits["test"]])
-        loaded = LabeledTexts(with_classes(everything, classes), f"all texts of data={config.name}")
+        loaded = LabeledTexts(with_classes(everything, classes, task), f"all texts of data={config.name}")
     else:
         columns = columns_of(config, task, can_learn=can_learn)
         selected = [select_named(table, columns, "labeled") for table in tables]
-        parts = [_with_classes(rows, classes, config) for rows in selected]
+        parts = [_with_classes(rows, classes, config, task) for rows in selected]
         sources = " and ".join(table.source for table in tables)
         left_out = [rows.left_out for rows in selected if rows.left_out.reasons]
         dataset = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
@@ -104,16 +105,18 @@ def load_all_texts(
     return replace(loaded, rows=shuffled.select(range(limit)), description=f"a random part of {loaded.description}")
 
 
-def with_classes(rows: Dataset, classes: Sequence[str]) -> Dataset:
+def with_classes(rows: Dataset, classes: Sequence[str], task: str) -> Dataset:
     """Map the labels of a dataset by class name to the positions in the model's classes.
+
+    The classes of a language model's rows with answers of their own, which it does not predict, may be others.
 
     Raises:
         DataError: A row has a class that the model does not know.
     """
     used = used_classes(rows)
-    unknown = sorted(set(used) - set(classes))
-    if unknown and (used == [ANY_CLASS] or {"response", "messages"} & set(rows.column_names)):
-        # The classes of a language model's rows are not predicted, unless they are its answers.
+    unknown = set(used) - set(classes)
+    has_answers = used == [ANY_CLASS] or bool({"response", "messages"} & set(rows.column_names))
+    if unknown and has_answers and task == "causal_lm":
         return rows
     if unknown:
         raise DataError(
@@ -123,11 +126,11 @@ def with_classes(rows: Dataset, classes: Sequence[str]) -> Dataset:
     return with_positions(rows, classes)
 
 
-def _with_classes(rows: Rows, classes: Sequence[str], config: DataConfig) -> Dataset:
+def _with_classes(rows: Rows, classes: Sequence[str], config: DataConfig, task: str) -> Dataset:
     names = list(dict.fromkeys(rows.columns["label"]))
     has_answers = config.label_column is None or config.response_column is not None or config.row_format == "messages"
-    if has_answers and None in match_classes(names, classes):
-        # The classes of rows with answers of their own are not predicted.
+    if has_answers and task == "causal_lm" and None in match_classes(names, classes):
+        # As in `with_classes`.
         return build_dataset(rows, names)
     return label_rows(rows, classes, "the model knows", "the data have")
 
