@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedsvd.commands.training_texts import FILES, training_texts
 from fedsvd.config import Config, DataConfig
 from fedsvd.config.compose import compose, hydra_settings
+from fedsvd.config.data_keys import check_new_keys
 from fedsvd.config.overrides import override_values
 from fedsvd.config.search_path import search_paths
 from fedsvd.errors import ConfigError, DataError
@@ -166,7 +167,9 @@ def _compose_named(own: Config, overrides: Sequence[str]) -> Config:
     model = [base, f"model.task={own.model.task}", "partition=iid"]
     option = [] if "data" in _keys(overrides) else [f"data={own.data.name}"]
     settings = [f"seed={own.seed}", f"train.eval_batch_size={own.train.eval_batch_size}"]
-    return compose([*model, *settings, *option, *overrides])
+    config = compose([*model, *settings, *option, *overrides])
+    check_new_keys(config, overrides)
+    return config
 
 
 def _plan_named(folder: Path, own: Config, named: Config, overrides: Sequence[str]) -> EvaluationPlan:

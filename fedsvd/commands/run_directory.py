@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from fedsvd.commands.arguments import resumed_folder
 from fedsvd.config.compose import check_overrides, compose, hydra_settings
+from fedsvd.config.data_keys import check_new_keys
 from fedsvd.config.paths import override_key
 from fedsvd.config.quoting import path_override, plain_text, resume_command
 from fedsvd.config.search_path import merge_search_paths
@@ -71,6 +72,7 @@ def prepare_run(overrides: Sequence[str]) -> PreparedRun:
     check_overrides(complete, multirun=False)
     if folder is not None:
         return PreparedRun(complete, folder)
+    check_new_keys(compose(complete), complete)
     folder = _new_directory(complete)
     others = [item for item in complete if override_key(item) != "hydra.run.dir"]
     return PreparedRun([*others, path_override("hydra.run.dir", folder)], folder)

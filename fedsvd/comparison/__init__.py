@@ -17,6 +17,7 @@ from fedsvd.comparison.workers import Job, Workers
 from fedsvd.config import Config
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.compose import compose
+from fedsvd.config.data_keys import check_new_keys
 from fedsvd.errors import ConfigError, RunError
 from fedsvd.runs.folder import write_rows
 
@@ -45,7 +46,7 @@ def run_comparison(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.jsonl"
-    _check_overrides(base, settings)
+    _check_overrides(base, settings, is_new=not path.exists())
     executed: list[Job] = []
     with Workers(settings.num_workers) as workers:
 
@@ -117,13 +118,16 @@ def _job(row: Mapping[str, Any]) -> Job:
     return Job(**{name: row[name] for name in Job.__annotations__ if name in row})
 
 
-def _check_overrides(base: Sequence[str], settings: CompareConfig) -> None:
+def _check_overrides(base: Sequence[str], settings: CompareConfig, *, is_new: bool) -> None:
     from fedsvd.launch import check_config
 
     kinds: dict[str, str] = {}
     for job in _sample_jobs(settings):
-        config = compose(overrides(job, base, settings))
+        words = overrides(job, base, settings)
+        config = compose(words)
         check_config(config)
+        if is_new:
+            check_new_keys(config, words)
         _check_budget(config, job)
         kinds.setdefault(job.task, config.task)
         if config.task != kinds[job.task]:

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedsvd.config import Config, plugins
 from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
-from fedsvd.config.data_keys import check_sampling_keys, check_used_keys
+from fedsvd.config.data_keys import check_new_keys, check_sampling_keys, check_used_keys
 from fedsvd.config.earlier_versions import add_defaults
 from fedsvd.config.hydra_call import call_hydra, compose_with_values
 from fedsvd.config.overrides import check_keys, check_override, dotted_keys, expand_choices, missing_extra, parse
@@ -80,16 +80,13 @@ def compose_audit(overrides: Sequence[str]) -> tuple[Config, AuditConfig]:
         ConfigError: As `compose`.
     """
     config, settings = _with_settings(overrides, "audit", AuditConfig)
-    check_used_keys(config, overrides)
+    check_used_keys(config.data)
+    check_new_keys(config, overrides)
     return config, settings
 
 
 def compose_compare(overrides: Sequence[str]) -> tuple[Config, CompareConfig]:
-    """Compose the configuration of ``fedsvd compare``: what its runs share, and the keys under ``compare``.
-
-    Raises:
-        ConfigError: As `compose`.
-    """
+    """Compose what the runs of ``fedsvd compare`` share, and the keys under ``compare``; raises as `compose` does."""
     return _with_settings(overrides, "compare", CompareConfig)
 
 
@@ -214,7 +211,7 @@ def _compose(overrides: tuple[str, ...]) -> Config:
         return dataclasses.replace(_compose(others), run_dir=run_dir)
     config = from_dictconfig(_composed(overrides, "config"))
     # Not a rule of DataConfig: the directories of earlier runs stay readable.
-    check_used_keys(config, overrides)
+    check_used_keys(config.data)
     check_sampling_keys(config, overrides)
     return config
 

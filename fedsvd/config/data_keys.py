@@ -30,21 +30,25 @@ _USED: Mapping[str, tuple[str, ...]] = {
 _SPECIFIC = {key for keys in _USED.values() for key in keys}
 
 
-def check_used_keys(config: Config, overrides: Sequence[str]) -> None:
-    """Check that every key of a dataset that differs from its default has an effect.
+def check_new_keys(config: Config, overrides: Sequence[str]) -> None:
+    """Check that a new run names no column of answers for a classifier.
 
-    The column of answers is compared with the overrides: some datasets, such as ``dolly``, come with answers, which a
-    classifier ignores.
+    Earlier versions allowed it, and the directories of their runs stay usable. Some datasets, such as ``dolly``, come
+    with answers, which a classifier ignores.
 
     Raises:
-        ConfigError: The dataset or the task ignores a key.
+        ConfigError: The overrides name a column that the task ignores.
     """
     if "data.response_column" in _keys(overrides) and config.model.task != "causal_lm":
         check_no_responses(config.model, config.data)
-    _check_dataset_keys(config.data)
 
 
-def _check_dataset_keys(data: DataConfig) -> None:
+def check_used_keys(data: DataConfig) -> None:
+    """Check that every key of a dataset that differs from its default has an effect.
+
+    Raises:
+        ConfigError: The dataset ignores a key.
+    """
     for field in dataclasses.fields(data):
         value = getattr(data, field.name)
         # What the loader of another package uses is not known.

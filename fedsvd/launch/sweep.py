@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedsvd.config.compose import check_overrides, compose, read_yaml, sweep_choices
+from fedsvd.config.data_keys import check_new_keys
 from fedsvd.config.flat import flatten
 from fedsvd.config.paths import absolute_paths, override_key
 from fedsvd.config.quoting import path_override, read_path
@@ -63,6 +64,7 @@ def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
             runs that this sweep would repeat.
         ResumeError: ``hydra.sweep.dir`` is another directory than that of the sweep to resume.
     """
+    is_new = _resumed_folder(overrides) is None
     overrides, working_directory = _with_saved_overrides(list(overrides))
     check_overrides(overrides, multirun=True)
     settings = sweep_settings(overrides)
@@ -73,7 +75,7 @@ def plan_sweep(overrides: Sequence[str]) -> SweepPlan:
     complete = [*params, *overrides]
     check_overrides(complete, multirun=True)
     choices = sweep_choices(complete)
-    _check_configurations(complete, choices)
+    _check_configurations(complete, choices, is_new=is_new)
     swept = [key for key, values in choices.items() if len(values) > 1]
     overrides = absolute_paths(overrides, compose([*search_paths(overrides), *first_choices(choices)]), swept=swept)
     choices |= sweep_choices(overrides)
@@ -135,16 +137,20 @@ def _run(overrides: Sequence[str], folder: Path) -> float:
     return launch.run(compose(list(overrides)), overrides, folder)
 
 
+def _resumed_folder(overrides: Sequence[str]) -> Path | None:
+    folders = [item.removeprefix("resume=") for item in overrides if item.startswith("resume=")]
+    return Path(read_path(folders[-1])) if folders and folders[-1] != "null" else None
+
+
 def _with_saved_overrides(overrides: list[str]) -> tuple[list[str], Path]:
     """Put the saved overrides of the sweep that ``resume`` names, if any, before the new ones.
 
     Returns:
         The overrides, and the directory that swept relative paths refer to.
     """
-    folders = [item.removeprefix("resume=") for item in overrides if item.startswith("resume=")]
-    if not folders or folders[-1] == "null":
+    folder = _resumed_folder(overrides)
+    if folder is None:
         return overrides, Path.cwd()
-    folder = Path(read_path(folders[-1]))
     sweep = read_json(folder / SWEEP_FILE)
     saved = sweep.get("words")
     if saved is None:
@@ -170,20 +176,22 @@ def _sweep_directory(settings: DictConfig) -> Path:
     return create_directory(folder, _SWEEP_DIR) if "${now:" in pattern else folder.resolve()
 
 
-def _check_configurations(overrides: Sequence[str], choices: Mapping[str, Sequence[str]]) -> None:
+def _check_configurations(overrides: Sequence[str], choices: Mapping[str, Sequence[str]], *, is_new: bool) -> None:
     """Check each choice, with the first choices of the other keys, before any run starts.
 
     Raises:
-        ConfigError: See `fedsvd.launch.check_config`.
+        ConfigError: See `fedsvd.launch.check_config` and, for a new sweep, `fedsvd.config.data_keys.check_new_keys`.
     """
     # Imported here, since it loads torch.
     from fedsvd.launch import check_config
 
     added, first = search_paths(overrides), {key: values[0] for key, values in choices.items()}
-    check_config(compose([*added, *first.values()]))
-    for key, values in choices.items():
-        for choice in values[1:]:
-            check_config(compose([*added, *{**first, key: choice}.values()]))
+    others = [{**first, key: choice} for key, values in choices.items() for choice in values[1:]]
+    for run in ([*added, *items.values()] for items in (first, *others)):
+        config = compose(run)
+        check_config(config)
+        if is_new:
+            check_new_keys(config, run)
 
 
 def _with_resume(overrides: Sequence[str], paths: RunFolder) -> list[str]:

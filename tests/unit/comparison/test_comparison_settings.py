@@ -74,6 +74,14 @@ def test_budgets_at_which_rates_are_chosen_are_checked_before_anything_runs(
     assert "data.min_abs_rating = -1" in refused([*elsewhere, "compare.epsilons=[3]"], tmp_path, capsys)
 
 
+def test_a_column_of_answers_is_refused_for_the_classifiers_of_a_new_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "Workers", NoWorkers)
+    own = "compare.tasks.movies=['data=csv','data.path=a.csv','data.response_column=answer']"
+    assert "data.response_column = answer has no effect" in refused([own, "compare.epsilons=[3]"], tmp_path, capsys)
+
+
 # Keys that all runs get from the comparison, with what to give instead.
 SHARED = {
     "seed=7": "compare.seeds",

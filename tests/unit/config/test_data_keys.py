@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from fedsvd.commands.run_directory import prepare_run
 from fedsvd.config.compose import compose, compose_audit, read_config, to_yaml
 from fedsvd.errors import ConfigError
+from fedsvd.launch.sweep import plan_sweep
 
 IGNORED = [
     ([], "data.path=own.csv", "choose data=csv, data=jsonl, data=parquet, data=arrow or data=hub, or leave"),
@@ -35,15 +37,23 @@ def test_key_that_the_dataset_ignores_is_refused(dataset: list[str], override: s
             compose_audit([override])
 
 
-def test_a_column_of_answers_is_refused_for_a_classifier() -> None:
+def test_a_column_of_answers_is_refused_for_a_new_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = ["data=csv", "data.path=a.csv", "data.response_column=answer"]
     message = (
         r"data.response_column = answer has no effect with model.task = sequence_classification: set it to null, or "
         r"use model.task=causal_lm"
     )
-    for call in (compose, compose_audit):
+    calls = (
+        compose_audit,
+        prepare_run,
+        lambda words: plan_sweep([*words, "seed=0,1"]),
+        lambda words: plan_sweep([*words, "model=tiny_llama,tiny"]),
+    )
+    monkeypatch.chdir(tmp_path)
+    for call in calls:
         with pytest.raises(ConfigError, match=message):
             call(own)
+    assert not list(tmp_path.rglob("*.json"))
     assert compose([*own, "model=tiny_llama"]).data.response_column == "answer"
     # It comes with the dataset.
     assert compose(["data=dolly"]).data.response_column == "response"

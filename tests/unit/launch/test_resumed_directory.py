@@ -6,8 +6,9 @@ import pytest
 
 import fedsvd
 from fedsvd.commands.arguments import normalize
+from fedsvd.commands.evaluated_data import plan_evaluation
 from fedsvd.commands.run_directory import prepare_run
-from fedsvd.config.compose import compose
+from fedsvd.config.compose import compose, to_yaml
 from fedsvd.config.quoting import path_override
 from fedsvd.errors import ConfigError, ResumeError
 from fedsvd.launch.resume import check_run_dir
@@ -44,6 +45,21 @@ def test_another_directory_is_refused_from_python(run: Path) -> None:
     with pytest.raises(ResumeError, match=r"run_dir = '.*other' is another directory than resume = "):
         fedsvd.train(f"resume={run}", run_dir="other")
     assert not Path("other").exists()
+
+
+def test_a_classifier_of_an_earlier_version_that_names_a_column_of_answers_stays_usable(run: Path) -> None:
+    answers = ["data=csv", "data.path=a.csv", "data.response_column=answer"]
+    write_json(run / "overrides.json", ["experiment=smoke", *answers])
+    own = compose(["experiment=smoke", *answers])
+    (run / "config.yaml").write_text(to_yaml(own), encoding="utf-8")
+    assert prepare_run(normalize([f"resume={run}"])).folder == run
+    assert plan_evaluation(run, own, ["data.max_test_examples=5"]).config.data.response_column == "answer"
+    with pytest.raises(ConfigError, match=r"data.response_column = answer has no effect"):
+        plan_evaluation(run, own, answers)
+
+    sweep = run.parent / "sweep"
+    write_json(sweep / "sweep.json", {"words": ["experiment=smoke", *answers, "seed=0,1"]})
+    assert plan_sweep(normalize([f"resume={sweep}"])).total == 2
 
 
 def test_another_directory_than_that_of_the_sweep_is_refused(tmp_path: Path) -> None:
