@@ -142,7 +142,7 @@ def test_the_engine_gets_the_measured_cores(monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(RunError, match="no client has trained"):
         run(config, [*overrides, f"run_dir={tmp_path}"], tmp_path)
 
-    assert measured == [overrides]
+    assert measured == [[*overrides, "device=cpu"]]
     assert federations == [replace(config.federation, client_num_cpus=4)]
 
 
