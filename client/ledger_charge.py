@@ -50,14 +50,7 @@ def charge_round(
         run = calibrate_run(config, num_examples)
         identity.limits.check_noise(run)
     spend = replace(run, steps=config.train.local_steps)
-    run_id = str(identity.run_id)
-    return _charge(
-        config,
-        identity,
-        fingerprint,
-        spend,
-        lambda ledger, budget: ledger.reserve(run_id, server_round, message_id, spend, budget),
-    )
+    return _charge_message(config, identity, fingerprint, str(identity.run_id), server_round, message_id, spend)
 
 
 def charge_shared_noise(
@@ -74,13 +67,7 @@ def charge_shared_noise(
         LedgerError: If the ledger is invalid or cannot be written.
     """
     spend = replace(calibrate_run(config, 1), steps=1)
-    return _charge(
-        config,
-        identity,
-        fingerprint,
-        spend,
-        lambda ledger, budget: ledger.reserve(account, server_round, message_id, spend, budget),
-    )
+    return _charge_message(config, identity, fingerprint, account, server_round, message_id, spend)
 
 
 def mark_released(identity: ClientIdentity, fingerprint: str, message_id: str) -> None:
@@ -106,6 +93,23 @@ def charge_whole_run(config: Config, identity: ClientIdentity, fingerprint: str,
     """
     run = calibrate_run(config, 1)
     return _charge(config, identity, fingerprint, run, lambda ledger, budget: ledger.reserve_run(account, run, budget))
+
+
+def _charge_message(
+    config: Config,
+    identity: ClientIdentity,
+    fingerprint: str,
+    run: str,
+    server_round: int,
+    message_id: str,
+    spend: Spend,
+) -> Charge:
+    """Charge the mechanism of one message to a run."""
+
+    def reserve(ledger: Ledger, budget: Budget) -> float:
+        return ledger.reserve(run, server_round, message_id, spend, budget)
+
+    return _charge(config, identity, fingerprint, spend, reserve)
 
 
 def _charge(
