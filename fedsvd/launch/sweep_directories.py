@@ -28,7 +28,7 @@ def check_existing_runs(folder: Path, fixed: Mapping[str, str]) -> None:
         ConfigError: A run has other overrides.
     """
     expected = override_values(fixed.values())
-    for path in sorted(folder.rglob("overrides.json")):
+    for path in sorted(folder.rglob(_OVERRIDES)):
         existing = override_values(json.loads(path.read_text(encoding="utf-8")))
         missing = [fixed[key] for key, value in expected.items() if not _equal(key, existing.get(key), value)]
         if missing:
