@@ -53,7 +53,7 @@ class ClippingMeter:
     max_grad_norm: float
     expected_batch_size: float
     randomness: Randomness
-    _parts: list[Tensor] = field(default_factory=list)
+    _sums: Tensor | None = None
     _released: list[Tensor] = field(default_factory=list)
 
     def add(self, norms: Tensor, clipped: Tensor | None = None) -> None:
@@ -66,16 +66,17 @@ class ClippingMeter:
         relative_norms = (norms.double() / self.max_grad_norm).clamp(max=1.0)
         is_clipped = norms > self.max_grad_norm if clipped is None else clipped
         values = torch.stack([is_clipped.double(), relative_norms])
-        self._parts.append((values - _SENSITIVITY).sum(dim=1))
+        sums = (values - _SENSITIVITY).sum(dim=1)
+        self._sums = sums if self._sums is None else self._sums + sums
 
     def release(self) -> None:
         """End the current step by releasing its sums with noise, and start the next step."""
         # Read once per step: every read waits for the GPU.
         zero = torch.zeros(_NUM_SUMS, dtype=torch.float64)
-        sums = torch.stack(self._parts).sum(dim=0).cpu() if self._parts else zero
+        sums = zero if self._sums is None else self._sums.cpu()
         noise = self.randomness.normal(sums, statistics_noise_std(self.noise_multiplier))
         self._released.append((sums + noise) / self.expected_batch_size + _SENSITIVITY)
-        self._parts.clear()
+        self._sums = None
 
     @property
     def statistics(self) -> ClippingStatistics:

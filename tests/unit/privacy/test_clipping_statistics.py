@@ -32,7 +32,8 @@ def test_one_example_changes_each_sum_by_at_most_its_sensitivity() -> None:
     for norm in (0.0, 0.3, 2.0, 5.0, 1e9):
         meter = ClippingMeter(1.0, 2.0, 1.0, NoiselessRandomness())
         meter.add(torch.tensor([norm]))
-        [sums] = meter._parts
+        sums = meter._sums
+        assert sums is not None
         assert (sums.abs() <= 0.5).all()
 
 
