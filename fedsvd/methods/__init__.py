@@ -147,7 +147,7 @@ def check_method(method: Method, config: Config) -> None:
     if method.traits.personal:
         checks.check_own_noise(config)
     checks.check_distributed(method, config)
-    if config.method.get("shrinkage", "none") != "none":
+    if config.method.get("shrinkage", "none") != "none" and config.privacy.name != "none":
         checks.check_known_noise(config, f"method.shrinkage = {config.method['shrinkage']!r}")
     if method.traits.tangent:
         checks.check_single_step(config)

@@ -89,9 +89,13 @@ def test_personal_factors_reject_shared_noise() -> None:
      "federation.secure_aggregation=true", "federation.weighting=uniform"],
 )  # fmt: skip
 def test_shrinkage_rejects_settings_with_unknown_noise(override: str) -> None:
-    config = compose(["experiment=smoke", "method.shrinkage=optimal", override])
+    settings = ["experiment=smoke", "method.shrinkage=optimal", override]
+    config = compose(settings)
     with pytest.raises(ConfigError, match="requires a known standard deviation of the noise"):
         check_method(build_method(config.method), config)
+    # Without noise, nothing is shrunk.
+    config = compose([*settings, "privacy=none"])
+    check_method(build_method(config.method), config)
 
 
 @pytest.mark.parametrize("override", ["train.local_steps=2", "train.weight_decay=0.1", "train.server_optimizer=adam"])
