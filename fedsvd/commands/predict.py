@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from fedsvd.commands.arguments import CommandParser
-from fedsvd.commands.output import to_json, warn_left_out
+from fedsvd.commands.output import print_note, to_json, warn_left_out
 from fedsvd.config import Config
+from fedsvd.config.model import MAX_NEW_TOKENS
 from fedsvd.errors import ConfigError
 from fedsvd.report.literal import literal
 
@@ -46,7 +47,8 @@ def run(arguments: Sequence[str]) -> None:
         console.print(literal(piece, "bold", keep="\n\t"), end="", soft_wrap=True)
 
     model = load_trained_model(finished, options.device)
-    rows = predict(model, texts, pairs, options.batch_size, show if options.stream else None)
+    on_text = show if options.stream else None
+    rows = predict(model, texts, pairs, options.batch_size, on_text, options.max_new_tokens)
     # Not on standard output, which holds the predictions alone.
     guarantee = guarantee_line(Path(options.folder))
     for note in [*([f"adapter-best/: {finished.best}"] if finished.best else []), guarantee]:
@@ -57,7 +59,9 @@ def run(arguments: Sequence[str]) -> None:
 def _print_rows(console: Console, rows: Iterable[dict[str, Any]], options: Any) -> None:
     from fedsvd.trained.outputs import summary
 
+    cut = 0
     for row in rows:
+        cut += not row.get("is_complete", True)
         if options.json:
             print(to_json(row), flush=True)
         else:
@@ -65,6 +69,12 @@ def _print_rows(console: Console, rows: Iterable[dict[str, Any]], options: Any) 
             shown = "" if options.stream else summary(row)
             line = literal(shown, "bold", keep="\n\t").append(literal(f"  ← {_shorten(_asked(row))}", "dim"))
             console.print(line, soft_wrap=True)
+    if cut:
+        print_note(
+            f"answers that were cut: {cut}. An answer has at most {options.max_new_tokens} tokens "
+            "(--max-new-tokens N) and ends at the model's last position.",
+            style="yellow",
+        )
 
 
 def _parse(arguments: Sequence[str]) -> Any:
@@ -79,6 +89,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     parser.add_argument("--best", action="store_true")
     parser.add_argument("--separator")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS)
     options = parser.parse_args(list(arguments))
     if bool(options.text) == bool(options.file):
         parser.error("exactly one of --text and --file is required")
@@ -92,8 +103,9 @@ def _parse(arguments: Sequence[str]) -> Any:
         parser.error(f"--separator {options.separator!r} is invalid: expected one character, or tab")
     if options.separator is not None and not options.file:
         parser.error(f"--separator {options.separator!r} has no effect without --file: leave it out")
-    if options.batch_size < 1:
-        parser.error(f"--batch-size {options.batch_size} is invalid: expected an integer ≥ 1")
+    for name, value in {"--batch-size": options.batch_size, "--max-new-tokens": options.max_new_tokens}.items():
+        if value < 1:
+            parser.error(f"{name} {value} is invalid: expected an integer ≥ 1")
     return options
 
 

@@ -90,12 +90,12 @@ _COMMANDS = MappingProxyType(
         ),
         "predict": (
             "fedsvd predict RUN_DIR (--text TEXT [--text-pair TEXT] … | --file FILE) [--best] "
-            "[--json | --stream] [--device DEVICE] [--batch-size N] [--separator S]",
+            "[--json | --stream] [--device DEVICE] [--batch-size N] [--separator S] [--max-new-tokens N]",
             "Predict the label of each text, or generate an answer to it. FILE is a .csv, .tsv, .jsonl, .parquet or "
             ".arrow file with the run's text column, or a text file with one text per line; with --separator, it is a "
             "table, whatever its suffix; --best "
             "takes the model of the best round; --json prints one JSON object per text; --stream prints answers while "
-            "they are generated.",
+            "they are generated, which have at most N tokens (48).",
         ),
         "export": (
             "fedsvd export RUN_DIR --to DIR [--merge] [--best]",

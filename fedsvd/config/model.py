@@ -13,6 +13,9 @@ from fedsvd.config.task import TASKS
 from fedsvd.config.types import Count, FractionOrZero, Names, Text
 from fedsvd.errors import ConfigError
 
+# The largest number of tokens of a generated answer, where nothing else is given.
+MAX_NEW_TOKENS = 48
+
 LoraLayers = Annotated[
     str, Field(pattern=r"^(all|top_[1-9][0-9]*)$", description="all, or top_K for the K layers nearest the output")
 ]

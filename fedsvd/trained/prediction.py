@@ -12,8 +12,9 @@ from datasets import ClassLabel, Dataset
 from torch import Tensor
 
 from fedsvd import data
+from fedsvd.config.model import MAX_NEW_TOKENS
 from fedsvd.data.conversations import USER, Turn, dump_conversation, load_conversation, unanswered
-from fedsvd.errors import DataError
+from fedsvd.errors import ConfigError, DataError
 from fedsvd.trained.inputs import check_inputs
 from fedsvd.trained.outputs import OUTPUTS
 from fedsvd.trained.run import TrainedModel
@@ -27,8 +28,11 @@ def predict(
     pairs: Sequence[str] | None = None,
     batch_size: int = 32,
     on_text: Callable[[str], None] | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Iterator[dict[str, Any]]:
     """Predict for each text the columns of `fedsvd.trained.outputs`, such as its class, or the generated answer.
+
+    The columns of an answer are ``answer`` and ``is_complete``: whether the model ended it, instead of ``max_new_tokens``.
 
     Args:
         loaded: The model.
@@ -38,17 +42,23 @@ def predict(
         pairs: The second text of each pair, for a model trained on text pairs.
         batch_size: Number of texts per forward pass.
         on_text: For a language model: called with each piece of an answer as soon as it is generated.
+        max_new_tokens: For a language model: the largest number of tokens of an answer.
 
     Returns:
         The predictions, each computed when it is needed.
 
     Raises:
-        ConfigError: The texts or pairs are not what the model expects, as for `fedsvd.trained.inputs.check_inputs`.
+        ConfigError: The texts or pairs are not what the model expects, as for `fedsvd.trained.inputs.check_inputs`, or
+            ``max_new_tokens`` is below 1.
         DataError: A conversation is invalid, or the chat template cannot render it, or a word is blank.
     """
     items, second = check_inputs(loaded.run.config, texts, pairs)
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens = {max_new_tokens} is invalid: give an integer ≥ 1.")
     read: Callable[[TrainedModel, Dataset], Iterator[dict[str, Any]]]
-    read = partial(_generate, on_text=on_text) if loaded.run.generates_text else _read_outputs
+    read = _read_outputs
+    if loaded.run.generates_text:
+        read = partial(_generate, on_text=on_text, max_new_tokens=max_new_tokens)
     batch_size = batch_size if on_text is None else 1
     if loaded.run.config.data.row_format == "messages":
         rows = unanswered_dataset(items)
@@ -110,15 +120,17 @@ def _words(text: str | Sequence[str]) -> list[str]:
 
 
 def _generate(
-    loaded: TrainedModel, rows: Dataset, on_text: Callable[[str], None] | None = None
+    loaded: TrainedModel, rows: Dataset, *, on_text: Callable[[str], None] | None, max_new_tokens: int
 ) -> Iterator[dict[str, Any]]:
     config, tokenizer = loaded.run.config, loaded.tokenizer
-    limit = prompt_limit(loaded.model, config.model.max_length)
+    limit = prompt_limit(loaded.model, config.model.max_length, max_new_tokens)
     prompts = [prompt.ids for prompt in data.build_prompts(rows, config.data, config.model, tokenizer, limit)]
     stops = data.stop_tokens(config.data, tokenizer)
-    answers = generate(loaded.model, tokenizer, prompts, stop_tokens=stops, on_text=on_text)
+    answers = generate(
+        loaded.model, tokenizer, prompts, max_new_tokens=max_new_tokens, stop_tokens=stops, on_text=on_text
+    )
     for row, answer in zip(_texts(rows), answers, strict=True):
-        yield {**row, "answer": answer}
+        yield {**row, "answer": answer.text, "is_complete": answer.is_complete}
 
 
 def _texts(rows: Dataset) -> Iterator[Mapping[str, Any]]:

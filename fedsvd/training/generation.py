@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +15,22 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
 from fedsvd import data
 from fedsvd.config import DataConfig, ModelConfig
+from fedsvd.config.model import MAX_NEW_TOKENS
 from fedsvd.models.embedded import quiet_transformers
 from fedsvd.models.positions import position_limit
 
-MAX_NEW_TOKENS = 48
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer.
+
+    Attributes:
+        text: The answer, without special tokens and surrounding whitespace.
+        is_complete: Whether the model ended it; otherwise it stops at the largest number of tokens.
+    """
+
+    text: str
+    is_complete: bool
 
 
 @torch.inference_mode()
@@ -30,7 +43,7 @@ def generate(
     batch_size: int = 8,
     stop_tokens: Sequence[int] = (),
     on_text: Callable[[str], None] | None = None,
-) -> list[str]:
+) -> list[Answer]:
     """Generate an answer to each prompt by greedy decoding.
 
     Args:
@@ -41,16 +54,13 @@ def generate(
         batch_size: Number of prompts per forward pass.
         stop_tokens: Tokens that end an answer besides the end token.
         on_text: Called with each piece of an answer as soon as it is generated, one prompt at a time.
-
-    Returns:
-        The answers, without special tokens and surrounding whitespace.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     ends = [data.end_token(tokenizer), *stop_tokens]
     positions = position_limit(model)
-    answers: list[str] = []
+    answers: list[Answer] = []
     size = batch_size if on_text is None else 1
     for start in range(0, len(prompts), size):
         rows = [list(row) for row in prompts[start : start + size]]
@@ -68,7 +78,9 @@ def generate(
                 streamer=None if on_text is None else _Pieces(tokenizer, on_text),
             )
         new = generated[:, batch["input_ids"].shape[1] :]
-        answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+        are_complete = torch.isin(new, torch.tensor(ends, device=new.device)).any(dim=1).tolist()
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        answers += [Answer(text.strip(), ended) for text, ended in zip(texts, are_complete, strict=True)]
     model.train(was_training)
     return answers
 
@@ -100,10 +112,10 @@ class _Pieces(TextStreamer):
             self._on_text(piece)
 
 
-def prompt_limit(model: nn.Module, max_length: int) -> int:
+def prompt_limit(model: nn.Module, max_length: int, max_new_tokens: int = MAX_NEW_TOKENS) -> int:
     """Return how long a prompt may be: ``max_length``, and shorter by an answer than the model's positions allow."""
     positions = position_limit(model)
-    return max_length if positions is None else min(max_length, max(positions - MAX_NEW_TOKENS, positions // 2))
+    return max_length if positions is None else min(max_length, max(positions - max_new_tokens, positions // 2))
 
 
 def generate_samples(
@@ -127,6 +139,6 @@ def generate_samples(
     ids, stops = [prompt.ids for prompt in prompts], data.stop_tokens(config, tokenizer)
     answers = generate(model, tokenizer, ids, stop_tokens=stops)
     return [
-        {"prompt": prompt.text, "expected": prompt.answer, "generated": answer}
+        {"prompt": prompt.text, "expected": prompt.answer, "generated": answer.text}
         for prompt, answer in zip(prompts, answers, strict=True)
     ]

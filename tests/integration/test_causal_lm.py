@@ -21,7 +21,8 @@ def test_dequantized_model_answers_a_question() -> None:
 
     [answer] = generate(model, tokenizer, [tokenizer(prompt)["input_ids"]], max_new_tokens=16)
 
-    assert "Paris" in answer
+    assert "Paris" in answer.text
+    assert answer.is_complete
 
 
 # Both runs use the same examples, so that the states below the adapted layers are computed once for both.

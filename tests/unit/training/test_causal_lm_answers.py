@@ -193,7 +193,7 @@ def test_batched_generation_matches_single_prompts(model: PreTrainedModel, token
     pieces: list[str] = []
     generate(model, tokenizer, prompts[:1], max_new_tokens=6, on_text=pieces.append)
     assert len(pieces) > 1
-    assert "".join(pieces).strip() == batched[0]
+    assert "".join(pieces).strip() == batched[0].text
 
 
 def test_chat_templates_wrap_prompts(tokenizer: PreTrainedTokenizerBase) -> None:

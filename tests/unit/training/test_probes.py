@@ -78,5 +78,5 @@ def test_generation_ends_at_the_last_position(tmp_path: Path) -> None:
     assert prompt_limit(model, 10) == 10
     assert prompt_limit(load_causal_lm(save_checkpoint("bloom", tmp_path / "bloom")).model, 64) == 64
     [answer] = generate(model, tokenizer, [list(range(200, 215))])
-    assert isinstance(answer, str)
+    assert isinstance(answer.text, str)
     assert torch.isfinite(next(model.parameters())).all()

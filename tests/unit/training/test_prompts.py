@@ -102,7 +102,12 @@ def test_answers_are_greedy_whatever_the_checkpoint_says(tokenizer: PreTrainedTo
     pieces: list[str] = []
 
     expected = tokenizer.decode(greedy(model, prompt, 8), skip_special_tokens=True).strip()
-    assert generate(model, tokenizer, [prompt], max_new_tokens=8) == [expected]
-    assert generate(model, tokenizer, [prompt], max_new_tokens=8, on_text=pieces.append) == [expected]
+    [answer] = generate(model, tokenizer, [prompt], max_new_tokens=8)
+    assert answer.text == expected
+    assert generate(model, tokenizer, [prompt], max_new_tokens=8, on_text=pieces.append) == [answer]
+    assert not answer.is_complete
+    last = greedy(model, prompt, 8)[-1]
+    [ended] = generate(model, tokenizer, [prompt], max_new_tokens=8, stop_tokens=[last])
+    assert ended.is_complete
     assert "".join(pieces).strip() == expected
     assert model.generation_config.num_beams == 3
