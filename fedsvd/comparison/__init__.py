@@ -124,10 +124,15 @@ def _check_overrides(base: Sequence[str], settings: CompareConfig, *, is_new: bo
     kinds: dict[str, str] = {}
     for job in _sample_jobs(settings):
         words = overrides(job, base, settings)
-        config = compose(words)
-        check_config(config)
-        if is_new:
-            check_new_keys(config, words)
+        try:
+            config = compose(words)
+            check_config(config)
+            if is_new:
+                check_new_keys(config, words)
+        except ConfigError as error:
+            # It may name a setting that comes from the contender, the task or the budget.
+            budget = f"ε = {job.epsilon or math.inf:g}"
+            raise ConfigError(f"{job.contender} on {job.task} at {budget} cannot run: {error}") from None
         _check_budget(config, job)
         kinds.setdefault(job.task, config.task)
         if config.task != kinds[job.task]:

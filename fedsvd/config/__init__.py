@@ -59,7 +59,9 @@ class Config(ConfigGroup):
     """The configuration of an experiment.
 
     Attributes:
-        seed: Seed of the initial adapter, the partitions, the batches and the client sampling.
+        seed: Seed of the initial adapter, the held-out split, the partitions, the clients sampled in each round (except
+            with ``privacy=client_level``) and, except with ``privacy=dp_sgd``, the batches. Noise, and what is excepted
+            here, is drawn secretly.
         run_dir: Run directory; null: chosen by Hydra, or named after Flower's run id.
         resume: Directory of an earlier run to resume; null starts a new run.
         float32_matmul_precision: Argument of `torch.set_float32_matmul_precision`; below ``highest``, torch may use
@@ -188,7 +190,8 @@ def _check_public_text(config: Config) -> None:
     """Reject private text as public text."""
     if problem := own_text_problem(config, config.data.path, config.data.test_path):
         raise ConfigError(problem)
-    if config.privacy.project_public_mean and config.model.task not in ONE_PREDICTION_TASKS:
+    is_projected = config.privacy.name == "dp_sgd" and config.privacy.project_public_mean
+    if is_projected and config.model.task not in ONE_PREDICTION_TASKS:
         raise ConfigError(
             f"privacy.project_public_mean = True is not possible with model.task = {config.model.task}, where a text "
             "does not have one of several classes: set it to false, or use model.task=sequence_classification."

@@ -47,7 +47,9 @@ def _check_no_head(train: TrainConfig, privacy: PrivacyConfig) -> None:
         f"train.head_rounds = {train.head_rounds}": train.head_rounds > 0,
         f"train.head_init = {train.head_init}": train.head_init not in ("auto", "random"),
         f"train.head_learning_rate = {train.head_learning_rate}": train.head_learning_rate is not None,
-        f"privacy.head_clipping_share = {privacy.head_clipping_share}": privacy.head_clipping_share is not None,
+        f"privacy.head_clipping_share = {privacy.head_clipping_share}": (
+            privacy.name == "dp_sgd" and privacy.head_clipping_share is not None
+        ),
     }
     for setting, is_set in settings.items():
         if is_set:

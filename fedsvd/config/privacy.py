@@ -19,7 +19,7 @@ class PrivacyConfig(ConfigGroup):
     Attributes:
         name: ``dp_sgd`` (each client protects each of its examples, with DP-SGD), ``client_level`` (the server protects
             each client's whole data set, with noise in the aggregate), or ``none``: no clipping, no noise, no
-            guarantee; the other keys then have no effect.
+            guarantee; the other keys then have no effect, but ``noise_share`` is refused.
         target_epsilon: ε of the run; the noise is calibrated to it.
         target_delta: δ of the (ε, δ) guarantee.
         max_epsilon: Largest total ε of all runs in a client's ledger, including this one; null: ``target_epsilon``.
@@ -68,7 +68,7 @@ class PrivacyConfig(ConfigGroup):
     standardize_inputs: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_epsilon is not None and self.max_epsilon < self.target_epsilon:
+        if self.name != "none" and self.max_epsilon is not None and self.max_epsilon < self.target_epsilon:
             raise ConfigError(
                 f"privacy.max_epsilon = {self.max_epsilon} is below privacy.target_epsilon = {self.target_epsilon}: "
                 "the total over all runs cannot be less than the ε of this run. Raise the first or lower the second."

@@ -57,8 +57,8 @@ class TrainConfig(ConfigGroup):
             factors. A language model has none.
         head_init: Initialization of the head. ``auto``: the checkpoint's own head, if it has one whose classes have the
             names of the task's classes, else ``random``; ``checkpoint``: the checkpoint's own head, its classes matched
-            by number; ``random``: drawn from the seed. Of the last layer only: ``zeros``, or ``zero_shot``: directions
-            from ``data.class_descriptions``, without private data (see `fedsvd.models.zero_shot`).
+            by number; ``random``: drawn from the seed. ``zeros`` and ``zero_shot`` (directions from
+            ``data.class_descriptions``, without private data; see `fedsvd.models.zero_shot`) set the head's last layer.
         head_learning_rate: The clients' learning rate of the head; null: ``learning_rate``.
         head_rounds: Number of rounds at the start in which only the head is trained; after them, ``trains`` applies.
         trains: What clients train: the ``head``, the method's ``factors``, or ``both`` (unless ``head`` is
