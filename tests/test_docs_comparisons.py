@@ -1,4 +1,4 @@
-"""The comparisons of docs/how-to.md: all their runs have valid settings (tests/integration/test_compare.py runs one)."""
+"""The comparisons of docs/how-to.md: all their runs have valid settings."""
 
 import shlex
 from pathlib import Path

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 import fedsvd
 import server.strategy
-from fedsvd.errors import ConfigError, DataError
+from fedsvd.errors import ConfigError, DataError, RunError
 from fedsvd.flower import FedSVD
 from fedsvd.launch.in_process import InProcessGrid
 from fedsvd.lora.adapter import Adapter
@@ -102,6 +102,17 @@ def test_metrics_have_a_row_for_each_round_and_none_where_it_was_not_evaluated(t
     assert [row["server_round"] for row in run.metrics] == [0, 1, 2]
     for key in ("accuracy", "loss"):
         assert [row[key] is None for row in run.metrics] == [False, True, False]
+
+
+@pytest.mark.slow
+def test_a_run_without_a_single_model_is_loaded_for_its_metrics(tmp_path: Path) -> None:
+    settings = ["experiment=smoke", "privacy=none", "plots=false", "train.num_rounds=1", "method=fedsa_lora"]
+    trained = fedsvd.train(*settings, run_dir=tmp_path / "run")
+
+    run = fedsvd.load_run(tmp_path / "run")
+    assert run.metrics == trained.metrics
+    with pytest.raises(RunError, match="no single model: with method=fedsa_lora each client keeps its own B"):
+        _ = run.adapter
 
 
 def test_invalid_arguments_are_refused_before_anything_is_written(tmp_path: Path) -> None:

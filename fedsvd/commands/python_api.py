@@ -204,16 +204,16 @@ def load_run(folder: str | Path) -> Run:
 
     Raises:
         ConfigError: It is not a run directory.
-        RunError: The run has no final adapter, or no single model, or a file is damaged.
+        RunError: The run has no final adapter, or a file is damaged.
 
     Example:
         >>> import fedsvd
         >>> fedsvd.load_run("runs/first").privacy["clients"]["0"]["epsilon"] <= 6
         True
     """
-    from fedsvd.trained.run import read_run
+    from fedsvd.trained.run import read_finished
 
-    return _run(read_run(Path(folder)).folder)
+    return _run(read_finished(Path(folder))[0])
 
 
 def _run(folder: RunFolder) -> Run:

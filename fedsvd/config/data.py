@@ -44,7 +44,8 @@ class DataConfig(ConfigGroup):
         name: An embedded data set; the format of a local file; ``hub``; ``node``: each node provides its own data; or
             a data set that another package adds (see CONTRIBUTING.md).
         test_fraction: Fraction of the examples that is held out, for data that come without a split.
-        min_abs_rating: Texts whose mean rating (−4 … 4) is at most this far from 0 are dropped; 0: those rated exactly 0.
+        min_abs_rating: Texts whose mean rating (−4 … 4) is at most this far from 0 are dropped; with 0, those rated
+            exactly 0.
         domains: Domains of ``sentiment_domains`` to use: ``movies``, ``products``, ``tweets``, ``editorials``.
         path: A local file, or the id of a data set on the Hugging Face Hub.
         test_path: File with the held-out set; null holds out ``test_fraction`` of ``path``.

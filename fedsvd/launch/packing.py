@@ -34,6 +34,18 @@ def packed_federation(config: Config, overrides: Sequence[str]) -> FederationCon
     federation = config.federation
     if "auto" not in (federation.client_num_cpus, federation.client_num_gpus):
         return federation
+    # Where no client trains, there is no step to measure.
+    cpus, per_gpu = _measured(config, overrides) if config.train.rounds else (1.0, 0.0)
+    return replace(
+        federation,
+        client_num_cpus=cpus if federation.client_num_cpus == "auto" else federation.client_num_cpus,
+        client_num_gpus=per_gpu if federation.client_num_gpus == "auto" else federation.client_num_gpus,
+    )
+
+
+def _measured(config: Config, overrides: Sequence[str]) -> tuple[float, float]:
+    """Return the cores and the share of a GPU for each client, by the memory of a training step."""
+    federation = config.federation
     _check_measurable(config)
     # Clients without GPUs train on the CPU, also where this process sees a GPU.
     on_cpu = ["device=cpu"] if federation.client_num_gpus == 0 else []
@@ -44,11 +56,7 @@ def packed_federation(config: Config, overrides: Sequence[str]) -> FederationCon
         f"packing: {cpus:g} cores and {per_gpu:g} GPUs for each client, which takes up to {memory.ram >> 20:,} MiB of "
         f"main memory and {memory.gpu >> 20:,} MiB of a GPU (measured)"
     )
-    return replace(
-        federation,
-        client_num_cpus=cpus if federation.client_num_cpus == "auto" else federation.client_num_cpus,
-        client_num_gpus=per_gpu if federation.client_num_gpus == "auto" else federation.client_num_gpus,
-    )
+    return cpus, per_gpu
 
 
 def pack(memory: ClientMemory, clients: int, cores: int, ram: int, gpus: Sequence[int]) -> tuple[float, float]:

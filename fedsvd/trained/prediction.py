@@ -32,7 +32,7 @@ def predict(
 ) -> Iterator[dict[str, Any]]:
     """Predict for each text the columns of `fedsvd.trained.outputs`, such as its class, or the generated answer.
 
-    The columns of an answer are ``answer`` and ``is_complete``: whether the model ended it, instead of ``max_new_tokens``.
+    The columns of an answer are ``answer`` and ``is_complete``: whether the model ended it before ``max_new_tokens``.
 
     Args:
         loaded: The model.

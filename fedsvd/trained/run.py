@@ -87,6 +87,23 @@ class TrainedModel:
     device: torch.device
 
 
+def read_finished(folder: Path) -> tuple[RunFolder, Config]:
+    """Return the files and the configuration of a finished run.
+
+    Raises:
+        ConfigError: It is not a run directory.
+        RunError: The run has not finished, or a file is damaged.
+    """
+    paths = RunFolder(folder)
+    config = read_config(paths.config)
+    if not (paths.adapter / "adapter_config.json").is_file():
+        raise RunError(
+            f"{folder} holds no final adapter: the run has not finished. Resume it: {resume_command(folder)}"
+        )
+    check_documents(paths)
+    return paths, config
+
+
 def read_run(folder: Path, *, best: bool = False) -> TrainedRun:
     """Read the directory of a finished run.
 
@@ -98,19 +115,13 @@ def read_run(folder: Path, *, best: bool = False) -> TrainedRun:
         ConfigError: It is not a run directory.
         RunError: The run has no such adapter, or no single model, or a file is damaged.
     """
-    paths = RunFolder(folder)
-    config = read_config(paths.config)
-    if not (paths.adapter / "adapter_config.json").is_file():
-        raise RunError(
-            f"{folder} holds no final adapter: the run has not finished. Resume it: {resume_command(folder)}"
-        )
+    paths, config = read_finished(folder)
     personal = build_run_method(config).traits.personal
     if personal:
         raise RunError(
             f"the run in {folder} has no single model: with method={config.method['name']} each client keeps its own "
             f"{', '.join(sorted(personal))}. Use another method, or the clients' personal factors."
         )
-    check_documents(paths)
     chosen = read_best_round(paths) if best else None
     if best and chosen is None:
         raise RunError(

@@ -119,6 +119,11 @@ def test_only_auto_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert packed("federation.client_num_cpus=auto") == (4, 0)
     assert "packing: 4 cores and 0 GPUs for each client, which takes up to 1,024 MiB" in capsys.readouterr().out
     assert packed("federation.client_num_cpus=1", "federation.client_num_gpus=auto") == (1, 0)
+    capsys.readouterr()
+    # No client trains.
+    both = ["federation.client_num_cpus=auto", "federation.client_num_gpus=auto"]
+    assert packed("train.trains=none", *both) == (1, 0)
+    assert "packing" not in capsys.readouterr().out
 
 
 def test_the_engine_gets_the_measured_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
