@@ -149,13 +149,15 @@ class RoundEndCallback:
     def _row(self, record: RoundRecord, metrics: dict[str, Any]) -> dict[str, Any]:
         losses = [report.train_loss for report in record.reports if report.train_loss is not None]
         level = self.strategy.client_level
-        spends = [client["epsilon"] for client in self.clients.values() if client["epsilon"] is not None]
+        # Under client-level privacy, clients report ε once they were sampled: the row's must not depend on it.
+        clients = () if level else self.clients.values()
+        spends = [client["epsilon"] for client in clients if client["epsilon"] is not None]
         return {
             "server_round": record.server_round,
             **metrics,
             "perplexity": self._perplexity(metrics["loss"]),
             "train_loss": sum(losses) / len(losses) if losses else None,
-            "epsilon": record.epsilon or (max(spends) if spends else None),
+            "epsilon": max(spends, default=None) if record.epsilon is None else record.epsilon,
             "client_epsilons": {name: client["epsilon"] for name, client in sorted(self.clients.items())},
             "clients_sampled": record.sampled,
             "clients_used": 0 if record.skipped else len(record.reports),

@@ -36,10 +36,13 @@ class Claim:
             gives no guarantee.
         reason: Why the status is not ``private``; a sentence without a period.
         unit: Unit of protection, ``example`` or ``client``; None without a guarantee.
-        epsilon: The largest ε that a client has spent; None without a guarantee or if no spend was reported.
+        epsilon: The largest ε that a client has spent; None without a guarantee or if no spend was reported. With unit
+            ``client``, it is the ε of this run by the server's account: only clients that were sampled report theirs,
+            so that a figure which depends on these reports would tell who was.
         delta: δ of the guarantee.
         settings: The distinct settings of the rounds, in order; those of the configuration if no round has run.
-        client_epsilons: ε by client.
+        client_epsilons: ε by client, with unit ``client`` those of all runs in the ledgers of the sampled clients: only
+            files of the run directory may show these. The server's account is that of ``server``.
         charges: The recorded charges of each client, one entry per mechanism, in order.
         presumed: Clients that may have been charged for updates that the server did not accept; ε includes these
             charges where the client's mechanism is recorded.
@@ -115,8 +118,9 @@ def weakest_claim(
     replaced = replaced_ledgers(trained, reported or {})
     spent |= {name: max(total, spent.get(name, 0.0)) for name, (total, _) in replaced.items()}
     ledgers = {name: count for name, (_, count) in replaced.items()}
-    largest = max([*spent.values(), *(row["epsilon"] for row in rows if row["epsilon"] is not None)], default=None)
     unit = str(settings[0]["unit"])
+    counted = [epsilon for name, epsilon in spent.items() if unit == "example" or name == "server"]
+    largest = max([*counted, *(row["epsilon"] for row in rows if row["epsilon"] is not None)], default=None)
     delta *= max(ledgers.values(), default=1)
     return Claim(status, reason, unit, largest, delta, settings, spent, charges, presumed, num_rounds, ledgers)
 

@@ -26,8 +26,8 @@ def privacy_line(claim: Claim) -> str:
     spent = "no spending recorded" if claim.epsilon is None else f"ε ≤ {rounded_up(claim.epsilon, 2)}"
     text = f"privacy: {spent} at δ = {claim.delta:g} per {_UNITS[str(claim.unit)]}"
     if claim.status == "unrecorded":
-        return f"{text}, only if the run was never resumed with other settings ({claim.reason})"
-    return text
+        text += f", only if the run was never resumed with other settings ({claim.reason})"
+    return f"{text}; this is ε of the run, clients' totals are in their own ledgers" if claim.unit == "client" else text
 
 
 def no_guarantee(claim: Claim) -> list[Block]:
@@ -97,16 +97,15 @@ def stopped_early(claim: Claim, stop: Mapping[str, Any] | None) -> list[Block]:
         return []
     done, planned = stop["server_round"], stop["num_rounds"]
     text = f"The run stopped early, after round {done} of {planned}, by a metric of its models on held-out texts. "
+    # Without recorded charges of its clients, ε may be rounded up to that of all planned rounds.
+    bound = "that of" if claim.charges or claim.unit == "client" else "a bound for"
+    text += (
+        f"ε is {bound} the {done} rounds that took place, and holds for every outcome in which the run ends there. "
+        f"What could be promised before the run, wherever it would end, is ε of all {planned} rounds, which is "
+        "within the budget."
+    )
     if claim.unit == "client" and not claim.some("noise_share"):
-        text += f"Clients are charged for the whole run in advance, so ε is that of all {planned} rounds."
-    else:
-        # Without recorded charges, ε may be rounded up to that of all planned rounds.
-        bound = "that of" if claim.charges else "a bound for"
-        text += (
-            f"ε is {bound} the {done} rounds that took place, and holds for every outcome in which the run ends there. "
-            f"What could be promised before the run, wherever it would end, is ε of all {planned} rounds, which is "
-            "within the budget."
-        )
+        text += " Each client's own ledger was charged for all of them in advance."
     return [Paragraph(text)]
 
 

@@ -80,7 +80,7 @@ def _guarantee(run: Run) -> list[Block]:
         *claim_text.caveats(claim),
         Paragraph(
             f"The unit of protection is {unit}. {condition} (ε, δ)-differentially private for it, with ε = {epsilon} "
-            f"and δ = {delta:g} (ε is the largest over all clients, rounded up; {_budget(run)})."
+            f"and δ = {delta:g} (ε is {_whose_epsilon(run)}, rounded up; {_budget(run)})."
         ),
         Paragraph(
             f"In plain terms: including or excluding {unit} changes the probability of anything that {observers} "
@@ -93,6 +93,11 @@ def _guarantee(run: Run) -> list[Block]:
             f"are neighbors if they differ only in {unit}, which one of them contains and the other does not."
         ),
     ]
+
+
+def _whose_epsilon(run: Run) -> str:
+    # The totals of clients, which those report that were sampled, would tell which these are.
+    return "that of this run" if _client_level(run) else "the largest over all clients"
 
 
 def _interrupted(run: Run) -> list[Block]:

@@ -155,13 +155,15 @@ def generation_samples(run: Run) -> list[Section]:
 
 
 def privacy_spent(run: Run) -> list[Section]:
-    """Show the ε that each client has spent over rounds, with the budget; empty without privacy."""
+    """Show the ε spent over rounds, by each client or by the run (client level), with the budget; empty if none is."""
     if run.epsilon is None or run.budget is None:
         return []
-    figure = epsilon_figure(run.rows, run.budget)
-    last = run.rows[-1]["server_round"]
-    alt_text = f"The largest is {rounded_up(run.epsilon, 2)} of {run.budget:g} after round {last}."
-    return [Section("Privacy spent", [figure_block(figure, "ε spent by each client, and the budget.", alt_text)])]
+    whose, subject, rows = "by each client", "The largest", run.rows
+    if run.claim.unit == "client":
+        whose, subject, rows = "by this run", "It", [{**row, "client_epsilons": {}} for row in rows]
+    alt_text = f"{subject} is {rounded_up(run.epsilon, 2)} of {run.budget:g} after round {rows[-1]['server_round']}."
+    figure = figure_block(epsilon_figure(rows, run.budget), f"ε spent {whose}, and the budget.", alt_text)
+    return [Section("Privacy spent", [figure])]
 
 
 def label_distribution(run: Run) -> list[Section]:

@@ -89,7 +89,8 @@ def _epsilon_tile(run: Run) -> Tile:
         return Tile("ε spent", "–", "no privacy guarantee")
     # The claim of a run in progress counts the round that is under way, too; the row and the clients do not yet.
     spent = (run.epsilon if run.state == "finished" else run.rows[-1]["epsilon"]) or 0.0
-    note = f"largest of the clients, of {run.budget:g} (δ = {run.claim.delta:g})"
+    whose = "this run" if run.claim.unit == "client" else "largest of the clients"
+    note = f"{whose}, of {run.budget:g} (δ = {run.claim.delta:g})"
     return Tile("ε spent", rounded_up(spent, 2), note, min(1.0, spent / run.budget))
 
 

@@ -5,24 +5,28 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from flwr.app import Error, Message, RecordDict
 from rich.console import Console
+from run_directories import write_run
 
 from fedsvd import tracking
 from fedsvd.compat.flower import ErrorCode, set_task_identity
 from fedsvd.config.compose import compose
 from fedsvd.errors import PayloadError, RunError
 from fedsvd.report import progress
+from fedsvd.report.privacy_statement import guarantee_line, statement_markdown
 from fedsvd.report.progress import Reporter
 from fedsvd.runs.events import read_event
-from fedsvd.runs.folder import RunFolder
+from fedsvd.runs.folder import RunFolder, read_rows, write_rows
 from fedsvd.runs.outgoing import outgoing_row
 from fedsvd.runs.sites import SiteBoard
 from server.app import _reporter
 from server.clients import Clients
+from server.evaluation import RoundEndCallback
 from server.live_status import LiveStatus
 from server.outcome import check_updates_used
 from server.polling_grid import PollingGrid
@@ -40,6 +44,28 @@ def test_a_row_leaves_without_what_tells_who_was_sampled() -> None:
     hidden, shown = compose(["privacy=client_level"]), compose(["privacy=dp_sgd"])
     assert outgoing_row(ROW | OF_CLIENTS, hidden) == ROW
     assert outgoing_row(ROW | OF_CLIENTS, shown) == ROW | OF_CLIENTS
+
+
+def test_what_an_export_says_is_the_same_whether_a_client_with_earlier_runs_was_sampled(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, "privacy=client_level", accuracy=0.7) for name in ("never", "sampled")]
+    metrics = RunFolder(folders[1]).metrics
+    rows = read_rows(metrics)
+    rows[2]["client_epsilons"]["3"] = 17.5
+    write_rows(metrics, rows)
+    assert len({statement_markdown(folder) for folder in folders}) == 1
+    (line,) = {guarantee_line(folder) for folder in folders}
+    assert line.startswith("privacy: ε ≤ 6.00 at δ = 1e-05 per client")
+    assert line.endswith("; this is ε of the run, clients' totals are in their own ledgers")
+    assert "(ε is that of this run, rounded up; the budget was ε = 6)" in statement_markdown(folders[0])
+
+
+@pytest.mark.parametrize(("charged", "expected"), [(0.0, 0.0), (None, None), (1.5, 1.5)])
+def test_epsilon_of_a_row_is_the_servers(charged: float | None, expected: float | None, tmp_path: Path) -> None:
+    strategy: Any = SimpleNamespace(client_level=SimpleNamespace(spend=None), first_round=0)
+    config = compose(["experiment=smoke", "privacy=client_level"])
+    callback = RoundEndCallback(config, RunFolder(tmp_path), strategy, Reporter(tmp_path, 2, 1e-5), ())
+    callback.clients = {"3": {"epsilon": 17.5}}
+    assert callback._row(RoundRecord(1, 4, epsilon=charged), {"loss": None})["epsilon"] == expected
 
 
 @pytest.mark.parametrize(("privacy", "extra"), [("client_level", {}), ("dp_sgd", OF_CLIENTS)])

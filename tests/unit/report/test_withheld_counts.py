@@ -53,11 +53,13 @@ def test_statement_says_that_a_limit_was_reported(
 @pytest.mark.parametrize(
     ("overrides", "meaning"),
     [
-        ([], "Clients are charged for the whole run in advance"),
-        (["privacy.noise_share=true", "federation.secure_aggregation=true"], "2 rounds that took place"),
+        ([], "within the budget. Each client's own ledger was charged for all of them in advance.\n"),
+        (["privacy.noise_share=true", "federation.secure_aggregation=true"], "within the budget.\n"),
     ],
 )
 def test_clients_that_share_the_noise_are_charged_for_the_rounds_that_took_place(
     overrides: list[str], meaning: str, tmp_path: Path
 ) -> None:
-    assert meaning in statement(tmp_path / "run", (3.0, 4.0), "privacy=client_level", *overrides)
+    page = statement(tmp_path / "run", (3.0, 4.0), "privacy=client_level", *overrides)
+    assert "ε is that of the 2 rounds that took place" in page
+    assert meaning in page
