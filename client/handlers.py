@@ -23,10 +23,10 @@ def answer(message: Message, context: Context) -> Message:
 def report_partition(message: Message, context: Context) -> Message:
     """Report this node's partition number, by which the server names and orders its clients.
 
-    The server queries each node once per run, before training. A node with its own data checks that the data fits the
-    run. If the query names an account, a client of the run charges the whole run to it. If either fails, the reply has
-    the reason, too, and the server leaves the node out. Without ``share-errors`` in the node configuration, the
-    details are only in the node's log.
+    The server queries each node once per run, before training. The node checks its configuration and, if it has data of
+    its own, that they fit the run. If the query names an account, a client of the run charges the whole run to it. If
+    one of these fails, the reply has the reason, too, and the server leaves the node out. Without ``share-errors`` in
+    the node configuration, the details are only in the node's log.
     """
     config, reason = from_run_config(context.run_config), ""
     try:
@@ -34,6 +34,8 @@ def report_partition(message: Message, context: Context) -> Message:
     except LimitError as error:
         return Message(train_messages.declined_reply(describe(error)), reply_to=message)
     try:
+        # A limit or ledger that has no effect is reported before the first round, not in each round.
+        client_identity(context, config)
         with hide_private_details(context):
             node_run = with_node_data(config, context.node_config)
             check_node_data(node_run)

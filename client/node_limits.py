@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -10,6 +9,7 @@ from typing import get_type_hints
 
 from client.node_data import NODE_DATA_KEYS
 from fedsvd.config import Config
+from fedsvd.config.messages import did_you_mean
 from fedsvd.config.privacy import PrivacyConfig
 from fedsvd.errors import LimitError
 from fedsvd.privacy.accounting import Spend
@@ -18,11 +18,9 @@ from fedsvd.privacy.noise_share import discloses_counts
 from fedsvd.privacy.plan import configured_budget
 from fedsvd.trainer.settings import TRAINER_KEYS
 
-# Keys of a node configuration that are not limits.
-_IDENTITY_KEYS = ("partition-id", "num-partitions")
-_SETTING_KEYS = ("ledger", "ledger-policy", *NODE_DATA_KEYS, *TRAINER_KEYS)
+# Keys of a node configuration that are not limits. Flower's simulation adds the first two.
+_OTHER_KEYS = ("partition-id", "num-partitions", "ledger", "ledger-policy", *NODE_DATA_KEYS, *TRAINER_KEYS)
 LEDGER_POLICIES = ("continue", "strict")
-_PREFIXES = ("max-", "min-", "require-", "share-")
 
 
 @dataclass(frozen=True)
@@ -137,17 +135,18 @@ def read_limits(node_config: Mapping[str, object]) -> NodeLimits:
     """Read the limits from a node configuration.
 
     Raises:
-        LimitError: If a value has the wrong type or is out of range, a key looks like a misspelled limit, or a limit on
-            ε lacks the δ or the ledger that it needs. Otherwise a node's owner could rely on a limit that has no
-            effect.
+        LimitError: If a value has the wrong type or is out of range, a key is unknown, or a limit on ε lacks the δ or
+            the ledger that it needs. Otherwise a node's owner could rely on a limit or ledger that has no effect.
     """
     hints = get_type_hints(NodeLimits)
     limits = {field.name.replace("_", "-"): field.name for field in fields(NodeLimits)}
-    for key, value in node_config.items():
-        if key not in (*limits, *_IDENTITY_KEYS, *_SETTING_KEYS) and _resembles_known_key(key, list(limits)):
-            raise LimitError(
-                f"node configuration: {key} = {value!r} is not a known limit: expected one of {_all_keys()}."
-            )
+    _check_keys(node_config, [*limits, *_OTHER_KEYS])
+    ledger = node_config.get("ledger", "ledger.sqlite")
+    if not isinstance(ledger, str) or not ledger:
+        raise LimitError(
+            f"node configuration: ledger = {ledger!r} is invalid: expected the path of a file in quotes, as in "
+            'ledger="/private/ledger.sqlite".'
+        )
     values = {name: _parse(key, node_config[key], hints[name]) for key, name in limits.items() if key in node_config}
     if ("max_epsilon" in values) != ("max_delta" in values):
         raise LimitError("node configuration: max-epsilon and max-delta have no effect alone: set both or neither.")
@@ -194,17 +193,14 @@ def _parse(key: str, value: object, hint: object) -> float | int | bool:
     return value if integer else float(value)  # type: ignore[return-value,arg-type]
 
 
-def _resembles_known_key(key: str, limits: list[str]) -> bool:
-    normalized = key.replace("_", "-").lower()
-    return normalized.startswith(_PREFIXES) or bool(
-        difflib.get_close_matches(
-            normalized, [*limits, "ledger", "ledger-policy", *NODE_DATA_KEYS, *TRAINER_KEYS], cutoff=0.8
-        )
-    )
-
-
-def _all_keys() -> str:
-    return ", ".join(field.name.replace("_", "-") for field in fields(NodeLimits))
+def _check_keys(node_config: Mapping[str, object], known: list[str]) -> None:
+    for key in node_config:
+        if key not in known:
+            # The server reads this error, too: the value of a misspelled key may be private, such as a path.
+            raise LimitError(
+                f"node configuration: {key} is not a known key{did_you_mean(key.replace('_', '-').lower(), known)}: "
+                f"expected one of {', '.join(known)}. Correct or remove it."
+            )
 
 
 def _limit_exceeded(key: str, value: object, comparison: str, limit: object) -> LimitError:

@@ -84,7 +84,7 @@ def test_owner_learns_of_invalid_settings_before_the_node_joins() -> None:
     config = compose(["experiment=smoke"])
     with pytest.raises(LimitError, match="trainer = 'off' is invalid"):
         check_node('partition-id=0 trainer="off"', config)
-    with pytest.raises(LimitError, match="trainer-idle = 5 is not a known limit"):
+    with pytest.raises(LimitError, match=r"trainer-idle is not a known key \(did you mean trainer-idle-s"):
         check_node("partition-id=0 trainer-idle=5", config)
     *_, line = check_node('partition-id=0 trainer="/none/a.sock" trainer-idle-s=5', config)
     assert line == "trainer: /none/a.sock, where none listens now: start it with fedsvd trainer socket=/none/a.sock"
