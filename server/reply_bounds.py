@@ -97,7 +97,8 @@ def check_update_norm(
             start_square = start_square + start.square().sum()
             size += tensor.numel()
     norm, allowed = math.sqrt(float(update_square)), config.federation.max_reply_norm
-    if config.privacy.name == "dp_sgd":
+    # With shared noise, the divisor of a step does not follow from the size of a client's data.
+    if config.privacy.name == "dp_sgd" and not config.privacy.noise_share:
         start_norm = math.sqrt(float(start_square))
         allowed = min(allowed, max_update_norm(report, config, server_round, size, start_norm, parts, stretch))
     if not norm <= allowed:

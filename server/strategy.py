@@ -30,7 +30,8 @@ from server.personal_metrics import mean_personal_metrics
 from server.replies import RoundRecord, read_masked_reply, read_plain_reply, valid_replies
 from server.reply_aggregation import aggregate_replies, skip_reason
 from server.round_time import time_left
-from server.secure_grid import SecureGrid
+from server.secure_bounds import secure_sum_problem
+from server.secure_grid import SecureGrid, SecureSum
 from server.server_optimizer import apply_server_optimizer, transform_optimizer_state
 
 logger = logging.getLogger(__name__)
@@ -164,13 +165,16 @@ class FederatedLoRA(Strategy):
         self.round.seconds_train = time.perf_counter() - self._started
         started = time.perf_counter()
         reason = skip_reason(self.round, self.config, self.secure)
-        if reason is not None:
+        if reason is None and self.secure and self.secure.outcome:
+            good = [self._secure_mean(self.secure.outcome)]
+            reason = secure_sum_problem(
+                self.secure.outcome, good[0], self.adapter, self.config, self.round.server_round
+            )
+        if reason:
             return self._skip(reason)
         if level:
             level.charge_noise(self.round)
-            good = [self._client_level_reply(level, clipped)]
-        elif self.secure:
-            good = [self._secure_mean(self.secure)]
+            good = [self._client_level_reply(level, clipped, good)]
         before = self.adapter
         self._step(good)
         self.round.seconds_aggregate = time.perf_counter() - started
@@ -204,15 +208,14 @@ class FederatedLoRA(Strategy):
         rank = ranks[self._clients.partitions[node]] if ranks else self.config.model.rank
         return rank if rank < self.config.model.rank else None
 
-    def _secure_mean(self, secure: SecureGrid) -> Reply:
-        assert secure.outcome is not None  # noqa: S101 - checked by the caller
-        parts = payload.split_vector(secure.outcome.mean, self._uplink, self.adapter, self.adapter.device)
-        return Reply(0, max(1, round(secure.outcome.weight)), parts)
+    def _secure_mean(self, result: SecureSum) -> Reply:
+        parts = payload.split_vector(result.mean, self._uplink, self.adapter, self.adapter.device)
+        return Reply(0, max(1, round(result.weight)), parts)
 
-    def _client_level_reply(self, client_level: ClientLevelServer, clipped: Sequence[Tensor]) -> Reply:
+    def _client_level_reply(self, client_level: ClientLevelServer, clipped: Sequence[Tensor], good: Replies) -> Reply:
         if self.secure and self.secure.outcome:
-            mean, count = self._secure_mean(self.secure), self.secure.outcome.contributors
-            return client_level.aggregate_secure_mean(self.adapter, mean, count, self._uplink)
+            count = self.secure.outcome.contributors
+            return client_level.aggregate_secure_mean(self.adapter, good[0], count, self._uplink)
         return client_level.aggregate(self.adapter, clipped, self._uplink)
 
     def _skip(self, reason: str) -> tuple[None, None]:

@@ -3,11 +3,13 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_secure_grid import ROWS, Clients, make_config, run_round, value_of, weighted_mean
 
 from fedsvd.errors import DivergedError
+from fedsvd.secagg import vectors
 from server.client_level import ClientLevelServer
 
 
@@ -56,3 +58,56 @@ def test_secure_sum_of_too_few_updates_leaves_the_model_unchanged(
     strategy, _ = run_round(Clients(make_config(f"federation.{key}={enough}"), dropouts))
     assert not strategy.round.skipped
     assert strategy.adapter.B["s"].numpy() == pytest.approx(weighted_mean([0, 2, 4]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "weight", "overrides", "reason"),
+    [
+        (1e4, 3, [], "update norm 5657 is too large: the settings of this round allow at most 1000"),
+        (0.1, 10**6, [], "the weights of 5 clients add up to 1000012: expected 5 to 500"),
+        (0.1, 2, ["federation.weighting=uniform"], "the weights of 5 clients add up to 6: expected 5"),
+        # What learning rate, clipping and noise allow.
+        (
+            500.0,
+            3,
+            ["privacy=dp_sgd", "privacy.noise_multiplier=0.01"],
+            "update norm 283 is too large: the settings of this round allow at most 70.78",
+        ),
+    ],
+)
+def test_a_sum_that_is_none_of_valid_updates_leaves_the_model_unchanged(
+    value: float, weight: int, overrides: list[str], reason: str,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    encode = vectors.encode
+
+    def encode_of_attacker(values: np.ndarray, own: int, num_clients: int) -> np.ndarray:
+        is_attacker = np.allclose(values, value_of(2))
+        return (
+            encode(np.full_like(values, value), weight, num_clients)
+            if is_attacker
+            else encode(values, own, num_clients)
+        )
+
+    monkeypatch.setattr(vectors, "encode", encode_of_attacker)
+    limits = ["federation.max_num_examples=100", "federation.max_reply_norm=1000"]
+    strategy, grid = run_round(Clients(make_config(*limits, *overrides), {}))
+    assert grid.outcome is not None
+    assert strategy.round.skipped
+    assert torch.equal(strategy.adapter.B["s"], torch.zeros(ROWS, 2))
+    assert reason in caplog.text
+    assert "no client can be named" in caplog.text
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_client_level_log_has_no_number_of_a_refused_sum(
+    shares: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("test_secure_grid.value_of", lambda number: 1e4)
+    config = make_config("privacy=client_level", *(["privacy.noise_share=true"] if shares else []))
+    level = ClientLevelServer(config, tmp_path / "ledger.sqlite")
+    monkeypatch.setattr(level, "sample_clients", lambda: [0, 1, 2, 3])
+    strategy, _ = run_round(Clients(config, {}), level)
+    assert (strategy.round.skipped, strategy.round.is_charged) == (True, shares)
+    [message] = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert "federation.max_num_examples or what the settings allow. Single updates are hidden" in message
