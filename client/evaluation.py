@@ -30,7 +30,7 @@ def received_adapter(
     method = build_run_method(config)
     device = resolve_device(config.device)
     adapter = receive_factors(task, factors, state, initial_adapter(config, method), method, device)
-    return with_personal_factors(identity.personal, adapter, method.traits.personal)
+    return with_personal_factors(identity, task, adapter, method.traits.personal)
 
 
 def evaluate_personal_model(config: Config) -> Evaluation | None:

@@ -23,7 +23,8 @@ class ClientIdentity:
         run_id: Flower's run ID.
         ledger: SQLite file that records all privacy spent on this client's data.
         limits: What this client allows any run to do.
-        personal: File with the personal factors, which never leave this client; used by methods that have them.
+        personal: File with the personal factors of a simulated client, which never leave it; used by methods that have
+            them. None on a node, see `client.personal_factors.personal_path`.
         strict_ledger: Whether the ledger refuses data that have changed; by default, all earlier charges count against
             them.
     """
@@ -32,7 +33,7 @@ class ClientIdentity:
     run_id: int
     ledger: Path
     limits: NodeLimits = field(default_factory=NodeLimits)
-    personal: Path = Path("personal.safetensors")
+    personal: Path | None = None
     strict_ledger: bool = False
 
 
@@ -55,6 +56,8 @@ def read_partition_id(node_config: Mapping[str, object]) -> int:
 def client_identity(context: Context, config: Config) -> ClientIdentity:
     """Read the node's identity and limits; ``ledger`` in the node configuration overrides the run's ledger path.
 
+    Personal factors are stored beside that ledger, too.
+
     Raises:
         LimitError: If the node configuration has an invalid partition, limit or ledger policy.
     """
@@ -63,6 +66,6 @@ def client_identity(context: Context, config: Config) -> ClientIdentity:
     root = run_root(config.run_dir, context.run_id)
     default_ledger = ledger_path(config.privacy.ledger_dir, root, partition_id)
     limits = read_limits(context.node_config)
-    personal = RunFolder(root).personal(partition_id)
+    personal = None if ledger else RunFolder(root).personal(partition_id)
     path = Path(str(ledger)) if ledger else default_ledger
     return ClientIdentity(partition_id, context.run_id, path, limits, personal, has_strict_ledger(context.node_config))

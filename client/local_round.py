@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, RecordDict
 from client.evaluation import evaluate_personal_model, received_adapter
 from client.identity import ClientIdentity
 from client.ledger_charge import charge_round, charge_shared_noise, charge_whole_run, mark_released
-from client.personal_factors import save_personal_factors
+from client.personal_factors import check_writable, personal_path, save_personal_factors
 from client.setting_warnings import warn_unusual_settings
 from fedsvd.config import Config
 from fedsvd.errors import DataError, PayloadError
@@ -66,6 +66,7 @@ def run_local_round(
         ReplayedMessageError: If the message was charged before; nothing was spent.
         BudgetExceededError: If the round's steps would exceed this client's budget; nothing was spent.
         DataError: If the client has no examples; nothing was spent.
+        RunError: If this client's personal factors are missing or cannot be stored; nothing was spent.
     """
     started = time.perf_counter()
     identity.limits.check(config)
@@ -76,13 +77,16 @@ def run_local_round(
     method = build_run_method(config)
     _check_parts(config, method, task)
     received = received_adapter(config, identity, task, factors, RecordDict() if state is None else state)
+    personal = personal_path(identity, task.account) if method.traits.personal else None
+    if personal:
+        check_writable(personal, identity)
     data = load_client_data(config, identity.partition_id)
     if not len(data.examples):
         raise DataError(f"client {identity.partition_id} has no examples: at least 1 is needed to take part.")
     warn_unusual_settings(config, identity.partition_id, len(data.examples))
     report, trained = _train(config, identity, task, received, data, message_id)
-    if method.traits.personal:
-        save_personal_factors(identity.personal, trained, method.traits.personal)
+    if personal:
+        save_personal_factors(personal, trained, method.traits.personal)
         evaluation = evaluate_personal_model(config) if task.evaluate else None
         if evaluation is not None:
             report = replace(report, loss=evaluation.loss, metrics=evaluation.metrics)

@@ -46,6 +46,7 @@ from server.early_stopping import StoppedEarly, check_evaluated, early_stop_of
 from server.evaluation import RoundEndCallback
 from server.live_status import LiveStatus
 from server.outcome import check_updates_used
+from server.personal_factors import PersonalFactors
 from server.polling_grid import PollingGrid
 from server.resumed_start import load_start
 from server.retry_grid import RetryGrid
@@ -124,7 +125,10 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
         secure = SecureGrid(polling, federation.min_survivors, PollingGrid(grid)) if is_secure else None
         weights = frozen_weights(load_model(config))
         live = LiveStatus(config, folder, reporter, checkpoint.history if checkpoint else ())
-        strategy = FederatedLoRA(method, config, adapter, first_round, client_level, secure, state, weights, live.board)
+        personal = PersonalFactors.of_run(method, folder, saved_state)
+        strategy = FederatedLoRA(
+            method, config, adapter, first_round, client_level, secure, state, weights, live.board, personal
+        )
         listeners = (track, live.round_done, *([RunningReport(folder).round_done] if config.plots else ()))
         callback = RoundEndCallback(config, folder, strategy, reporter, listeners, checkpoint)
         reporter.started(strategy.first_round, federation.num_sampled)

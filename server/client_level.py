@@ -50,7 +50,7 @@ class ClientLevelServer:
         self._round_spend = replace(self._spend, steps=1)
         self._budget = configured_budget(config.privacy)
         secure = config.privacy.secure_random
-        self.account = _account_name(account_path(ledger))
+        self.account = account_name(account_path(ledger))
         self._randomness = randomness or (SecureRandomness() if secure else TorchRandomness())
 
     @property
@@ -158,7 +158,8 @@ def _update(adapter: Adapter, reply: Reply, parts: frozenset[Part], before: Sequ
     return [new.double() - old.double() for new, old in zip(after, before, strict=True)]
 
 
-def _account_name(path: Path) -> str:
+def account_name(path: Path) -> str:
+    """Return the name of a run, which is drawn once and stored in a file."""
     if not path.exists():
         write_text(path, uuid4().hex)
     return path.read_text(encoding="utf-8")

@@ -69,7 +69,7 @@ class Downlink:
 
         Args:
             node: The client's node ID.
-            task: The task that all clients have in this round.
+            task: The task that all clients have in this round, with the client's own versions of its personal factors.
             full_parts: Parts besides A, B and the base, which are sent in full.
             rank: The client's rank if it is lower than the adapter's, else None.
         """
@@ -81,6 +81,7 @@ class Downlink:
             record.update(self._pack_once(part, rank, partial(payload.pack, adapter, [part])))
         versions: dict[str, int] = {part: self._versions[part].version for part in FACTOR_PARTS}
         versions["base"] = self._base_version
+        versions |= {part: task.versions[part] for part in self.method.traits.personal}
         for part in FACTOR_PARTS:
             if part in self.method.traits.personal or not self._needs_factors(task):
                 continue

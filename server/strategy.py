@@ -26,6 +26,7 @@ from server.client_level import ClientLevelServer
 from server.clients import Clients
 from server.diagnostics import site_diagnostics, update_signal_to_noise
 from server.downlink import Downlink
+from server.personal_factors import PersonalFactors
 from server.personal_metrics import mean_personal_metrics
 from server.replies import RoundRecord, read_masked_reply, read_plain_reply, valid_replies
 from server.reply_aggregation import aggregate_replies, skip_reason
@@ -52,6 +53,7 @@ class FederatedLoRA(Strategy):
         state: The `state` of an earlier process, to resume from.
         weights: Frozen weight of each site, for methods that initialize factors from it.
         board: Is told what each client is doing.
+        personal: What is known of the factors that clients keep.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class FederatedLoRA(Strategy):
         state: State | None = None,
         weights: Mapping[str, Tensor] | None = None,
         board: SiteBoard | None = None,
+        personal: PersonalFactors | None = None,
     ) -> None:
         self.method = method
         self.config = config
         self.first_round = first_round
         self.client_level = client_level
         self.secure = secure
+        self._personal = personal or PersonalFactors()
         self.downlink = Downlink(method, adapter, use_cache=secure is None, weights=weights or {})
         if state:
             self.downlink.restore(state)
@@ -93,7 +97,8 @@ class FederatedLoRA(Strategy):
         """The state that a resumed run needs in addition to the adapter."""
         method = {f"method.{key}": tensors for key, tensors in self._method_state.items()}
         optimizer = {f"optimizer.{key}": tensors for key, tensors in self._moments.items()}
-        return {**self.downlink.state, **method, **optimizer, _SKIPPED: {"rounds": torch.tensor(self._skipped)}}
+        skipped = {_SKIPPED: {"rounds": torch.tensor(self._skipped)}}
+        return {**self.downlink.state, **self._personal.state, **method, **optimizer, **skipped}
 
     def summary(self) -> None:
         """Log the method and the number of adapted layers."""
@@ -131,11 +136,12 @@ class FederatedLoRA(Strategy):
         return self._request(node, int(message.metadata.group_id), remaining)
 
     def _request(self, node: int, server_round: int, ttl: float) -> Message:
-        account = self.client_level.account if self.client_level else ""
+        account = self.client_level.account if self.client_level else self._personal.account
+        versions = self._personal.versions(self._clients.partitions.get(node))
         trains = trained_parts(self.method, self.config, self._method_round)
         due = server_round % self.config.train.eval_every == 0 or server_round == self.config.train.num_rounds
         evaluate = due and bool(self.method.traits.personal)
-        task = TrainTask(server_round, trains, self._uplink, account, evaluate=evaluate)
+        task = TrainTask(server_round, trains, self._uplink, account, versions, evaluate=evaluate)
         core: frozenset[Part] = frozenset({"core"}) if self.method.traits.core else frozenset()
         # A head that was trained in earlier rounds is sent in those that do not train it, too.
         head = (trains | trained_parts(self.method, self.config, 1)) & {"head"}
@@ -161,6 +167,8 @@ class FederatedLoRA(Strategy):
         clipped = level.sum_clipped_updates(self.adapter, valid, self._uplink) if level else []
         good = aggregate_replies(valid, self.adapter, self.method, self.config)
         self.round.personal_metrics = mean_personal_metrics(self.round.reports)
+        if trained_parts(self.method, self.config, self._method_round) & self.method.traits.personal:
+            self._personal.add(self.round.reports, self.round.server_round)
         self._num_examples = {r.partition_id: r.num_examples for r in self.round.reports} | self._num_examples
         self.round.seconds_train = time.perf_counter() - self._started
         started = time.perf_counter()

@@ -40,10 +40,10 @@ class TrainTask:
         server_round: 1-based.
         trains: Parts that the client trains.
         uplink: Parts that the client sends back, a subset of ``trains``.
-        account: Name of a client-level private run in the clients' ledgers; the same for all processes of the run.
-            Empty under other privacy settings.
-        versions: For A, B and the base, the round after which it was last replaced. A client compares it with the
-            version in its cache. See `fedsvd.wire.factor_versions`.
+        account: Name of a client-level private run in the clients' ledgers, or of a run with personal factors; the same
+            for all processes of the run. Empty for other runs.
+        versions: For A, B and the base, the round after which it was last replaced (see `fedsvd.wire.factor_versions`);
+            a client compares it with its cache. Of a personal factor, the last round with a reply; 0 for none.
         keep: Those of A, B and the base that the client caches for later rounds.
         base_start: Number of columns of the base that the server assumes to be in the client's cache; the message
             contains only the columns after them.

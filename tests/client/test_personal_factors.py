@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from client_rounds import B
 from flwr.app import RecordDict
 from safetensors.torch import load_file
 
@@ -33,14 +34,15 @@ def make_adapter(rank: int = 2) -> Adapter:
 
 def test_personal_factors_are_saved_and_loaded(tmp_path: Path) -> None:
     path = tmp_path / "clients" / "0" / "personal.safetensors"
+    identity, task = ClientIdentity(0, 1, tmp_path / "ledger", personal=path), train_messages.TrainTask(1, B, B)
     plain = make_adapter().with_parts({"B": {"s": torch.zeros(4, 2)}})
-    assert with_personal_factors(path, plain, {"B"}) is plain
+    assert with_personal_factors(identity, task, plain, {"B"}) is plain
 
     save_personal_factors(path, make_adapter(), {"B"})
 
-    assert torch.equal(with_personal_factors(path, plain, {"B"}).B["s"], make_adapter().B["s"])
-    with pytest.raises(RunError, match="another model or rank"):
-        with_personal_factors(path, make_adapter(3), {"B"})
+    assert torch.equal(with_personal_factors(identity, task, plain, {"B"}).B["s"], make_adapter().B["s"])
+    with pytest.raises(RunError, match="of another model or rank"):
+        with_personal_factors(identity, task, make_adapter(3), {"B"})
 
 
 def test_personal_factors_are_on_the_disk_before_they_replace_the_earlier_ones(
