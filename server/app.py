@@ -30,7 +30,7 @@ from fedsvd.report.running import RunningReport
 from fedsvd.runs.best_round import BestRound, EarlyStop
 from fedsvd.runs.folder import RunFolder, read_json, run_root, write_json, write_text
 from fedsvd.runs.outgoing import outgoing_row
-from fedsvd.runs.ownership import owned
+from fedsvd.runs.ownership import is_owned, owned
 from fedsvd.runs.record import interruptions, record_run
 from fedsvd.runtime.base_model import save_standardization
 from fedsvd.runtime.data import class_names, partition_counts
@@ -74,11 +74,11 @@ def main(grid: Grid, context: Context) -> None:
 
 @contextmanager
 def _owned_on_server(config: Config, folder: RunFolder) -> Iterator[None]:
-    """Own the run directory on the machine of the ServerApp; elsewhere, the process that starts the run owns it.
+    """Own the run directory in a process that Flower has started; ``fedsvd train`` runs the ServerApp in its own.
 
     A run that the SuperLink has lost may be resumed before the ServerApp of the lost run has noticed, and has ended.
     """
-    if config.federation.name != "remote":
+    if config.federation.name != "remote" and is_owned(folder.root):
         yield
         return
     folder.root.mkdir(parents=True, exist_ok=True)

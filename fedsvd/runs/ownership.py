@@ -13,6 +13,8 @@ from fedsvd.runs.folder import RunFolder
 from fedsvd.runs.storage import storage_error
 
 _LOCK = ".running"
+# The directories that this process has reserved.
+_OWNED: set[Path] = set()
 
 
 def create_directory(folder: Path, key: str) -> Path:
@@ -88,7 +90,16 @@ def owned(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
     except OSError as error:
         raise storage_error(error, folder) from error
     with lock:
-        yield
+        _OWNED.add(folder.resolve())
+        try:
+            yield
+        finally:
+            _OWNED.discard(folder.resolve())
+
+
+def is_owned(folder: Path) -> bool:
+    """Return whether this process has reserved a run directory."""
+    return folder.resolve() in _OWNED
 
 
 def completed_rounds(folder: Path) -> int | None:

@@ -66,6 +66,14 @@ def test_server_owns_the_directory_of_a_remote_run(tmp_path: Path, monkeypatch: 
     config, folder = compose(["experiment=smoke", "federation=remote"]), RunFolder(tmp_path / "new")
     with _owned_on_server(config, folder), pytest.raises(InUseError), _owned_on_server(config, folder):
         pass
-    # Elsewhere, the process that starts the run owns it.
+    # In a simulation of fedsvd train, the process that starts the run owns it, and runs the ServerApp.
     with owned(folder.root), _owned_on_server(compose(["experiment=smoke"]), folder):
+        pass
+
+
+def test_a_run_of_flowers_own_command_owns_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.app._HANDOVER_S", 0.1)
+    # Without federation=remote, its ServerApp cannot know from the configuration who has started it.
+    config, folder = compose(["experiment=smoke"]), RunFolder(tmp_path / "run")
+    with _owned_on_server(config, folder), pytest.raises(InUseError), owned(folder.root):
         pass
