@@ -119,7 +119,7 @@ def _follow_to_end(
             ended = follow(connection, run.run_id, folder, console)
         except KeyboardInterrupt as stopped:
             raise Interruption(
-                f"the run itself continues on the SuperLink as run {run.run_id}; `flwr stop {run.run_id}` stops it.",
+                f"the run itself continues on the SuperLink as run {run.run_id}; {_how_to_stop(federation, run)}.",
                 f"follow it and fetch its run directory with {resume_command(folder.root)}",
             ) from stopped
         log += ended.log
@@ -139,6 +139,14 @@ def _follow_to_end(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _how_to_stop(federation: FederationConfig, run: RemoteRun) -> str:
+    # Without the name of a connection, flwr stops a run of the user's default one, which is another SuperLink.
+    stop = shlex.join(["flwr", "stop", str(run.run_id), federation.connection or "deployment"])
+    if federation.connection:
+        return f"`{stop}` stops it"
+    return f"`{stop}` stops it, with a connection to {federation.superlink} as in docs/deployment.md"
 
 
 def _fetch_ended(federation: FederationConfig, run: RemoteRun, ended: Ended, folder: RunFolder) -> None:

@@ -1,6 +1,5 @@
 """The local side of a run on real nodes: app bundle, connection to the SuperLink, following and fetching."""
 
-import contextlib
 import io
 import shlex
 import subprocess
@@ -17,7 +16,7 @@ from fedsvd.cli import main
 from fedsvd.config import FederationConfig
 from fedsvd.config.compose import compose
 from fedsvd.config.quoting import path_override
-from fedsvd.errors import ConfigError, Interruption, RunError
+from fedsvd.errors import ConfigError, RunError
 from fedsvd.launch import following, remote
 from fedsvd.launch.app_bundle import stage_app
 from fedsvd.launch.flower_cli import Connection, connect
@@ -204,36 +203,3 @@ def test_own_yaml_files_are_sent_along_but_replace_none(tmp_path: Path) -> None:
     experiments = tmp_path / "app" / "conf" / "experiment"
     assert (experiments / "mine.yaml").read_text() == "seed: 9\n"
     assert (experiments / "smoke.yaml").read_text() == (ROOT / "conf" / "experiment" / "smoke.yaml").read_text()
-
-
-class InterruptedConnection:
-    """A connection that accepts a run, and whose log is interrupted by the user."""
-
-    def __init__(self) -> None:
-        self.submitted: list[tuple[str, list[Path]]] = []
-
-    def submit(self, overrides: str, config_dirs: list[Path]) -> int:
-        self.submitted.append((overrides, config_dirs))
-        return 7
-
-    def log(self, run_id: int) -> Iterator[str]:
-        raise KeyboardInterrupt
-
-
-def test_an_interrupt_says_that_the_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    connection = InterruptedConnection()
-    monkeypatch.setattr(remote, "connect", lambda federation: contextlib.nullcontext(connection))
-    folder = RunFolder(tmp_path / "a=b, c")
-    overrides = [f"hydra.searchpath=['file://{tmp_path}']", "seed=1", "federation.superlink=x:1", "run_dir=here"]
-
-    with pytest.raises(Interruption) as stopped:
-        remote.run_remote(federation(server_runs="/app/my runs"), overrides, folder)
-
-    assert "continues on the SuperLink as run 7" in stopped.value.kept
-    assert stopped.value.remedy.endswith(f"fedsvd train 'resume={folder.root}'")
-    [(sent, config_dirs)] = connection.submitted
-    assert config_dirs == [tmp_path]
-    seed, run_dir = shlex.split(sent)
-    assert seed == "seed=1"
-    assert compose([run_dir]).run_dir is not None
-    assert str(compose([run_dir]).run_dir).startswith("/app/my runs/")

@@ -1,0 +1,57 @@
+"""Ctrl-C while a run on real nodes is followed: it goes on, and the message says how to stop or follow it."""
+
+import contextlib
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedsvd.config.compose import compose
+from fedsvd.errors import Interruption
+from fedsvd.launch import remote
+from fedsvd.runs.folder import RunFolder
+
+
+class InterruptedConnection:
+    """A connection that accepts a run, and whose log is interrupted by the user."""
+
+    def __init__(self) -> None:
+        self.submitted: list[tuple[str, list[Path]]] = []
+
+    def submit(self, overrides: str, config_dirs: list[Path]) -> int:
+        self.submitted.append((overrides, config_dirs))
+        return 7
+
+    def log(self, run_id: int) -> Iterator[str]:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_says_that_the_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = InterruptedConnection()
+    monkeypatch.setattr(remote, "connect", lambda federation: contextlib.nullcontext(connection))
+    folder = RunFolder(tmp_path / "a=b, c")
+    settings = replace(compose(["federation=remote"]).federation, server_runs="/app/my runs", superlink="x:1")
+    overrides = [f"hydra.searchpath=['file://{tmp_path}']", "seed=1", "federation.superlink=x:1", "run_dir=here"]
+
+    with pytest.raises(Interruption) as stopped:
+        remote.run_remote(settings, overrides, folder)
+
+    assert "continues on the SuperLink as run 7" in stopped.value.kept
+    # Flower's default connection is the SuperLink of this machine's simulations.
+    assert "`flwr stop 7 deployment` stops it, with a connection to x:1 as in docs/deployment.md" in stopped.value.kept
+    assert stopped.value.remedy.endswith(f"fedsvd train 'resume={folder.root}'")
+    [(sent, config_dirs)] = connection.submitted
+    assert config_dirs == [tmp_path]
+    seed, run_dir = shlex.split(sent)
+    assert seed == "seed=1"
+    assert compose([run_dir]).run_dir is not None
+    assert str(compose([run_dir]).run_dir).startswith("/app/my runs/")
+
+
+def test_an_interrupt_names_the_connection_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "connect", lambda federation: contextlib.nullcontext(InterruptedConnection()))
+    settings = replace(compose(["federation=remote"]).federation, connection="our hospital")
+    with pytest.raises(Interruption, match="`flwr stop 7 'our hospital'` stops it"):
+        remote.run_remote(settings, ["seed=1"], RunFolder(tmp_path / "run"))
