@@ -98,7 +98,7 @@ def check_run_dir(config: Config) -> None:
     if config.resume is not None and not config.run_dir:
         raise ConfigError(
             f"resume = {config.resume!r} needs run_dir, too: it is the directory of the run on the machine of the "
-            "ServerApp. Submit the run with resume=RUN_DIR run_dir=RUN_DIR."
+            "ServerApp. Submit the run with all of its overrides, and with resume=RUN_DIR run_dir=RUN_DIR."
         )
 
 
@@ -154,8 +154,8 @@ def _check_config(folder: RunFolder, earlier: Config, config: Config) -> None:
     if changes:
         raise ResumeError(
             f"resume = {str(folder.root)!r} cannot change {', '.join(changes)}: a run keeps the privacy settings, data "
-            f"and model that it started with. Leave the override out, or {NEW_RUN}; docs/runs.md lists what may "
-            "change."
+            "and model that it started with. Leave the override out (flwr run needs all overrides of the run again), "
+            f"or {NEW_RUN}; docs/runs.md lists what may change."
         )
     if config.privacy.name == "client_level" and config.train.num_rounds != earlier.train.num_rounds:
         raise ResumeError(

@@ -141,7 +141,7 @@ def test_other_keys_are_refused_with_both_values(override: str, tmp_path: Path) 
 
     message = str(refusal.value)
     assert REFUSED[override] in message
-    assert "Leave the override out, or start a new run" in message
+    assert "Leave the override out (flwr run needs all overrides of the run again), or start a new run" in message
     assert "\n" not in message
 
 

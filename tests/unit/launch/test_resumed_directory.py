@@ -74,7 +74,7 @@ def test_another_directory_than_that_of_the_sweep_is_refused(tmp_path: Path) -> 
 
 def test_a_run_that_flower_starts_needs_the_directory_to_resume_in(tmp_path: Path) -> None:
     resume = path_override("resume", tmp_path)
-    with pytest.raises(ConfigError, match=r"needs run_dir, too: .* resume=RUN_DIR run_dir=RUN_DIR"):
+    with pytest.raises(ConfigError, match=r"needs run_dir, too: .* with all of its overrides, and with resume=RUN_DIR"):
         check_run_dir(compose(["experiment=smoke", resume]))
     # On a SuperLink, resume may name the directory on the machine that has submitted the run.
     check_run_dir(compose(["experiment=smoke", resume, path_override("run_dir", RunFolder(tmp_path).checkpoints)]))
