@@ -1,6 +1,7 @@
 """Checks of docker-compose.yml that need no Docker engine."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def test_mount_points_of_volumes_belong_to_the_container_user() -> None:
     # /data is mounted read-only and belongs to its owner on the host.
     assert targets - {"/data"} <= set(re.findall(r"/app/\w+", install))
     assert "--owner app --mode 700" in install
+
+
+def test_keys_data_and_backups_are_never_committed() -> None:
+    mounted = {volume.split(":")[0] for service in services().values() for volume in service.get("volumes", [])}
+    secret = [f"{folder}/reports.csv" for folder in mounted if folder.startswith("./")]
+    secret += ["certs/ca.key", "certs/new/ca.key", "backups/ledger-2026-01-01.sqlite", ".env"]
+    assert len(secret) == 8
+    ignored = subprocess.run(["git", "check-ignore", *secret], cwd=ROOT, capture_output=True, text=True).stdout
+    assert ignored.split() == secret
+    # Nothing of the project looks like them: the build leaves out what is ignored.
+    command = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == ""
 
 
 def test_commands_exist_in_the_image() -> None:
