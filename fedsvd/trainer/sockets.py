@@ -19,6 +19,8 @@ _BACKLOG = 64
 def node_socket(node_id: int) -> Path:
     """Return the path of the socket of a node's trainer, in a directory that is created if it does not exist.
 
+    Its name is the node's ID as Flower's commands print it.
+
     Raises:
         TrainerError: If the directory cannot be created, belongs to another user or is open to others.
     """
@@ -32,7 +34,7 @@ def node_socket(node_id: int) -> Path:
             f"{folder} cannot be created ({error.strerror}): set XDG_RUNTIME_DIR or TMPDIR to a directory of this user."
         ) from error
     _check_private(folder, stat.S_IFDIR, "directory")
-    path = folder / f"{node_id:x}.sock"
+    path = folder / f"{node_id}.sock"
     check_length(path, "set XDG_RUNTIME_DIR or TMPDIR to a directory with a shorter path")
     return path
 

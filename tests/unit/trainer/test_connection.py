@@ -104,7 +104,7 @@ def test_only_its_user_can_use_a_trainer(runtime_folder: Path) -> None:
     folder = runtime_folder / f"fedsvd-{os.geteuid()}"
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.iterdir()]}
     assert modes.pop(folder.name) == 0o700
-    assert modes == {f"{NODE:x}{suffix}": 0o600 for suffix in (".sock", ".log", ".lock")}
+    assert modes == {f"{NODE}{suffix}": 0o600 for suffix in (".sock", ".log", ".lock")}
     assert os.getpgid(connection._started[0].pid) == os.getpgrp()
 
 

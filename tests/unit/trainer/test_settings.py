@@ -51,7 +51,7 @@ def test_invalid_settings_are_errors(node_config: Mapping[str, object], message:
 def test_directory_of_the_sockets_is_private(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
     path = sockets.node_socket(2**64 - 1)
-    assert path == folder / f"fedsvd-{os.geteuid()}" / "ffffffffffffffff.sock"
+    assert path == folder / f"fedsvd-{os.geteuid()}" / "18446744073709551615.sock"
 
     path.parent.chmod(0o750)
     with pytest.raises(TrainerError, match=r"mode 750: expected a directory .* that nobody else can use"):
