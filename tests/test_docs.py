@@ -104,6 +104,18 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], target
 
 
+def test_sections_that_messages_name_exist() -> None:
+    sources = [path for folder in ("fedsvd", "server", "client", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    code = " ".join(re.sub(r'"\s*\n\s*f?"', "", path.read_text(encoding="utf-8")) for path in sources)
+    named = set(re.findall(r"docs/(\w+)\.md, (step \d|\w+)", code))
+    assert ("deployment", "maintenance") in named
+    for page, section in named:
+        headings = re.findall(r"^#+ (.*)$", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), re.MULTILINE)
+        words = [re.sub(r"^(\d)\..*", r"step \1", heading.lower()) for heading in headings]
+        words += [re.sub(r"^\d\. ", "", heading.lower()) for heading in headings]
+        assert section in words, (page, section)
+
+
 @pytest.mark.slow
 def test_the_configuration_reference_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))

@@ -74,8 +74,8 @@ def check_gpu() -> Finding:
         return Finding("GPU", "ok", ", ".join(devices))
     if shutil.which("nvidia-smi"):
         advice = (
-            "Install a CUDA build of torch (docs/deployment.md, GPU); in a container, use the Compose profile gpu. "
-            "nvidia-smi must list the device."
+            "Install a CUDA build of torch; in containers, start the services whose names end in -gpu "
+            "(docs/deployment.md, step 4). nvidia-smi must list the device."
         )
         return Finding(
             "GPU", "warning", f"nvidia-smi is installed, but torch {torch.__version__} finds no device", advice
