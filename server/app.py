@@ -124,8 +124,9 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
         is_secure = federation.secure_aggregation
         secure = SecureGrid(polling, federation.min_survivors, PollingGrid(grid)) if is_secure else None
         weights = frozen_weights(load_model(config))
-        live = LiveStatus(config, folder, reporter, checkpoint.history if checkpoint else ())
-        personal = PersonalFactors.of_run(method, folder, saved_state)
+        history = checkpoint.history if checkpoint else ()
+        live = LiveStatus(config, folder, reporter, history)
+        personal = PersonalFactors.of_run(method, folder, saved_state, history, config.train.head_rounds)
         strategy = FederatedLoRA(
             method, config, adapter, first_round, client_level, secure, state, weights, live.board, personal
         )

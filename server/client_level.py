@@ -140,10 +140,14 @@ class ClientLevelServer:
         total = [tensor * contributors for tensor in update]
         if not self._config.privacy.noise_share:
             return self.aggregate(adapter, total, parts)
-        # Every client in the sum has added its share.
+        return self._mean(adapter, parts, total, self.shared_noise_std(contributors) * contributors)
+
+    def shared_noise_std(self, contributors: int) -> float:
+        """Return the standard deviation of the noise in a secure mean to which every client has added its share."""
+        if not self._config.privacy.noise_share:
+            return 0.0
         share = client_noise_multiplier(self._spend.noise_multiplier, self._config)
-        noise_std = share * self._config.privacy.max_update_norm * math.sqrt(contributors)
-        return self._mean(adapter, parts, total, noise_std)
+        return share * self._config.privacy.max_update_norm / math.sqrt(contributors)
 
     def _mean(self, adapter: Adapter, parts: frozenset[Part], total: Sequence[Tensor], noise_std: float) -> Reply:
         """Return one reply with the mean of a sum of updates, whose noise has standard deviation ``noise_std``."""

@@ -15,7 +15,7 @@ def check_updates_used(history: Sequence[Mapping[str, Any]], refusal: str = "", 
 
     Args:
         history: The rows of ``metrics.jsonl``, including those of earlier processes.
-        refusal: Why the last round was not started; empty if it was.
+        refusal: Why the last round changed nothing; empty if it did.
         hides_clients: Whether the error must not tell which clients were sampled, or how many.
 
     Raises:

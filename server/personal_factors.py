@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -29,11 +30,25 @@ class PersonalFactors:
     last_replies: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def of_run(cls, method: Method, folder: RunFolder, state: State) -> PersonalFactors:
-        """Return what is known at the start of a process of a run, from the `state` of an earlier one, if any."""
+    def of_run(
+        cls, method: Method, folder: RunFolder, state: State, history: Sequence[Mapping[str, Any]], head_rounds: int
+    ) -> PersonalFactors:
+        """Return what is known at the start of a process of a run.
+
+        Args:
+            method: The run's method.
+            folder: The run directory.
+            state: The `state` of an earlier process; empty without one.
+            history: The rows of ``metrics.jsonl`` of earlier processes.
+            head_rounds: Number of rounds at the start that train no factor.
+        """
         if not method.traits.personal:
             return cls()
         replies = {int(client): int(last) for client, last in state.get(_REPLIES, {}).items()}
+        trained = [row for row in history if row["server_round"] > head_rounds and row["clients_used"]]
+        if not replies and trained:
+            # A checkpoint of an earlier version does not say who has replied; the rows do.
+            replies = {int(client): trained[-1]["server_round"] for client in trained[-1]["client_epsilons"]}
         return cls(account_name(folder.account), replies)
 
     @property

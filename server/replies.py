@@ -41,7 +41,7 @@ class RoundRecord:
     the mean metrics of the clients' personalized models. ``lost_attempts`` counts, by node, the attempts that failed
     before the one whose reply was read, and ``lost_before_refusal`` those of each client with a rejected reply.
     Under client-level privacy, ``epsilon`` is that of the server's ledger, ``server_rounds`` is how many rounds it was
-    charged for, ``is_charged`` says whether this round is one of them, and ``refusal`` is why it was not started.
+    charged for, and ``is_charged`` says whether this round is one of them. ``refusal`` is why it changed nothing.
     """
 
     server_round: int

@@ -74,6 +74,7 @@ def check_update_norm(
     config: Config,
     server_round: int,
     stretch: float = 1.0,
+    noise_std: float = 0.0,
 ) -> None:
     """Check that an update's norm is possible, given clipping, noise and learning rate.
 
@@ -84,6 +85,7 @@ def check_update_norm(
         config: The run's configuration.
         server_round: 1-based.
         stretch: See `max_update_norm`.
+        noise_std: Standard deviation of noise in each entry that ``federation.max_reply_norm`` does not cover.
 
     Raises:
         DivergedUpdateError: If the norm exceeds the bound.
@@ -96,7 +98,8 @@ def check_update_norm(
             update_square = update_square + (tensor.double() - start).square().sum()
             start_square = start_square + start.square().sum()
             size += tensor.numel()
-    norm, allowed = math.sqrt(float(update_square)), config.federation.max_reply_norm
+    norm = math.sqrt(float(update_square))
+    allowed = config.federation.max_reply_norm + noise_std * (math.sqrt(size) + TAIL_STDS)
     # With shared noise, the divisor of a step does not follow from the size of a client's data.
     if config.privacy.name == "dp_sgd" and not config.privacy.noise_share:
         start_norm = math.sqrt(float(start_square))

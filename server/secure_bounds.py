@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedsvd.config import Config
-from fedsvd.errors import PayloadError
+from fedsvd.errors import DivergedError, PayloadError
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods.aggregate import Reply
 from fedsvd.privacy.noise_share import equal_weights
@@ -13,7 +13,9 @@ from server.reply_bounds import check_update_norm
 from server.secure_grid import SecureSum
 
 
-def secure_sum_problem(result: SecureSum, mean: Reply, before: Adapter, config: Config, server_round: int) -> str:
+def secure_sum_problem(
+    result: SecureSum, mean: Reply, before: Adapter, config: Config, server_round: int, noise_std: float = 0.0
+) -> str:
     """Return why a secure sum cannot be one of valid updates; an empty string if it can be.
 
     The norm of a weighted mean is at most the largest norm of an update, and the sum of the weights at most the number
@@ -25,21 +27,29 @@ def secure_sum_problem(result: SecureSum, mean: Reply, before: Adapter, config: 
         before: The adapter that the clients started from.
         config: The run's configuration.
         server_round: 1-based.
+        noise_std: Standard deviation of the noise in each entry of the mean that clients add besides their updates.
+
+    Raises:
+        DivergedError: The sum is refused. Under client-level privacy, the reason is returned instead and the run
+            continues: whether it ends must not depend on the clients' data.
     """
     try:
         _check_weight(result, config)
         # No single client's numbers are known, so the loosest bound that the settings imply is used.
-        stretch = max_stretch(config, frozenset(mean.parts))
-        check_update_norm(mean.parts, before, ClientReport(0, None, 0.0), config, server_round, stretch)
+        stretch, report = max_stretch(config, frozenset(mean.parts)), ClientReport(0, None, 0.0)
+        check_update_norm(mean.parts, before, report, config, server_round, stretch, noise_std)
     except PayloadError as error:
-        # The sum has no noise yet under client-level privacy, and its weight is the number of clients.
-        details = "." if config.privacy.hides_sampling else f": {error}"
-        return (
-            "the secure sum is refused, because an update in it exceeds federation.max_reply_norm, "
-            f"federation.max_num_examples or what the settings allow{details} Single updates are hidden, so that no "
-            "client can be named. If it happens again, decrease train.learning_rate, or leave out clients with "
-            "federation.participants."
-        )
+        if config.privacy.hides_sampling:
+            # Without numbers: a sum without shared noise has none yet, and its weight is the number of clients.
+            return (
+                "the secure sum is refused, because an update in it is not clipped, or its weight is not 1. Single "
+                "updates are hidden, so that no client can be named. Check that all clients run the same version."
+            )
+        raise DivergedError(
+            f"the secure sum of round {server_round} is refused: {error} Training has diverged, or a client is faulty "
+            "(single updates are hidden, so that none can be named), and more rounds would waste privacy; decrease "
+            f"train.learning_rate ({config.train.learning_rate:g}), or leave out clients with federation.participants."
+        ) from None
     return ""
 
 

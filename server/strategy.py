@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -173,16 +173,20 @@ class FederatedLoRA(Strategy):
         self.round.seconds_train = time.perf_counter() - self._started
         started = time.perf_counter()
         reason = skip_reason(self.round, self.config, self.secure)
-        if reason is None and self.secure and self.secure.outcome:
-            good = [self._secure_mean(self.secure.outcome)]
-            reason = secure_sum_problem(
-                self.secure.outcome, good[0], self.adapter, self.config, self.round.server_round
-            )
+        outcome = self.secure.outcome if self.secure else None
+        if outcome and not reason:
+            good = [self._secure_mean(outcome)]
+            noise_std = level.shared_noise_std(outcome.contributors) if level else 0.0
+            reason = secure_sum_problem(outcome, good[0], self.adapter, self.config, self.round.server_round, noise_std)
         if reason:
             return self._skip(reason)
         if level:
             level.charge_noise(self.round)
-            good = [self._client_level_reply(level, clipped, good)]
+            good = [
+                level.aggregate_secure_mean(self.adapter, good[0], outcome.contributors, self._uplink)
+                if outcome
+                else level.aggregate(self.adapter, clipped, self._uplink)
+            ]
         before = self.adapter
         self._step(good)
         self.round.seconds_aggregate = time.perf_counter() - started
@@ -220,14 +224,8 @@ class FederatedLoRA(Strategy):
         parts = payload.split_vector(result.mean, self._uplink, self.adapter, self.adapter.device)
         return Reply(0, max(1, round(result.weight)), parts)
 
-    def _client_level_reply(self, client_level: ClientLevelServer, clipped: Sequence[Tensor], good: Replies) -> Reply:
-        if self.secure and self.secure.outcome:
-            count = self.secure.outcome.contributors
-            return client_level.aggregate_secure_mean(self.adapter, good[0], count, self._uplink)
-        return client_level.aggregate(self.adapter, clipped, self._uplink)
-
     def _skip(self, reason: str) -> tuple[None, None]:
-        self.round.skipped = True
+        self.round.skipped, self.round.refusal = True, reason
         self._skipped += 1
         logger.warning("round %d skipped, model unchanged: %s", self.round.server_round, reason)
         return None, None

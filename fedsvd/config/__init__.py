@@ -208,7 +208,7 @@ def is_same_file(first: str, second: str) -> bool:
 
 
 def _check_client_level(config: Config) -> None:
-    """Reject settings of ``federation`` that client-level privacy does not support."""
+    """Reject keys of ``federation`` that client-level privacy does not support."""
     if config.privacy.name != "client_level":
         return
     defaults = {"min_replies": 1, "min_completion": 0}
@@ -224,10 +224,4 @@ def _check_client_level(config: Config) -> None:
         raise ConfigError(
             f"federation.client_ranks = {list(ranks)} is not possible with privacy.name = client_level: set it to "
             "null, or use privacy=dp_sgd."
-        )
-    bound, limit = config.privacy.max_update_norm, config.federation.max_reply_norm
-    if bound >= limit:
-        raise ConfigError(
-            f"privacy.max_update_norm = {bound:g} is not possible with federation.max_reply_norm = {limit:g}: the "
-            "server would refuse updates that are clipped as they should be. Lower the first or raise the second."
         )

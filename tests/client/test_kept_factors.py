@@ -17,10 +17,11 @@ from fedsvd.config.quoting import path_override
 from fedsvd.lora.adapter import Part
 from fedsvd.methods import build_method
 from fedsvd.privacy.ledger import Ledger
-from fedsvd.runs.folder import read_rows
+from fedsvd.runs.folder import RunFolder, read_rows
 from fedsvd.runtime.model import initial_adapter
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import TrainTask
+from server.personal_factors import PersonalFactors
 
 pytestmark = pytest.mark.slow
 
@@ -130,6 +131,16 @@ def test_a_resumed_run_says_which_clients_must_have_their_factors(tmp_path: Path
     assert last["clients_used"] == 1
     assert "personal factors of client 1 are missing" in last["clients_refused"]["1"]
     assert not lost.exists()
+
+
+@pytest.mark.parametrize(("head_rounds", "last"), [(0, 2), (2, 0)])
+def test_rows_of_an_earlier_version_say_who_has_replied(head_rounds: int, last: int, tmp_path: Path) -> None:
+    row = {"clients_used": 2, "client_epsilons": {"0": None, "1": None}}
+    rows = [{**row, "server_round": 1}, {**row, "server_round": 2}]
+
+    known = PersonalFactors.of_run(build_method({"name": "fedsa_lora"}), RunFolder(tmp_path), {}, rows, head_rounds)
+
+    assert [known.versions(client)["B"] for client in (0, 1, 2)] == [last, last, 0]
 
 
 def test_a_run_with_personal_factors_has_one_name_and_others_have_none(tmp_path: Path) -> None:

@@ -75,9 +75,9 @@ def test_secure_sum_of_too_few_updates_leaves_the_model_unchanged(
         ),
     ],
 )
-def test_a_sum_that_is_none_of_valid_updates_leaves_the_model_unchanged(
+def test_run_ends_if_a_sum_is_none_of_valid_updates(
     value: float, weight: int, overrides: list[str], reason: str,
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     encode = vectors.encode
 
@@ -91,12 +91,8 @@ def test_a_sum_that_is_none_of_valid_updates_leaves_the_model_unchanged(
 
     monkeypatch.setattr(vectors, "encode", encode_of_attacker)
     limits = ["federation.max_num_examples=100", "federation.max_reply_norm=1000"]
-    strategy, grid = run_round(Clients(make_config(*limits, *overrides), {}))
-    assert grid.outcome is not None
-    assert strategy.round.skipped
-    assert torch.equal(strategy.adapter.B["s"], torch.zeros(ROWS, 2))
-    assert reason in caplog.text
-    assert "no client can be named" in caplog.text
+    with pytest.raises(DivergedError, match=f"sum of round 1 is refused: {reason}.* none can be named.*waste privacy"):
+        run_round(Clients(make_config(*limits, *overrides), {}))
 
 
 @pytest.mark.parametrize("shares", [False, True])
@@ -110,4 +106,15 @@ def test_client_level_log_has_no_number_of_a_refused_sum(
     strategy, _ = run_round(Clients(config, {}), level)
     assert (strategy.round.skipped, strategy.round.is_charged) == (True, shares)
     [message] = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
-    assert "federation.max_num_examples or what the settings allow. Single updates are hidden" in message
+    assert "because an update in it is not clipped, or its weight is not 1. Single updates are hidden" in message
+    assert strategy.round.refusal in message
+
+
+def test_shared_noise_may_exceed_the_bound_of_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_secure_grid.value_of", lambda number: 1e3)
+    shared = ["privacy=client_level", "privacy.noise_share=true", "federation.max_reply_norm=2"]
+    for sigma, is_refused in ((1, True), (1e5, False)):
+        config = make_config(*shared, f"privacy.noise_multiplier={sigma}", "privacy.target_epsilon=50")
+        level = ClientLevelServer(config, tmp_path / f"{sigma}.sqlite")
+        strategy, _ = run_round(Clients(config, {}), level)
+        assert strategy.round.skipped == is_refused

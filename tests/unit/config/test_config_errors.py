@@ -72,7 +72,6 @@ WRONG = [
     ("federation.participants=[0] federation.min_replies=2", ["min_replies = 2", "the 1 clients of a round"]),
     ("federation.participants=[0] privacy=client_level", ["participants = [0]", "client_level"]),
     ("federation.min_replies=5", ["min_replies = 5", "1 to 4"]),
-    ("privacy=client_level federation.max_reply_norm=1", ["max_update_norm = 1 is not", "max_reply_norm = 1:"]),
     ("privacy=client_level federation.min_replies=2", ["min_replies = 2", "client_level", "leave it out"]),
     ("federation.clients_per_round=2 federation.min_replies=3", ["min_replies = 3", "1 to 2"]),
     ("federation.ray_address=auto", ["ray_address = 'auto'", "federation=simulation"]),
