@@ -32,13 +32,14 @@ def run(arguments: Sequence[str]) -> None:
     # Imported late: importing torch and transformers would delay the errors above.
     from fedsvd.report.privacy_statement import guarantee_line
     from fedsvd.trained.inputs import check_inputs
-    from fedsvd.trained.prediction import predict
+    from fedsvd.trained.prediction import check_max_new_tokens, predict
     from fedsvd.trained.run import load_trained_model, read_run
 
     finished = read_run(Path(options.folder), best=options.best)
     conversations = _read_conversations(options, finished.config)
     texts, pairs = (conversations, None) if conversations else _read_texts(options, finished.config)
     check_inputs(finished.config, texts, pairs)
+    check_max_new_tokens(finished, options.max_new_tokens)
     if options.stream and not finished.generates_text:
         raise ConfigError("--stream prints answers while they are generated, and this run's model generates none.")
     console = Console()
@@ -71,7 +72,7 @@ def _print_rows(console: Console, rows: Iterable[dict[str, Any]], options: Any) 
             console.print(line, soft_wrap=True)
     if cut:
         print_note(
-            f"answers that were cut: {cut}. An answer has at most {options.max_new_tokens} tokens "
+            f"answers that were cut: {cut}. An answer has at most {options.max_new_tokens or MAX_NEW_TOKENS} tokens "
             "(--max-new-tokens N) and ends at the model's last position.",
             style="yellow",
         )
@@ -89,7 +90,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     parser.add_argument("--best", action="store_true")
     parser.add_argument("--separator")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS)
+    parser.add_argument("--max-new-tokens", type=int)
     options = parser.parse_args(list(arguments))
     if bool(options.text) == bool(options.file):
         parser.error("exactly one of --text and --file is required")
@@ -104,7 +105,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     if options.separator is not None and not options.file:
         parser.error(f"--separator {options.separator!r} has no effect without --file: leave it out")
     for name, value in {"--batch-size": options.batch_size, "--max-new-tokens": options.max_new_tokens}.items():
-        if value < 1:
+        if value is not None and value < 1:
             parser.error(f"{name} {value} is invalid: expected an integer ≥ 1")
     return options
 

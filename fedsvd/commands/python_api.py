@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from fedsvd.commands.arguments import normalize
 from fedsvd.commands.run_directory import prepare_run, started
 from fedsvd.config.compose import compose
-from fedsvd.config.model import MAX_NEW_TOKENS
 from fedsvd.config.paths import override_key
 from fedsvd.config.quoting import path_override
 from fedsvd.config.search_path import is_search_path
@@ -78,7 +77,7 @@ class Run:
         texts: Sequence[str] | Sequence[Sequence[dict[str, str]]] | Sequence[Sequence[str]],
         pairs: Sequence[str] | None = None,
         *,
-        max_new_tokens: int = MAX_NEW_TOKENS,
+        max_new_tokens: int | None = None,
     ) -> list[dict[str, Any]]:
         """Return for each text its class and the probabilities of all classes, or the generated answer.
 
@@ -86,12 +85,13 @@ class Run:
             texts: A list of texts; for a model trained on conversations, also lists of turns with ``role`` and
                 ``content``; for token classification, also lists of words.
             pairs: The second text of each pair, for a model trained on text pairs: as many as texts.
-            max_new_tokens: For a language model: the largest number of tokens of an answer; ``is_complete`` of a row
-                says whether the model ended its answer before.
+            max_new_tokens: For a language model: the largest number of tokens of an answer (None: 48); ``is_complete``
+                of a row says whether the model ended its answer before.
 
         Raises:
             ConfigError: An argument is not a list of texts, such as a single text, or the model expects pairs and there
-                are none, or the other way round, or their numbers differ, or ``max_new_tokens`` is below 1.
+                are none, or the other way round, or their numbers differ, or ``max_new_tokens`` is below 1
+                or given for a model that generates no text.
             DataError: A conversation or a word is invalid.
             ModelError: The base model cannot be loaded.
             RunError: The run directory is damaged.

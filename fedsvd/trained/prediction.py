@@ -17,7 +17,7 @@ from fedsvd.data.conversations import USER, Turn, dump_conversation, load_conver
 from fedsvd.errors import ConfigError, DataError
 from fedsvd.trained.inputs import check_inputs
 from fedsvd.trained.outputs import OUTPUTS
-from fedsvd.trained.run import TrainedModel
+from fedsvd.trained.run import TrainedModel, TrainedRun
 from fedsvd.training.generation import generate, prompt_limit
 from fedsvd.training.loop import model_inputs, to_device
 
@@ -28,7 +28,7 @@ def predict(
     pairs: Sequence[str] | None = None,
     batch_size: int = 32,
     on_text: Callable[[str], None] | None = None,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Predict for each text the columns of `fedsvd.trained.outputs`, such as its class, or the generated answer.
 
@@ -42,23 +42,22 @@ def predict(
         pairs: The second text of each pair, for a model trained on text pairs.
         batch_size: Number of texts per forward pass.
         on_text: For a language model: called with each piece of an answer as soon as it is generated.
-        max_new_tokens: For a language model: the largest number of tokens of an answer.
+        max_new_tokens: For a language model: the largest number of tokens of an answer; None: 48.
 
     Returns:
         The predictions, each computed when it is needed.
 
     Raises:
         ConfigError: The texts or pairs are not what the model expects, as for `fedsvd.trained.inputs.check_inputs`, or
-            ``max_new_tokens`` is below 1.
+            ``max_new_tokens`` is below 1, or given for a model that generates no text.
         DataError: A conversation is invalid, or the chat template cannot render it, or a word is blank.
     """
     items, second = check_inputs(loaded.run.config, texts, pairs)
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens = {max_new_tokens} is invalid: give an integer ≥ 1.")
+    check_max_new_tokens(loaded.run, max_new_tokens)
     read: Callable[[TrainedModel, Dataset], Iterator[dict[str, Any]]]
     read = _read_outputs
     if loaded.run.generates_text:
-        read = partial(_generate, on_text=on_text, max_new_tokens=max_new_tokens)
+        read = partial(_generate, on_text=on_text, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS)
     batch_size = batch_size if on_text is None else 1
     if loaded.run.config.data.row_format == "messages":
         rows = unanswered_dataset(items)
@@ -69,6 +68,16 @@ def predict(
     starts = range(0, len(rows), batch_size)
     batches = (rows.select(range(start, min(start + batch_size, len(rows)))) for start in starts)
     return chain.from_iterable(read(loaded, batch) for batch in batches)
+
+
+def check_max_new_tokens(run: TrainedRun, max_new_tokens: int | None) -> None:
+    """Check the largest number of tokens of an answer; raise `ConfigError` if it is below 1 or has no effect."""
+    if max_new_tokens is None:
+        return
+    if not run.generates_text:
+        raise ConfigError(f"max_new_tokens = {max_new_tokens} has no effect: this run's model generates no text.")
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens = {max_new_tokens} is invalid: give an integer ≥ 1.")
 
 
 def unlabeled_dataset(texts: Sequence[str], pairs: Sequence[str] | None, classes: Sequence[str]) -> Dataset:

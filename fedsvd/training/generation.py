@@ -61,7 +61,9 @@ def generate(
     ends = [data.end_token(tokenizer), *stop_tokens]
     positions = position_limit(model)
     answers: list[Answer] = []
-    size = batch_size if on_text is None else 1
+    # Batches are padded to their longest prompt: with few positions, that would leave the others less room.
+    is_crowded = positions is not None and max(map(len, prompts), default=0) + max_new_tokens > positions
+    size = 1 if on_text is not None or is_crowded else batch_size
     for start in range(0, len(prompts), size):
         rows = [list(row) for row in prompts[start : start + size]]
         batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="left").to(device)

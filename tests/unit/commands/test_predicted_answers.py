@@ -8,6 +8,8 @@ from rich.console import Console
 
 from fedsvd.cli import main
 from fedsvd.commands.predict import _print_rows
+from fedsvd.errors import ConfigError
+from fedsvd.trained.prediction import check_max_new_tokens
 
 
 @pytest.mark.parametrize("are_complete", [(True, True), (True, False), (False, False)])
@@ -26,3 +28,14 @@ def test_answers_that_were_cut_are_counted(are_complete: tuple[bool, ...], capsy
 def test_an_answer_has_at_least_one_token(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "runs", "--text", "a", "--max-new-tokens", "0"]) == 2
     assert "--max-new-tokens 0 is invalid: expected an integer ≥ 1" in capsys.readouterr().err
+
+
+def test_the_length_of_answers_is_refused_for_a_model_that_gives_none() -> None:
+    run = SimpleNamespace(generates_text=False)
+    check_max_new_tokens(run, None)
+    with pytest.raises(ConfigError, match="max_new_tokens = 5 has no effect: this run's model generates no text"):
+        check_max_new_tokens(run, 5)
+    run.generates_text = True
+    check_max_new_tokens(run, 5)
+    with pytest.raises(ConfigError, match="max_new_tokens = 0 is invalid"):
+        check_max_new_tokens(run, 0)

@@ -79,4 +79,7 @@ def test_generation_ends_at_the_last_position(tmp_path: Path) -> None:
     assert prompt_limit(load_causal_lm(save_checkpoint("bloom", tmp_path / "bloom")).model, 64) == 64
     [answer] = generate(model, tokenizer, [list(range(200, 215))])
     assert isinstance(answer.text, str)
+    # Nor does an answer depend on the prompts beside it.
+    beside, _ = generate(model, tokenizer, [[201, 202, 203], list(range(200, 220))], max_new_tokens=20)
+    assert [beside] == generate(model, tokenizer, [[201, 202, 203]], max_new_tokens=20)
     assert torch.isfinite(next(model.parameters())).all()
