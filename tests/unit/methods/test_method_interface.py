@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,11 +11,27 @@ from documented import ROOT
 from test_methods import as_parts, make_adapter, product, reply
 
 from fedsvd.methods import METHODS, Method, State, build_method, sent_factors
+from fedsvd.methods.aggregate import Reply
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_satisfies_the_interface(name: str) -> None:
     check_interface(build_method({"name": name}))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_averages_the_head(name: str) -> None:
+    method = build_method({"name": name})
+    adapter = replace(make_adapter(core=method.traits.core), head={"w": torch.zeros(2)})
+    sent = {factor: torch.ones_like(adapter.part(factor)["s"]) for factor in sent_factors(method, 1)}
+    replies = [
+        Reply(client, weight, {**reply(client, weight, **sent).parts, "head": {"w": torch.tensor([first, 0.0])}})
+        for client, weight, first in ((0, 1, 4.0), (1, 3, 0.0))
+    ]
+
+    step = method.server_step(adapter, replies, 1, {})
+
+    assert step.adapter.head["w"].tolist() == [1.0, 0.0]
 
 
 def test_the_example_for_contributors_satisfies_the_interface() -> None:

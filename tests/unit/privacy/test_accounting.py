@@ -95,6 +95,16 @@ def test_calibration_with_prv(target: float, sample_rate: float, steps: int) -> 
     assert noise_multiplier < calibrate(target, DELTA, sample_rate, steps, "rdp")
 
 
+@pytest.mark.parametrize(("target", "sample_rate", "steps"), [(30.0, 0.001, 5), (20.0, 0.001, 10)])
+def test_calibration_with_the_least_noise_stays_within_the_budget(
+    target: float, sample_rate: float, steps: int
+) -> None:
+    noise_multiplier = calibrate(target, DELTA, sample_rate, steps, "rdp")
+
+    assert noise_multiplier == 0.25
+    assert epsilon([Spend(noise_multiplier, sample_rate, steps)], DELTA, "rdp") <= target
+
+
 def test_epsilon_is_rounded_up() -> None:
     found = epsilon([Spend(1.1, 0.03, 7)], DELTA, "rdp")
 

@@ -151,6 +151,14 @@ def test_lost_replies_after_the_last_report_count() -> None:
     assert weakest_claim(rows, DP).client_epsilons["0"] == 5.0
 
 
+def test_lost_replies_count_at_the_weakest_of_several_mechanisms() -> None:
+    charges = [charge(4.0, rate=0.2), charge(1.0)]
+    rows = [row(number, DP, {"0": 0.5}, {"0": one}) for number, one in enumerate(charges, 1)]
+    rows.append(row(3, DP, {"0": 0.5}, presumed={"0": 2}))
+    spent = [Spend(4.0, 0.2, 2), Spend(1.0, 0.1, 2), Spend(1.0, 0.2, 2)]
+    assert weakest_claim(rows, DP).epsilon == epsilon(spent, 1e-5, "rdp")
+
+
 def test_without_a_guarantee_nothing_is_said_of_epsilon_in_a_run_without_rounds() -> None:
     assert weakest_claim([row(0, NONE)], NONE).status == "none"
     claim = weakest_claim([row(0, DP)], DP)

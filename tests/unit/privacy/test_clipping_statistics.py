@@ -58,15 +58,17 @@ def test_empty_batch_is_released_with_noise() -> None:
     assert meter.statistics.clipped_share == 0.5
 
 
-def train(statistics: bool) -> tuple[NoiselessRandomness, object]:
+def train(statistics: bool, factor: float = 1.0) -> tuple[NoiselessRandomness, object]:
+    """Train with the losses of two examples multiplied by a factor."""
     torch.manual_seed(0)
-    model, data = nn.Linear(3, 2), torch.randn(40, 3)
+    model, data, factors = nn.Linear(3, 2), torch.randn(40, 3), torch.ones(40)
+    factors[[2, 7]] = factor
     randomness = NoiselessRandomness()
     plan = DPSGD(2.0, 0.5, 0.5, 3, statistics=statistics)
     released = train_dp_sgd(
         model,
         torch.optim.SGD(model.parameters(), lr=0.1),
-        lambda m, positions: m(data[list(positions)]).square().sum(1),
+        lambda m, positions: m(data[list(positions)]).square().sum(1) * factors[list(positions)],
         40,
         plan,
         randomness,
@@ -84,3 +86,8 @@ def test_gradients_get_more_noise_only_with_statistics() -> None:
     assert with_them.stds.count(statistics_noise_std(2.0)) == 3
     assert 0 <= released.clipped_share <= 1  # type: ignore[attr-defined]
     assert 0 <= released.mean_grad_norm <= 0.5  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("factor", [torch.nan, torch.inf])
+def test_an_example_without_a_finite_gradient_counts_as_one_of_norm_zero(factor: float) -> None:
+    assert train(statistics=True, factor=factor)[1] == train(statistics=True, factor=0.0)[1]

@@ -27,6 +27,18 @@ def test_projection_by_hand() -> None:
     torch.testing.assert_close(found[2], torch.tensor([[-2.4], [0.0]]), atol=1e-6, rtol=1e-6)
 
 
+def test_the_maps_of_the_noised_sum_are_applied_in_reverse_order() -> None:
+    parameter = nn.Parameter(torch.zeros(1, 2))
+    parameter.grad = torch.tensor([[1.0, 1.0]])
+    preconditioning = Preconditioning({id(parameter): torch.tensor([[2.0, 1.0], [1.0, 0.0]])})
+    projection = Projection.orthogonal_to([parameter], [torch.tensor([[[1.0, 0.0]]])])
+
+    map_noised_gradients([preconditioning, projection], [parameter])
+
+    # The projection gives (0, 1).
+    assert parameter.grad.tolist() == [[1.0, 0.0]]
+
+
 def test_a_private_step_projects_clips_and_adds_noise_in_this_order() -> None:
     model, trained = make_model({"B"})
     gradients = [

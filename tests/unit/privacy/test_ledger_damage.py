@@ -202,3 +202,21 @@ def test_interrupted_write_is_rolled_back_by_the_client_but_not_by_a_reader(path
     assert open_and_read(interrupted) == HISTORY
     with Ledger.read(interrupted) as ledger:
         assert ledger.history() == HISTORY
+
+
+def test_a_charge_to_a_ledger_that_was_changed_after_it_was_opened_is_refused(path: Path) -> None:
+    with Ledger.open(path, "grown data") as ledger:
+        _edit_without_triggers(path, "UPDATE spend SET steps = 1 WHERE id = 6")
+        before = path.read_bytes()
+        with pytest.raises(LedgerError, match="has been changed"):
+            ledger.reserve("run", 7, "message 7", HISTORY[0], BUDGET)
+        assert path.read_bytes() == before
+
+
+def test_a_charge_is_on_the_disk_when_it_returns(path: Path) -> None:
+    with Ledger.open(path, "grown data") as ledger:
+        settings = [
+            ledger._connection.execute(f"PRAGMA {key}").fetchone()[0] for key in ("synchronous", "journal_mode")
+        ]
+    # 3 is EXTRA: the directory is synchronized, too, after the journal is deleted.
+    assert settings == [3, "delete"]

@@ -107,6 +107,25 @@ def test_poisson_batches_have_the_expected_rate(source: Source, sample_rate: flo
 
 
 @SOURCES
+def test_batches_vary_in_size_as_poisson_samples_do(source: Source) -> None:
+    sizes = [len(batch) for batch in source(1).batches(200, 0.3, 500)]
+    assert np.var(sizes) == pytest.approx(200 * 0.3 * 0.7, rel=0.25)
+
+
+def test_secure_batches_are_the_examples_whose_number_is_below_the_rate() -> None:
+    drawn = SecureRandomness(bytes(32)).uniform(150).reshape(3, 50)
+    batches = list(SecureRandomness(bytes(32)).batches(50, 0.3, 3))
+    assert batches == [np.flatnonzero(row < 0.3).tolist() for row in drawn]
+
+
+def test_noise_does_not_follow_from_the_batches() -> None:
+    randomness = TorchRandomness(5)
+    generator_of_batches = torch.Generator().manual_seed(randomness._seed)
+    noise = randomness.normal(torch.empty(200), 1.0)
+    assert not torch.equal(noise, torch.randn(200, generator=generator_of_batches))
+
+
+@SOURCES
 def test_rate_one_takes_all_examples(source: Source) -> None:
     assert [sorted(batch) for batch in source(3).batches(5, 1.0, 2)] == [[0, 1, 2, 3, 4]] * 2
 

@@ -13,7 +13,7 @@ from fedsvd.methods import build_run_method
 from fedsvd.models.loading import load_tokenizer
 from fedsvd.runtime import losses
 from fedsvd.runtime.model import initial_adapter, load_model
-from fedsvd.runtime.public_statistics import input_preconditioners
+from fedsvd.runtime.public_statistics import input_preconditioners, public_columns
 
 RUN = ["experiment=smoke", "method.init_a=public_pca"]
 
@@ -38,6 +38,19 @@ def test_a_starts_orthogonal_to_what_all_texts_share(tmp_path: Path, monkeypatch
     again = initial_adapter(other_seed, build_run_method(other_seed))
     assert torch.equal(again.A[name], A)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_columns_of_b_belong_to_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsvd.runtime.public_statistics.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("fedsvd.runtime.public_statistics.output_directions", lambda *_: {"s": torch.rand(2, 1)})
+    config = compose(["experiment=smoke"])
+    model = load_model(config)
+    heads = [{"w": torch.zeros(2)}, {"w": torch.ones(2)}, {"w": torch.zeros(2)}]
+
+    first, other, again = (public_columns(model, config.model, head)["s"] for head in heads)
+
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_private_text_is_rejected() -> None:

@@ -36,6 +36,13 @@ def test_evaluation_weighs_examples_equally_across_batches() -> None:
     assert result.loss == pytest.approx(12.5)
 
 
+def test_dropout_is_disabled_in_an_evaluation() -> None:
+    model = IdentityModel().train()
+    batch = {"input_ids": torch.zeros(1, 2), "attention_mask": torch.ones(1), "labels": torch.ones(1).long()}
+    evaluate(model, [batch], torch.device("cpu"), OBJECTIVE)
+    assert not model.training
+
+
 class RecordingCache(PrefixCache):
     """A disabled cache that records the batch sizes it is called with."""
 

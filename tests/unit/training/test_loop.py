@@ -44,11 +44,20 @@ def test_one_step_is_taken_per_batch_and_none_for_an_empty_batch() -> None:
     assert math.isnan(train_plain(model, make_optimizer([model.weight], train_config(), 1), squares, [[], []]))
 
 
-def test_a_batch_in_physical_batches_takes_the_same_step() -> None:
+@pytest.mark.parametrize(("clip_grad_norm", "weight"), [(None, 1.0), (1.0, 0.1), (20.0, 1.0)])
+def test_the_gradient_of_a_batch_is_clipped(clip_grad_norm: float | None, weight: float) -> None:
+    model = Line()
+    # The gradient is -10.
+    train_plain(model, torch.optim.SGD(model.parameters(), 0.1), squares, [[5]], clip_grad_norm)
+    assert model.weight.item() == pytest.approx(weight)
+
+
+@pytest.mark.parametrize("clip_grad_norm", [None, 1.0])
+def test_a_batch_in_physical_batches_takes_the_same_step(clip_grad_norm: float | None) -> None:
     batch, lengths, results = [0, 1, 2, 3, 5], [3, 1, 2, 4, 5, 6], []
     for size in (None, 2):
         model = Line()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        loss = train_plain(model, optimizer, squares, [batch], 1.0, (), size and BatchLimit(size), lengths)
+        loss = train_plain(model, optimizer, squares, [batch], clip_grad_norm, (), size and BatchLimit(size), lengths)
         results.append((model.weight.item(), loss))
     assert results[0] == pytest.approx(results[1], rel=1e-6)
