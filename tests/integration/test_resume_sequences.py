@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ def fast_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.evaluation, "evaluate", lambda *arguments, **options: result)
 
 
-def run_killed(arguments: Sequence[str], kill: str, at_round: int) -> None:
-    """Run a command, and end it at a point of a round."""
+def run_killed(arguments: Sequence[str], kill: str, at_round: int) -> bool:
+    """Run a command, and end it at a point of a round; return whether it came to that point."""
     originals = {"save_checkpoint": server.evaluation.save_checkpoint, "write_rows": server.evaluation.write_rows}
     released = client.local_round.mark_released
 
@@ -57,8 +56,11 @@ def run_killed(arguments: Sequence[str], kill: str, at_round: int) -> None:
                 raise KilledError
 
             patch.setattr(client.local_round, "mark_released", die)
-        with suppress(KilledError):
+        try:
             main(list(arguments))
+        except KilledError:
+            return True
+    return False
 
 
 STARTS = st.sampled_from(
@@ -80,7 +82,7 @@ STEPS = st.tuples(
 
 @pytest.mark.usefixtures("fast_rounds")
 @settings(
-    max_examples=8, derandomize=True,
+    max_examples=5, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(
@@ -103,6 +105,27 @@ def test_no_sequence_of_train_resume_and_kill_claims_too_little(
             strip_settings(folder)
         run_killed(["train", f"resume={folder}", *overrides], kill, at_round)
         check(folder, intact)
+
+
+LONGER = ["train.num_rounds=4", "privacy.max_epsilon=60"]
+
+
+@pytest.mark.usefixtures("fast_rounds")
+@pytest.mark.parametrize(
+    ("first_kill", "kill", "tampering"),
+    [("in a client", "", ""), ("", "before the rows", ""), ("", "", "ledgers deleted")],
+)
+def test_a_resumed_private_run_claims_enough(first_kill: str, kill: str, tampering: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run_killed(["train", *COMMON, f"hydra.run.dir='{folder}'", *PRIVATE], first_kill, 2) == bool(first_kill)
+    if tampering:
+        shutil.rmtree(folder / "clients")
+    assert run_killed(["train", f"resume={folder}", *LONGER], kill, 3) == bool(kill)
+    check(folder, not tampering)
+    assert claimed(folder) is not None
+    assert not run_killed(["train", f"resume={folder}", *LONGER], "", 0)
+    check(folder, not tampering)
+    assert read_rows(folder / "metrics.jsonl")[-1]["server_round"] == 4
 
 
 def check(folder: Path, intact: bool) -> None:

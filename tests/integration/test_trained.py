@@ -44,7 +44,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answerer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(
         tmp_path_factory.mktemp("runs") / "answerer",
-        "model=tiny_llama", "privacy=none", "train.packing=true", "train.learning_rate=5",
+        "model=tiny_llama", "privacy=none", "train.packing=true", "train.learning_rate=0.5",
         "data.prompt_template='Review: {text} Is it {choices}?'",
     )  # fmt: skip
 
@@ -98,11 +98,11 @@ def test_predict_reads_files_and_prints_answers(
 
     assert outputs[0] == outputs[1]
     assert [row["text"] for row in outputs[0]] == TEXTS
-    assert main(["predict", str(answerer), "--text", TEXTS[0], "--stream"]) == 0
-    assert capsys.readouterr().out.split("  ← ")[0].split() == outputs[0][0]["answer"].split()
-    assert all(isinstance(row["answer"], str) for row in outputs[0])
-    assert main(["predict", str(answerer), "--text", TEXTS[2]]) == 0
-    assert TEXTS[2] in capsys.readouterr().out
+    answer = outputs[0][2]["answer"]
+    assert answer
+    for options in (["--stream"], []):
+        assert main(["predict", str(answerer), "--text", TEXTS[2], *options]) == 0
+        assert capsys.readouterr().out.split("  ← ")[0].split() == answer.split()
 
 
 @pytest.mark.parametrize("name", ["classifier", "answerer"])
@@ -153,8 +153,9 @@ def test_the_model_of_the_best_round_is_evaluated_predicted_and_exported(
 def test_other_data_is_matched_by_class_name(
     classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # In alphabetical order these classes would have the opposite numbers.
-    own = [{"text": f"{text} {i}", "label": ["positive", "negative"][i % 2]} for i in range(10) for text in TEXTS]
+    # The first class of the file is the second one of the model.
+    labels = ["positive", "positive", "negative"]
+    own = [{"text": f"{text} {i}", "label": labels[i % 3]} for i in range(10) for text in TEXTS]
     Dataset.from_list(own).to_csv(tmp_path / "own.csv")
     overrides = ["data=csv", f"data.path={tmp_path / 'own.csv'}", "data.max_train_examples=null", "--all", "--json"]
     capsys.readouterr()
@@ -166,7 +167,8 @@ def test_other_data_is_matched_by_class_name(
     right = sum(guess == row["label"] for guess, row in zip(guesses, own, strict=True))
     assert result["num_examples"] == len(own)
     assert result["accuracy"] == pytest.approx(right / len(own))
-    assert {score["name"]: score["num_examples"] for score in result["classes"]} == {"negative": 15, "positive": 15}
+    assert {score["name"]: score["num_examples"] for score in result["classes"]} == {"negative": 9, "positive": 21}
+    assert 2 * right != len(own)
 
 
 def test_exports_load_without_fedsvd(exports: Path, classifier: Path, tmp_path: Path) -> None:

@@ -44,6 +44,16 @@ def test_client_level_shares_add_up_to_the_full_noise(tmp_path: Path) -> None:
     assert (3 * update.var()).sqrt().item() == pytest.approx(sigma * 1e-6, rel=0.1)
 
 
+@pytest.mark.parametrize("is_secure", ["true", "false"])
+def test_client_level_shares_do_not_follow_from_the_seed(is_secure: str, tmp_path: Path) -> None:
+    overrides = ["privacy=client_level", "privacy.max_update_norm=1e-6", f"privacy.secure_random={is_secure}"]
+    config = compose([*SECURE, *overrides])
+
+    first, second = (sent_update(config, tmp_path / name) for name in ("first", "second"))
+
+    assert (first - second).std().item() == pytest.approx(2**0.5 * first.std().item(), rel=0.1)
+
+
 def test_small_client_uses_the_common_divisor(tmp_path: Path) -> None:
     overrides = [*SECURE, *EXAMPLE, "data.max_train_examples=24", "train.batch_size=1000", "train.learning_rate=1000",
              "privacy.max_grad_norm=1"]  # fmt: skip
