@@ -105,6 +105,21 @@ def test_round_without_sampled_clients_takes_a_noisy_step(tmp_path: Path) -> Non
     assert 40 - 22 < sum(sampled) < 40 + 22
 
 
+def test_noise_of_the_mean_scales_with_the_clipping_norm_and_the_expected_number_of_clients(tmp_path: Path) -> None:
+    sampled = ["federation.num_clients=8", "federation.clients_per_round=2"]
+    config = make_config(*sampled, "privacy.max_update_norm=3", "privacy.noise_multiplier=2")
+    adapter = Adapter(A={"s": torch.eye(4, 64)}, B={"s": torch.zeros(2000, 4)}, head={}, scale={"s": 1.0})
+    total = [torch.full((2000, 4), 4.0, dtype=torch.float64)]
+
+    level = ClientLevelServer(config, tmp_path / "ledger.sqlite", TorchRandomness(1))
+    reply = level.aggregate(adapter, total, frozenset({"B"}))
+
+    # The sum, and noise of standard deviation 2·3, divided by the two clients that are sampled on average.
+    assert reply.parts["B"]["s"].mean().item() == pytest.approx(4 / 2, abs=0.2)
+    assert reply.parts["B"]["s"].std().item() == pytest.approx(2 * 3 / 2, rel=0.05)
+    assert reply.noise_std == 2 * 3 / 2
+
+
 def test_client_sampling_does_not_depend_on_the_seed(tmp_path: Path) -> None:
     config = make_config("federation.num_clients=64", "federation.clients_per_round=32", "data.max_train_examples=null")
     draws = [ClientLevelServer(config, tmp_path / "ledger").sample_clients() for _ in range(2)]
@@ -120,6 +135,7 @@ def test_noise_of_a_secure_mean_is_what_its_clients_or_the_server_added(
         "federation.secure_aggregation=true",
         f"federation.min_survivors={survivors}",
         "privacy.noise_multiplier=2",
+        "privacy.max_update_norm=3",
     ]
     config = make_config(*secure, f"privacy.noise_share={shared}", "federation.num_clients=8")
     adapter = Adapter(A={"s": torch.eye(4, 64)}, B={"s": torch.zeros(256, 4)}, head={}, scale={"s": 1.0})
@@ -133,4 +149,5 @@ def test_noise_of_a_secure_mean_is_what_its_clients_or_the_server_added(
     reply = level.aggregate_secure_mean(adapter, mean, 7, frozenset({"B"}))
 
     assert reply.noise_std == pytest.approx(reply.parts["B"]["s"].std().item(), rel=0.1)
+    assert level.shared_noise_std(7) == pytest.approx(mean.parts["B"]["s"].std().item(), rel=0.1)
     assert update_signal_to_noise(adapter, [reply], config) == pytest.approx(0.0, abs=0.35)
