@@ -83,7 +83,7 @@ def test_key_agreement_is_symmetric_and_separate_by_purpose() -> None:
         keys.shared_key(one, b"short", "mask")
 
 
-@pytest.mark.parametrize(("num_clients", "threshold"), [(2, 2), (3, 2), (5, 3), (9, 5)])
+@pytest.mark.parametrize(("num_clients", "threshold"), [(2, 2), (3, 2), (4, 3), (5, 3), (6, 4), (9, 5), (10, 6)])
 def test_secret_needs_as_many_shares_as_the_threshold(num_clients: int, threshold: int) -> None:
     assert keys.reconstruction_threshold(num_clients, 2) == threshold
     channels = {node: bytes([node]) * 32 for node in range(1, num_clients + 1)}
@@ -95,6 +95,12 @@ def test_secret_needs_as_many_shares_as_the_threshold(num_clients: int, threshol
     assert keys.reconstruct_secret([shares.mask_key for shares in decrypted]) == mask_key
     with contextlib.suppress(PayloadError, IndexError):
         assert keys.reconstruct_secret([shares.self_mask for shares in decrypted[: threshold - 1]]) != seed
+    with contextlib.suppress(PayloadError, IndexError):
+        assert keys.reconstruct_secret([shares.mask_key for shares in decrypted[: threshold - 1]]) != mask_key
+
+
+def test_seeds_differ() -> None:
+    assert keys.new_seed() != keys.new_seed()
 
 
 def test_swapped_or_changed_shares_are_rejected() -> None:
