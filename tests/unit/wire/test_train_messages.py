@@ -72,19 +72,23 @@ def test_train_request_round_trip() -> None:
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("changed", "message"),
     [
-        {"server-round": 0, "trains": ["B"], "uplink": ["B"]},
-        {"server-round": 1, "trains": ["B"], "uplink": ["A"]},
-        {"server-round": 1, "trains": ["C"], "uplink": ["C"]},
-        {"server-round": 1, "trains": ["B"], "uplink": []},
-        {"server-round": 1, "trains": "B", "uplink": ["B"]},
-        {"server-round": 1, "uplink": ["B"]},
+        ({"server-round": 0}, "round >= 1"),
+        ({"uplink": ["A"]}, "non-empty subset"),
+        ({"uplink": []}, "non-empty subset"),
+        ({"trains": ["C"]}, "parts = "),
+        ({"trains": "B"}, "parts = "),
+        ({"trains": None}, "KeyError.*trains"),
+        ({"versions": [0, 0]}, "ValueError"),
     ],
 )
-def test_invalid_requests_are_rejected(config: dict[str, object]) -> None:
-    content = RecordDict({train_messages.TASK: ConfigRecord(config), train_messages.FACTORS: ArrayRecord()})
-    with pytest.raises(PayloadError):
+def test_invalid_requests_are_rejected(changed: dict[str, object], message: str) -> None:
+    task = train_messages.TrainTask(1, frozenset({"B"}), frozenset({"B"}))
+    content = train_messages.train_request(task, ArrayRecord())
+    values = {**content.config_records[train_messages.TASK], **changed}
+    content[train_messages.TASK] = ConfigRecord({key: value for key, value in values.items() if value is not None})
+    with pytest.raises(PayloadError, match=message):
         train_messages.read_train_request(content)
 
 
@@ -98,25 +102,28 @@ def test_train_reply_round_trip() -> None:
 
 
 @pytest.mark.parametrize(
-    "metrics",
+    ("changed", "message"),
     [
-        {"partition-id": 0, "num-examples": 0, "seconds": 1.0},
-        {"partition-id": 0, "num-examples": -5, "seconds": 1.0},
-        {"partition-id": 0, "num-examples": 2**50, "seconds": 1.0},
-        {"partition-id": 0, "num-examples": 1.5, "seconds": 1.0},
-        {"partition-id": 0, "num-examples": 3, "seconds": float("nan")},
-        {"partition-id": 0, "num-examples": [3], "seconds": 1.0},
-        {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "unknown": 1},
-        {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "metric.epsilon": 1.0},
-        {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "metric.accuracy": 1.5},
-        {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "metric.spearman": float("nan")},
-        {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "metric.rmse": float("inf")},
-        {"partition-id": 0, "num-examples": 3, "seconds": 1.0, "metric.rmse": [1.0]},
+        ({"num-examples": 0}, r"num_examples = 0 is invalid: expected an integer from 1 to 2\^40"),
+        ({"num-examples": -5}, "num_examples = -5 is invalid: expected a number >= 0"),
+        ({"num-examples": 2**50}, r"num_examples = \d+ is invalid: expected an integer from 1 to 2\^40"),
+        ({"num-examples": 1.5}, "num_examples = 1.5 is invalid: expected an integer"),
+        ({"num-examples": [3]}, "num_examples is list: expected a finite number"),
+        ({"seconds": float("nan")}, "seconds is nan"),
+        ({"seconds": -1.0}, "seconds = -1.0 is invalid: expected a number >= 0"),
+        ({"sample-rate": 1.5}, "sample_rate = 1.5 is invalid: expected a number from 0 to 1"),
+        ({"unknown": 1}, "train reply is invalid .*unknown"),
+        ({"metric.epsilon": 1.0}, "metric 'epsilon' is unknown"),
+        ({"metric.accuracy": 1.5}, "metric accuracy = 1.5 is invalid: expected a number from 0 to 1"),
+        ({"metric.spearman": float("nan")}, "metric spearman is nan"),
+        ({"metric.rmse": float("inf")}, "metric rmse is inf"),
+        ({"metric.rmse": [1.0]}, "metric rmse is list"),
     ],
 )
-def test_invalid_replies_are_rejected(metrics: dict[str, object]) -> None:
-    content = RecordDict({train_messages.METRICS: MetricRecord(metrics), train_messages.FACTORS: ArrayRecord()})
-    with pytest.raises(PayloadError):
+def test_invalid_replies_are_rejected(changed: dict[str, object], message: str) -> None:
+    content = train_messages.train_reply(train_messages.ClientReport(0, 3, 1.0), ArrayRecord())
+    content[train_messages.METRICS] = MetricRecord({**content.metric_records[train_messages.METRICS], **changed})
+    with pytest.raises(PayloadError, match=message):
         train_messages.read_train_reply(content)
 
 
