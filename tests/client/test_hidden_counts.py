@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from client.identity import ClientIdentity
-from client.ledger_charge import charge_whole_run
+from client.ledger_charge import charge_round, charge_whole_run
 from client.local_round import run_local_round
 from client.node_limits import NodeLimits
 from fedsvd.config import Config
@@ -55,7 +55,11 @@ def test_reported_epsilon_does_not_depend_on_the_number_of_examples(
         config = compose([*RUN, hidden, *noise, f"data.max_train_examples={size}"])
         own = replace(identity, ledger=tmp_path / f"{size}.sqlite")
         for server_round in (1, 2):
-            assert run_round(config, own, server_round).epsilon == config.privacy.target_epsilon
+            report = run_round(config, own, server_round)
+            assert report.epsilon == config.privacy.target_epsilon
+            # Beside a secure sum, the last stage hides these numbers.
+            if hidden == UNIFORM:
+                assert (report.num_examples, report.noise_multiplier, report.sample_rate) == (None, None, None)
             assert epsilon(charged(config, own), 1e-5, "rdp") <= config.privacy.target_epsilon
 
 
@@ -75,6 +79,20 @@ def test_reported_epsilon_is_at_most_the_limit(identity: ClientIdentity) -> None
 
     assert run_round(another, replace(identity, run_id=8)).epsilon == 7
     assert 6 < epsilon(charged(another, identity), 1e-5, "rdp") < 7
+
+
+def test_limit_at_another_delta_is_no_bound_on_the_reported_epsilon(identity: ClientIdentity) -> None:
+    def reported(config: Config, run_id: int, server_round: int) -> float:
+        data, message_id = load_client_data(config, 0), f"run {run_id} round {server_round}"
+        own = replace(identity, run_id=run_id, limits=NodeLimits(max_epsilon=6.0, max_delta=1e-4))
+        return charge_round(config, own, data.fingerprint, len(data.examples), server_round, message_id).epsilon
+
+    assert [reported(compose([*RUN, UNIFORM]), 7, server_round) for server_round in (1, 2)] == [6, 6]
+    another = compose([*RUN, UNIFORM, "privacy.noise_multiplier=1.5"])
+
+    # ε of all charges is at most 6 at the owner's δ, and more than 6 at the run's.
+    assert reported(another, 8, 1) == 12
+    assert 6 < epsilon(charged(another, identity), 1e-5, "rdp") < 12
 
 
 def test_epsilon_is_exact_if_it_tells_nothing(identity: ClientIdentity, tmp_path: Path) -> None:
