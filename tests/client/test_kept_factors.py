@@ -111,7 +111,7 @@ def test_a_directory_that_cannot_be_written_is_found_before_the_charge(tmp_path:
     assert "set ledger in its node configuration to a file in a directory that is kept" in why
 
 
-@pytest.mark.parametrize("account", ["", "../../elsewhere"])
+@pytest.mark.parametrize("account", ["", "../../elsewhere", f"{RUN}/../../../elsewhere"])
 def test_the_server_cannot_choose_where_factors_are_stored(account: str, tmp_path: Path) -> None:
     why = reason(str(tmp_path / "ledger.sqlite"), account)
     assert why is not None
