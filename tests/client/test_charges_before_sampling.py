@@ -81,6 +81,22 @@ def test_a_node_that_is_no_client_of_the_run_is_not_charged(tmp_path: Path, capl
     assert f"its partition {CLIENTS} is out of range or taken" in caplog.text
 
 
+def test_a_client_whose_limits_refuse_the_run_is_not_charged(tmp_path: Path) -> None:
+    lines = [*LEVEL, f"privacy.ledger_dir={tmp_path}", f"run_dir={tmp_path / 'run'}"]
+    grid = InProcessGrid(app, CLIENTS, {"overrides": " ".join(lines)})
+    next(iter(grid._contexts.values())).node_config["require-privacy"] = True
+    clients = Clients(compose(lines).federation, account="a run")
+    clients.refresh(grid)
+    assert len(clients.nodes) == CLIENTS - 1
+    assert sorted(charges(tmp_path)) == sorted(clients.partitions[node] for node in clients.nodes)
+
+
+def test_a_run_that_its_method_does_not_support_is_not_charged(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="client_level is unsupported with"):
+        refresh(tmp_path, "a run", "method=flora")
+    assert charges(tmp_path) == {}
+
+
 def test_a_client_whose_budget_does_not_cover_the_run_is_left_out(tmp_path: Path) -> None:
     refresh(tmp_path, "a run")
     (tmp_path / "1.sqlite").unlink()
