@@ -7,10 +7,10 @@ import torch
 
 from fedsvd.config import TrainConfig
 from fedsvd.config.compose import compose
-from fedsvd.lora.adapter import Adapter
+from fedsvd.lora.adapter import Adapter, Factor
 from fedsvd.lora.initialization import initialize_factors
 from fedsvd.lora.refactorize import orthonormal_rows
-from fedsvd.methods import State, build_method
+from fedsvd.methods import State, Step, build_method
 from fedsvd.methods.aggregate import Reply
 from server.server_optimizer import apply_server_optimizer, transform_optimizer_state
 
@@ -91,6 +91,24 @@ def test_momentum_is_transformed_correctly_if_the_initial_a_is_not_orthonormal()
         torch.testing.assert_close(
             after["first.B"][name] @ step.adapter.A[name], moments["first.B"][name] @ adapter.A[name]
         )
+
+
+@pytest.mark.parametrize("part", ["A", "B"])
+def test_moments_of_both_factors_are_expressed_in_the_new_coordinates(part: Factor) -> None:
+    generator = torch.Generator().manual_seed(0)
+    adapter = double(SHAPES)
+    shape = adapter.part(part)["one"].shape
+    first, second = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    R = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64)).Q
+    step = Step(adapter, {"A" if part == "B" else "B": {"one": R}})
+
+    moments = {f"first.{part}": {"one": first}, f"second.{part}": {"one": second}}
+    after = transform_optimizer_state(moments, step, adapter)
+
+    # For an orthogonal R, the inverse is the transpose; variances have the squares of its entries.
+    expected = (first @ R, second @ R**2) if part == "B" else (R.mT @ first, (R**2).mT @ second)
+    torch.testing.assert_close(after[f"first.{part}"]["one"], expected[0])
+    torch.testing.assert_close(after[f"second.{part}"]["one"], expected[1])
 
 
 def scalar_adapter(value: float) -> Adapter:
