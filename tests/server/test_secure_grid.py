@@ -148,13 +148,17 @@ def test_each_stage_is_answered_once_and_in_order() -> None:
     grid = InProcessGrid(clients.app, 5, {})
     node = next(iter(first.values())).metadata.dst_node_id
 
-    def send_stage(stage: str) -> str | None:
-        message = Message(first[stage].content, node, "train")
-        [reply] = grid.send_and_receive([message])
+    def send(content: RecordDict) -> str | None:
+        [reply] = grid.send_and_receive([Message(content, node, "train")])
         return train_messages.declined_reason(reply.content)
+
+    def send_stage(stage: str) -> str | None:
+        return send(first[stage].content)
 
     # A new client without a session, then one of another session.
     assert "out of order" in str(send_stage("collect"))
+    assert send(messages.request("setup", "another")) is None
+    assert "out of order" in str(send_stage("share"))
     assert send_stage("setup") is None
     for stage in ("collect", "unmask"):
         assert "out of order" in str(send_stage(stage))
