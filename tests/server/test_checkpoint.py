@@ -1,6 +1,7 @@
 """Checkpoints are written atomically, pruned, and validated when loaded."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,21 @@ def test_checkpoint_round_trip_is_exact(tmp_path: Path) -> None:
     for part in ("A", "B", "head"):
         for name, tensor in saved.adapter.part(part).items():
             assert torch.equal(loaded.adapter.part(part)[name], tensor)
+
+
+def test_a_checkpoint_is_on_the_disk_before_and_after_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, sync, rename = [], os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), sync(descriptor)))
+    monkeypatch.setattr(Path, "rename", lambda path, target: (synced.append(0), rename(path, target))[1])
+
+    save_checkpoint(tmp_path, Checkpoint(1, make_adapter(), [], {}))
+
+    saved = tmp_path / "round-000001"
+    renamed = synced.index(0)
+    assert (saved / "adapter.safetensors").stat().st_ino in synced[:renamed]
+    assert synced[renamed + 1 :] == [tmp_path.stat().st_ino]
 
 
 def test_only_the_newest_checkpoints_are_retained_and_the_newest_is_loaded(tmp_path: Path) -> None:
