@@ -8,7 +8,7 @@ import torch
 from flwr.app import Context, RecordDict
 
 from client.identity import ClientIdentity, client_identity
-from client.local_round import run_local_round
+from client.local_round import _round_generator, run_local_round
 from fedsvd.config import Config
 from fedsvd.config.compose import compose
 from fedsvd.errors import BudgetExceededError, PayloadError, ReplayedMessageError
@@ -133,6 +133,15 @@ def test_seed_determines_initial_factors_and_example_order_but_not_noise(
         assert (sent[0][name] != sent[1][name]).all()
         difference = (sent[0][name] - sent[1][name]).std()
         assert difference > 0.5 * sent[0][name].std()
+
+
+def test_each_client_and_round_has_a_random_stream_of_its_own() -> None:
+    draws = {
+        key: torch.rand(1, generator=_round_generator(*key)).item()
+        for key in [(0, 1, 0), (0, 1, 1), (0, 2, 0), (0, 2, 1), (1, 1, 0)]
+    }
+    assert len(set(draws.values())) == len(draws)
+    assert torch.rand(1, generator=_round_generator(0, 1, 0)).item() == draws[0, 1, 0]
 
 
 def test_round_starts_from_the_received_factors(
