@@ -68,6 +68,18 @@ def test_partition_does_not_change_which_rows_are_held_out(tmp_path: Path) -> No
         assert set(by_clinic.splits["train"].column_names) == {"text", "label", "clinic"}
 
 
+def test_validation_texts_are_some_of_the_training_texts(tmp_path: Path) -> None:
+    path = write(tmp_path, "csv", rows(40))
+    columns = ["data.text_column=note", "data.label_column=urgency", "data.validation_fraction=0.25"]
+    evaluated = {name: load(path, *columns, f"data.evaluate_on={name}").splits for name in ("test", "validation")}
+    train, test = (list(evaluated["test"][name]["text"]) for name in ("train", "test"))
+    kept, validation = (list(evaluated["validation"][name]["text"]) for name in ("train", "test"))
+
+    assert sorted([*kept, *validation]) == sorted(train)
+    assert not {*kept, *validation} & set(test)
+    assert (len(train), len(validation)) == (32, 8)
+
+
 def test_second_text_of_a_language_model_may_be_empty(tmp_path: Path) -> None:
     columns = rows()
     columns["reply"][4] = ""
