@@ -1,17 +1,21 @@
 """Loading of classifiers on pooled features, and of their public statistics."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import accelerate
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, PreTrainedModel
 
 from fedsvd.config import ModelConfig
 from fedsvd.errors import ModelError
 from fedsvd.lora import peft_model
 from fedsvd.models import pooled_loading
+from fedsvd.models.embedded import resolve_source
+from fedsvd.models.loading import load_tokenizer
 from fedsvd.models.pooled_loading import PublicText, load_pooled
 from fedsvd.models.pooling import PoolingChoice
 from fedsvd.models.standardization import half_whitening
@@ -59,7 +63,9 @@ def test_statistics_are_computed_once_and_are_those_of_the_features(
     model = load_pooled(settings, choice, 2, 0, public)
 
     folders = list(tmp_path.iterdir())
-    again = load_pooled(settings, choice, 3, 5, public)
+    with monkeypatch.context() as patch:
+        patch.setattr(pooled_loading, "_pool_texts", None)
+        again = load_pooled(settings, choice, 3, 5, public)
     assert list(tmp_path.iterdir()) == folders
     assert len(folders) == 1
     assert again.standardization is not None
@@ -69,6 +75,32 @@ def test_statistics_are_computed_once_and_are_those_of_the_features(
     load_pooled(model_config("embedded:tiny", standardize="public", max_length=3), choice, 2, 0, public)
     load_pooled(settings, choice, 2, 0, PublicText(public.texts[:50], {**CORPUS, "sha256": "1"}))
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_statistics_are_those_of_single_texts_and_of_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooled_loading, "cache_folder", lambda: tmp_path / "cache")
+    settings, choice = model_config("embedded:tiny", standardize="public"), PoolingChoice("mean", None, False, "")
+    public = public_text(24)
+    model = load_pooled(settings, choice, 2, 0, public)
+    tokenizer = load_tokenizer("embedded:tiny")
+    with torch.inference_mode():
+        states = [model.pooled_states(**tokenizer(text, return_tensors="pt")) for text in public.texts]
+    expected = half_whitening(torch.cat(states), public.corpus)
+    assert model.standardization is not None
+    torch.testing.assert_close(model.standardization.mean, expected.mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.standardization.matrix, expected.matrix, rtol=1e-4, atol=1e-5)
+
+    changed = shutil.copytree(resolve_source("embedded:tiny"), tmp_path / "changed")
+    weights = load_file(changed / "model.safetensors")
+    [name] = [name for name in weights if name.endswith("layer.1.output.LayerNorm.weight")]
+    weights[name][0] *= 3
+    save_file(weights, changed / "model.safetensors", {"format": "pt"})
+    other = load_pooled(replace(settings, source=str(changed)), choice, 2, 0, public).standardization
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert other is not None
+    assert not torch.allclose(other.matrix, expected.matrix, rtol=1e-2)
 
 
 def test_an_incomplete_checkpoint_is_rejected(tmp_path: Path) -> None:
