@@ -212,11 +212,6 @@ def test_text_pairs_are_tokenized_and_padded_as_pairs() -> None:
     assert batch["token_type_ids"].max() == 1
 
 
-def test_fingerprint_covers_the_second_text() -> None:
-    pairs = [Dataset.from_dict({"text": ["a"], "text_pair": [second], "label": [0]}) for second in ("b", "c")]
-    assert data.fingerprint(pairs[0]) != data.fingerprint(pairs[1])
-
-
 @pytest.mark.slow
 def test_by_column_creates_one_client_per_value_in_sorted_order() -> None:
     splits: DatasetDict = data.load(data_config("data=sentiment_domains"), seed=0)

@@ -222,3 +222,9 @@ def test_fingerprint_changes_with_the_content(changed: dict[str, list[object]]) 
     assert fingerprint(Dataset.from_dict(changed)) != fingerprint(
         Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
     )
+
+
+@pytest.mark.parametrize("column", ["text_pair", "response", "messages"])
+def test_fingerprint_covers_every_text_of_a_row(column: str) -> None:
+    one, other = (Dataset.from_dict({"text": ["a"], column: [second], "label": [0]}) for second in ("b", "c"))
+    assert fingerprint(one) != fingerprint(other)
