@@ -11,7 +11,7 @@ from fedsvd import data
 from fedsvd.config import DataConfig
 from fedsvd.config.compose import compose
 from fedsvd.data.loaders import load_data
-from fedsvd.data.sentiment import load_sentiment_domains
+from fedsvd.data.sentiment import _filter_snippets, _read, load_sentiment_domains
 from fedsvd.errors import ConfigError, DataError
 from fedsvd.models.loading import load_tokenizer
 
@@ -78,6 +78,11 @@ def test_sentiment_domains_are_split_by_document() -> None:
     matching = {text for split in splits.values() for text in texts_of(split) if "ad-2500 and ad-2600" in text}
     assert first <= matching
     assert 0.2 < len(splits["test"]) / (len(splits["test"]) + len(splits["train"])) < 0.4
+    documents = {snippet.text: snippet.document for snippet in _filter_snippets(_read("products"), 0.5)}
+    train, test = ({documents[text] for text in texts_of(splits[name])} for name in ("train", "test"))
+    assert train
+    assert test
+    assert not train & test
     with pytest.raises(DataError, match="'films', which is unknown; allowed: movies, products"):
         load_sentiment_domains(domains=["films"], test_fraction=0.3, min_abs_rating=0.5, seed=0)
 

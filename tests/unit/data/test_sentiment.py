@@ -4,10 +4,10 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from fedsvd.data.sentiment import load_movie_reviews
-from fedsvd.data.split import limit_examples
+from fedsvd.data.split import hold_out_documents, limit_examples
 from fedsvd.errors import DataError
 
 
@@ -103,3 +103,15 @@ def test_ratings_have_the_sign_of_the_class() -> None:
     rows = [row for split in rated.values() for row in split]
     assert len(by_text) == len(rows)
     assert all((row["label"] > 0) == by_text[row["text"]] and -4 <= row["label"] <= 4 for row in rows)
+
+
+def test_rows_of_one_document_are_held_out_together() -> None:
+    documents = [f"document {number % 7}" for number in range(40)]
+    rows = Dataset.from_dict({"text": documents, "label": [0] * 40})
+
+    splits = hold_out_documents(rows, documents, 0.3, seed=0)
+
+    train, test = (Counter(splits[name]["text"]) for name in ("train", "test"))
+    assert (len(train), len(test)) == (5, 2)
+    assert train + test == Counter(documents)
+    assert not train.keys() & test.keys()
