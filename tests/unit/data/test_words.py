@@ -63,12 +63,25 @@ def test_each_tag_is_at_the_first_token_of_its_word(tmp_path: Path, tokenizer: P
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=5), max_size=6))
 def test_first_tokens_are_those_of_transformers(tokenizer: PreTrainedTokenizerBase, drawn: list[str]) -> None:
     words = [word for word in drawn if not any(letter.isspace() for letter in word)]
-    ids, positions = locate_words(words, tokenizer, 16)
+    ids, positions = locate_words(words, tokenizer, 8)
+    assert len(ids) <= 8
 
-    encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=16) if words else None
+    encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=8) if words else None
     if encoded is not None and encoded["input_ids"] == ids:
         owners = encoded.word_ids()
         assert positions == [owners.index(i) if i in owners else None for i in range(len(words))]
+
+
+def test_words_behind_the_last_token_have_no_position(tokenizer: PreTrainedTokenizerBase) -> None:
+    words = ["unbelievable"] * 30
+    ids, positions = locate_words(words, tokenizer, 16)
+
+    encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=16)
+    assert ids == encoded["input_ids"]
+    assert len(ids) == 16
+    owners = encoded.word_ids()
+    assert positions == [owners.index(i) if i in owners else None for i in range(30)]
+    assert positions[-3:] == [None] * 3
 
 
 @pytest.mark.parametrize(
