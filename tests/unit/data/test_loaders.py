@@ -138,6 +138,21 @@ def test_user_files_with_a_test_file_and_integer_labels(tmp_path: Path) -> None:
     }
 
 
+def test_limits_leave_every_class_of_sorted_files(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        rows = [{"text": f"{name} {i}", "label": "abc"[i // 20]} for i in range(60)]
+        Dataset.from_list(rows).to_csv(tmp_path / f"{name}.csv")
+    paths = [f"data.path={tmp_path / 'train.csv'}", f"data.test_path={tmp_path / 'test.csv'}"]
+    limits = ["data.max_train_examples=20", "data.max_test_examples=20", "partition.min_partition_size=1"]
+    config = data_config("data=csv", *paths, *limits)
+    first, same, other = (data.load(config, seed=seed) for seed in (0, 0, 1))
+
+    for name in ("train", "test"):
+        assert set(first[name]["label"]) == {0, 1, 2}
+        assert texts_of(first[name]) == texts_of(same[name])
+        assert set(texts_of(first[name])) != set(texts_of(other[name]))
+
+
 def test_hub_dataset_is_loaded_from_a_local_copy(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         Dataset.from_list([{**row, "premise": f"{split} {i}"} for i, row in enumerate(ROWS)]).to_parquet(

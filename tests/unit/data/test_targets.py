@@ -184,6 +184,19 @@ def test_several_classes_become_indicators_and_move_by_name(tmp_path: Path) -> N
         assert names == [{classes[i] for i in row} for row in dataset["label"]]
 
 
+def test_one_class_moves_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", ["a", "b", "c", "a", "b", "b"])
+    train = load(path, "sequence_classification", "data.test_fraction=0.4").splits["train"]
+    moved = with_positions(train, ["z", *reversed(dataset_classes(train))])
+
+    before, after = (
+        {row["text"]: dataset_classes(dataset)[row["label"]] for row in dataset} for dataset in (train, moved)
+    )
+    assert after == before
+    assert set(after.values()) == {"a", "b", "c"}
+    assert dataset_classes(moved) == ["z", "c", "b", "a"]
+
+
 def test_a_nodes_own_file_has_the_classes_of_the_run_or_numbers(tmp_path: Path) -> None:
     def node(task: str, labels: list[object], *overrides: str) -> Dataset:
         path = write(tmp_path / "own.jsonl", labels)
