@@ -13,7 +13,7 @@ from fedsvd.config.compose import as_dict, compose, to_yaml
 from fedsvd.config.earlier_versions import pinned_overrides
 from fedsvd.config.flat import flatten
 from fedsvd.errors import ResumeError
-from fedsvd.launch.resume import MAY_CHANGE, check_new, check_settings
+from fedsvd.launch.resume import MAY_CHANGE, _may_change, check_new, check_settings
 from fedsvd.privacy.round_settings import ROW_KEY, round_settings
 from fedsvd.runs.folder import RunFolder
 
@@ -151,6 +151,7 @@ def test_no_other_key_may_change(tmp_path: Path) -> None:
     listed = {key for key in flatten(as_dict(base)) if key in MAY_CHANGE or key.startswith("tracking.")}
     unlisted = [key for key in flatten(as_dict(base)) if key not in listed]
 
+    assert not any(_may_change(key, 1, 2) for key in unlisted)
     assert all(f"privacy.{name}" in [*listed, *unlisted] for name in ("noise_share", "ledger_dir", "name"))
     assert [key for key in listed if key.startswith("privacy.")] == ["privacy.max_epsilon"]
     assert not [key for key in listed if key.startswith(("method.", "partition.", "seed", "aggregation."))]
