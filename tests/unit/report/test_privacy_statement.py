@@ -1,0 +1,46 @@
+"""Sentences of the privacy statement that must not say more than the records do."""
+
+import json
+from pathlib import Path
+
+import pytest
+from run_directories import write_run
+
+from fedsvd.config.compose import as_dict, compose
+from fedsvd.config.flat import flatten
+from fedsvd.privacy.round_settings import ROW_KEY, round_settings
+from fedsvd.report.privacy_statement import statement_markdown
+
+GROUPS = "for a person with k examples at one client, ε is k times as large, at a larger δ;"
+UNFINISHED = "The run has not finished. What an interrupted round has cost exactly is only in the clients' ledgers."
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "interrupted", "finished"])
+def test_an_unfinished_run_says_that_ledgers_know_more(state: str, tmp_path: Path) -> None:
+    markdown = statement_markdown(write_run(tmp_path / "run", state=state))
+
+    assert (UNFINISHED in markdown) is (state != "finished")
+
+
+def test_several_examples_of_a_person_have_a_larger_epsilon_and_delta(tmp_path: Path) -> None:
+    assert GROUPS in statement_markdown(write_run(tmp_path / "examples"))
+    assert "More than one example" not in statement_markdown(write_run(tmp_path / "clients", "privacy=client_level"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["privacy.max_grad_norm=0.75"], "every example's gradient was clipped to an L2 norm of 0.75, batches"),
+        (["privacy=client_level", "privacy.max_update_norm=0.75"], "update was clipped to an L2 norm of 0.75; clients"),
+    ],
+)
+def test_the_largest_clipping_norm_is_stated(overrides: list[str], sentence: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", *overrides)
+    assert sentence in statement_markdown(folder)
+
+    settings = round_settings(flatten(as_dict(compose(["experiment=smoke", *overrides]))))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    for row, norm in zip(rows, (0.5, 0.5, 0.75), strict=True):
+        row[ROW_KEY] = {**settings, "clipping_norm": norm}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert sentence in statement_markdown(folder)
