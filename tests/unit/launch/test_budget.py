@@ -1,5 +1,6 @@
 """The budgets that are checked before a run is resumed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from fedsvd.launch.budget import check_remaining_budget, plan_run
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Budget, Ledger
 from fedsvd.privacy.plan import calibrate_run, configured_budget
+from fedsvd.runs.folder import RunFolder, write_text
 from fedsvd.runtime.data import load_partition
 
 RUN = ["experiment=smoke", "privacy.accountant=rdp"]
@@ -58,3 +60,34 @@ def test_a_run_whose_rounds_exceed_its_own_target_is_not_resumed(tmp_path: Path)
 
     with pytest.raises(BudgetExceededError, match=r"remaining rounds .* One round alone would exceed .*epsilon = 2"):
         check_remaining_budget(config)
+
+
+def test_only_charges_of_the_named_run_count_against_its_target(tmp_path: Path) -> None:
+    shared = ["privacy=client_level", "privacy.noise_share=true", "federation.secure_aggregation=true"]
+    limits = ["privacy.max_epsilon=50", f"privacy.ledger_dir={tmp_path}", f"resume={tmp_path / 'run'}"]
+    config, folder = compose([*RUN, *shared, *limits]), RunFolder(tmp_path / "run")
+    (folder.checkpoints / "round-000001").mkdir(parents=True)
+    run, budget = calibrate_run(config, 1), configured_budget(config.privacy)
+    with Ledger.open(tmp_path / "0.sqlite", data.fingerprint(load_partition(config, 0))) as ledger:
+        ledger.reserve("half done", 1, "1", replace(run, steps=1), budget)
+        ledger.reserve("done", 1, "2", run, budget)
+
+    # Each run may take two rounds.
+    for name, rounds in (("half done", 1), ("done", 0), ("new", 1)):
+        write_text(folder.account, name)
+        assert plan_run(config).clients[0].affordable_rounds == rounds
+
+
+@pytest.mark.parametrize(("name", "is_charged"), [("charged", True), ("new", False)])
+def test_a_charge_in_advance_pays_for_the_run_that_it_names(name: str, is_charged: bool, tmp_path: Path) -> None:
+    limits = ["privacy.max_epsilon=50", f"privacy.ledger_dir={tmp_path}", f"resume={tmp_path / 'run'}"]
+    config = compose([*RUN, "privacy=client_level", *limits])
+    run, budget = calibrate_run(config, 1), configured_budget(config.privacy)
+    with Ledger.open(tmp_path / "0.sqlite", data.fingerprint(load_partition(config, 0))) as ledger:
+        ledger.reserve_run("charged", run, budget)
+        ledger.reserve_run("other", run, budget)
+
+    write_text(RunFolder(tmp_path / "run").account, name)
+
+    plan = plan_run(config).clients[0]
+    assert (plan.epsilon_after == plan.epsilon_before) is is_charged
