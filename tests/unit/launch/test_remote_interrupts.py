@@ -33,10 +33,13 @@ def test_an_interrupt_says_that_the_run_continues(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(remote, "connect", lambda federation: contextlib.nullcontext(connection))
     folder = RunFolder(tmp_path / "a=b, c")
     settings = replace(compose(["federation=remote"]).federation, server_runs="/app/my runs", superlink="x:1")
-    overrides = [f"hydra.searchpath=['file://{tmp_path}']", "seed=1", "federation.superlink=x:1", "run_dir=here"]
+    # What only this machine uses, such as an account in a command, is not sent.
+    local = ["superlink=x:1", "root_certificates=/home/me/ca.crt", "connection=lab", "server_runs='/app/my runs'"]
+    local.append("fetch='scp me@host:{remote} {local}'")
+    overrides = [f"hydra.searchpath=['file://{tmp_path}']", "seed=1", *(f"federation.{item}" for item in local)]
 
     with pytest.raises(Interruption) as stopped:
-        remote.run_remote(settings, overrides, folder)
+        remote.run_remote(settings, [*overrides, "run_dir=here"], folder)
 
     assert "continues on the SuperLink as run 7" in stopped.value.kept
     # Flower's default connection is the SuperLink of this machine's simulations.
@@ -44,8 +47,8 @@ def test_an_interrupt_says_that_the_run_continues(tmp_path: Path, monkeypatch: p
     assert stopped.value.remedy.endswith(f"fedsvd train 'resume={folder.root}'")
     [(sent, config_dirs)] = connection.submitted
     assert config_dirs == [tmp_path]
-    seed, run_dir = shlex.split(sent)
-    assert seed == "seed=1"
+    *settings_sent, run_dir = shlex.split(sent)
+    assert settings_sent == ["seed=1"]
     assert compose([run_dir]).run_dir is not None
     assert str(compose([run_dir]).run_dir).startswith("/app/my runs/")
 
