@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from fedsvd.cli import main
 from fedsvd.errors import ConfigError, InUseError, RunError, StoppedError
 from fedsvd.runs import record
-from fedsvd.runs.folder import RunFolder, read_json
+from fedsvd.runs.folder import RunFolder, read_json, write_json
 from fedsvd.runs.ownership import completed_rounds, create_directory, owned, use_directory
 from fedsvd.runs.record import record_run
 from fedsvd.runs.storage import storage_errors
@@ -109,6 +109,16 @@ def test_errors_of_the_disk_are_one_line(tmp_path: Path) -> None:
                 raise error
     with pytest.raises(ConnectionRefusedError), storage_errors(tmp_path):
         raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_resumed_run_started_when_its_first_process_did(resumed: bool, tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {"started_at": "2020-01-01", "state": "interrupted"})
+    with record_run(RunFolder(tmp_path), {}, resumed=resumed):
+        during = read_json(tmp_path / "run.json")
+
+    for found in (during, read_json(tmp_path / "run.json")):
+        assert (found["started_at"] == "2020-01-01") is resumed
 
 
 @pytest.fixture
