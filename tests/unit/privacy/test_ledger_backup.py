@@ -1,5 +1,6 @@
-"""The command with which the documentation backs up a site's ledger, executed as it stands."""
+"""The commands with which the documentation backs up and restores a site's ledger, executed as they stand."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ def charge(path: Path, message: str) -> None:
 
 def back_up(folder: Path) -> subprocess.CompletedProcess[str]:
     """Execute the documented command on a directory in place of the container's."""
-    [code] = [words[words.index("-c") + 1] for words in documented() if "-c" in words]
+    [code] = [words[words.index("-c") + 1] for words in documented() if "python" in words]
     assert "/app/private/" in code
     command = [sys.executable, "-c", code.replace("/app/private/", f"{folder}/")]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -55,8 +56,28 @@ def test_the_documented_backup_of_a_missing_ledger_fails_and_leaves_nothing(tmp_
     charge(tmp_path / "ledger.sqlite", "first")
 
 
+def test_the_documented_command_restores_a_backup(tmp_path: Path) -> None:
+    private, backups = tmp_path / "private", tmp_path / "backups"
+    private.mkdir()
+    backups.mkdir()
+    charge(private / "ledger.sqlite", "first")
+    assert back_up(private).stderr == ""
+    shutil.copy(private / "backup.sqlite", backups / "ledger-DATE.sqlite")
+    # Of a write that was interrupted: SQLite would apply it to the restored file.
+    (private / "ledger.sqlite-journal").write_bytes(b"journal")
+    (private / "ledger.sqlite").write_bytes(b"damaged")
+
+    [code] = [words[words.index("-c") + 1] for words in documented() if "sh" in words]
+    code = code.replace("/app/private/", f"{private}/").replace("/backups/", f"{backups}/", 1)
+    subprocess.run(["sh", "-c", code], check=True)
+
+    with Ledger.read(private / "ledger.sqlite") as ledger:
+        assert len(ledger.entries()) == 1
+    assert {path.name for path in private.iterdir()} == {"ledger.sqlite", "backup.sqlite"}
+
+
 def test_a_backup_that_failed_is_not_copied_and_its_directory_is_created_first() -> None:
-    create, back_up, copy, show = documented()
+    create, back_up, copy, show, _ = documented()
     assert create == ["mkdir", "-p", "backups"]
     # Otherwise an older backup.sqlite would be copied under today's date.
     assert back_up[-1] == "&&"
