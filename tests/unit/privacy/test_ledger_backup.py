@@ -1,6 +1,5 @@
 """The commands with which the documentation backs up and restores a site's ledger, executed as they stand."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,23 +56,20 @@ def test_the_documented_backup_of_a_missing_ledger_fails_and_leaves_nothing(tmp_
 
 
 def test_the_documented_command_restores_a_backup(tmp_path: Path) -> None:
-    private, backups = tmp_path / "private", tmp_path / "backups"
-    private.mkdir()
-    backups.mkdir()
-    charge(private / "ledger.sqlite", "first")
-    assert back_up(private).stderr == ""
-    shutil.copy(private / "backup.sqlite", backups / "ledger-DATE.sqlite")
+    charge(tmp_path / "ledger.sqlite", "first")
+    assert back_up(tmp_path).stderr == ""
     # Of a write that was interrupted: SQLite would apply it to the restored file.
-    (private / "ledger.sqlite-journal").write_bytes(b"journal")
-    (private / "ledger.sqlite").write_bytes(b"damaged")
+    (tmp_path / "ledger.sqlite-journal").write_bytes(b"journal")
+    (tmp_path / "ledger.sqlite").write_bytes(b"damaged")
 
-    [code] = [words[words.index("-c") + 1] for words in documented() if "sh" in words]
-    code = code.replace("/app/private/", f"{private}/").replace("/backups/", f"{backups}/", 1)
-    subprocess.run(["sh", "-c", code], check=True)
+    [words] = [words for words in documented() if "sh" in words]
+    code = words[words.index("-c") + 1].replace("/app/private/", f"{tmp_path}/")
+    subprocess.run(["sh", "-c", code], check=True, input=(tmp_path / "backup.sqlite").read_bytes())
 
-    with Ledger.read(private / "ledger.sqlite") as ledger:
+    assert words[-2:] == ["<", "backups/ledger-DATE.sqlite"]
+    with Ledger.read(tmp_path / "ledger.sqlite") as ledger:
         assert len(ledger.entries()) == 1
-    assert {path.name for path in private.iterdir()} == {"ledger.sqlite", "backup.sqlite"}
+    assert {path.name for path in tmp_path.iterdir()} == {"ledger.sqlite", "backup.sqlite"}
 
 
 def test_a_backup_that_failed_is_not_copied_and_its_directory_is_created_first() -> None:
