@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flwr.app import Context, Message, RecordDict
 
-from client.identity import client_identity, read_partition_id
+from client.identity import ClientIdentity, client_identity, read_partition_id
 from client.node_data import check_node_data, hide_private_details, with_node_data
 from fedsvd.config import Config
 from fedsvd.config.compose import from_run_config
@@ -35,26 +35,25 @@ def report_partition(message: Message, context: Context) -> Message:
         return Message(train_messages.declined_reply(describe(error)), reply_to=message)
     try:
         # A limit or ledger that has no effect is reported before the first round, not in each round.
-        client_identity(context, config)
+        identity = client_identity(context, config)
         with hide_private_details(context):
             node_run = with_node_data(config, context.node_config)
             check_node_data(node_run)
             account = read_account(message.content)
             # The server ignores a node with another number, and says so.
             if account and partition_id < config.federation.num_clients:
-                _charge_before_sampling(node_run, context, account)
+                _charge_before_sampling(node_run, identity, account)
     except FedSVDError as error:
         reason = describe(error)
     return Message(train_messages.partition_reply(partition_id, reason), reply_to=message)
 
 
-def _charge_before_sampling(config: Config, context: Context, account: str) -> None:
+def _charge_before_sampling(config: Config, identity: ClientIdentity, account: str) -> None:
     # Other queries load neither torch nor datasets.
     from client.ledger_charge import charge_whole_run
     from fedsvd.runtime.data import load_fingerprint
     from fedsvd.runtime.run_checks import check_run
 
-    identity = client_identity(context, config)
     identity.limits.check(config)
     check_run(config)
     if config.privacy.is_charged_in_advance:
