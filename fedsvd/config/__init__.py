@@ -131,13 +131,12 @@ class Config(ConfigGroup):
     def public_text_uses(self) -> tuple[str, ...]:
         """What the run computes from ``model.public_text``, in words for people; empty if it does not read it."""
         trains_factors = self.train.rounds > 0 and not self.train.is_head_only
-        is_private = self.privacy.name == "dp_sgd"
         uses = {
             "standardization of features": self.model.standardize == "public",
             "initial A": self.train.uses_method and self.method.get("init_a") == "public_pca",
             "initial B": self.train.uses_method and self.method.get("init_b") == "public_jacobian",
-            "projection of gradients": trains_factors and is_private and self.privacy.project_public_mean,
-            "preconditioning of A": trains_factors and is_private and self.privacy.standardize_inputs,
+            "projection of gradients": trains_factors and self.privacy.projects_gradients,
+            "preconditioning of A": trains_factors and self.privacy.preconditions_a,
         }
         return tuple(use for use, is_set in uses.items() if is_set)
 
@@ -190,8 +189,7 @@ def _check_public_text(config: Config) -> None:
     """Reject private text as public text."""
     if problem := own_text_problem(config, config.data.path, config.data.test_path):
         raise ConfigError(problem)
-    is_projected = config.privacy.name == "dp_sgd" and config.privacy.project_public_mean
-    if is_projected and config.model.task not in ONE_PREDICTION_TASKS:
+    if config.privacy.projects_gradients and config.model.task not in ONE_PREDICTION_TASKS:
         raise ConfigError(
             f"privacy.project_public_mean = True is not possible with model.task = {config.model.task}, where a text "
             "does not have one of several classes: set it to false, or use model.task=sequence_classification."

@@ -87,6 +87,16 @@ class PrivacyConfig(ConfigGroup):
                 )
 
     @property
+    def projects_gradients(self) -> bool:
+        """Whether ``project_public_mean`` has an effect: only DP-SGD clips the gradients of examples."""
+        return self.name == "dp_sgd" and self.project_public_mean
+
+    @property
+    def preconditions_a(self) -> bool:
+        """Whether ``standardize_inputs`` has an effect: only DP-SGD clips the gradients of examples."""
+        return self.name == "dp_sgd" and self.standardize_inputs
+
+    @property
     def hides_sampling(self) -> bool:
         """Whether the guarantee assumes that only the server knows which clients a round has sampled."""
         return self.name == "client_level"

@@ -43,10 +43,9 @@ def check_own_noise(config: Config) -> None:
 
 def check_distributed(method: Method, config: Config) -> None:
     """Check that nothing combines tensors of several layers of a distributed model; raise `ConfigError` otherwise."""
-    is_projected = config.privacy.name == "dp_sgd" and config.privacy.project_public_mean
     settings = {
         f"method.name = {config.method['name']}": method.traits.tangent,
-        f"privacy.project_public_mean = {config.privacy.project_public_mean}": is_projected,
+        f"privacy.project_public_mean = {config.privacy.project_public_mean}": config.privacy.projects_gradients,
         f"method.init_a = {method.init_a}": method.init_a == "public_pca",
     }
     found = [setting for setting, is_set in settings.items() if is_set]
@@ -59,7 +58,7 @@ def check_distributed(method: Method, config: Config) -> None:
 
 def check_public_coordinates(method: Method, config: Config) -> None:
     """Check options that take coordinates or directions from public text; raise `ConfigError` if they do not apply."""
-    if config.privacy.name == "dp_sgd" and config.privacy.standardize_inputs:
+    if config.privacy.preconditions_a:
         rounds = range(1, config.train.rounds + 1)
         trains_a = any("A" in method.trains(number) for number in rounds)
         if method.traits.tangent or (not trains_a and not config.train.is_head_only):

@@ -21,7 +21,7 @@ from fedsvd.runtime.public_statistics import input_preconditioners, largest_prec
 
 def preconditions_a(config: Config, parts: Collection[Part]) -> bool:
     """Return whether a round that trains these parts maps the noise in A, which then differs between its entries."""
-    return config.privacy.name == "dp_sgd" and config.privacy.standardize_inputs and "A" in parts
+    return config.privacy.preconditions_a and "A" in parts
 
 
 def max_stretch(config: Config, parts: Collection[Part]) -> float:
@@ -57,7 +57,7 @@ def round_maps(config: Config, model: peft.PeftModel, parts: Collection[Part]) -
         maps.append(TangentMap.of_model(model))
     if traits.per_site and {"A", "B"} <= set(parts):
         maps.append(TrainedFactorMap.of_model(model))
-    if config.privacy.name == "dp_sgd" and config.privacy.project_public_mean:
+    if config.privacy.projects_gradients:
         head = set(peft_model.set_trainable(model, ["head"]))
         factors = [parameter for parameter in peft_model.set_trainable(model, parts) if parameter not in head]
         if factors:
