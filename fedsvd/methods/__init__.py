@@ -140,7 +140,7 @@ def check_method(method: Method, config: Config) -> None:
         supported = ", ".join(key for key, build in METHODS.items() if build().traits.heterogeneous)
         raise ConfigError(
             f"federation.client_ranks = {list(federation.client_ranks)} is unsupported with method.name = {name} and "
-            f"its options: its factors can be averaged for equal ranks only. Methods that support it "
+            "its options: its factors can be averaged for equal ranks only. Methods that support it "
             f"with their default options: {supported}."
         )
     if method.traits.merges:

@@ -54,8 +54,7 @@ def predict(
     """
     items, second = check_inputs(loaded.run.config, texts, pairs)
     check_max_new_tokens(loaded.run, max_new_tokens)
-    read: Callable[[TrainedModel, Dataset], Iterator[dict[str, Any]]]
-    read = _read_outputs
+    read: Callable[[TrainedModel, Dataset], Iterator[dict[str, Any]]] = _read_outputs
     if loaded.run.generates_text:
         read = partial(_generate, on_text=on_text, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS)
     batch_size = batch_size if on_text is None else 1
