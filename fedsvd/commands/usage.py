@@ -57,8 +57,9 @@ _COMMANDS = MappingProxyType(
             "and plots. A key of fedsvd train applies to every run for which task, contender and, without privacy, "
             "compare.without_privacy do not set it. The comparison sets privacy, privacy.name, privacy.target_epsilon, "
             "train.learning_rate, seed and data.evaluate_on itself and refuses them: give compare.epsilons, "
-            "compare.learning_rates and compare.seeds. compare.KEY=VALUE sets the comparison, and run_dir=DIR its "
-            "directory. Run it again with the same run_dir to continue an interrupted comparison.",
+            "compare.learning_rates and compare.seeds. plots, reference_accuracy and resume have no meaning for them "
+            "and are refused, too. compare.KEY=VALUE sets the comparison, and run_dir=DIR its directory. Run it again "
+            "with the same run_dir to continue an interrupted comparison.",
         ),
         "privacy": (
             "fedsvd privacy plan [KEY=VALUE …]\n"

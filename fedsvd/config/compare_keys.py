@@ -8,12 +8,17 @@ from fedsvd.config.overrides import override_values
 from fedsvd.config.paths import override_key
 from fedsvd.errors import ConfigError
 
-# What to do instead of setting a key. These are set after all other overrides, or decide under which ε a run is shown.
+_NO_DIRECTORY = "the directory of a run is deleted at its end; leave it out"
+# What to do instead of setting a key. These are set after all other overrides, or decide under which ε a run is shown,
+# or have an effect only in the directory of a run.
 _SET_IN_EACH_RUN = {
     "seed": "give compare.seeds, and compare.tuning_seed for the runs that choose a learning rate",
     "data.evaluate_on": "learning rates are chosen on validation texts, and results are those of test texts; leave it "
     "out",
     "privacy.target_epsilon": "give compare.epsilons",
+    "plots": _NO_DIRECTORY,
+    "reference_accuracy": _NO_DIRECTORY,
+    "resume": "run the same command again to resume a comparison; leave it out",
 }
 _PRIVACY = "give compare.epsilons, where 0 means no privacy; a contender may set it"
 # These are set after all overrides but those of contenders.

@@ -91,6 +91,9 @@ SHARED = {
     "privacy=none": "compare.epsilons, where 0 means no privacy",
     "privacy.name=none": "compare.epsilons, where 0 means no privacy",
     "train.learning_rate=0.5": "compare.learning_rates",
+    "plots=true": "the directory of a run is deleted",
+    "reference_accuracy=0.8": "the directory of a run is deleted",
+    "resume=null": "run the same command again",
 }
 
 
