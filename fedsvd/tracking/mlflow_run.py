@@ -17,6 +17,9 @@ from fedsvd.runs.folder import RunFolder, read_json, write_json
 
 # Limits of MLflow on the length of a parameter value and the number of parameters per call.
 _MAX_VALUE_LENGTH, _MAX_PARAMS = 500, 100
+# A round waits for its tracker. With MLflow's own limits, it waits four minutes for a service that is down, and longer
+# for one that does not answer; with these, 15 seconds and a minute and a half.
+_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 class MlflowRun:
@@ -26,6 +29,8 @@ class MlflowRun:
     """
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
+        for name, value in _LIMITS.items():
+            os.environ.setdefault(name, value)
         self._client = MlflowClient(tracking_uri=config.tracking.uri or _default_uri())
         earlier = read_json(folder.tracking).get("mlflow") if config.resume else None
         if earlier:

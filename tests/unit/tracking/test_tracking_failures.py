@@ -24,6 +24,8 @@ needs_mlflow = pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, re
 
 @pytest.fixture(autouse=True)
 def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that what the tracker sets is unset after the test.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
@@ -135,6 +137,39 @@ def test_a_wrong_address_is_an_error_before_the_first_round(uri: str, tmp_path: 
 
     assert f"tracking.uri = '{uri}'" in str(caught.value)
     assert "set tracking=none" in str(caught.value)
+
+
+class Unavailable(Service):
+    requests = 0
+
+    def do_GET(self) -> None:
+        type(self).requests += 1
+        self.send_error(503)
+
+
+@pytest.mark.slow
+@needs_mlflow
+@pytest.mark.parametrize(("chosen", "requests"), [(None, 4), ("1", 2)])
+def test_a_service_that_is_down_is_asked_again_a_few_times_unless_the_user_says_how_often(
+    chosen: str | None, requests: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if chosen is None:
+        monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    else:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", chosen)
+    for name in ("BACKOFF_FACTOR", "BACKOFF_JITTER"):
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", "0")
+    monkeypatch.setattr(Unavailable, "requests", 0)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Unavailable)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with pytest.raises(ConfigError, match="cannot be started"):
+            run(tmp_path, logged_to(server))
+    finally:
+        stop(server)
+        thread.join()
+    assert Unavailable.requests == requests
 
 
 @pytest.mark.slow
