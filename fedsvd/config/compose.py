@@ -161,7 +161,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """Render the configuration as YAML, from which `read_config` reads an equal configuration."""
     # Not by OmegaConf, which would read a ${ in a value, such as a path, as an interpolation.
-    return str(yaml.safe_dump(as_dict(config), allow_unicode=True, sort_keys=False))
+    values = as_dict(config)
+    # Unless it escapes it (as \N), PyYAML writes a next line character as a line break, which it reads as a space.
+    escaped = yaml.safe_dump(values, sort_keys=False)
+    return str(escaped if "\\N" in escaped else yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
 
 
 def check_overrides(overrides: Sequence[str], *, multirun: bool) -> None:

@@ -15,7 +15,7 @@ from fedsvd.config.quoting import command, path_override, plain_text, quote, rea
 PATHS = [
     "sw/model.rank=2,seed=0", "two words", "Übung", "it's", 'say "x"', "a,b", "[x]{y}", "(z)", "tail\\", "a\\'b",
     "x\\\\", "${now:%Y}", "\\${x}", "$HOME", "#x", " lead", "true", "3", "*", "~", "%d", "a\\b", "\\\\${q}", "'quoted'",
-    "a/${ b", "${a${b}",
+    "a/${ b", "${a${b}", "next\x85line", "line\u2028separator", "C:\\New",
 ]  # fmt: skip
 
 
