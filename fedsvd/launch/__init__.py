@@ -30,6 +30,7 @@ from fedsvd.launch.in_process import run_local
 from fedsvd.launch.remote import run_remote
 from fedsvd.launch.resume import check_settings
 from fedsvd.runs.folder import RunFolder, read_rows, write_json, write_text
+from fedsvd.runtime.changed_files import forget_changed_files
 from fedsvd.runtime.model import resolve_device
 from fedsvd.runtime.run_checks import check_run
 from fedsvd.tracking import check_tracking
@@ -72,6 +73,7 @@ def run(config: Config, overrides: Sequence[str], folder: Path) -> float:
         ResumeError: The run to resume had other settings or data; no file of the run has changed.
         RunError: The run ended without an evaluation.
     """
+    forget_changed_files(config)
     check_config(config)
     run_folder = RunFolder(folder.resolve())
     overrides = absolute_paths(overrides, config)

@@ -117,6 +117,11 @@ def clear_data_cache() -> None:
         loader.cache_clear()
 
 
+def clear_tokenizer_cache() -> None:
+    """Clear the cache of tokenizers."""
+    _load_tokenizer.cache_clear()
+
+
 @lru_cache(maxsize=2)
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return loading.load_tokenizer(source)

@@ -76,6 +76,11 @@ def _mean_jacobians(
     return [torch.stack(parts).sum(dim=0) / count for parts in zip(*sums, strict=True)]
 
 
+def clear_public_inputs() -> None:
+    """Clear the cache of tokenized public texts."""
+    _public_inputs.cache_clear()
+
+
 @lru_cache(maxsize=2)
 def _public_inputs(config: ModelConfig) -> tuple[Batch, ...]:
     """Return the tokenized public texts, on the CPU."""
