@@ -16,22 +16,21 @@ def check_updates_used(history: Sequence[Mapping[str, Any]], refusal: str = "", 
     Args:
         history: The rows of ``metrics.jsonl``, including those of earlier processes.
         refusal: Why the last round changed nothing; empty if it did.
-        hides_clients: Whether the error must not tell which clients were sampled, or how many.
+        hides_clients: Whether nothing may depend on which clients were sampled (`PrivacyConfig.hides_sampling`). A run
+            whose rounds have taken steps then succeeds, also if these were noise alone: that it fails would tell that
+            no client took part, with a probability that no ε covers.
 
     Raises:
-        RunError: No client's update was used in any round.
+        RunError: No client's update was used in any round; with ``hides_clients``, all rounds were skipped.
     """
     rounds = [row for row in history if row["server_round"]]
-    if not rounds or any(row["clients_used"] for row in rounds):
+    trained = [not row["skipped"] if hides_clients else row["clients_used"] > 0 for row in rounds]
+    if not rounds or any(trained):
         return
     reasons: dict[str, str] = {}
-    for row in rounds:
+    for row in () if hides_clients else rounds:
         reasons = {**row["clients_refused"], **reasons}
-    clients = "" if hides_clients else list_reasons(reasons)
-    unknown = (
-        "metrics.jsonl on the server may have reasons" if hides_clients else "no client was sampled, or too few replied"
-    )
-    details = clients or refusal or unknown
+    details = list_reasons(reasons) or refusal or "no client was sampled, or too few replied"
     raise RunError(
         f"no client's update was used in {'any round' if len(rounds) > 1 else 'the only round'}, so the model was not "
         f"trained ({details}). "

@@ -151,12 +151,15 @@ def test_log_names_no_node_that_is_asked_again(logs: bool, caplog: pytest.LogCap
     assert any("77" in entry.getMessage() for entry in caplog.records) == logs
 
 
-def test_error_of_a_run_without_updates_names_no_client() -> None:
-    with pytest.raises(RunError, match=r"metrics.jsonl on the server") as raised:
-        check_updates_used([ROW | OF_CLIENTS], hides_clients=True)
+def test_whether_a_run_fails_does_not_depend_on_who_was_sampled() -> None:
+    unused = ROW | OF_CLIENTS | {"clients_used": 0, "skipped": False}
+    check_updates_used([unused, unused], hides_clients=True)
+    with pytest.raises(RunError, match="no client's update was used in any round"):
+        check_updates_used([unused, unused])
+    # The server's own budget skips rounds whoever is sampled.
+    with pytest.raises(RunError, match="the budget is used up") as raised:
+        check_updates_used([unused | {"skipped": True}], "the budget is used up", hides_clients=True)
     assert "client 3" not in str(raised.value)
-    with pytest.raises(RunError, match="the budget is used up"):
-        check_updates_used([ROW | OF_CLIENTS], "the budget is used up", hides_clients=True)
 
 
 def test_a_run_prints_and_logs_no_client(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
