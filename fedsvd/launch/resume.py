@@ -47,7 +47,7 @@ MAY_CHANGE: Mapping[str, str] = {
     "federation.min_completion": "when a round is skipped",
     "federation.round_timeout_s": "waiting",
     "federation.connect_timeout_s": "waiting",
-    "federation.retries": "waiting",
+    "federation.retries": "not fewer with privacy: an interrupted round may have charged for each attempt",
     "federation.retry_after_s": "waiting",
     "federation.max_num_examples": "a bound on replies",
     "federation.max_reply_norm": "a bound on replies",
@@ -149,7 +149,7 @@ def _check_config(folder: RunFolder, earlier: Config, config: Config) -> None:
     changes = [
         f"{key} from {_shown(old)} to {_shown(new)}"
         for key, old, new in _differences(earlier, config)
-        if not _may_change(key, old, new)
+        if not _may_change(key, old, new, config.privacy.name)
     ]
     if changes:
         raise ResumeError(
@@ -197,9 +197,11 @@ def comparable_values(config: Config) -> dict[str, Any]:
     return values
 
 
-def _may_change(key: str, old: object, new: object) -> bool:
+def _may_change(key: str, old: Any, new: Any, privacy: str) -> bool:
     if key == "federation.name":
         return old in _SIMULATED and new in _SIMULATED
+    if key == "federation.retries" and privacy != "none":
+        return bool(new >= old)
     return key in MAY_CHANGE or key.partition(".")[0] == "tracking"
 
 

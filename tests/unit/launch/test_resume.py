@@ -78,6 +78,7 @@ REFUSED = {
     "privacy.ledger_dir=/ledgers": "privacy.ledger_dir from null to /ledgers",
     "federation.secure_aggregation=true": "federation.secure_aggregation from false to true",
     "federation.min_survivors=3": "federation.min_survivors from 2 to 3",
+    "federation.retries=0": "federation.retries from 1 to 0",
     "federation.weighting=uniform": "federation.weighting from examples to uniform",
     "federation.num_clients=3": "federation.num_clients from 2 to 3",
     "federation.clients_per_round=1": "federation.clients_per_round from null to 1",
@@ -151,7 +152,8 @@ def test_no_other_key_may_change(tmp_path: Path) -> None:
     listed = {key for key in flatten(as_dict(base)) if key in MAY_CHANGE or key.startswith("tracking.")}
     unlisted = [key for key in flatten(as_dict(base)) if key not in listed]
 
-    assert not any(_may_change(key, 1, 2) for key in unlisted)
+    assert not any(_may_change(key, 1, 2, "none") for key in unlisted)
+    assert [_may_change("federation.retries", 1, 0, name) for name in ("none", "dp_sgd")] == [True, False]
     assert all(f"privacy.{name}" in [*listed, *unlisted] for name in ("noise_share", "ledger_dir", "name"))
     assert [key for key in listed if key.startswith("privacy.")] == ["privacy.max_epsilon"]
     assert not [key for key in listed if key.startswith(("method.", "partition.", "seed", "aggregation."))]
