@@ -11,8 +11,9 @@ from fedsvd.errors import BudgetExceededError
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.privacy.plan import ClientPlan, configured_budget, plan_client, run_limit_note
+from fedsvd.privacy.recorded_charges import recorded_charges
 from fedsvd.report.tables import rounded_up
-from fedsvd.runs.folder import RunFolder, ledger_path
+from fedsvd.runs.folder import RunFolder, ledger_path, read_rows_if_any
 from fedsvd.runs.ownership import completed_rounds
 from fedsvd.runtime.data import load_fingerprint, load_partition
 
@@ -51,7 +52,13 @@ def plan_run(config: Config) -> PlannedRun:
         part = load_partition(config, number)
         history = _history(config, number, load_fingerprint(config, number))
         plans[number] = plan_client(
-            config, len(part), history.counting, done, is_charged=history.is_charged, of_run=history.of_run
+            config,
+            len(part),
+            history.counting,
+            done,
+            is_charged=history.is_charged,
+            of_run=history.of_run,
+            done=_charged_by_run(config, number, history),
         )
         changed += [number] if history.has_changed else []
     return PlannedRun(plans, done, changed)
@@ -137,3 +144,14 @@ def _history(config: Config, partition_id: int, fingerprint: str) -> _History:
         [entry.spend for entry in of_run],
         any(not entry.server_round for entry in of_run),
     )
+
+
+def _charged_by_run(config: Config, partition_id: int, history: _History) -> Sequence[Spend]:
+    """Return the spends of a resumed run's rounds: at least these, and all where they cannot be told from others."""
+    if config.resume is None or config.privacy.name == "client_level":
+        return history.of_run
+    if config.privacy.ledger_dir is None:
+        # The ledger is part of the run directory.
+        return history.counting
+    rows = [row for row in read_rows_if_any(RunFolder(Path(config.resume)).metrics) if row["server_round"]]
+    return recorded_charges(rows).get(str(partition_id)) or history.counting

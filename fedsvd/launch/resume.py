@@ -21,7 +21,7 @@ from fedsvd.errors import ConfigError, ResumeError
 from fedsvd.launch.resumed_data import NEW_RUN, check_data
 from fedsvd.methods import build_method
 from fedsvd.privacy.round_settings import recorded_settings, round_settings
-from fedsvd.runs.folder import RunFolder, read_rows
+from fedsvd.runs.folder import RunFolder, read_rows_if_any
 
 # Keys whose value may differ from that of the earlier process, and why this changes neither guarantee nor data.
 MAY_CHANGE: Mapping[str, str] = {
@@ -207,7 +207,7 @@ def _may_change(key: str, old: Any, new: Any, privacy: str) -> bool:
 
 def _check_rows(folder: RunFolder, config: Config) -> None:
     """Compare the settings that the rounds recorded, whatever the configuration file says."""
-    rows, done = _rows(folder), _rounds_done(folder)
+    rows, done = read_rows_if_any(folder.metrics), _rounds_done(folder)
     if config.train.num_rounds < done:
         raise ResumeError(
             f"train.num_rounds = {config.train.num_rounds} is below the {done} rounds that {folder.root} has done: "
@@ -225,19 +225,11 @@ def _check_rows(folder: RunFolder, config: Config) -> None:
                 )
 
 
-def _rows(folder: RunFolder) -> list[dict[str, Any]]:
-    try:
-        return read_rows(folder.metrics)
-    except (OSError, ValueError):
-        # Missing, or damaged: the checkpoint has the rows, too.
-        return []
-
-
 def _rounds_done(folder: RunFolder) -> int:
     # A process may be interrupted between writing a checkpoint and its row.
     numbers = [path.name.removeprefix("round-") for path in folder.checkpoints.glob("round-*")]
     saved = [int(number) for number in numbers if number.isdigit()]
-    return max([*saved, *(row["server_round"] for row in _rows(folder))], default=0)
+    return max([*saved, *(row["server_round"] for row in read_rows_if_any(folder.metrics))], default=0)
 
 
 def _shown(value: object) -> str:

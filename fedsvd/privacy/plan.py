@@ -20,7 +20,8 @@ class ClientPlan:
     Attributes:
         num_examples: Number of the client's examples; None if it is not known, as that of a real node.
         run: The client's noise multiplier and sample rate, and the steps of a client that is sampled in every round.
-        epsilon_run: ε of these steps alone, at the run's δ.
+        epsilon_run: ε of these steps alone, at the run's δ; of a resumed run, of what its rounds have cost and the
+            remaining ones will, which may have another noise multiplier.
         epsilon_before: ε of the charges that are already in the ledger, at ``budget.max_delta``.
         epsilon_after: ε of the ledger after all remaining rounds.
         remaining_rounds: Number of rounds that the run has left.
@@ -103,6 +104,7 @@ def plan_client(
     *,
     is_charged: bool = False,
     of_run: Sequence[Spend] = (),
+    done: Sequence[Spend] = (),
 ) -> ClientPlan:
     """Plan one client's participation in a run.
 
@@ -116,6 +118,7 @@ def plan_client(
             out or, in a run directory of an earlier version, one that was never sampled.
         of_run: Those spends in the history that the ledger counts as this run's. With DP-SGD, there are none: each
             process of a resumed run counts as a run of its own.
+        done: Those spends in the history that are known as this run's, in all its processes.
 
     Raises:
         PrivacyError: As for `calibrate_run`.
@@ -133,10 +136,11 @@ def plan_client(
 
     within_total = _most_rounds(remaining_rounds, lambda rounds: total(rounds) <= budget.max_epsilon)
     affordable = _most_rounds(within_total, is_within_target)
+    of_all_rounds = [*done, *_new_spends(config, run, remaining_rounds, is_charged)] if done else [run]
     return ClientPlan(
         num_examples,
         run,
-        epsilon([run], budget.target_delta, budget.accountant),
+        epsilon(of_all_rounds, budget.target_delta, budget.accountant),
         total(0),
         total(remaining_rounds),
         remaining_rounds,

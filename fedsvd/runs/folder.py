@@ -231,6 +231,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def read_rows_if_any(path: Path) -> list[dict[str, Any]]:
+    """Read rows as `read_rows` does; none if the file is missing or damaged, since a checkpoint has the rows, too."""
+    try:
+        return read_rows(path)
+    except (OSError, ValueError):
+        return []
+
+
 def run_root(run_dir: str | None, run_id: int) -> Path:
     """Return ``run_dir`` if given, else ``runs/flower-RUN_ID`` in the working directory."""
     return Path(run_dir) if run_dir else Path.cwd() / "runs" / f"flower-{run_id}"
