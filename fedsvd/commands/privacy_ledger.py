@@ -12,6 +12,7 @@ from fedsvd.errors import ConfigError
 from fedsvd.privacy.accounting import check_accountant, check_delta, epsilon
 from fedsvd.privacy.ledger import Entry, Ledger, LedgerState
 from fedsvd.privacy.ledger_accounts import open_account
+from fedsvd.privacy.rounding import rounded_up
 from fedsvd.report.literal import literal
 from fedsvd.report.privacy_tables import RunTotal, charges_table, event_lines, runs_table
 
@@ -98,7 +99,7 @@ def _summary(state: LedgerState, target_delta: float, accountant: str) -> str:
     on_other_data = sum(entry.fingerprint != state.fingerprint for entry in counting)
     if on_other_data:
         line += f", {on_other_data} of them made on earlier data"
-    line += f"; ε = {spent:g} at δ = {target_delta:g}"
+    line += f"; ε = {rounded_up(spent, 3)} at δ = {target_delta:g}"
     earlier = len(state.entries) - len(counting)
     return line + (f". {_charges(earlier)} of earlier accounts, on data of other people: not counted" * bool(earlier))
 

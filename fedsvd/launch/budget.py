@@ -12,7 +12,7 @@ from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.ledger import Ledger
 from fedsvd.privacy.plan import ClientPlan, configured_budget, plan_client, run_limit_note
 from fedsvd.privacy.recorded_charges import recorded_charges
-from fedsvd.report.tables import rounded_up
+from fedsvd.privacy.rounding import rounded_up
 from fedsvd.runs.folder import RunFolder, ledger_path, read_rows_if_any
 from fedsvd.runs.ownership import completed_rounds
 from fedsvd.runtime.data import load_fingerprint, load_partition

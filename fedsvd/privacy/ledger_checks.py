@@ -8,6 +8,7 @@ from pathlib import Path
 from fedsvd.errors import BudgetExceededError, LedgerError
 from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger_entries import Budget, Entry, LedgerState
+from fedsvd.privacy.rounding import rounded_up
 
 
 def check_data(state: LedgerState, path: Path, fingerprint: str, strict: bool) -> bool:
@@ -82,6 +83,6 @@ def _check_limit(
         before = epsilon(history, target_delta, accountant)
         raise BudgetExceededError(
             f"{spend.steps} more steps with noise multiplier {spend.noise_multiplier:.4g} at sample rate "
-            f"{spend.sample_rate:.4g} would raise the ε of {scope} from {before:g} to {after:g} at "
-            f"δ = {target_delta:g}; this client allows {limit:g}.{remedy}"
+            f"{spend.sample_rate:.4g} would raise the ε of {scope} from {rounded_up(before, 3)} to "
+            f"{rounded_up(after, 3)} at δ = {target_delta:g}; this client allows {limit:g}.{remedy}"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fedsvd.report.tables import rounded_up
+from fedsvd.privacy.rounding import rounded_up
 
 
 def verdict(result: Mapping[str, Any]) -> str:

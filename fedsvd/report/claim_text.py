@@ -8,9 +8,9 @@ from typing import Any
 
 from fedsvd.config.class_weights import HELD_OUT
 from fedsvd.privacy.claim import Claim
+from fedsvd.privacy.rounding import rounded_up
 from fedsvd.report.document import Block, Paragraph
 from fedsvd.report.loaded_runs import Run
-from fedsvd.report.tables import rounded_up
 from fedsvd.runs.best_round import read_best_round
 from fedsvd.runs.folder import RunFolder
 

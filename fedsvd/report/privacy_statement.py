@@ -10,10 +10,11 @@ from pathlib import Path
 
 from fedsvd.errors import FedSVDError
 from fedsvd.privacy.noise_share import ASSUMPTIONS
+from fedsvd.privacy.rounding import rounded_up
 from fedsvd.report import claim_text
 from fedsvd.report.document import Block, Bullets, Paragraph, Section, TableBlock, block_to_markdown
 from fedsvd.report.loaded_runs import Run, read_run
-from fedsvd.report.tables import client_cells, rounded_up
+from fedsvd.report.tables import client_cells
 
 TITLE = "Privacy statement"
 _PARTS = {"A": "LoRA factor A", "B": "LoRA factor B", "core": "LoRA core", "head": "classifier head"}

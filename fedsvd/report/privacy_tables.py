@@ -10,9 +10,9 @@ from rich.table import Table
 from fedsvd.config import Config
 from fedsvd.privacy.ledger import Entry, Event
 from fedsvd.privacy.plan import ClientPlan
+from fedsvd.privacy.rounding import rounded_up
 from fedsvd.privacy.sampling import SampleRateCost
 from fedsvd.report.literal import add_literal_row
-from fedsvd.report.tables import rounded_up
 
 # More clients would not fit a terminal.
 _MAX_CLIENTS = 6

@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedsvd.config.task import ACCURACY, Metric
+from fedsvd.privacy.rounding import rounded_up
 from fedsvd.report.console import output_console, shows_bars
 from fedsvd.report.figures import log_failure
 from fedsvd.report.literal import literal
 from fedsvd.report.site_states import site_line
-from fedsvd.report.tables import clients_table, phases_table, rounded_up, rounds_table
+from fedsvd.report.tables import clients_table, phases_table, rounds_table
 from fedsvd.runs.sites import EXCLUDED, Site
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fedsvd.privacy.membership import Roc
+from fedsvd.privacy.rounding import rounded_up
 from fedsvd.report.figures import log_failure, new_figure, save_figure
 from fedsvd.report.plots import PALETTE
 
@@ -44,7 +45,7 @@ def plot_roc(curves: Mapping[str, Roc], epsilon: float, delta: float, path: Path
         max_true_positive_rate(rates, epsilon, delta),
         color="0.45",
         linewidth=1,
-        label=f"upper bound at ε = {epsilon:.2f}",
+        label=f"upper bound at ε = {rounded_up(epsilon, 2)}",
     )
     for color, (name, curve) in zip(PALETTE, curves.items(), strict=False):
         # A curve starts at one false positive: the sample cannot resolve smaller rates.

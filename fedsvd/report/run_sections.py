@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedsvd.config.task import TASKS, task_name
+from fedsvd.privacy.rounding import rounded_up
 from fedsvd.report.diagnostics_plot import diagnostics_figure
 from fedsvd.report.document import Block, Paragraph, Section, TableBlock, figure_block
 from fedsvd.report.labels import clients_label, method_label, planned_rounds
@@ -14,7 +15,7 @@ from fedsvd.report.loaded_runs import Run, changed_keys
 from fedsvd.report.plots import accuracy_figure, counted_unit, partitions_figure, reference_accuracies
 from fedsvd.report.privacy_statement import statement_section
 from fedsvd.report.run_plots import epsilon_figure, traffic_and_time_figure
-from fedsvd.report.tables import PHASES, has_client_counts, participation, rounded_up
+from fedsvd.report.tables import PHASES, has_client_counts, participation
 from fedsvd.runs.best_round import EarlyStop, read_best_round
 from fedsvd.runs.folder import RunFolder
 

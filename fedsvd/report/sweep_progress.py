@@ -20,8 +20,8 @@ from fedsvd.config.flat import flatten
 from fedsvd.config.task import ACCURACY, last_value, score_metric
 from fedsvd.errors import ConfigError
 from fedsvd.privacy.claim import unprotected_rounds
+from fedsvd.privacy.rounding import rounded_up
 from fedsvd.report.literal import add_literal_row, literal
-from fedsvd.report.tables import rounded_up
 from fedsvd.runs.folder import RunFolder, read_json, read_rows
 
 _END_STATES = ("finished", "failed")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fedsvd.privacy.rounding import rounded_up
 from fedsvd.report.document import Block, Paragraph, Section, TableBlock
 from fedsvd.report.labels import method_label, planned_rounds
 from fedsvd.report.loaded_runs import Run, best_run, changed_keys, common_metric, repeated_runs, varied_keys
@@ -27,7 +28,6 @@ from fedsvd.report.sweep_plots import (
     budget_or_infinity,
     format_budget,
 )
-from fedsvd.report.tables import rounded_up
 
 # Keys that the axes of the plots represent, and keys that follow from them.
 _AXIS_KEYS = ("seed", "privacy.name", "privacy.target_epsilon", "privacy.max_epsilon")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from rich.table import Table
 
 from fedsvd.config.task import ACCURACY, Metric
 from fedsvd.privacy.accounting import Spend
+from fedsvd.privacy.rounding import rounded_up
 
 PHASES = {
     "seconds_train": "client training and messages",
@@ -40,11 +40,6 @@ def client_cells(client: Mapping[str, Any], charges: Sequence[Spend]) -> list[st
 
 def _format_or_dash(value: Any, spec: str) -> str:
     return "–" if value is None else format(value, spec)
-
-
-def rounded_up(epsilon: float, digits: int) -> str:
-    """Format ε with this many decimals, rounded up so that the privacy spent is never understated."""
-    return str(Decimal(repr(epsilon)).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_CEILING))
 
 
 def rounds_table(rows: Sequence[Mapping[str, Any]], metric: Metric = ACCURACY) -> Table:

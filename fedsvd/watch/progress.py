@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from fedsvd.privacy.rounding import rounded_up
 from fedsvd.report.labels import clients_label, method_label, planned_rounds
 from fedsvd.report.loaded_runs import Run
-from fedsvd.report.tables import PHASES, has_client_counts, rounded_up
+from fedsvd.report.tables import PHASES, has_client_counts
 from fedsvd.runs.sites import CONNECTED, EXCLUDED, MISSING, REPLIED, TRAINING, Site
 
 _STATES = (TRAINING, REPLIED, CONNECTED, EXCLUDED, MISSING)

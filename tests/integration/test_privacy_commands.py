@@ -8,7 +8,7 @@ import pytest
 
 import fedsvd
 from fedsvd.cli import main
-from fedsvd.privacy.accounting import Spend
+from fedsvd.privacy.accounting import Spend, epsilon
 from fedsvd.privacy.ledger import Budget, Ledger
 
 pytestmark = pytest.mark.slow
@@ -242,13 +242,16 @@ def test_new_account_is_shown_with_what_counts(tmp_path: Path, capsys: pytest.Ca
     output = capsys.readouterr().out
     assert "[red]ledger  data bbbbbbbbbbbb…" in output
     assert "data changed from aaaaaaaaaaaa… to bbbbbbbbbbbb…" in output
-    assert "counts against the present data: 2 charges of account 1, 1 of them made on earlier data; ε = " in output
+    [spent] = re.findall(
+        r"counts against the present data: 2 charges of account 1, 1 of them made on earlier data; ε = ([\d.]+)", output
+    )
+    assert 0 <= float(spent) - epsilon([spend, spend], 1e-5, "rdp") <= 1e-3
 
     assert main(["privacy", "ledger", str(path), "--new-account", "other \x1b[31m[bold]people"]) == 0
     output = capsys.readouterr().out
     assert "account 2 opened" in output
     assert r"reason: other \x1b[31m[bold]people" in output
-    assert "0 charges of account 2; ε = 0 at δ = 1e-05. 2 charges of earlier accounts" in output
+    assert "0 charges of account 2; ε = 0.000 at δ = 1e-05. 2 charges of earlier accounts" in output
 
 
 @pytest.mark.parametrize("option", [["--new-account"], ["--new-account="], ["--new-account", "reason", "delta=1"]])

@@ -44,7 +44,7 @@ def test_a_refused_command_opens_no_account(
 
     # The corrected command opens account 2, not 3.
     assert new_account(path, "accountant=rdp", "target_delta=1e-12") == 0
-    assert "0 charges of account 2; ε = 0 at δ = 1e-12" in capsys.readouterr().out
+    assert "0 charges of account 2; ε = 0.000 at δ = 1e-12" in capsys.readouterr().out
 
 
 def test_a_last_charge_that_cannot_be_shown_opens_no_account(

@@ -1,6 +1,7 @@
 """Tests of the ledger: it never under-counts, never exceeds its budget, and charges each message once."""
 
 import multiprocessing
+import re
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,11 @@ def test_budget_may_be_reached_but_not_exceeded(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "ledger", "data") as ledger:
         for number in range(3):
             reserve(ledger, str(number), target_epsilon=epsilon_of(3))
-        with pytest.raises(BudgetExceededError, match="this client allows"):
+        with pytest.raises(BudgetExceededError, match="this client allows") as refusal:
             reserve(ledger, "one too many", target_epsilon=epsilon_of(3))
+        stated = re.findall(r"from ([\d.]+) to ([\d.]+) at", str(refusal.value))[0]
+        exact = (epsilon_of(3), epsilon_of(4))
+        assert all(0 <= float(text) - value <= 1e-3 for text, value in zip(stated, exact, strict=True))
         assert len(ledger.history()) == 3
 
 

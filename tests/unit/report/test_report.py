@@ -1,6 +1,7 @@
 """Console output of a run, during training and at its end."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from fedsvd.privacy.rounding import rounded_up
 from fedsvd.report.plots import plot_accuracy
 from fedsvd.report.progress import Reporter
-from fedsvd.report.tables import rounded_up
 
 
 def row(server_round: int, accuracy: float | None, epsilon: float | None, **changes: Any) -> dict[str, Any]:
@@ -38,7 +39,8 @@ CLIENT = {"num_examples": 10, "sample_rate": 0.5, "noise_multiplier": 1.25, "ste
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "expected"), [(6.0, "6.00"), (5.98, "5.98"), (5.981, "5.99"), (1e-9, "0.01"), (0.0, "0.00")]
+    ("epsilon", "expected"),
+    [(6.0, "6.00"), (5.98, "5.98"), (5.981, "5.99"), (1e-9, "0.01"), (0.0, "0.00"), (-1e-3, "0.00"), (math.inf, "inf")],
 )
 def test_epsilon_is_rounded_up(epsilon: float, expected: str) -> None:
     assert rounded_up(epsilon, 2) == expected
