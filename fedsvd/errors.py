@@ -154,3 +154,8 @@ class Interruption(KeyboardInterrupt):
 def describe(error: BaseException) -> str:
     """Return an error's class and message in one line, as in replies and records."""
     return f"{type(error).__name__}: {error}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

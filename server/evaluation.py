@@ -112,10 +112,9 @@ class RoundEndCallback:
         return [{**row, "before": answer} for row, answer in zip(after, before, strict=True)]
 
     def _evaluate(self, this_round: int) -> dict[str, Any]:
-        due = this_round % self.config.train.eval_every == 0 or this_round == self.config.train.num_rounds
         personal = self.strategy.round.personal_metrics
         unknown = {"accuracy": None, "loss": None, "seconds_evaluate": 0.0}
-        if not due or not (personal or load_test_batches(self.config)):
+        if not self.config.train.is_evaluated(this_round) or not (personal or load_test_batches(self.config)):
             return unknown
         if personal:
             return {**personal, "seconds_evaluate": 0.0}

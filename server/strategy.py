@@ -139,8 +139,7 @@ class FederatedLoRA(Strategy):
         account = self.client_level.account if self.client_level else self._personal.account
         versions = self._personal.versions(self._clients.partitions.get(node))
         trains = trained_parts(self.method, self.config, self._method_round)
-        due = server_round % self.config.train.eval_every == 0 or server_round == self.config.train.num_rounds
-        evaluate = due and bool(self.method.traits.personal)
+        evaluate = self.config.train.is_evaluated(server_round) and bool(self.method.traits.personal)
         task = TrainTask(server_round, trains, self._uplink, account, versions, evaluate=evaluate)
         core: frozenset[Part] = frozenset({"core"}) if self.method.traits.core else frozenset()
         # A head that was trained in earlier rounds is sent in those that do not train it, too.

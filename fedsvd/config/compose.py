@@ -20,12 +20,13 @@ from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.data_keys import check_new_keys, check_sampling_keys, check_used_keys
 from fedsvd.config.earlier_versions import add_defaults
+from fedsvd.config.flat import flatten
 from fedsvd.config.hydra_call import call_hydra, compose_with_values
-from fedsvd.config.overrides import check_keys, check_override, dotted_keys, expand_choices, missing_extra, parse
+from fedsvd.config.overrides import check_keys, check_override, expand_choices, missing_extra, parse
 from fedsvd.config.quoting import plain_text
 from fedsvd.config.search_path import config_dirs, group_options, merge_search_paths, search_paths
 from fedsvd.config.types import ByClass
-from fedsvd.errors import ConfigError
+from fedsvd.errors import ConfigError, first_line
 
 Settings = TypeVar("Settings", AuditConfig, CompareConfig)
 
@@ -117,7 +118,7 @@ def from_dictconfig(cfg: DictConfig) -> Config:
     try:
         values = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key} cannot be resolved ({_first_line(error)}): give a plain value.") from error
+        raise ConfigError(f"{error.full_key} cannot be resolved ({first_line(error)}): give a plain value.") from error
     return Config.from_mapping(values)
 
 
@@ -152,7 +153,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read ({_first_line(error)}): is {path.parent} a run directory?") from error
+        raise ConfigError(f"{path} cannot be read ({first_line(error)}): is {path.parent} a run directory?") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} contains no keys: is {path.parent} a run directory?")
     return {str(key): value for key, value in values.items()}
@@ -201,7 +202,7 @@ def hydra_settings(overrides: Sequence[str]) -> DictConfig:
         return call_hydra(conf_dir(), "config", overrides, with_hydra=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
-            f"{shlex.join(overrides)} cannot be composed: {_first_line(error)}.{missing_extra(error)}"
+            f"{shlex.join(overrides)} cannot be composed: {first_line(error)}.{missing_extra(error)}"
         ) from error
 
 
@@ -235,16 +236,12 @@ def _composed(overrides: Sequence[str], root: str) -> DictConfig:
         return call_hydra(conf_dir(), root, [*added, *lines])
     except (HydraException, OmegaConfBaseException) as error:
         if chosen != lines:
-            check_keys(parsed, list(dotted_keys(call_hydra(conf_dir(), root, [*added, *chosen]))), groups)
+            check_keys(parsed, list(flatten(call_hydra(conf_dir(), root, [*added, *chosen]))), groups)
         raise ConfigError(
-            f"{shlex.join(lines)} cannot be composed: {_first_line(error)}.{missing_extra(error)}"
+            f"{shlex.join(lines)} cannot be composed: {first_line(error)}.{missing_extra(error)}"
         ) from error
 
 
 def _groups(overrides: Sequence[str]) -> dict[str, list[str]]:
     """Return the options of each group, with those of the directories that the overrides and other packages add."""
     return group_options([conf_dir(), *config_dirs(overrides), *plugins.conf_dirs()])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
@@ -123,15 +122,6 @@ def check_keys(parsed: Sequence[Override], known: Sequence[str], groups: Groups)
             raise unknown_key(key, item.value(), known)
         if item.is_add():
             raise ConfigError(f"{item.input_line} adds a key that already exists: drop the +.")
-
-
-def dotted_keys(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of all values that are not mappings."""
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from dotted_keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
 
 
 def missing_extra(error: Exception) -> str:

@@ -152,6 +152,10 @@ class TrainConfig(ConfigGroup):
         """Whether every round trains the head and no factor."""
         return self.rounds > 0 and (self.trains == "head" or self.head_rounds >= self.num_rounds)
 
+    def is_evaluated(self, server_round: int) -> bool:
+        """Return whether the model is evaluated after a round: server and clients must agree on it."""
+        return server_round % self.eval_every == 0 or server_round == self.num_rounds
+
     def trains_head(self, server_round: int) -> bool:
         """Return whether a classifier's head is trained in a round (1-based)."""
         return self.head == "private" and (server_round <= self.head_rounds or self.trains in ("head", "both"))

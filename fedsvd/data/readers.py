@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from fedsvd.data.table import Table
 from fedsvd.data.text_tables import parse_csv, parse_json_lines
-from fedsvd.errors import DataError
+from fedsvd.errors import DataError, first_line
 
 FILE_FORMATS = ("csv", "jsonl", "parquet", "arrow")
 # What Arrow raises for a value that has no counterpart in Python, such as a date after the year 9999.
@@ -110,11 +110,6 @@ def _shortest_numbers(values: list[Any], kind: pyarrow.DataType) -> list[Any]:
         return None if value is None else float(str(narrow(value)))
 
     return [shortest(value) for value in values]
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _is_readable(value: pyarrow.Scalar) -> bool:

@@ -10,12 +10,12 @@ from datasets import Dataset, DatasetDict
 
 from fedsvd.data import targets
 from fedsvd.data.overlap import check_overlap
-from fedsvd.data.readers import FILE_FORMATS, dataset_table, first_line, read_table
+from fedsvd.data.readers import FILE_FORMATS, dataset_table, read_table
 from fedsvd.data.rows import Columns, LeftOut, Rows, build_dataset, missing_columns, select_rows
 from fedsvd.data.split import hold_out, shuffle_splits
 from fedsvd.data.table import Table
 from fedsvd.data.values import abbreviate
-from fedsvd.errors import DataError
+from fedsvd.errors import DataError, first_line
 
 __all__ = ["FILE_FORMATS", "Columns", "label_rows", "load_files", "load_hub", "read_hub", "select_named"]
 
