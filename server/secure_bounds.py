@@ -14,7 +14,7 @@ from server.secure_grid import SecureSum
 
 
 def secure_sum_problem(
-    result: SecureSum, mean: Reply, before: Adapter, config: Config, server_round: int, noise_std: float = 0.0
+    result: SecureSum, mean: Reply, before: Adapter, config: Config, server_round: int, noise_std: float
 ) -> str:
     """Return why a secure sum cannot be one of valid updates; an empty string if it can be.
 

@@ -16,7 +16,7 @@ CANARY_NORM = 10.0
 _NO_CLIPPING_FACTOR = 1e6
 
 
-def audited_mechanism(config: Config, run: Spend, sabotage: Sabotage = "none") -> DPSGD:
+def audited_mechanism(config: Config, run: Spend, sabotage: Sabotage) -> DPSGD:
     """Return the DP-SGD mechanism of one round, with sabotage applied.
 
     Args:

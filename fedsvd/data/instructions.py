@@ -68,7 +68,7 @@ def build_instructions(
 
 
 def tokenize_instructions(
-    rows: Sequence[Instruction], tokenizer: PreTrainedTokenizerBase, max_length: int, chat_template: bool = False
+    rows: Sequence[Instruction], tokenizer: PreTrainedTokenizerBase, max_length: int, chat_template: bool
 ) -> Dataset:
     """Tokenize instructions into sequences of at most ``max_length`` tokens: prompt, answer, end token.
 

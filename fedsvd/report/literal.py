@@ -66,9 +66,9 @@ def code_span(text: object) -> str:
     return f"{fence}{padding}{line}{padding}{fence}"
 
 
-def add_literal_row(table: Table, cells: Iterable[object], style: str = "") -> None:
+def add_literal_row(table: Table, cells: Iterable[object]) -> None:
     """Add a row whose cells are not read as markup."""
-    table.add_row(*map(literal, cells), style=style)
+    table.add_row(*map(literal, cells))
 
 
 def _is_invisible(character: str) -> bool:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
-from fedsvd.config.task import ACCURACY, Metric
+from fedsvd.config.task import Metric
 from fedsvd.report.figures import literal_legend, new_figure, set_literal
 from fedsvd.report.loaded_runs import Run, best_run, common_metric
 from fedsvd.report.plots import LINE_COLORS, MARKERS
@@ -42,7 +42,7 @@ def line_style(index: int) -> dict[str, object]:
     }
 
 
-def over_epsilon_figure(cells: Cells, metric: Metric = ACCURACY) -> Figure:
+def over_epsilon_figure(cells: Cells, metric: Metric) -> Figure:
     """Plot the mean of a metric over ε with standard errors: one line per label, one dot per run."""
     figure = new_figure(7.5, 4.6)
     axes = figure.subplots()

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fedsvd.config.task import ACCURACY, Metric
+from fedsvd.config.task import Metric
 from fedsvd.privacy.accounting import Spend
 from fedsvd.privacy.rounding import rounded_up
 
@@ -42,7 +42,7 @@ def _format_or_dash(value: Any, spec: str) -> str:
     return "–" if value is None else format(value, spec)
 
 
-def rounds_table(rows: Sequence[Mapping[str, Any]], metric: Metric = ACCURACY) -> Table:
+def rounds_table(rows: Sequence[Mapping[str, Any]], metric: Metric) -> Table:
     """Return a table of a metric, loss, ε and traffic of each round."""
     table = Table(title="Rounds")
     # Language models are measured by perplexity.

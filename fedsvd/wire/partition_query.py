@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, RecordDict
 from fedsvd.wire.train_messages import TASK
 
 
-def partition_query(account: str = "") -> RecordDict:
+def partition_query(account: str) -> RecordDict:
     """Build the content of the server's partition query.
 
     Args:
