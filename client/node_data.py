@@ -111,7 +111,7 @@ def _check_columns(node_data: NodeData, config: Config) -> None:
     data = config.data
     is_read = {
         "text_column": data.row_format != "messages",
-        "text_pair_column": data.row_format == "answers",
+        "text_pair_column": data.text_pair_column is not None,
         "label_column": data.label_column is not None,
         "response_column": data.response_column is not None,
         "messages_column": data.messages_column is not None,

@@ -100,6 +100,8 @@ def test_node_checks_its_conversations_before_the_run(
         ("text-column", MESSAGES),
         ("messages-column", "data.response_column=answer"),
         ("label-column", "data.text_column=note"),
+        ("text-pair-column", "data.response_column=answer"),
+        ("text-pair-column", "data.label_column=label"),
     ],
 )
 def test_node_cannot_name_a_column_that_the_run_does_not_read(key: str, run: str) -> None:
@@ -113,3 +115,10 @@ def test_node_names_the_columns_of_its_answers() -> None:
     node_config = {"data-path": "/own.jsonl", "text-column": "question", "response-column": "reply"}
     data = with_node_data(compose([*NODE, "data.response_column=answer"]), node_config).data
     assert (data.path, data.text_column, data.response_column) == ("/own.jsonl", "question", "reply")
+
+
+def test_node_names_the_second_texts_of_a_run_that_reads_pairs() -> None:
+    run = [*NODE, "data.response_column=answer", "data.text_pair_column=context"]
+    node_config = {"data-path": "/own.jsonl", "text-pair-column": "source"}
+    for template in ("data.prompt_template='{text} {text_pair}'", "data.prompt_template='{text}'"):
+        assert with_node_data(compose([*run, template]), node_config).data.text_pair_column == "source"

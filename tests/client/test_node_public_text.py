@@ -60,17 +60,15 @@ def test_a_run_cannot_find_out_the_names_of_a_nodes_files(
     assert str(tmp_path / guess) in declined(query_partition({**node, "share-errors": True}, *overrides))
 
 
-def test_a_column_that_does_not_fit_the_run_is_not_named(tmp_path: Path) -> None:
-    (tmp_path / "own.jsonl").write_text('{"text": ["a"], "label": ["O"]}\n')
-    node = {"data-path": str(tmp_path / "own.jsonl"), "text-pair-column": "diagnosis"}
-    overrides = ["model.task=token_classification", "data.labels=[O,B-X]"]
+def test_a_setting_of_a_node_that_no_run_can_have_is_not_quoted(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("text,label\na,ill\n")
+    node = {"data-path": str(tmp_path / "own.csv"), "separator": '"'}
 
-    assert declined(query_partition(node, *overrides)) == (
+    assert declined(query_partition(node)) == (
         "DataError: this node's own data cannot be used: see the node's log for the reason."
     )
-    assert "data.text_pair_column = diagnosis has no effect" in declined(
-        query_partition({**node, "share-errors": True}, *overrides)
-    )
+    shared = declined(query_partition({**node, "share-errors": True}))
+    assert "node configuration: data.separator = '\"' is invalid" in shared
 
 
 @pytest.mark.parametrize("content", [None, "", "one text\n"])

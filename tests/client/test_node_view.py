@@ -36,6 +36,11 @@ MISFITS: list[tuple[dict[str, Any], list[str], str]] = [
         r"num_clients = 2, but this node has one of 5 partitions",
     ),
     ({"text-column": "note"}, [], "text-column but no data-path"),
+    (
+        {"data-path": "/data/site.csv", "text-pair-column": "remark"},
+        [],
+        r"has text-pair-column, but the run reads no such column: remove .* or set data\.text_pair_column in the run",
+    ),
     ({"data-path": 7}, [], "data-path = 7 is invalid: expected a quoted string"),
 ]
 
