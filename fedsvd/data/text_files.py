@@ -24,7 +24,8 @@ class TextLayout:
 
     Attributes:
         text: Names that the column of the texts may have; the first one that the file has is read.
-        text_pair: Names that the column of the second texts may have; empty for single texts.
+        text_pair: Names of the column of the second texts, each beside the name in ``text`` at the same position: the
+            first two that the file has are read. Empty for single texts.
         ignore_pairs: Whether a file may have second texts that ``text_pair`` does not name.
         of_words: Whether a text can be a list of words; if no cell holds a list, the texts are strings.
         pair_is_optional: Whether an empty second text is an empty text; otherwise its row is left out.
@@ -71,7 +72,7 @@ def read_texts(path: Path, layout: TextLayout, key: str = "--file") -> tuple[lis
     if not path.exists():
         raise DataError(f"{source} cannot be read as text: there is no such file.")
     table = read_table(file_format, str(path), key, separator=separator, separator_key=separator_key)
-    text, pair = _find_column(table, layout.text), _find_column(table, layout.text_pair) if layout.text_pair else None
+    text, pair = _find_pair(table, layout) if layout.text_pair else (_find_column(table, layout.text), None)
     if not (layout.text_pair or layout.ignore_pairs) and "text_pair" in table.names and text != "text_pair":
         _refuse_pairs(table)
     of_words = layout.of_words and any(map(_holds_list, table.column(text)))
@@ -153,6 +154,20 @@ def _find_column(table: Table, names: Sequence[str]) -> str:
         raise DataError(
             f"{table.source} has no column {' or '.join(map(repr, dict.fromkeys(names)))}; it has "
             f"{', '.join(table.names)}. Rename the column with the texts."
+        )
+    return found
+
+
+def _find_pair(table: Table, layout: TextLayout) -> tuple[str, str]:
+    """Return the columns of both texts: either the first names or the second ones, so that no column has two roles."""
+    pairs = list(dict.fromkeys(zip(layout.text, layout.text_pair, strict=True)))
+    found = next((names for names in pairs if set(names) <= set(table.names)), None)
+    if found is None:
+        missing = dict.fromkeys(name for name in pairs[0] if name not in table.names)
+        raise DataError(
+            f"{table.source} has no column {', '.join(map(repr, missing))}; it has {', '.join(table.names)}. Pairs of "
+            f"texts are read from the columns {', or '.join(f'{text!r} and {pair!r}' for text, pair in pairs)}: "
+            "rename the columns with the texts."
         )
     return found
 

@@ -73,3 +73,42 @@ def test_conversations_are_read_from_the_same_tables(tmp_path: Path) -> None:
 def test_a_separator_without_a_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "run", "--text", "a film", "--separator", ";"]) != 0
     assert "--separator ';' has no effect without --file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("question,text", ("a", "b")),
+        ("text,question", ("b", "a")),
+        ("text,text_pair", ("a", "b")),
+        ("text_pair,text,question", ("c", "b")),
+    ],
+)
+def test_pairs_are_in_the_runs_columns_or_in_those_of_general_names(
+    header: str, expected: tuple[str, str], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.csv", f"{header}\n{','.join('abc'[: header.count(',') + 1])}\n")
+    texts, pairs, _ = read_texts(path, TextLayout(("question", "text"), ("text", "text_pair")))
+    assert (texts, pairs) == ([expected[0]], [expected[1]])
+
+
+@pytest.mark.parametrize(
+    ("names", "header", "missing"),
+    [
+        (("question", "text"), "text,other", "'question'"),
+        (("question", "reply"), "question,text_pair", "'reply'"),
+        (("question", "reply"), "reply,text", "'question'"),
+        (("question", "reply"), "text,other", "'question', 'reply'"),
+        (("text", "text_pair"), "text,other", "'text_pair'"),
+    ],
+)
+def test_a_file_without_both_columns_of_pairs_is_refused(
+    names: tuple[str, str], header: str, missing: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.csv", f"{header}\na,b\n")
+    first, second = names
+    general = "" if first == "text" else ", or 'text' and 'text_pair'"
+    message = f"has no column {missing}; it has {header.replace(',', ', ')}. Pairs of texts are read from the columns "
+    message += f"{first!r} and {second!r}{general}: rename"
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_texts(path, TextLayout((first, "text"), (second, "text_pair")))
