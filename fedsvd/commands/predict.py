@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> None:
     from fedsvd.trained.run import load_trained_model, read_run
 
     finished = read_run(Path(options.folder), best=options.best)
-    conversations = _read_conversations(options, finished.config)
+    conversations, names = _read_conversations(options, finished.config)
     texts, pairs = (conversations, None) if conversations else _read_texts(options, finished.config)
     check_inputs(finished.config, texts, pairs)
     check_max_new_tokens(finished, options.max_new_tokens)
@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> None:
 
     model = load_trained_model(finished, options.device)
     on_text = show if options.stream else None
-    rows = predict(model, texts, pairs, options.batch_size, on_text, options.max_new_tokens)
+    rows = predict(model, texts, pairs, options.batch_size, on_text, options.max_new_tokens, names or None)
     # Not on standard output, which holds the predictions alone.
     guarantee = guarantee_line(Path(options.folder))
     for note in [*([f"adapter-best/: {finished.best}"] if finished.best else []), guarantee]:
@@ -117,19 +117,19 @@ def _read_texts(options: Any, config: Config) -> tuple[list[str], list[str] | No
     return list(options.text), list(options.text_pair) or None
 
 
-def _read_conversations(options: Any, config: Config) -> list[list[dict[str, str]]]:
-    """Return the conversations of the file; empty if the model was not trained on any, or the file has none."""
+def _read_conversations(options: Any, config: Config) -> tuple[list[list[dict[str, str]]], list[str]]:
+    """Return the conversations of the file and their rows; none if the model was not trained on any, or it has none."""
     column = config.data.messages_column
     if column is None or not options.file:
-        return []
+        return [], []
     from fedsvd.data.text_files import read_conversations
 
     found = read_conversations(Path(options.file), column, _layout(options, config))
     if found is None:
-        return []
-    conversations, left_out = found
+        return [], []
+    conversations, rows, left_out = found
     warn_left_out([left_out] if left_out.reasons else [])
-    return conversations
+    return conversations, rows
 
 
 def _layout(options: Any, config: Config) -> TextLayout:

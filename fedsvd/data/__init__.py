@@ -5,7 +5,7 @@ from fedsvd.data.chat import conversation_check
 from fedsvd.data.instructions import build_instructions, end_token, pack_sequences, prompt_ids, tokenize_instructions
 from fedsvd.data.loaders import load, load_data
 from fedsvd.data.partition import fingerprint, partition
-from fedsvd.data.sequences import build_prompts, stop_tokens
+from fedsvd.data.sequences import build_prompts, check_conversations, stop_tokens
 from fedsvd.data.words import locate_words
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "fingerprint",
     "build_instructions",
     "build_prompts",
+    "check_conversations",
     "load",
     "load_data",
     "locate_words",

@@ -98,6 +98,24 @@ def build_prompts(
     ]
 
 
+def check_conversations(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:
+    """Check that the chat template renders each conversation of a dataset, up to the turn that is asked for.
+
+    Args:
+        dataset: The conversations.
+        tokenizer: The model's tokenizer.
+        names: What the conversations are called in messages, such as the rows of a file.
+
+    Raises:
+        DataError: The template cannot render a conversation, or a conversation has no turn to answer.
+    """
+    for name, text in zip(names, dataset["messages"][:], strict=True):
+        try:
+            render_prompt(unanswered(load_conversation(text)), tokenizer)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
+
+
 def stop_tokens(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that end an answer besides the end token: that which ends an assistant turn."""
     if config.row_format != "messages":

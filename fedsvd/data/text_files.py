@@ -84,7 +84,9 @@ def read_texts(path: Path, layout: TextLayout, key: str = "--file") -> tuple[lis
     return list(rows.columns["text"]), pairs, rows.left_out
 
 
-def read_conversations(path: Path, column: str, layout: TextLayout) -> tuple[list[list[Turn]], LeftOut] | None:
+def read_conversations(
+    path: Path, column: str, layout: TextLayout
+) -> tuple[list[list[Turn]], list[str], LeftOut] | None:
     """Read conversations from a file, to be answered.
 
     Args:
@@ -93,7 +95,7 @@ def read_conversations(path: Path, column: str, layout: TextLayout) -> tuple[lis
         layout: The formats and the separators of files; see `read_texts`.
 
     Returns:
-        The conversations, and the rows that are left out; None if the file has no such column.
+        The conversations, their rows for messages, and the rows that are left out; None if the file has no such column.
 
     Raises:
         ConfigError: As `read_texts`.
@@ -110,7 +112,9 @@ def read_conversations(path: Path, column: str, layout: TextLayout) -> tuple[lis
     left_out = LeftOut(table.source, len(cells), {NO_MESSAGES: empty} if empty else {})
     if len(empty) == len(cells):
         raise DataError(f"{table.source} contains no conversation. {left_out}.")
-    return [load_conversation(cell) for cell in cells if cell is not None], left_out
+    found = {number: cell for number, cell in zip(table.row_numbers, cells, strict=True) if cell is not None}
+    rows = [f"{table.source}: row {number}" for number in found]
+    return list(map(load_conversation, found.values())), rows, left_out
 
 
 def _format(path: Path, layout: TextLayout) -> tuple[str | None, str]:

@@ -29,6 +29,7 @@ def predict(
     batch_size: int = 32,
     on_text: Callable[[str], None] | None = None,
     max_new_tokens: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Predict for each text the columns of `fedsvd.trained.outputs`, such as its class, or the generated answer.
 
@@ -43,6 +44,7 @@ def predict(
         batch_size: Number of texts per forward pass.
         on_text: For a language model: called with each piece of an answer as soon as it is generated.
         max_new_tokens: For a language model: the largest number of tokens of an answer; None: 48.
+        names: What the conversations are called in messages, such as the rows of a file; None: ``texts[0]``, ….
 
     Returns:
         The predictions, each computed when it is needed.
@@ -60,6 +62,8 @@ def predict(
     batch_size = batch_size if on_text is None else 1
     if loaded.run.config.data.row_format == "messages":
         rows = unanswered_dataset(items)
+        # Of all at once: an error in a later one must not end the output of the ones before.
+        data.check_conversations(rows, loaded.tokenizer, names or [f"texts[{index}]" for index in range(len(items))])
     elif loaded.run.config.model.task == "token_classification":
         read, rows = _read_tags, Dataset.from_dict({"text": [_words(text) for text in items]})
     else:
