@@ -17,7 +17,7 @@ from fedsvd.data.node_data import check_node_overlap, empty_dataset, load_node_f
 from fedsvd.data.rows import ANY_CLASS, Columns, LeftOut, drop_unassigned
 from fedsvd.data.sentiment import load_movie_reviews, load_sentiment_domains
 from fedsvd.data.split import hold_out, limit_examples, shuffle_splits
-from fedsvd.data.targets import TargetKind, check_classes, dataset_classes, target_kind
+from fedsvd.data.targets import TargetKind, check_classes, target_kind, used_classes
 from fedsvd.data.topics import load_bbc_news, load_newsgroups, load_reuters_r8
 from fedsvd.data.user_data import FILE_FORMATS, Loaded, load_files, load_hub
 from fedsvd.errors import ConfigError
@@ -102,7 +102,7 @@ def _find_loader(name: str, task: str) -> Loader:
         kind = target_kind(task, config)
         splits = checked_splits(name, loader(config, seed), one_class=kind.has_classes and not kind.is_list)
         if kind.has_classes and task != "causal_lm":
-            check_classes(dataset_classes(splits["train"]))
+            check_classes(used_classes(splits["train"]))
         return splits
 
     return load_added

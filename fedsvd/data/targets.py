@@ -97,11 +97,10 @@ def class_names(labels: Sequence[Any], kind: TargetKind) -> list[str]:
 
 
 def check_classes(names: Sequence[str]) -> list[str]:
-    """Return the classes of the training texts; raises `DataError` if there are fewer than two."""
+    """Return the classes that occur in the training texts; raises `DataError` if there are fewer than two."""
     if len(names) < 2:
-        raise DataError(
-            f"the training texts have the labels {', '.join(names)}; expected at least two. Check data.label_column."
-        )
+        found = f"the labels {', '.join(names)}" if names else "no label"
+        raise DataError(f"the training texts have {found}; expected at least two. Check data.label_column.")
     return list(names)
 
 

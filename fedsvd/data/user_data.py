@@ -164,7 +164,14 @@ def _split(tables: Mapping[str, Table], columns: Columns, test_fraction: float, 
 
 
 def _class_names(rows: Rows, columns: Columns) -> list[str]:
-    """Return the classes: those that the file lists, or those that occur, the shortest names first."""
-    if rows.class_names is not None and rows.kind.has_classes:
-        return list(rows.class_names) if columns.label is None else targets.check_classes(rows.class_names)
-    return targets.class_names(rows.columns["label"], rows.kind)
+    """Return the classes: those that the file lists, or those that occur, the shortest names first.
+
+    Raises:
+        DataError: Fewer than two classes occur.
+    """
+    listed = rows.class_names if rows.kind.has_classes else None
+    if listed is not None and columns.label is None:
+        return list(listed)
+    # A dataset that has lost rows still lists their classes.
+    occurring = targets.class_names(rows.columns["label"], rows.kind)
+    return occurring if listed is None else list(listed)

@@ -101,6 +101,8 @@ def load(config, seed):
     rows = Dataset.from_dict({"text": ["calm", "urgent"] * 40, "label": [0, 1] * 40})
     if config.path == "one":
         rows = rows.remove_columns("label").add_column("label", [0] * 80, feature=ClassLabel(names=["calm"]))
+    elif config.path == "filtered":
+        rows = rows.remove_columns("label").add_column("label", [0] * 80, feature=ClassLabel(names=["calm", "urgent"]))
     elif config.path != "plain":
         rows = rows.cast_column("label", ClassLabel(names=["calm", "urgent"]))
     return DatasetDict({"train": rows, "test": rows, "other": rows})
@@ -120,8 +122,9 @@ def test_an_added_dataset_is_loaded_and_checked(add: Add) -> None:
     assert isinstance(splits["train"].features["label"], ClassLabel)
     with pytest.raises(DataError, match=r"data.name = 'letters': .* the classes as a ClassLabel"):
         loaders.load(compose(["data=letters", "data.path=plain"]).data, seed=0)
-    with pytest.raises(DataError, match="labels calm; expected at least two"):
-        loaders.load(compose(["data=letters", "data.path=one"]).data, seed=0)
+    for path in ("one", "filtered"):
+        with pytest.raises(DataError, match="labels calm; expected at least two"):
+            loaders.load(compose(["data=letters", f"data.path={path}"]).data, seed=0)
     with pytest.raises(ConfigError, match=r"data.name = 'nosuch' is invalid: .*or a data set of another package"):
         compose(["data=letters", "data.name=nosuch"])
 

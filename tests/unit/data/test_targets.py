@@ -120,18 +120,32 @@ def test_hidden_labels_of_numbered_classes_are_left_out_for_every_task(
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "arrow"])
-def test_one_class_is_too_few_in_every_format(file_format: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [["only"], ["only", "other", "third"]])
+def test_one_class_is_too_few_in_every_format(names: list[str], file_format: str, tmp_path: Path) -> None:
     path = tmp_path / f"own.{file_format}"
-    for kind, task in (
-        (ClassLabel(names=["only"]), "sequence_classification"),
-        (List(ClassLabel(names=["only"])), "multi_label_classification"),
+    for task, kind, labels in (
+        ("sequence_classification", ClassLabel(names=names), [0] * 5 + [-1]),
+        ("multi_label_classification", ClassLabel(names=names), [0] * 5 + [-1]),
+        ("multi_label_classification", List(ClassLabel(names=names)), [[0]] * 5 + [[]]),
     ):
-        labels = [0] * 6 if task == "sequence_classification" else [[0]] * 6
         features = Features({"text": Value("string"), "label": kind})
         dataset = Dataset.from_dict({"text": list("abcdef"), "label": labels}, features=features)
         dataset.to_parquet(path) if file_format == "parquet" else dataset.save_to_disk(path)
         with pytest.raises(DataError, match=r"have the labels only; expected at least two\. Check data"):
             load(path, task)
+
+
+def test_rows_that_are_left_out_do_not_count_as_a_class(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["only", "other"])})
+    columns = {"text": [*"abcde", ""], "label": [0, 0, 0, 0, 0, 1]}
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "own.parquet")
+    with pytest.raises(DataError, match="have the labels only; expected at least two"):
+        load(tmp_path / "own.parquet", "sequence_classification")
+
+
+def test_texts_without_any_class_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the training texts have no label; expected at least two"):
+        load(write(tmp_path / "own.jsonl", [[]] * 5), "multi_label_classification")
 
 
 @pytest.mark.parametrize(
