@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def read_texts(path: Path, layout: TextLayout, key: str = "--file") -> tuple[lis
     Raises:
         ConfigError: A separator is given for a file that has none.
         DataError: The file is unreadable, has no text, lacks a column, has second texts that ``layout`` does not name,
-            or is a table whose suffix is that of a text file.
+            or is a table or JSON whose suffix is that of a text file.
     """
     file_format, separator = _format(path, layout)
     source = f"{key} {path}" if key.startswith("-") else f"{key} = {str(path)!r}"
@@ -67,6 +68,7 @@ def read_texts(path: Path, layout: TextLayout, key: str = "--file") -> tuple[lis
         texts = _read_lines(path, source)
         if "csv" in layout.formats:
             _refuse_header(texts[0], layout, source)
+        _refuse_json(texts, source)
         return texts, None, LeftOut(source, len(texts), {})
     separator_key = "--separator" if key.startswith("-") else "data.separator"
     if not path.exists():
@@ -145,6 +147,28 @@ def _refuse_header(line: str, layout: TextLayout, source: str) -> None:
                 f"column {column!r}: give --separator {shown}, or name the file .csv or .tsv. If that line is a text, "
                 "move it to another place in the file."
             )
+
+
+def _refuse_json(lines: Sequence[str], source: str) -> None:
+    """Raise `DataError` if a text file holds JSON objects: on its first line, or as a whole."""
+    if not lines[0].lstrip().startswith(("{", "[")):
+        return
+    for text, where in ((lines[0], "its first line is"), ("\n".join(lines), "it is")):
+        try:
+            value = json.loads(text, strict=False)
+        except (ValueError, RecursionError):
+            continue
+        is_array = isinstance(value, list)
+        if not value or not all(isinstance(item, dict) for item in (value if is_array else [value])):
+            continue
+        remedy = "name the file .jsonl"
+        if is_array or text != lines[0]:
+            remedy = f"write one complete object per line and {remedy}"
+        hint = " If that line is a text, move it to another place in the file." if text == lines[0] else ""
+        raise DataError(
+            f"{source} would be read as one text per line, but {where} a JSON "
+            f"{'array of objects' if is_array else 'object'}: {remedy}.{hint}"
+        )
 
 
 def _holds_list(cell: object) -> bool:

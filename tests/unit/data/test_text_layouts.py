@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from fedsvd.cli import main
+from fedsvd.data.public_text import load_public_text
 from fedsvd.data.text_files import TextLayout, read_conversations, read_texts
-from fedsvd.errors import ConfigError, DataError
+from fedsvd.errors import ConfigError, DataError, PublicTextError
 
 TABLE = "id\tnote\turgency\n1\tfever, and chills\thigh\n2\tfollow-up visit\tlow\n"
 NOTES = ["fever, and chills", "follow-up visit"]
@@ -54,6 +55,45 @@ def test_a_table_with_the_suffix_of_a_text_file_is_refused(separator: str, tmp_p
 def test_lines_of_text_are_no_header(first: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", f"{first}\nid,note\n")
     assert read_texts(path, TextLayout(NAMES))[0] == [first, "id,note"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.ndjson", "a.txt", "a"])
+@pytest.mark.parametrize(
+    ("content", "found", "remedy"),
+    [
+        ('\n{"note": "fever"}\n{"note": "chills"}\n', "its first line is a JSON object", "name the file .jsonl. If"),
+        (
+            '{"note": "fever"}\nnote\n',
+            "its first line is a JSON object",
+            "name the file .jsonl. If that line is a text",
+        ),
+        ('[{"role": "user"}]\n[{"role": "user"}]\n', "its first line is a JSON array of objects", "write one complete"),
+        ('[{"note": "fever"}, {"note": "chills"}]', "its first line is a JSON array of objects", "write one complete"),
+        ('[\n {"note": "fever"},\n\n {"note":\n "chills"}\n]\n', "it is a JSON array of objects", "write one complete"),
+        ('{\r\n "rows": ["fever"]\r\n}\r\n', "it is a JSON object", "write one complete object per line and name the"),
+    ],
+)
+def test_json_with_the_suffix_of_a_text_file_is_refused(
+    content: str, found: str, remedy: str, name: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / name, content)
+    message = f"{path} would be read as one text per line, but {found}: {remedy}"
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_texts(path, TextLayout(NAMES))
+
+
+def test_json_with_another_suffix_is_no_public_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", '{"text": "a text"}\n')
+    with pytest.raises(PublicTextError, match=r"its first line is a JSON object: name the file \.jsonl"):
+        load_public_text(str(path))
+
+
+@pytest.mark.parametrize(
+    "first", ["{", "[1] A note", "{}", "[1, 2]", '"note"', "[{note}]", "[" * 100_000, '{"a": ' * 9999]
+)
+def test_lines_that_begin_like_json_are_texts(first: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", f'{first}\n{{"note": "fever"}}\n')
+    assert read_texts(path, TextLayout(NAMES))[0] == [first, '{"note": "fever"}']
 
 
 def test_public_text_has_one_text_per_line_in_a_file_with_tabs(tmp_path: Path) -> None:
