@@ -7,7 +7,6 @@ in the list of classes instead of names: a ``ClassLabel``, a list of them, or a 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,10 @@ from fedsvd.config import DataConfig
 from fedsvd.config.task import VALUE
 from fedsvd.data.cells import convert_cells, without_names
 from fedsvd.data.table import Table
-from fedsvd.data.values import is_missing, match_classes, to_class_name, to_number, to_text
+from fedsvd.data.values import is_missing, is_printed_list, match_classes, to_class_name, to_number, to_text
 from fedsvd.data.words import read_tags
 from fedsvd.errors import DataError
 
-# A list of strings or numbers, as pandas writes it to CSV.
-_PRINTED_LIST = re.compile(r"""\[\s*(['"].*['"]|[\d\s.,]*)\s*\]""", re.DOTALL)
 # Names of items that say of each class whether it applies.
 _INDICATORS = {"0", "1", "false", "true"}
 
@@ -219,7 +216,7 @@ def _read_classes(separator: str, cell: object) -> tuple[str, ...]:
         if any(is_missing(item) for item in cell):
             raise DataError("holds a list with an empty name: remove it, or write []")
         return tuple(to_class_name(item) for item in cell)
-    if _PRINTED_LIST.fullmatch(to_text(cell).strip()):
+    if is_printed_list(to_text(cell)):
         raise DataError(f"holds the list {to_text(cell)} as text: write its names with {separator!r} between them")
     names = (name.strip() for name in to_text(cell).split(separator))
     return tuple(to_class_name(name) for name in names if name)

@@ -15,6 +15,14 @@ _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.0+)?")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 # Python's float also reads "1_000" and digits of other scripts.
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# A list, a tuple, a set or an array, as Python, pandas and databases write it to CSV. In parentheses, texts have
+# quotation marks and numbers a comma: others are names, such as (other).
+_PRINTED_LIST = re.compile(
+    r"""\[[^\[\]]*\] | \{[^{}]*\} | [\[{] \s* ['"].*['"] \s* [\]}]
+    | \( \s* (?: (['"]).*\1 \s* (?:,.*)? | [\d.]+ \s* , [\d\s.,]* )? \)
+    | (?: set | frozenset | array ) \(.*\)""",
+    re.DOTALL | re.VERBOSE,
+)
 _PRINTED_TYPES = (Decimal, date, datetime, time, timedelta)
 _MAX_SHOWN = 5
 
@@ -88,6 +96,11 @@ def match_classes(labels: Sequence[str], class_names: Sequence[str]) -> list[str
     """Return each label's class, whose name may be another form of the same number; None if there is none."""
     known = {to_class_name(name): name for name in class_names} | {name: name for name in class_names}
     return [known.get(label) for label in labels]
+
+
+def is_printed_list(text: str) -> bool:
+    """Return whether a text is a list, a tuple, a set or an array as a program prints it, and no name of a class."""
+    return bool(_PRINTED_LIST.fullmatch(text.strip()))
 
 
 def is_integer(name: str) -> bool:

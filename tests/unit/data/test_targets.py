@@ -161,13 +161,35 @@ def test_texts_without_any_class_are_refused(tmp_path: Path) -> None:
         ("regression", [], "Infinity", "holds 'Infinity': expected a number"),
         ("multi_label_classification", [], {"a": 1}, "row 2: column 'label' holds an object"),
         ("multi_label_classification", [], ["a", None], "holds a list with an empty name"),
-        ("multi_label_classification", [], "['a', 'b']", "row 2: column 'label' holds the list ['a', 'b'] as text"),
     ],
 )
 def test_other_labels_are_refused(task: str, overrides: list[str], label: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load(write(tmp_path / "own.jsonl", [1, label, 3]), task, *overrides)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "['a', 'b']", "['a' 'b']", "['a[1]']", '["a"]', "['a', nan]", "[1, 2]", "[]", "[a, b]", "[b]", " [a; b] ",
+        "('a', 'b')", "('b',)", '("a", None)', "(1, 2)", "(1,)", "()",
+        "{'a', 'b'}", "{a,b}", "{}", "set()", "frozenset({'a'})", "array(['a', 'b'], dtype=object)",
+    ],
+)  # fmt: skip
+def test_lists_printed_as_text_are_no_names_of_classes(cell: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load(write(tmp_path / "own.jsonl", ["a;b", cell, "c"]), "multi_label_classification")
+    assert f"row 2: column 'label' holds the list {cell} as text: write its names with ';'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["(other)", "('80s)", "(1)", "a (b, c)", "[a] b", "[a] or [b]", "settled (all)"])
+def test_names_of_classes_may_have_brackets(name: str, tmp_path: Path) -> None:
+    loaded = load(write(tmp_path / "own.jsonl", [f"{name};z"] * 5), "multi_label_classification")
+    assert set(dataset_classes(loaded.splits["train"])) == {name, "z"}
+    # In a list, names are never a list printed as text.
+    loaded = load(write(tmp_path / "own.jsonl", [["[b]", "z"]] * 5), "multi_label_classification")
+    assert set(dataset_classes(loaded.splits["train"])) == {"[b]", "z"}
 
 
 def test_numbers_are_read_from_any_form_and_scaled_for_training(tmp_path: Path) -> None:
