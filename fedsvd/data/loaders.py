@@ -20,6 +20,7 @@ from fedsvd.data.split import hold_out, limit_examples, shuffle_splits
 from fedsvd.data.targets import TargetKind, check_classes, target_kind, used_classes
 from fedsvd.data.topics import load_bbc_news, load_newsgroups, load_reuters_r8
 from fedsvd.data.user_data import FILE_FORMATS, Loaded, load_files, load_hub
+from fedsvd.data.values import repeated_class
 from fedsvd.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -204,6 +205,10 @@ def _node_labels(config: DataConfig, kind: TargetKind) -> Sequence[str]:
         raise ConfigError(
             f"data.labels = {config.labels} is invalid with data=node: list at least two classes, in order, as in "
             "data.labels=[no,yes]. For a language model, data.label_column=null means that there are no classes."
+        )
+    if same := repeated_class(config.labels):
+        raise ConfigError(
+            f"data.labels = {list(config.labels)} is invalid: {same[0]!r} and {same[1]!r} are one class. List it once."
         )
     return config.labels
 

@@ -98,6 +98,16 @@ def match_classes(labels: Sequence[str], class_names: Sequence[str]) -> list[str
     return [known.get(label) for label in labels]
 
 
+def repeated_class(class_names: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first two names that `to_class_name` maps to the same class; None if there are none."""
+    found: dict[str, str] = {}
+    for name in class_names:
+        first = found.setdefault(to_class_name(name), name)
+        if first != name:
+            return first, name
+    return None
+
+
 def is_printed_list(text: str) -> bool:
     """Return whether a text is a list, a tuple, a set or an array as a program prints it, and no name of a class."""
     return bool(_PRINTED_LIST.fullmatch(text.strip()))

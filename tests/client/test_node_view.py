@@ -63,6 +63,16 @@ def test_node_data_needs_two_classes(overrides: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("labels", "first", "second"),
+    [("'1','1.0'", "1", "1.0"), ("no,' yes',yes", " yes", "yes"), ("0,'-0'", "0", "-0"), ("1,0,1.0", "1", "1.0")],
+)
+def test_each_class_of_node_data_is_listed_once(labels: str, first: str, second: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(compose(["experiment=smoke", "data=node", f"data.labels=[{labels}]"]).data, 0)
+    assert f"is invalid: {first!r} and {second!r} are one class. List it once." in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ("model.task=causal_lm data.label_column=null data.response_column=a", "data.labels = .* has no effect"),
