@@ -31,16 +31,30 @@ _SPECIFIC = {key for keys in _USED.values() for key in keys}
 
 
 def check_new_keys(config: Config, overrides: Sequence[str]) -> None:
-    """Check that a new run names no column of answers for a classifier.
+    """Check that a new run names no column of answers for a classifier, and no fraction of data that are split.
 
-    Earlier versions allowed it, and the directories of their runs stay usable. Some datasets, such as ``dolly``, come
-    with answers, which a classifier ignores.
+    Earlier versions allowed both, and the directories of their runs stay usable. Some datasets, such as ``dolly``, come
+    with answers, which a classifier ignores, or with a fraction.
 
     Raises:
-        ConfigError: The overrides name a column that the task ignores.
+        ConfigError: The overrides name a column that the task ignores, or ``data.test_fraction`` beside held-out texts.
     """
     if "data.response_column" in _keys(overrides) and config.model.task != "causal_lm":
         check_no_responses(config.model, config.data)
+    if "data.test_fraction" in _keys(overrides):
+        _check_test_fraction(config.data)
+
+
+def _check_test_fraction(data: DataConfig) -> None:
+    """Raise `ConfigError` if no texts are held out by a fraction that is not the default."""
+    is_hub = data.name == "hub"
+    key, remedy = ("test_split", "it out, or set data.test_split=null") if is_hub else ("test_path", "one of them out")
+    held_out = getattr(data, key) if "test_fraction" in _USED.get(data.name, ()) else None
+    if held_out is not None and data.test_fraction != DataConfig.test_fraction:
+        raise ConfigError(
+            f"data.test_fraction = {data.test_fraction} has no effect with data.{key} = {held_out!r}, whose texts are "
+            f"held out: leave {remedy}."
+        )
 
 
 def check_used_keys(data: DataConfig) -> None:

@@ -1,5 +1,6 @@
 """Keys that the chosen dataset ignores, and the separator as a key."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,45 @@ def test_a_column_of_answers_is_refused_for_a_new_classifier(tmp_path: Path, mon
     # It comes with the dataset.
     assert compose(["data=dolly"]).data.response_column == "response"
     assert compose(["data=dolly", "data.response_column=null"]).data.response_column is None
+
+
+FILE = ["data=csv", "data.path=a.csv"]
+HUB = ["data=hub", "data.path=id"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([*FILE, "data.test_path=b.csv"], "data.test_path = 'b.csv', whose texts are held out: leave one of them out"),
+        (HUB, "data.test_split = 'test', whose texts are held out: leave it out, or set data.test_split=null"),
+    ],
+)
+def test_a_fraction_to_hold_out_is_refused_where_other_texts_are_held_out(
+    overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [*overrides, "data.test_fraction=0.4"]
+    for call in (compose_audit, prepare_run, lambda words: plan_sweep([*words, "seed=0,1"])):
+        with pytest.raises(ConfigError, match=re.escape(f"data.test_fraction = 0.4 has no effect with {message}")):
+            call(words)
+    # A run of an earlier version.
+    assert compose(words).data.test_fraction == 0.4
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*FILE, "data.test_fraction=0.4"],
+        [*FILE, "data.test_path=b.csv", "data.test_fraction=0.2"],
+        [*HUB, "data.test_split=null", "data.test_fraction=0.4"],
+        ["data=dolly", "data.test_fraction=0.4"],
+        # The fraction comes with the dataset.
+        ["data=dolly", "data.test_split=test"],
+        ["data=movie_reviews", "data.test_fraction=0.4"],
+    ],
+)
+def test_a_fraction_to_hold_out_is_a_key_of_data_without_other_held_out_texts(overrides: list[str]) -> None:
+    compose_audit(overrides)
 
 
 @pytest.mark.parametrize(
