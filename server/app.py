@@ -36,6 +36,7 @@ from fedsvd.runtime.base_model import save_standardization
 from fedsvd.runtime.data import class_names, partition_counts
 from fedsvd.runtime.description import describe_classifier, describe_partitions, describe_reports, describe_run
 from fedsvd.runtime.model import check_model, initial_adapter, load_model, resolve_device
+from fedsvd.runtime.round_maps import check_server_maps
 from fedsvd.runtime.run_checks import check_run
 from fedsvd.services.reconnects import log_reconnects_once
 from fedsvd.tracking import open_tracker
@@ -108,6 +109,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
     """Build the strategy, run all rounds, and write the results; return why rounds were left out, if any were."""
     method = build_run_method(config)
     check_model(config)
+    check_server_maps(config)
     adapter = initial_adapter(config, method)
     checkpoint = load_start(folder.checkpoints, adapter, config.seed) if config.resume else None
     _write_inputs(config, folder)

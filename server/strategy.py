@@ -32,7 +32,8 @@ from server.replies import RoundRecord, read_masked_reply, read_plain_reply, val
 from server.reply_aggregation import aggregate_replies, skip_reason
 from server.round_time import time_left
 from server.secure_bounds import secure_sum_problem
-from server.secure_grid import SecureGrid, SecureSum
+from server.secure_grid import SecureGrid
+from server.secure_mean import unpack_mean, with_server_maps
 from server.server_optimizer import apply_server_optimizer, transform_optimizer_state
 
 logger = logging.getLogger(__name__)
@@ -174,9 +175,10 @@ class FederatedLoRA(Strategy):
         reason = skip_reason(self.round, self.config, self.secure)
         outcome = self.secure.outcome if self.secure else None
         if outcome and not reason:
-            good = [self._secure_mean(outcome)]
+            mean = unpack_mean(outcome, self._uplink, self.adapter)
             noise_std = level.shared_noise_std(outcome.contributors) if level else 0.0
-            reason = secure_sum_problem(outcome, good[0], self.adapter, self.config, self.round.server_round, noise_std)
+            reason = secure_sum_problem(outcome, mean, self.adapter, self.config, self.round.server_round, noise_std)
+            good = [] if reason else [with_server_maps(mean, self.adapter, self.config)]
         if reason:
             return self._skip(reason)
         if level:
@@ -218,10 +220,6 @@ class FederatedLoRA(Strategy):
         ranks = self.config.federation.client_ranks
         rank = ranks[self._clients.partitions[node]] if ranks else self.config.model.rank
         return rank if rank < self.config.model.rank else None
-
-    def _secure_mean(self, result: SecureSum) -> Reply:
-        parts = payload.split_vector(result.mean, self._uplink, self.adapter, self.adapter.device)
-        return Reply(0, max(1, round(result.weight)), parts)
 
     def _skip(self, reason: str) -> tuple[None, None]:
         self.round.skipped, self.round.refusal = True, reason

@@ -103,11 +103,11 @@ def _adapt(model: PreTrainedModel, config: peft.LoraConfig, names: Sequence[str]
 
 def read(model: peft.PeftModel) -> Adapter:
     """Return copies of a model's factors and head, detached and on its (first) device, without a merged base."""
-    named_parts = _named_parts(model)
-    device = next(iter(named_parts["A"].values())).device
+    parameters = named_parts(model)
+    device = next(iter(parameters["A"].values())).device
     parts = {
         part: {key: parameter.detach().clone().to(device) for key, parameter in named.items()}
-        for part, named in named_parts.items()
+        for part, named in parameters.items()
     }
     scale = {name: float(layer.scaling[PEFT_NAME]) for name, layer in adapted_layers(model)}
     return Adapter(parts["A"], parts["B"], parts["head"], scale, parts["core"])
@@ -120,7 +120,7 @@ def write(model: peft.PeftModel, adapter: Adapter) -> None:
     Raises:
         ModelError: The adapter's sites, head or shapes differ from the model's.
     """
-    parameters = _named_parts(model)
+    parameters = named_parts(model)
     for part in _MODEL_PARTS:
         tensors = adapter.part(part)
         if tensors.keys() != parameters[part].keys():
@@ -144,10 +144,25 @@ def lora_sites(model: nn.Module) -> dict[str, LoraSite]:
     return {name: describe_site(layer) for name, layer in adapted_layers(model)}
 
 
+def named_parts(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
+    """Return a model's factors and head by part and name, as in its `Adapter`."""
+    layers = list(adapted_layers(model))
+    return {
+        "A": {name: layer.get_parameter(f"lora_A.{PEFT_NAME}.weight") for name, layer in layers},
+        "B": {name: layer.get_parameter(f"lora_B.{PEFT_NAME}.weight") for name, layer in layers},
+        "core": {
+            name: layer.get_parameter(f"lora_B.{PEFT_NAME}.core.weight")
+            for name, layer in layers
+            if isinstance(layer.lora_B[PEFT_NAME], CoreAndB)
+        },
+        "head": dict(_head_parameters(model)),
+    }
+
+
 def set_trainable(model: peft.PeftModel, parts: Collection[Part]) -> list[nn.Parameter]:
     """Enable gradients for the given parts only, and return their parameters in a fixed order."""
     model.requires_grad_(False)
-    named = _named_parts(model)
+    named = named_parts(model)
     trained = [parameter for part in _MODEL_PARTS if part in parts for parameter in named[part].values()]
     for parameter in trained:
         parameter.requires_grad_(True)
@@ -183,7 +198,7 @@ def save_pretrained(model: peft.PeftModel, adapter: Adapter, folder: Path) -> No
 
 
 def _check_rank(model: nn.Module, rank: int) -> None:
-    sites = _named_parts(model)
+    sites = named_parts(model)
     for name, A in sites["A"].items():
         d_out, d_in = len(sites["B"][name]), A.shape[1]
         if rank > min(d_out, d_in):
@@ -198,17 +213,3 @@ def _head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         if isinstance(module, ModulesToSaveWrapper):
             for key, parameter in module.get_submodule(f"modules_to_save.{PEFT_NAME}").named_parameters():
                 yield f"{name.removeprefix(PEFT_PREFIX)}.{key}", parameter
-
-
-def _named_parts(model: nn.Module) -> dict[Part, dict[str, nn.Parameter]]:
-    layers = list(adapted_layers(model))
-    return {
-        "A": {name: layer.get_parameter(f"lora_A.{PEFT_NAME}.weight") for name, layer in layers},
-        "B": {name: layer.get_parameter(f"lora_B.{PEFT_NAME}.weight") for name, layer in layers},
-        "core": {
-            name: layer.get_parameter(f"lora_B.{PEFT_NAME}.core.weight")
-            for name, layer in layers
-            if isinstance(layer.lora_B[PEFT_NAME], CoreAndB)
-        },
-        "head": dict(_head_parameters(model)),
-    }

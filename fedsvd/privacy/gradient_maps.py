@@ -6,9 +6,15 @@ A step of DP-SGD with a map T, in place of the plain ``Σ clip(gᵢ) + N(0, σ²
 
 with another map S. It costs the same ε. Both maps are fixed before the round reads private data: they depend on public
 text and on the global model alone, which earlier rounds have released. (1) Given T, an example contributes
-``clip(T gᵢ)``, whose norm is at most C whatever T is, so the sum has sensitivity C as before. (2) S is post-processing.
+``clip(T gᵢ)``, whose norm is at most C whatever T is, so the sum has sensitivity C as before. (2) S is post-processing,
+if one party applies it to all of the noise.
 (3) That T depends on earlier releases is adaptive composition, for which the accountants hold (Dwork et al. 2010,
 *Boosting and Differential Privacy*; Rogers et al. 2016, arXiv 1605.08294, for choices of the next mechanism).
+
+Clients that share the noise (`fedsvd.privacy.noise_share`) apply T only, and the server applies one S to the mean.
+Where S removes directions, a client that applied it would add no noise along them. If the maps of two clients differed,
+however little, the others' noise would lack a direction that one client's gradients have, and this client's share alone
+would protect it. The maps T may differ: (1) holds for each client's own.
 """
 
 from __future__ import annotations
@@ -55,12 +61,20 @@ def map_gradients(maps: Sequence[GradientMap], parameters: Sequence[nn.Parameter
     _set_gradients(parameters, map_before_clipping(maps, parameters, gradients))
 
 
-def map_noised_gradients(maps: Sequence[GradientMap], parameters: Sequence[nn.Parameter]) -> None:
-    """Apply S of each map, in reverse order, to ``parameter.grad``."""
-    mapped = [_gradient(parameter).unsqueeze(0) for parameter in parameters]
+def map_after_noise(
+    maps: Sequence[GradientMap], parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
+) -> list[Tensor]:
+    """Apply S of each map, in reverse order, to one noised sum for each parameter, in a batch of one."""
+    mapped = list(gradients)
     for gradient_map in reversed(maps):
         mapped = gradient_map.after_noise(parameters, mapped)
-    _set_gradients(parameters, mapped)
+    return mapped
+
+
+def map_noised_gradients(maps: Sequence[GradientMap], parameters: Sequence[nn.Parameter]) -> None:
+    """Apply S of each map, in reverse order, to ``parameter.grad``."""
+    gradients = [_gradient(parameter).unsqueeze(0) for parameter in parameters]
+    _set_gradients(parameters, map_after_noise(maps, parameters, gradients))
 
 
 def _set_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
@@ -70,6 +84,25 @@ def _set_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tenso
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+@dataclass(frozen=True)
+class BeforeClipping:
+    """The map T of another map, without its S, which the server applies to the mean of all clients.
+
+    Attributes:
+        map: The other map.
+    """
+
+    map: GradientMap
+
+    def before_clipping(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Apply T of the other map; see `GradientMap`."""
+        return self.map.before_clipping(parameters, gradients)
+
+    def after_noise(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Return the noised sum as it is; see `GradientMap`."""
+        return list(gradients)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ orthonormal basis of these directions.
 
 Q depends on public text, and on the global model, which is released anyway; not on labels, and not on private text.
 It therefore costs no privacy (the proof is in `fedsvd.privacy.gradient_maps`). Each client computes it from its copy of
-the public text, so nothing more is sent.
+the public text, so nothing more is sent. With ``privacy.noise_share``, the server computes it, too, and applies S.
 """
 
 from __future__ import annotations
