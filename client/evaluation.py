@@ -34,7 +34,11 @@ def received_adapter(
 
 
 def evaluate_personal_model(config: Config) -> Evaluation | None:
-    """Evaluate the process's model on the held-out data, which is nobody's private data; None if there is none."""
+    """Evaluate the process's model on the held-out data; None if there is none.
+
+    The result is sent without noise. A simulated client has the run's held-out data, a real node the file that its
+    owner has named for this (``test-path``).
+    """
     batches, device = load_test_batches(config), resolve_device(config.device)
     if not batches:
         return None

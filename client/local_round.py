@@ -47,7 +47,7 @@ def run_local_round(
     """Run one local round and return the content of the reply.
 
     The reply contains the trained parts (under DP-SGD, with noise, and charged to the ledger before training starts)
-    and the public numbers of `fedsvd.wire.train_messages.ClientReport`, nothing else.
+    and the numbers of `fedsvd.wire.train_messages.ClientReport`, nothing else.
 
     Args:
         config: The run's configuration, as this node sees it.

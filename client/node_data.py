@@ -25,7 +25,8 @@ class NodeData:
 
     Attributes:
         data_path: File with the training texts; csv, jsonl or parquet, by its suffix.
-        test_path: Held-out file for methods with personalized models; None for no evaluation.
+        test_path: Held-out file for methods with personalized models, whose metrics are sent without noise; None for no
+            evaluation.
         separator: Separator of the columns of ``.csv`` files: one character, or ``tab``; None for the run's.
         text_column: Column of the text; None for the run's.
         text_pair_column: Column of the second text of a pair; None for the run's.

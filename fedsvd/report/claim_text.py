@@ -183,6 +183,25 @@ def held_out_examples(run: Run) -> list[str]:
     return [text]
 
 
+def sites_test_files(run: Run) -> list[str]:
+    """Return what real nodes' own test files were used for without protection; empty if no metrics on them are known.
+
+    Only personalized models are evaluated by clients. Round 0 is evaluated by the server.
+    """
+    is_evaluated = any(row["server_round"] and row.get("loss") is not None for row in run.rows)
+    if run.config.get("data.name") != "node" or not kept_parts(run) or not is_evaluated:
+        return []
+    return [
+        "The held-out texts of sites that have their own (test-path): exact metrics on them were sent to the server by "
+        "each such site, and their mean was reported, without noise, also with secure aggregation."
+    ]
+
+
+def kept_parts(run: Run) -> list[str]:
+    """Return the trained parts that stay at the clients, whose models then differ."""
+    return sorted(set(run.record.get("parts_trained", [])) - set(run.record.get("parts_sent", [])))
+
+
 def read_classes(run: Run) -> list[str]:
     """Say that the names of the classes are not protected, if they were read from the labels of users' own data."""
     config = run.config

@@ -175,7 +175,8 @@ def _not_covered(run: Run) -> list[str]:
         "adds to this one. A client's ledger, where it is kept across runs, adds up what it was charged.",
         "Conclusions about people in general that follow from all the text, which differential privacy does not hide.",
     ]
-    items[:0] = [*claim_text.held_out_examples(run), *claim_text.read_classes(run)]
+    uncovered = claim_text.held_out_examples, claim_text.sites_test_files, claim_text.read_classes
+    items[:0] = [item for describe in uncovered for item in describe(run)]
     if not _client_level(run):
         items.insert(
             0,
@@ -200,9 +201,8 @@ def _data_sent(run: Run) -> list[Block]:
     if _secure_aggregation(run):
         protection += "; the server sees only the sum over clients (secure aggregation)"
     rows = [[f"updates of: {trained}", "yes", protection]]
-    local_parts = sorted(set(run.record.get("parts_trained", [])) - set(run.record.get("parts_sent", [])))
-    if local_parts:
-        names = ", ".join(_PARTS[part] for part in local_parts)
+    if kept := claim_text.kept_parts(run):
+        names = ", ".join(_PARTS[part] for part in kept)
         rows.append([names, "no", "stays at the client; metrics of each client's own model are reported"])
     counts = "number of examples, sample rate, noise multiplier" if private else "number of examples"
     if _secure_aggregation(run):

@@ -79,8 +79,8 @@ class ClientReport:
         mean_grad_norm: Mean norm of the clipped gradients, with noise as for ``clipped_share``; None if it is not
             computed.
         server_round: The round that the report belongs to, so that the server can reject a reply to another round.
-        loss: Loss of the client's personalized model after training, on held-out data that is nobody's private data;
-            None if all clients share one model or the task did not request an evaluation.
+        loss: Loss of the client's personalized model after training, without noise, on the run's held-out texts or on a
+            real node's ``test-path``; None without such texts, for a shared model, or if the task asks for none.
         metrics: Metrics of the same evaluation, by their keys in `fedsvd.config.task.METRICS_BY_KEY`.
     """
 

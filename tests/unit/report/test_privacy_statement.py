@@ -44,3 +44,22 @@ def test_the_largest_clipping_norm_is_stated(overrides: list[str], sentence: str
         row[ROW_KEY] = {**settings, "clipping_norm": norm}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert sentence in statement_markdown(folder)
+
+
+NODES = ["data=node", "data.labels=[negative,positive]", "method=fedsa_lora"]
+TEST_FILES = "The held-out texts of sites that have their own (test-path): exact metrics on them were sent"
+
+
+def test_metrics_on_test_files_of_sites_are_not_covered(tmp_path: Path) -> None:
+    parts = {"parts_sent": ["A"], "parts_trained": ["A", "B"]}
+    folder = write_run(tmp_path / "personal", *NODES, **parts)
+    assert TEST_FILES in statement_markdown(folder)
+    # Simulated clients evaluate on the texts that the server has held out, and models that all share are not evaluated.
+    assert TEST_FILES not in statement_markdown(write_run(tmp_path / "simulated", "method=fedsa_lora", **parts))
+    assert TEST_FILES not in statement_markdown(write_run(tmp_path / "shared", *NODES[:2]))
+
+    # Round 0 is evaluated by the server, on its own held-out texts.
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    rows[1:] = [{**row, "loss": None, "accuracy": None} for row in rows[1:]]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert TEST_FILES not in statement_markdown(folder)
