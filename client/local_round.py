@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from flwr.app import ArrayRecord, RecordDict
 
+from client.clipped_update import clipped_update
 from client.evaluation import evaluate_personal_model, received_adapter
 from client.identity import ClientIdentity
 from client.ledger_charge import charge_round, charge_shared_noise, charge_whole_run, mark_released
@@ -20,9 +21,6 @@ from fedsvd.errors import DataError, PayloadError
 from fedsvd.lora import peft_model
 from fedsvd.lora.adapter import Adapter
 from fedsvd.methods import Method, build_run_method
-from fedsvd.methods.aggregate import flatten_parts, unflatten_parts
-from fedsvd.privacy.client_level import add_noise, clip_update, run_spend
-from fedsvd.privacy.noise_share import client_noise_multiplier
 from fedsvd.privacy.plan import example_sample_rate
 from fedsvd.privacy.randomness import poisson_batches
 from fedsvd.runtime.data import ClientData, load_client_data
@@ -30,6 +28,7 @@ from fedsvd.runtime.losses import batch_limit, example_lengths, per_example_loss
 from fedsvd.runtime.model import check_model, client_config, load_model
 from fedsvd.runtime.round_maps import round_maps
 from fedsvd.runtime.round_parts import prepare_training, sent_parts, trained_parts
+from fedsvd.runtime.rounding import check_rounding
 from fedsvd.runtime.run_checks import check_run
 from fedsvd.training.loop import train_plain
 from fedsvd.wire import payload, train_messages
@@ -62,7 +61,8 @@ def run_local_round(
             method does not train or does not send.
         StaleCacheError: If the client's cache does not contain what the server assumes; nothing was spent.
         LimitError: If the run exceeds this client's limits; nothing was spent.
-        ConfigError: If the method does not support the run's settings; nothing was spent.
+        ConfigError: If the method does not support the run's settings, or a secure sum is too coarse for the noise or
+            the clipping norm; nothing was spent.
         ReplayedMessageError: If the message was charged before; nothing was spent.
         BudgetExceededError: If the round's steps would exceed this client's budget; nothing was spent.
         DataError: If the client has no examples; nothing was spent.
@@ -80,6 +80,7 @@ def run_local_round(
     personal = personal_path(identity, task.account) if method.traits.personal else None
     if personal:
         check_writable(personal, identity)
+    check_rounding(config, received, task.server_round)
     data = load_client_data(config, identity.partition_id)
     if not len(data.examples):
         raise DataError(f"client {identity.partition_id} has no examples: at least 1 is needed to take part.")
@@ -123,7 +124,7 @@ def _train(
         return report, peft_model.read(load_model(config))
     if config.privacy.name == "client_level":
         report = _train_for_client_level(config, identity, task, received, data, message_id)
-        update = _clipped_update(received, peft_model.read(load_model(config)), task, config)
+        update = clipped_update(received, peft_model.read(load_model(config)), task.uplink, config)
         if config.privacy.noise_share:
             mark_released(identity, data.fingerprint, message_id)
         return report, update
@@ -194,7 +195,7 @@ def _prepare_without_noise(
 def _train_for_client_level(
     config: Config, identity: ClientIdentity, task: TrainTask, adapter: Adapter, data: ClientData, message_id: str
 ) -> ClientReport:
-    """Train without noise, after a charge for the noise that `_clipped_update` or the server adds.
+    """Train without noise, after a charge for the noise that `clipped_update` or the server adds.
 
     If the server adds the noise, the whole run is charged once, and has been since the server queried this client: it
     costs every client the same, drawn or not. With ``privacy.noise_share``, no clients are drawn, and each contribution
@@ -216,28 +217,6 @@ def _train_for_client_level(
         sample_rate=charge.spend.sample_rate,
         steps=charge.steps,
     )
-
-
-def _clipped_update(before: Adapter, after: Adapter, task: TrainTask, config: Config) -> Adapter:
-    """Clip the joint norm of the update of all uplink parts to ``privacy.max_update_norm``.
-
-    With ``privacy.noise_share``, this client's share of the noise is added, so that the secure sum has all of it.
-    """
-    trained = [tensor.double() for tensor in flatten_parts(after, task.uplink)]
-    # Of a model on several devices, the received factors and the trained ones can be on different ones.
-    old = [
-        start.double().to(new.device) for start, new in zip(flatten_parts(before, task.uplink), trained, strict=True)
-    ]
-    update = [new - start for new, start in zip(trained, old, strict=True)]
-    clipped = clip_update(update, config.privacy.max_update_norm)
-    if config.privacy.noise_share:
-        from fedsvd.runtime.private_round import secret_randomness
-
-        sigma = run_spend(config.privacy, config.train, config.federation).noise_multiplier
-        clipped = add_noise(
-            clipped, client_noise_multiplier(sigma, config) * config.privacy.max_update_norm, secret_randomness(config)
-        )
-    return unflatten_parts(after, task.uplink, [start + delta for start, delta in zip(old, clipped, strict=True)])
 
 
 def _round_generator(seed: int, server_round: int, partition_id: int) -> torch.Generator:

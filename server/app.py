@@ -37,6 +37,7 @@ from fedsvd.runtime.data import class_names, partition_counts
 from fedsvd.runtime.description import describe_classifier, describe_partitions, describe_reports, describe_run
 from fedsvd.runtime.model import check_model, initial_adapter, load_model, resolve_device
 from fedsvd.runtime.round_maps import check_server_maps
+from fedsvd.runtime.rounding import check_rounding
 from fedsvd.runtime.run_checks import check_run
 from fedsvd.services.reconnects import log_reconnects_once
 from fedsvd.tracking import open_tracker
@@ -119,6 +120,7 @@ def serve(grid: Grid, config: Config, folder: RunFolder) -> EarlyStop | None:
     state = {key: {name: t.to(device) for name, t in tensors.items()} for key, tensors in saved_state.items()}
     client_level = ClientLevelServer(config, folder.server_ledger) if config.privacy.name == "client_level" else None
     first_round = checkpoint.server_round if checkpoint else 0
+    check_rounding(config, adapter, first_round + 1)
     federation = config.federation
     with _reporter(config, folder) as reporter, open_tracker(config, folder, reporter.warn) as track:
         polling: Grid = PollingGrid(grid, reporter.reply_arrived)

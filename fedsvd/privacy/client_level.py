@@ -5,7 +5,9 @@ participates with probability q and clips its update Δₖ to norm S, and the mo
 ``(Σ clip(Δₖ) + N(0, σ² S²)) / (q · n)``. This is the Poisson-subsampled Gaussian mechanism over clients, so the
 accountants of `fedsvd.privacy.accounting` apply, with one step per round. Amplification by sampling requires that only
 the server knows which clients were sampled. If the rows of A are orthonormal, ‖ΔB‖ = ‖ΔB A‖: clipping then bounds the
-update of the weights (before scaling by ``lora_alpha / rank``) by the same value as the update of B.
+update of the weights (before scaling by ``lora_alpha / rank``) by the same value as the update of B. In a secure sum,
+where the server cannot clip, clients clip to slightly less than S, so that rounding does not exceed it
+(`fedsvd.runtime.rounding`).
 """
 
 from __future__ import annotations

@@ -7,20 +7,24 @@ had added all the noise.
 
 Client level: τ = σ S, and each client's whole update is clipped to S. The sum has sensitivity S to any one client.
 
-Example level (DP-SGD): τ = σ C, with one step per round. Client k sends B − η gₖ with ``gₖ = (Σ clip(∂) + N(0, σ² C² /
-n_min)) / b``. If b (``train.batch_size``) and η are the same for all clients, and all clients have equal weights, the
-sum of the Bₖ is a constant minus (η / b) · (Σₖ Σ clip(∂) + noise of variance ≥ σ² C²). One example changes it by at
-most (η / b) C. Maps of gradients leave this as it is: each client maps its examples' gradients before it clips them,
-and the server maps the noised mean (`fedsvd.privacy.gradient_maps`). This is the Gaussian mechanism with noise
-multiplier σ, subsampled at the Poisson rate of the example's own client. σ must be the same for all clients:
-``privacy.noise_multiplier``, or calibrated for one ``train.sample_rate``. With ``train.sample_rate=1.0``, b is a public
-constant near the mean size of the clients' data, and the mean of the Bₖ weights all examples of all clients equally. A
-second step would start from the result of the client's own first step, and what it reveals about that result would be
-protected by the client's own small share alone. Several steps per round are therefore refused.
+Example level (DP-SGD): τ = σ C, with one step per round. Client k sends B − η gₖ with
+``gₖ = (Σ clip(∂) + N(0, σ² C² / n_min)) / b``. If b (``train.batch_size``) and η are the same for all clients, and all
+clients have equal weights, the sum of the Bₖ is a constant minus (η / b) · (Σₖ Σ clip(∂) + noise of variance ≥ σ² C²).
+One example changes it by at most (η / b) C. Maps of gradients leave this as it is: each client maps its examples'
+gradients before it clips them, and the server maps the noised mean (`fedsvd.privacy.gradient_maps`). This is the
+Gaussian mechanism with noise multiplier σ, subsampled at the Poisson rate of the example's own client. σ must be the
+same for all clients: ``privacy.noise_multiplier``, or calibrated for one ``train.sample_rate``. With
+``train.sample_rate=1.0``, b is a public constant near the mean size of the clients' data, and the mean of the Bₖ
+weights all examples of all clients equally. A second step would start from the result of the client's own first step,
+and what it reveals about that result would be protected by the client's own small share alone. Several steps per round
+are therefore refused.
 
 Assumptions: the server follows the protocol (it may inspect everything it receives), at least n_min clients survive a
-round, and none of them reveals its own noise. Noise is rounded to fixed point after it is added, which is
-post-processing.
+round, and none of them reveals its own noise.
+
+Each client rounds its own values, with its share of the noise, and not their sum. This is no different from rounding
+the noisy sum where a share's standard deviation is at least three times the resolution of what is sent. A run with less
+is refused (`fedsvd.secagg.rounding` has the proof, `fedsvd.runtime.rounding` the check).
 """
 
 from __future__ import annotations

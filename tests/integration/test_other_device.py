@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from other_device import META, reads_from_meta, use_meta_device
 
-from client.local_round import _clipped_update
+from client.clipped_update import clipped_update
 from fedsvd.cli import main
 from fedsvd.config.compose import compose
 from fedsvd.methods import METHODS, build_run_method
 from fedsvd.runs.folder import RunFolder, read_rows
 from fedsvd.runtime import model
 from fedsvd.runtime.model import clear_model_cache, initial_adapter
-from fedsvd.wire.train_messages import TrainTask
 
 SMALL = [
     "experiment=smoke",
@@ -84,6 +83,6 @@ def test_the_update_of_received_factors_on_another_device_is_clipped() -> None:
     received = initial_adapter(config, build_run_method(config))
     trained = received.to(META)
     with reads_from_meta():
-        update = _clipped_update(received, trained, TrainTask(1, frozenset({"B"}), frozenset({"B"})), config)
+        update = clipped_update(received, trained, frozenset({"B"}), config)
 
     assert {tensor.device for tensor in update.B.values()} == {META}
