@@ -60,9 +60,8 @@ def summary(run: Run) -> Section:
     if run.state == "finished" and run.record.get("stopped_early"):
         blocks.append(Paragraph(f"The run {EarlyStop(**run.record['stopped_early'])}.", "note"))
     if run.state != "finished":
-        reason = run.reason
         outcome = "This run failed" if run.state == "failed" else "This run is unfinished"
-        blocks.append(Paragraph(outcome + (f": {reason}" if reason else "."), "warning"))
+        blocks.append(Paragraph(outcome + (f": {run.reason}" if run.reason else "."), "warning"))
     return Section("Summary", blocks)
 
 
