@@ -155,7 +155,7 @@ def _reporter(config: Config, folder: RunFolder) -> Reporter:
         "client" if privacy.name == "client_level" else "example",
         ASSUMPTIONS if privacy.noise_share else (),
         TASKS[config.task].metrics[0],
-        shows_sites=config.federation.name == "remote",
+        shows_statuses=config.federation.name == "remote",
         shows_clients=not privacy.hides_sampling,
     )
 

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from fedsvd.config import FederationConfig
 from fedsvd.errors import RunError
-from fedsvd.runs.sites import SiteBoard
+from fedsvd.runs.client_status import StatusBoard
 from fedsvd.wire import train_messages
 from fedsvd.wire.partition_query import partition_query
 from server.outcome import list_reasons
@@ -36,11 +36,11 @@ class Clients:
         account: The account that each client charges with the whole run when it is queried; empty for none.
     """
 
-    def __init__(self, federation: FederationConfig, board: SiteBoard | None = None, account: str = "") -> None:
+    def __init__(self, federation: FederationConfig, board: StatusBoard | None = None, account: str = "") -> None:
         self._federation = federation
         self._account = account
         self._declined: dict[int, str] = {}
-        self.board = board or SiteBoard(federation.num_clients)
+        self.board = board or StatusBoard(federation.num_clients)
         self._attempts: Counter[int] = Counter()
         self._answered: set[int] = set()
         self.partitions: dict[int, int] = {}

@@ -12,9 +12,9 @@ from fedsvd.config import Config
 from fedsvd.config.compose import to_yaml
 from fedsvd.report.progress import Reporter
 from fedsvd.runs import events
+from fedsvd.runs.client_status import ClientStatus, StatusBoard
 from fedsvd.runs.folder import RunFolder
 from fedsvd.runs.outgoing import outgoing_row
-from fedsvd.runs.sites import Site, SiteBoard
 
 # Of many clients, not every change is written.
 _MANY_CLIENTS, _PAUSE_S = 100, 1.0
@@ -43,27 +43,27 @@ class LiveStatus:
         self._folder = folder
         self._reporter = reporter
         self._is_remote = config.federation.name == "remote"
-        self._hides_sites = config.privacy.hides_sampling
+        self._hides_statuses = config.privacy.hides_sampling
         self._written = 0.0
-        prints = self._is_remote and not self._hides_sites
+        prints = self._is_remote and not self._hides_statuses
         num_clients = config.federation.num_clients
-        self.board = SiteBoard(num_clients, self._changed, prints=prints, hides_rounds=self._hides_sites)
+        self.board = StatusBoard(num_clients, self._changed, prints=prints, hides_rounds=self._hides_statuses)
         if self._is_remote:
             _print(events.started_event(to_yaml(config)), *map(self._row_event, history))
 
-    def _changed(self, clients: Sequence[int], site: Site) -> None:
-        if self._hides_sites:
+    def _changed(self, clients: Sequence[int], status: ClientStatus) -> None:
+        if self._hides_statuses:
             return
-        sites = self.board.sites
-        if len(sites) <= _MANY_CLIENTS or time.monotonic() > self._written + _PAUSE_S:
+        statuses = self.board.statuses
+        if len(statuses) <= _MANY_CLIENTS or time.monotonic() > self._written + _PAUSE_S:
             self._write()
         if self._is_remote:
-            self._reporter.sites_changed(clients, site)
-            _print(events.sites_event({client: sites[client] for client in clients}))
+            self._reporter.statuses_changed(clients, status)
+            _print(events.statuses_event({client: statuses[client] for client in clients}))
 
     def round_done(self, row: Mapping[str, Any]) -> None:
         """Handle the end of a round that has been evaluated and written."""
-        if not self._hides_sites:
+        if not self._hides_statuses:
             self._write()
         if self._is_remote:
             _print(self._row_event(row))
@@ -75,7 +75,7 @@ class LiveStatus:
         self._written = time.monotonic()
         # The run does not depend on this file; a full disk is reported when the round is written.
         with suppress(OSError):
-            events.write_sites(self._folder, self.board.sites)
+            events.write_statuses(self._folder, self.board.statuses)
 
 
 def _print(*lines: str) -> None:

@@ -17,7 +17,7 @@ from fedsvd.errors import BudgetExceededError
 from fedsvd.lora.adapter import PARTS, Adapter, Part, truncate_rank
 from fedsvd.methods import Method, State, sent_factors
 from fedsvd.methods.aggregate import Replies, Reply
-from fedsvd.runs.sites import SiteBoard
+from fedsvd.runs.client_status import StatusBoard
 from fedsvd.runtime.round_parts import sent_parts, trained_parts
 from fedsvd.wire import payload, train_messages
 from fedsvd.wire.train_messages import ClientReport, TrainTask
@@ -67,7 +67,7 @@ class FederatedLoRA(Strategy):
         secure: SecureGrid | None = None,
         state: State | None = None,
         weights: Mapping[str, Tensor] | None = None,
-        board: SiteBoard | None = None,
+        board: StatusBoard | None = None,
         personal: PersonalFactors | None = None,
     ) -> None:
         self.method = method

@@ -13,11 +13,11 @@ from rich.live import Live
 
 from fedsvd.errors import RunError
 from fedsvd.launch.flower_cli import Connection, strip_colors
+from fedsvd.report.client_status import statuses_line
 from fedsvd.report.literal import literal
-from fedsvd.report.site_states import sites_line
+from fedsvd.runs.client_status import read_statuses
 from fedsvd.runs.events import apply_event, read_event
 from fedsvd.runs.folder import RunFolder, read_json
-from fedsvd.runs.sites import read_sites
 
 _POLL_INTERVAL_S, _AWAY_INTERVAL_S, _STATUS_TIMEOUT_S = 2.0, 5.0, 1800.0
 # Flower writes its own log to the same stream, each line twice. Hide it, except one copy of warnings and errors.
@@ -120,7 +120,7 @@ class _Output:
 
     def status(self) -> RenderableType:
         """Return what each client is doing now."""
-        return literal(sites_line(read_sites(read_json(self._folder.sites)), time.time()), "dim")
+        return literal(statuses_line(read_statuses(read_json(self._folder.statuses)), time.time()), "dim")
 
 
 class _Away:

@@ -12,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedsvd.config.task import ACCURACY, Metric
 from fedsvd.privacy.rounding import rounded_up
+from fedsvd.report.client_status import status_line
 from fedsvd.report.console import output_console, shows_bars
 from fedsvd.report.figures import log_failure
 from fedsvd.report.literal import literal
-from fedsvd.report.site_states import site_line
 from fedsvd.report.tables import clients_table, phases_table, rounds_table
-from fedsvd.runs.sites import EXCLUDED, Site
+from fedsvd.runs.client_status import EXCLUDED, ClientStatus
 
 
 class Reporter:
@@ -31,7 +31,7 @@ class Reporter:
         assumptions: Assumptions of the guarantee beyond the mechanism; printed at the end.
         metric: The metric that is shown beside the loss.
         console: Where to print; defaults to standard output.
-        shows_sites: Whether a line is printed for each change of a client's state, as on real nodes.
+        shows_statuses: Whether a line is printed for each change of a client's state, as on real nodes.
         shows_clients: Whether a bar counts the replies of a round.
     """
 
@@ -45,7 +45,7 @@ class Reporter:
         metric: Metric = ACCURACY,
         console: Console | None = None,
         *,
-        shows_sites: bool = False,
+        shows_statuses: bool = False,
         shows_clients: bool = True,
     ) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class Reporter:
         self.assumptions = assumptions
         self.metric = metric
         self.console = console or output_console()
-        self.shows_sites = shows_sites
+        self.shows_statuses = shows_statuses
         self._progress = Progress(
             TextColumn("{task.description:8}"),
             BarColumn(),
@@ -104,15 +104,15 @@ class Reporter:
                 f"round {row['server_round']}/{self.num_rounds}  {_format_round(row, self.metric)}", soft_wrap=True
             )
         # Where clients' states are shown, this was said when it happened.
-        for client, reason in ({} if self.shows_sites else row.get("clients_refused", {})).items():
+        for client, reason in ({} if self.shows_statuses else row.get("clients_refused", {})).items():
             self.console.print(literal(f"  excluded client {client}: {reason}", "yellow"), soft_wrap=True)
 
     @log_failure
-    def sites_changed(self, clients: Sequence[int], site: Site) -> None:
+    def statuses_changed(self, clients: Sequence[int], status: ClientStatus) -> None:
         """Handle a change of clients' states."""
-        if self.shows_sites:
-            style = "yellow" if site.state == EXCLUDED else ""
-            self.console.print(literal(site_line(clients, site), style), soft_wrap=True)
+        if self.shows_statuses:
+            style = "yellow" if status.state == EXCLUDED else ""
+            self.console.print(literal(status_line(clients, status), style), soft_wrap=True)
 
     def note(self, message: str) -> None:
         """Print a line about the run."""

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fedsvd.runs.client_status import ClientStatus, read_statuses, statuses_document
 from fedsvd.runs.folder import RunFolder, read_json, read_rows, replace_text, write_rows, write_text
-from fedsvd.runs.sites import Site, read_sites, sites_document
 
 MARK = "fedsvd-event "
 # Diagnostics of each adapted layer, which are many, are in the run directory only.
@@ -27,9 +27,9 @@ def row_event(row: Mapping[str, Any]) -> str:
     return _line({"event": "row", "row": {**row, _LEFT_OUT: {}}})
 
 
-def sites_event(sites: Mapping[int, Site]) -> str:
+def statuses_event(statuses: Mapping[int, ClientStatus]) -> str:
     """Return the line of clients whose states have changed."""
-    return _line({"event": "sites", **sites_document(sites)})
+    return _line({"event": "sites", **statuses_document(statuses)})
 
 
 def read_event(line: str) -> dict[str, Any] | None:
@@ -57,12 +57,12 @@ def apply_event(event: Mapping[str, Any], folder: RunFolder) -> None:
             kept = [row for row in earlier if row["server_round"] < new["server_round"]]
             write_rows(folder.metrics, [*kept, new])
         case {"event": "sites", "sites": dict()}:
-            write_sites(folder, read_sites(read_json(folder.sites)) | read_sites(event))
+            write_statuses(folder, read_statuses(read_json(folder.statuses)) | read_statuses(event))
 
 
-def write_sites(folder: RunFolder, sites: Mapping[int, Site]) -> None:
+def write_statuses(folder: RunFolder, statuses: Mapping[int, ClientStatus]) -> None:
     """Write ``sites.json``; after a power failure, it may be lost."""
-    replace_text(folder.sites, json.dumps(sites_document(sites)) + "\n")
+    replace_text(folder.statuses, json.dumps(statuses_document(statuses)) + "\n")
 
 
 def _line(event: Mapping[str, Any]) -> str:

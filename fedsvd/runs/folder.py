@@ -62,8 +62,8 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
-    def sites(self) -> Path:
-        """What each client is doing, or has done last; see `fedsvd.runs.sites`."""
+    def statuses(self) -> Path:
+        """What each client is doing, or has done last; see `fedsvd.runs.client_status`."""
         return self.root / "sites.json"
 
     @property

@@ -13,8 +13,8 @@ from fedsvd.report.document import Section, kind_of
 from fedsvd.report.loaded_runs import Run, read_run
 from fedsvd.report.privacy_statement import statement_section
 from fedsvd.report.templates import environment
+from fedsvd.runs.client_status import read_statuses
 from fedsvd.runs.folder import RunFolder, read_json
-from fedsvd.runs.sites import read_sites
 from fedsvd.watch import progress
 from fedsvd.watch.templates import TEMPLATES
 
@@ -65,14 +65,14 @@ class Page:
 
     def _live_values(self) -> dict[str, Any]:
         run, problem = self._run()
-        now, sites = self._clock(), read_sites(read_json(self._folder.sites))
-        changed = max([*self._stamps(), *_times(self._folder.sites)], default=now)
+        now, statuses = self._clock(), read_statuses(read_json(self._folder.statuses))
+        changed = max([*self._stamps(), *_times(self._folder.statuses)], default=now)
         return {
             "subject": progress.subject(run) if run else "",
             "state": progress.state(read_json(self._folder.record), run, changed, now),
             "tiles": progress.tiles(run) if run else [],
-            "sites": progress.site_rows(sites, run, now),
-            "summary": progress.sites_summary(sites),
+            "clients": progress.client_rows(statuses, run, now),
+            "summary": progress.clients_summary(statuses),
             "problem": self._problem() or problem,
             "time": progress.clock(now),
         }

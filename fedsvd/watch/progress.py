@@ -12,10 +12,10 @@ from fedsvd.privacy.rounding import rounded_up
 from fedsvd.report.labels import clients_label, method_label, planned_rounds
 from fedsvd.report.loaded_runs import Run
 from fedsvd.report.tables import PHASES, has_client_counts
-from fedsvd.runs.sites import CONNECTED, EXCLUDED, MISSING, REPLIED, TRAINING, Site
+from fedsvd.runs.client_status import CONNECTED, EXCLUDED, MISSING, REPLIED, TRAINING, ClientStatus
 
 _STATES = (TRAINING, REPLIED, CONNECTED, EXCLUDED, MISSING)
-_MAX_SITES = 50
+_MAX_CLIENTS = 50
 # The time that is left is estimated from the last rounds. The first of a run is often slow.
 _RECENT = 5
 
@@ -38,7 +38,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class SiteRow:
+class ClientRow:
     """A row of the table of clients."""
 
     name: str
@@ -128,35 +128,37 @@ def state(record: Mapping[str, Any], run: Run | None, changed: float, now: float
     return Tile("state", recorded, note)
 
 
-def site_rows(sites: Mapping[int, Site], run: Run | None, now: float) -> list[SiteRow]:
-    """Return the rows of the table of clients, at most `_MAX_SITES`."""
+def client_rows(statuses: Mapping[int, ClientStatus], run: Run | None, now: float) -> list[ClientRow]:
+    """Return the rows of the table of clients, at most `_MAX_CLIENTS`."""
     epsilons = run.rows[-1].get("client_epsilons", {}) if run else {}
     budget = run.budget if run else None
-    return [_site_row(client, sites[client], epsilons, budget, now) for client in sorted(sites)[:_MAX_SITES]]
+    return [_client_row(client, statuses[client], epsilons, budget, now) for client in sorted(statuses)[:_MAX_CLIENTS]]
 
 
-def _site_row(client: int, site: Site, epsilons: Mapping[str, Any], budget: float | None, now: float) -> SiteRow:
-    waits = site.state == TRAINING
-    seconds = max(0.0, now - site.since) if waits else site.seconds
+def _client_row(
+    client: int, status: ClientStatus, epsilons: Mapping[str, Any], budget: float | None, now: float
+) -> ClientRow:
+    waits = status.state == TRAINING
+    seconds = max(0.0, now - status.since) if waits else status.seconds
     epsilon = epsilons.get(str(client))
-    return SiteRow(
+    return ClientRow(
         name=str(client),
-        state=site.state,
-        kind=str(_STATES.index(site.state)) if site.state in _STATES else "",
-        server_round=str(site.server_round or "–"),
+        state=status.state,
+        kind=str(_STATES.index(status.state)) if status.state in _STATES else "",
+        server_round=str(status.server_round or "–"),
         seconds="–" if seconds is None else f"{seconds:.0f}" if waits else f"{seconds:.1f}",
-        train_seconds="–" if site.train_seconds is None else f"{site.train_seconds:.1f}",
+        train_seconds="–" if status.train_seconds is None else f"{status.train_seconds:.1f}",
         epsilon="–" if epsilon is None else rounded_up(epsilon, 2),
         share=None if epsilon is None or not budget else min(1.0, epsilon / budget),
-        reason=site.reason,
+        reason=status.reason,
     )
 
 
-def sites_summary(sites: Mapping[int, Site]) -> str:
+def clients_summary(statuses: Mapping[int, ClientStatus]) -> str:
     """Count the clients by state, as in ``2 training, 1 replied``."""
-    counts = {name: sum(site.state == name for site in sites.values()) for name in _STATES}
+    counts = {name: sum(status.state == name for status in statuses.values()) for name in _STATES}
     text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    return f"{text}; the first {_MAX_SITES} are shown" if len(sites) > _MAX_SITES else text
+    return f"{text}; the first {_MAX_CLIENTS} are shown" if len(statuses) > _MAX_CLIENTS else text
 
 
 def _bytes(count: float) -> str:

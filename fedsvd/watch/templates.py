@@ -25,8 +25,8 @@ _STYLE = """\
   .state-failed, .state-interrupted { border-top-color: var(--vermilion); }
   .bar { display: block; height: 6px; margin: .25rem 0; border-radius: 3px; background: #e6e9ed; overflow: hidden; }
   .bar > span { display: block; height: 100%; border-radius: 3px; background: var(--blue); }
-  .sites { width: 100%; }
-  .sites th, .site { white-space: nowrap; }
+  .clients { width: 100%; }
+  .clients th, .client { white-space: nowrap; }
   .budget { width: 6rem; padding: .55rem .8rem 0 0; }
   .dot { display: inline-block; box-sizing: border-box; width: .7em; height: .7em; margin-right: .5em;
     border: 2px solid #777; border-radius: 50%; }
@@ -61,25 +61,25 @@ _LIVE = """\
 </div>
 {% endfor %}
 </div>
-{% if sites %}
+{% if clients %}
 <h2>Clients</h2>
 <p class="note">{{ summary }}</p>
-<div class="scroll"><table class="sites">
+<div class="scroll"><table class="clients">
 <thead><tr>
 <th scope="col">client</th><th scope="col">state</th><th scope="col" class="right">round</th>
 <th scope="col" class="right">seconds</th><th scope="col" class="right">of training</th>
 <th scope="col" class="right">ε spent</th><th scope="col"></th><th scope="col">reason</th>
 </tr></thead>
 <tbody>
-{% for site in sites %}
-<tr><td>{{ site.name }}</td><td class="site"><span class="dot kind-{{ site.kind }}"></span>{{ site.state }}</td>
-<td class="right">{{ site.server_round }}</td><td class="right">{{ site.seconds }}</td>
-<td class="right">{{ site.train_seconds }}</td><td class="right">{{ site.epsilon }}</td>
+{% for client in clients %}
+<tr><td>{{ client.name }}</td><td class="client"><span class="dot kind-{{ client.kind }}"></span>{{ client.state }}</td>
+<td class="right">{{ client.server_round }}</td><td class="right">{{ client.seconds }}</td>
+<td class="right">{{ client.train_seconds }}</td><td class="right">{{ client.epsilon }}</td>
 <td class="budget">
-{% if site.share is not none %}
-<span class="bar" aria-hidden="true"><span style="width: {{ "%.1f" % (100 * site.share) }}%"></span></span>
+{% if client.share is not none %}
+<span class="bar" aria-hidden="true"><span style="width: {{ "%.1f" % (100 * client.share) }}%"></span></span>
 {% endif %}
-</td><td>{{ site.reason }}</td></tr>
+</td><td>{{ client.reason }}</td></tr>
 {% endfor %}
 </tbody>
 </table></div>

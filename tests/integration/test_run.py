@@ -14,8 +14,8 @@ import fedsvd
 from fedsvd.cli import main
 from fedsvd.config.compose import compose
 from fedsvd.models.loading import load_classifier
+from fedsvd.runs.client_status import REPLIED, read_statuses
 from fedsvd.runs.folder import read_json, read_rows
-from fedsvd.runs.sites import REPLIED, read_sites
 from fedsvd.runtime.data import load_test_batches
 from fedsvd.training.evaluation import evaluate
 from fedsvd.training.objectives import make_objective
@@ -40,7 +40,7 @@ def test_run_writes_its_run_directory(private_run: Path) -> None:
     assert rows[1]["clients_used"] == 2
     assert (private_run / "plots" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert "after 2 of 2 rounds" in (private_run / "report.html").read_text(encoding="utf-8")
-    states = {site.state for site in read_sites(read_json(private_run / "sites.json")).values()}
+    states = {status.state for status in read_statuses(read_json(private_run / "sites.json")).values()}
     assert states == {REPLIED}
     assert sorted(path.name for path in (private_run / "checkpoints").iterdir()) == [
         f"round-{number:06d}" for number in range(3)

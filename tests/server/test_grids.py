@@ -12,8 +12,8 @@ from fedsvd.compat.flower import ErrorCode
 from fedsvd.config.compose import compose
 from fedsvd.errors import RunError
 from fedsvd.launch.in_process import InProcessGrid
-from fedsvd.report.site_states import site_line
-from fedsvd.runs.sites import SiteBoard, read_sites, sites_document
+from fedsvd.report.client_status import status_line
+from fedsvd.runs.client_status import StatusBoard, read_statuses, statuses_document
 from fedsvd.wire import train_messages
 from server.clients import Clients
 from server.polling_grid import PollingGrid
@@ -219,7 +219,9 @@ def test_node_without_a_valid_partition_is_ignored(partition_id: object) -> None
 def test_board_of_clients_shows_who_is_connected_training_and_excluded() -> None:
     federation = compose(["experiment=smoke", "federation.num_clients=3"]).federation
     changes: list[str] = []
-    board = SiteBoard(3, lambda clients, site: changes.append(site_line(clients, site)), iter(range(99)).__next__)
+    board = StatusBoard(
+        3, lambda clients, status: changes.append(status_line(clients, status)), iter(range(99)).__next__
+    )
     clients = Clients(federation, board)
     clients.refresh(PartitionGrid({11: 0, 12: 1, 13: train_messages.partition_reply(2, "DataError: no such file")}))
     assert clients.request([11, 12], 4) == (0, 1)
@@ -236,4 +238,4 @@ def test_board_of_clients_shows_who_is_connected_training_and_excluded() -> None
         "round 4: client 1 replied after 1.0 s (0.5 s of training)",
         "round 4: client 0 excluded after 2.0 s: no reply within 2 s",
     ]
-    assert read_sites(sites_document(board.sites)) == board.sites
+    assert read_statuses(statuses_document(board.statuses)) == board.statuses

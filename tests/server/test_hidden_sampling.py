@@ -20,10 +20,10 @@ from fedsvd.errors import PayloadError, RunError
 from fedsvd.report import progress
 from fedsvd.report.privacy_statement import guarantee_line, statement_markdown
 from fedsvd.report.progress import Reporter
+from fedsvd.runs.client_status import StatusBoard
 from fedsvd.runs.events import read_event
 from fedsvd.runs.folder import RunFolder, read_rows, write_rows
 from fedsvd.runs.outgoing import outgoing_row
-from fedsvd.runs.sites import SiteBoard
 from server.app import _reporter
 from server.clients import Clients
 from server.evaluation import RoundEndCallback
@@ -118,7 +118,7 @@ def test_a_terminal_shows_no_bar_of_clients(privacy: str, tmp_path: Path, monkey
 
 @pytest.mark.parametrize("hides", [True, False])
 def test_log_names_no_client_whose_reply_is_dropped(hides: bool, caplog: pytest.LogCaptureFixture) -> None:
-    clients = Clients(compose(["experiment=smoke"]).federation, SiteBoard(4, hides_rounds=hides))
+    clients = Clients(compose(["experiment=smoke"]).federation, StatusBoard(4, hides_rounds=hides))
     clients.partitions = {77: 3}
     set_task_identity(1, 7, 1)
     record = RoundRecord(1, 1)

@@ -9,10 +9,10 @@ from rich.console import Console
 from fedsvd.config.compose import compose
 from fedsvd.errors import InUseError
 from fedsvd.report.progress import Reporter
+from fedsvd.runs.client_status import REPLIED, TRAINING, read_statuses
 from fedsvd.runs.events import apply_event, read_event
 from fedsvd.runs.folder import RunFolder, read_json, read_rows
 from fedsvd.runs.ownership import owned
-from fedsvd.runs.sites import REPLIED, TRAINING, read_sites
 from server.app import _owned_on_server
 from server.live_status import LiveStatus
 
@@ -20,7 +20,7 @@ from server.live_status import LiveStatus
 def live_status(root: Path, *overrides: str) -> tuple[LiveStatus, io.StringIO]:
     config = compose(["experiment=smoke", *overrides])
     screen = io.StringIO()
-    reporter = Reporter(root, 2, 1e-5, console=Console(file=screen), shows_sites=config.federation.name == "remote")
+    reporter = Reporter(root, 2, 1e-5, console=Console(file=screen), shows_statuses=config.federation.name == "remote")
     return LiveStatus(config, RunFolder(root), reporter, [{"server_round": 0}]), screen
 
 
@@ -43,8 +43,8 @@ def test_clients_and_rounds_of_a_remote_run_are_printed_for_people_and_for_progr
         assert event is not None
         apply_event(event, there)
     assert [row["server_round"] for row in read_rows(there.metrics)] == [0, 1]
-    assert read_json(there.sites) == read_json(here.sites)
-    assert [site.state for site in read_sites(read_json(here.sites)).values()] == [TRAINING, REPLIED]
+    assert read_json(there.statuses) == read_json(here.statuses)
+    assert [status.state for status in read_statuses(read_json(here.statuses)).values()] == [TRAINING, REPLIED]
 
 
 def test_a_run_on_this_machine_prints_nothing_and_client_level_privacy_hides_who_takes_part(
@@ -52,11 +52,11 @@ def test_a_run_on_this_machine_prints_nothing_and_client_level_privacy_hides_who
 ) -> None:
     live, screen = live_status(tmp_path)
     live.board.requested([0], 1)
-    assert RunFolder(tmp_path).sites.exists()
+    assert RunFolder(tmp_path).statuses.exists()
     hidden, _ = live_status(tmp_path / "hidden", "privacy=client_level", "federation=remote")
     hidden.board.requested([0], 1)
     hidden.round_done({"server_round": 1})
-    assert not RunFolder(tmp_path / "hidden").sites.exists()
+    assert not RunFolder(tmp_path / "hidden").statuses.exists()
     assert screen.getvalue() == ""
     assert '"sites", ' not in capsys.readouterr().out
 

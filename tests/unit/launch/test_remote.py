@@ -22,8 +22,8 @@ from fedsvd.launch.app_bundle import stage_app
 from fedsvd.launch.flower_cli import Connection, connect
 from fedsvd.launch.remote import RemoteRun
 from fedsvd.runs import events
+from fedsvd.runs.client_status import REPLIED, TRAINING, ClientStatus, read_statuses
 from fedsvd.runs.folder import RunFolder, read_json, read_rows
-from fedsvd.runs.sites import REPLIED, TRAINING, Site, read_sites
 
 ROOT = Path(__file__).resolve().parents[3]
 RUN = RemoteRun(7, "/app/runs/here-7")
@@ -123,15 +123,15 @@ def test_each_line_is_printed_once_despite_reconnects(tmp_path: Path, console: C
 
 
 def test_what_a_run_says_of_its_clients_and_rounds_is_in_its_directory_here(tmp_path: Path, console: Console) -> None:
-    training, replied = Site(TRAINING, 5.0, 1), Site(REPLIED, 9.0, 1, 4.0, 3.5)
+    training, replied = ClientStatus(TRAINING, 5.0, 1), ClientStatus(REPLIED, 9.0, 1, 4.0, 3.5)
     rows = [{"server_round": number, "sites": {"q": {}}} for number in (0, 1, 1)]
-    lines = [events.started_event("seed: 0\n"), events.sites_event({0: training, 1: training})]
-    lines += [*map(events.row_event, rows), events.sites_event({1: replied}), f"{events.MARK}no JSON", "round 1/2"]
+    lines = [events.started_event("seed: 0\n"), events.statuses_event({0: training, 1: training})]
+    lines += [*map(events.row_event, rows), events.statuses_event({1: replied}), f"{events.MARK}no JSON", "round 1/2"]
     folder = RunFolder(tmp_path)
     following.follow(Scripted((lines, COMPLETED)), 7, folder, console)  # type: ignore[arg-type]
     assert printed(console) == [f"{events.MARK}no JSON", "round 1/2"]
     assert folder.config.read_text() == "seed: 0\n"
-    assert read_sites(read_json(folder.sites)) == {0: training, 1: replied}
+    assert read_statuses(read_json(folder.statuses)) == {0: training, 1: replied}
     # A resumed run repeats rounds.
     assert read_rows(folder.metrics) == [{"server_round": number, "sites": {}} for number in (0, 1)]
 

@@ -16,9 +16,9 @@ from fedsvd.commands.watch import watched
 from fedsvd.config.compose import compose, to_yaml
 from fedsvd.launch.flower_cli import Connection
 from fedsvd.runs import events
+from fedsvd.runs.client_status import EXCLUDED, REPLIED, TRAINING, ClientStatus, statuses_document
 from fedsvd.runs.folder import RunFolder, write_json, write_rows
 from fedsvd.runs.outgoing import outgoing_row
-from fedsvd.runs.sites import EXCLUDED, REPLIED, TRAINING, Site, sites_document
 from fedsvd.watch.feed import Feed
 from fedsvd.watch.page import Page
 from fedsvd.watch.server import WatchServer
@@ -45,12 +45,12 @@ def write_run(root: Path, rounds: int) -> RunFolder:
     folder.config.write_text(to_yaml(config), encoding="utf-8")
     write_json(folder.record, {"state": "running"})
     write_rows(folder.metrics, [row(number) for number in range(rounds + 1)])
-    sites = {
-        0: Site(REPLIED, NOW - 30, 2, 12.25, 9.5),
-        1: Site(EXCLUDED, NOW - 40, 2, 0.5, None, f"the client declined: {INJECTED}"),
-        2: Site(TRAINING, NOW - 75, 2),
+    statuses = {
+        0: ClientStatus(REPLIED, NOW - 30, 2, 12.25, 9.5),
+        1: ClientStatus(EXCLUDED, NOW - 40, 2, 0.5, None, f"the client declined: {INJECTED}"),
+        2: ClientStatus(TRAINING, NOW - 75, 2),
     }
-    write_json(folder.sites, sites_document(sites))
+    write_json(folder.statuses, statuses_document(statuses))
     return folder
 
 
@@ -94,7 +94,7 @@ def test_report_is_drawn_again_when_rows_come_and_not_for_changes_of_clients(tmp
     folder = write_run(tmp_path, rounds=1)
     with served(Page(folder, "run", clock=lambda: NOW)) as server:
         first = json.loads(request(server, "/parts.json?version=0")[2])
-        write_json(folder.sites, sites_document({0: Site(TRAINING, 0.0, 2)}))
+        write_json(folder.statuses, statuses_document({0: ClientStatus(TRAINING, 0.0, 2)}))
         same = json.loads(request(server, f"/parts.json?version={first['version']}")[2])
         write_rows(folder.metrics, [row(number) for number in range(3)])
         new = json.loads(request(server, f"/parts.json?version={first['version']}")[2])
@@ -153,7 +153,7 @@ def test_a_run_of_a_superlink_is_watched_by_what_it_prints(tmp_path: Path) -> No
         def log(self, run_id: int) -> Iterator[str]:
             config = write_run(tmp_path / "server", rounds=2).config.read_text()
             yield from (events.started_event(config), *(events.row_event(row(number)) for number in range(3)))
-            yield events.sites_event({0: Site(REPLIED, NOW, 2, 8.0, 4.0)})
+            yield events.statuses_event({0: ClientStatus(REPLIED, NOW, 2, 8.0, 4.0)})
 
         def status(self, run_id: int) -> tuple[str, str]:
             return "finished:failed", "ServerApp failed"

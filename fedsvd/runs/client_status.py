@@ -12,7 +12,7 @@ MISSING, CONNECTED, TRAINING, REPLIED, EXCLUDED = "not connected", "connected", 
 
 
 @dataclass(frozen=True)
-class Site:
+class ClientStatus:
     """What one client is doing, or has done last.
 
     Attributes:
@@ -32,7 +32,7 @@ class Site:
     reason: str = ""
 
 
-class SiteBoard:
+class StatusBoard:
     """The clients' states, on the server.
 
     Args:
@@ -46,7 +46,7 @@ class SiteBoard:
     def __init__(
         self,
         num_clients: int,
-        listen: Callable[[Sequence[int], Site], None] = lambda clients, site: None,
+        listen: Callable[[Sequence[int], ClientStatus], None] = lambda clients, status: None,
         clock: Callable[[], float] = time.time,
         *,
         prints: bool = False,
@@ -56,15 +56,15 @@ class SiteBoard:
         self.hides_rounds = hides_rounds
         self._listen = listen
         self._clock = clock
-        self.sites = {client: Site(MISSING, clock()) for client in range(num_clients)}
+        self.statuses = {client: ClientStatus(MISSING, clock()) for client in range(num_clients)}
 
     def connected(self, client: int) -> None:
         """Record that a client is connected and ready."""
-        self._set([client], Site(CONNECTED, self._clock()))
+        self._set([client], ClientStatus(CONNECTED, self._clock()))
 
     def requested(self, clients: Sequence[int], server_round: int) -> None:
         """Record that clients were asked to train in a round."""
-        self._set(clients, Site(TRAINING, self._clock(), server_round))
+        self._set(clients, ClientStatus(TRAINING, self._clock(), server_round))
 
     def replied(self, client: int, train_seconds: float) -> None:
         """Record a valid reply."""
@@ -80,24 +80,24 @@ class SiteBoard:
 
     def _ended(self, client: int, state: str, train_seconds: float | None, reason: str = "") -> bool:
         # Nodes may name any number, and a second reply changes nothing.
-        before = self.sites.get(client)
+        before = self.statuses.get(client)
         if before is None or before.state in (REPLIED, EXCLUDED):
             return False
         now = self._clock()
         seconds = now - before.since if before.state == TRAINING else None
-        self._set([client], Site(state, now, before.server_round, seconds, train_seconds, reason))
+        self._set([client], ClientStatus(state, now, before.server_round, seconds, train_seconds, reason))
         return True
 
-    def _set(self, clients: Sequence[int], site: Site) -> None:
-        self.sites |= dict.fromkeys(clients, site)
-        self._listen(clients, site)
+    def _set(self, clients: Sequence[int], status: ClientStatus) -> None:
+        self.statuses |= dict.fromkeys(clients, status)
+        self._listen(clients, status)
 
 
-def sites_document(sites: Mapping[int, Site]) -> dict[str, Any]:
+def statuses_document(statuses: Mapping[int, ClientStatus]) -> dict[str, Any]:
     """Return the content of ``sites.json``."""
-    return {"sites": {str(client): asdict(site) for client, site in sorted(sites.items())}}
+    return {"sites": {str(client): asdict(status) for client, status in sorted(statuses.items())}}
 
 
-def read_sites(document: Mapping[str, Any]) -> dict[int, Site]:
+def read_statuses(document: Mapping[str, Any]) -> dict[int, ClientStatus]:
     """Read the content of ``sites.json``; empty for a run that has written none."""
-    return {int(client): Site(**values) for client, values in document.get("sites", {}).items()}
+    return {int(client): ClientStatus(**values) for client, values in document.get("sites", {}).items()}
