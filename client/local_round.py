@@ -24,7 +24,7 @@ from fedsvd.methods import Method, build_run_method
 from fedsvd.privacy.plan import example_sample_rate
 from fedsvd.privacy.randomness import poisson_batches
 from fedsvd.runtime.data import ClientData, load_client_data
-from fedsvd.runtime.losses import batch_limit, example_lengths, per_example_losses
+from fedsvd.runtime.losses import batch_limit, example_lengths, padded_widths, per_example_losses
 from fedsvd.runtime.model import check_model, client_config, load_model
 from fedsvd.runtime.round_maps import round_maps
 from fedsvd.runtime.round_parts import prepare_training, sent_parts, trained_parts
@@ -142,11 +142,11 @@ def _train_dp_sgd(
     num_examples = len(data.examples)
     peft_model.write(load_model(config), adapter)
     prepared = prepare_round(config, task.server_round, task.trains)
-    losses, lengths = per_example_losses(data, config), example_lengths(data)
+    losses, widths = per_example_losses(data, config), padded_widths(data, config.model.max_length)
     charge = charge_round(config, identity, data.fingerprint, num_examples, task.server_round, message_id)
     spend = charge.spend
     mechanism = round_mechanism(config, spend)
-    statistics = train_privately(config, prepared, losses, num_examples, mechanism, lengths=lengths)
+    statistics = train_privately(config, prepared, losses, num_examples, mechanism, widths=widths)
     mark_released(identity, data.fingerprint, message_id)
     return ClientReport(
         identity.partition_id,

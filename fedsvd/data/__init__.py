@@ -1,6 +1,6 @@
 """Datasets: loading, partitioning among clients, tokenization and batching."""
 
-from fedsvd.data.batches import collate, encode, eval_batches, sort_by_length, tokenize
+from fedsvd.data.batches import collate, encode, eval_batches, padded_width, sort_by_length, tokenize
 from fedsvd.data.chat import conversation_check
 from fedsvd.data.instructions import build_instructions, end_token, pack_sequences, prompt_ids, tokenize_instructions
 from fedsvd.data.loaders import load, load_data
@@ -23,6 +23,7 @@ __all__ = [
     "load_data",
     "locate_words",
     "pack_sequences",
+    "padded_width",
     "partition",
     "prompt_ids",
     "stop_tokens",

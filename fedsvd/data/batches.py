@@ -57,8 +57,29 @@ def tokenize(
     return Dataset.from_dict(columns)
 
 
-def collate(examples: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """Pad examples to the length of the longest one and return them as a batch.
+def padded_width(length: int, max_length: int) -> int:
+    """Return the length to which an example is padded where it must not depend on other examples.
+
+    It is a multiple of 16 up to 64 tokens, and then one of two values between two powers of two: few enough different
+    values for large batches, and few enough padding tokens.
+
+    Args:
+        length: Number of tokens of the example.
+        max_length: ``model.max_length``, which is not exceeded.
+    """
+    step = max(16, 2 ** ((length - 1).bit_length() - 2)) if length > 64 else 16
+    return max(length, min(-(-length // step) * step, max_length))
+
+
+def collate(
+    examples: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, width: int | None = None
+) -> dict[str, Tensor]:
+    """Pad examples to the same length and return them as a batch.
+
+    Args:
+        examples: Rows of a dataset that `encode` has returned.
+        tokenizer: The model's tokenizer.
+        width: The padded length; None: that of the longest example.
 
     Returns:
         ``input_ids``, ``attention_mask`` and (for text pairs) ``token_type_ids`` of shape (batch, length), and
@@ -66,16 +87,19 @@ def collate(examples: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenize
         for a language model and for tags of words. Packed sequences have ``position_ids``
         instead of ``attention_mask``: positions restart at 0 at the start of each sequence and of the padding.
     """
+    length = width or max(len(example["input_ids"]) for example in examples)
     if "position_ids" in examples[0]:
-        length = max(len(example["input_ids"]) for example in examples)
         fills = {"input_ids": tokenizer.pad_token_id, "position_ids": None, "labels": IGNORED}
         return {name: _pad_rows([example[name] for example in examples], fill, length) for name, fill in fills.items()}
     names = [name for name in ("input_ids", "token_type_ids") if name in examples[0]]
     batch = tokenizer.pad(
-        {name: [example[name] for example in examples] for name in names}, return_tensors="pt", padding_side="right"
+        {name: [example[name] for example in examples] for name in names},
+        padding="max_length",
+        max_length=length,
+        return_tensors="pt",
+        padding_side="right",
     )
     labels = [example["labels"] for example in examples]
-    length = batch["input_ids"].shape[1]
     # Labels of tokens are integers.
     per_token = isinstance(labels[0], list) and isinstance(labels[0][0], int)
     target = _pad_rows(labels, IGNORED, length) if per_token else torch.tensor(labels)

@@ -65,12 +65,17 @@ def train_dp_sgd(
     canaries: Canaries | None = None,
     head: Sequence[nn.Parameter] = (),
     maps: Sequence[GradientMap] = (),
-    lengths: Sequence[int] = (),
+    widths: Sequence[int] = (),
 ) -> ClippingStatistics | None:
     """Take exactly ``mechanism.steps`` noisy steps; an empty batch also takes a step, which consists of noise alone.
 
     Each step releases ``(Σ clip(gᵢ) + N(0, σ² C²)) / (sample_rate · num_examples)``. The default divisor is the
     expected batch size, because the actual batch size is private.
+
+    That an example changes the sum by at most C requires that the gradient of each other example does not depend on it.
+    Examples of different ``widths`` are therefore computed in different physical batches, so that how an example is
+    padded depends on its own length alone. Padding is masked, but not for every model: where a state overflows at
+    padding, for example through factors that a server has made for this, its product with the mask is not a number.
 
     Args:
         model: The model. Parameters with ``requires_grad`` are trained.
@@ -85,7 +90,7 @@ def train_dp_sgd(
             ``sample_rate`` and the divisor remain those of the real data.
         head: The trained parameters of the head, for ``mechanism.head_clipping_share``.
         maps: Maps of the examples' gradients before clipping, and of the noised sum; they must not depend on the data.
-        lengths: Number of tokens of each example, by which large batches are split (see `split_batch`).
+        widths: Number of tokens of each example with padding.
 
     Returns:
         The clipping statistics if ``mechanism.statistics``, else None.
@@ -110,7 +115,7 @@ def train_dp_sgd(
         batches = randomness.batches(total, mechanism.sample_rate, mechanism.steps)
         for batch, following in with_following(batches):
             private.draw_noise()
-            _noisy_step(wrapped, private, examples, batch, following, limit, lengths)
+            _noisy_step(wrapped, private, examples, batch, following, limit, widths)
             if meter:
                 meter.release()
     return meter.statistics if meter else None
@@ -164,7 +169,7 @@ def _noisy_step(
     batch: Sequence[int],
     following: Sequence[int],
     limit: BatchLimit,
-    lengths: Sequence[int],
+    widths: Sequence[int],
 ) -> None:
     def release() -> None:
         for parameter in optimizer.params:
@@ -177,7 +182,8 @@ def _noisy_step(
         optimizer.step()
 
     compute = partial(_backward, model, optimizer, examples)
-    run_physical_batches(batch, limit, lengths, compute, release, accumulate, examples.prepare, following)
+    prepare = examples.prepare
+    run_physical_batches(batch, limit, widths, compute, release, accumulate, prepare, following, separate=True)
 
 
 def _backward(model: nn.Module, optimizer: NoisyOptimizer, examples: _DataAndCanaries, part: list[int]) -> None:

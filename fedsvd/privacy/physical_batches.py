@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 
 
-def split_batch(batch: Sequence[int], physical_batch_size: int, lengths: Sequence[int] = ()) -> list[list[int]]:
+def split_batch(
+    batch: Sequence[int], physical_batch_size: int, lengths: Sequence[int] = (), *, separate: bool = False
+) -> list[list[int]]:
     """Split a batch into physical batches.
 
     A batch that needs several is split in order of the examples' lengths, which minimizes padding. The sum over the
@@ -17,15 +20,29 @@ def split_batch(batch: Sequence[int], physical_batch_size: int, lengths: Sequenc
     Args:
         batch: Positions of examples.
         physical_batch_size: Largest number of examples in memory at once.
-        lengths: Number of tokens by position. Positions beyond the last one, such as canaries, come first.
+        lengths: Number of tokens by position, with padding if ``separate``. Positions beyond the last one, such as
+            canaries, come first.
+        separate: Put examples of different lengths into different physical batches.
 
     Returns:
         The physical batches; none for an empty batch.
     """
     ordered = list(batch)
-    if len(ordered) > physical_batch_size and lengths:
-        ordered.sort(key=lambda position: lengths[position] if position < len(lengths) else 0)
-    return [ordered[start : start + physical_batch_size] for start in range(0, len(ordered), physical_batch_size)]
+    if not lengths or not (separate or len(ordered) > physical_batch_size):
+        return _chunks(ordered, physical_batch_size)
+    shortest = min((lengths[position] for position in ordered if position < len(lengths)), default=0)
+
+    def length(position: int) -> int:
+        return lengths[position] if position < len(lengths) else shortest
+
+    # Canaries, whose positions are the largest, come first among the shortest.
+    ordered.sort(key=lambda position: (length(position), position < len(lengths)))
+    groups = [list(group) for _, group in groupby(ordered, length)] if separate else [ordered]
+    return [chunk for group in groups for chunk in _chunks(group, physical_batch_size)]
+
+
+def _chunks(positions: list[int], size: int) -> list[list[int]]:
+    return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
 def with_following(batches: Iterable[list[int]]) -> Iterator[tuple[list[int], list[int]]]:
@@ -86,6 +103,8 @@ def run_physical_batches(
     accumulate: Callable[[list[int], bool], None],
     prepare: Callable[[list[int]], None] | None = None,
     following: Sequence[int] = (),
+    *,
+    separate: bool = False,
 ) -> None:
     """Process a batch in physical batches; one that does not fit is tried again in smaller ones.
 
@@ -100,13 +119,18 @@ def run_physical_batches(
         accumulate: Add the computed gradients of a physical batch, and whether it is the batch's last.
         prepare: Called with the physical batch that probably comes next, before the current one is computed.
         following: The next batch, for ``prepare``; empty after the last one.
+        separate: See `split_batch`.
     """
+
+    def split(positions: Sequence[int]) -> list[list[int]]:
+        return split_batch(positions, max(1, limit.next_size(len(positions))), lengths, separate=separate)
+
     # An empty batch has one empty part.
-    pending = split_batch(batch, max(1, limit.next_size(len(batch))), lengths) or [[]]
+    pending = split(batch) or [[]]
     while pending:
         part = pending.pop(0)
         if prepare:
-            upcoming = pending or split_batch(following, max(1, limit.next_size(len(following))), lengths)
+            upcoming = pending or split(following)
             if upcoming:
                 prepare(upcoming[0])
         failed = False
@@ -121,7 +145,7 @@ def run_physical_batches(
             limit.record_failure(len(part))
             release()
             torch.cuda.empty_cache()
-            pending = [*split_batch(part, limit.next_size(len(part)), lengths), *pending]
+            pending = [*split(part), *pending]
         else:
             limit.record_fit(len(part))
             accumulate(part, not pending)

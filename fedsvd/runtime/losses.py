@@ -36,8 +36,10 @@ def per_example_losses(client_data: ClientData, config: Config) -> ExampleLosses
     """Return a function from a model and example indices of a client to the loss of each example."""
     # Steps on all examples have the same batches every time.
     takes_all = example_sample_rate(config.train, len(client_data.examples)) == 1
+    # An example of DP-SGD is padded as its own length says, see `fedsvd.privacy.dp_sgd.train_dp_sgd`.
+    max_length = config.model.max_length if config.privacy.name == "dp_sgd" else None
     return ExampleLosses(
-        partial(_collate_cached if takes_all else _collate, client_data, load_tokenizer(config)),
+        partial(_collate_cached if takes_all else _collate, client_data, load_tokenizer(config), max_length),
         resolve_device(config.device),
         load_prefix_cache(config),
         run_objective(config),
@@ -70,11 +72,23 @@ def example_lengths(client_data: ClientData) -> tuple[int, ...]:
     return tuple(map(len, client_data.examples["input_ids"]))
 
 
-def _collate(client_data: ClientData, tokenizer: PreTrainedTokenizerBase, positions: tuple[int, ...]) -> Batch:
+@lru_cache(maxsize=64)
+def padded_widths(client_data: ClientData, max_length: int) -> tuple[int, ...]:
+    """Return the number of tokens to which each example of a client is padded under DP-SGD."""
+    return tuple(data.padded_width(length, max_length) for length in example_lengths(client_data))
+
+
+def _collate(
+    client_data: ClientData,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    positions: tuple[int, ...],
+) -> Batch:
     # Read all rows at once: reading the data set row by row takes as long as a layer.
     columns = client_data.examples[list(positions)]
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return data.collate(rows, tokenizer)
+    longest = max(len(row["input_ids"]) for row in rows)
+    return data.collate(rows, tokenizer, longest if max_length is None else data.padded_width(longest, max_length))
 
 
 _collate_cached = lru_cache(maxsize=_CACHED_BATCHES)(_collate)
@@ -120,6 +134,7 @@ def clear_caches(keep_states: bool = False) -> None:
     _load_prefix.cache_clear()
     _collate_cached.cache_clear()
     example_lengths.cache_clear()
+    padded_widths.cache_clear()
     if not keep_states:
         _load_store.cache_clear()
         _load_features.cache_clear()

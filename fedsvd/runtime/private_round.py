@@ -97,7 +97,7 @@ def train_privately(
     num_examples: int,
     mechanism: DPSGD,
     canaries: Canaries | None = None,
-    lengths: Sequence[int] = (),
+    widths: Sequence[int] = (),
 ) -> ClippingStatistics | None:
     """Train the process's model with DP-SGD, as prepared.
 
@@ -108,7 +108,7 @@ def train_privately(
         num_examples: Number of the client's examples.
         mechanism: Noise, clipping, sampling and steps of this round.
         canaries: Canaries of an audit; None in training.
-        lengths: Number of tokens of each example.
+        widths: Number of tokens of each example with padding, see `fedsvd.runtime.losses.padded_widths`.
 
     Returns:
         Clipping statistics, if the mechanism measures them.
@@ -130,5 +130,5 @@ def train_privately(
         canaries,
         prepared.head,
         prepared.maps,
-        lengths,
+        widths,
     )

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from fedsvd.data.batches import padded_width
 from fedsvd.lora.frozen_weights import has_merged_base
 from fedsvd.lora.peft_model import lora_sites
 from fedsvd.lora.site import LoraSite
@@ -137,8 +138,9 @@ class FeatureCache:
         computed = {}
         for start in range(0, len(ordered), _BATCH_SIZE):
             keys, indices = zip(*ordered[start : start + _BATCH_SIZE], strict=True)
-            longest = lengths[indices[-1]]
-            batch = {name: tensor[list(indices), :longest] for name, tensor in inputs.items()}
+            # Not less: padding must not depend on the other texts.
+            width = padded_width(lengths[indices[-1]], mask.shape[1])
+            batch = {name: tensor[list(indices), :width] for name, tensor in inputs.items()}
             with self._prefix.reuse_states(self._model, batch) if self._fill_prefix else nullcontext():
                 features = self._pooled.features(**batch).cpu()
             for key, row in zip(keys, features, strict=True):

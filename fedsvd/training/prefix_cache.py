@@ -3,9 +3,9 @@
 With factors in the top layers only (``model.lora_layers=top_K``), an example's hidden states at the lowest adapted
 layer do not depend on any trained parameter. They are cached without padding, on the GPU while they fit and on the CPU
 otherwise, and the embeddings and the layers below return them instead of computing. The forward pass of transformers
-still builds the masks and runs everything above. The first use compares one forward pass with and without the cache; if
-the outputs differ, the architecture is not supported and the cache is disabled. A batch without a mask of its tokens
-(packed sequences) or with padding on the left is computed in full.
+still builds the masks and runs everything above. The first use compares one forward pass on made-up texts with and
+without the cache; if the outputs differ, the architecture is not supported and the cache is disabled. A batch without a
+mask of its tokens (packed sequences) or with padding on the left is computed in full.
 
 If only the last layer is adapted, most of the remaining work is in its frozen weights. The outputs of its parts before
 the first site (`fedsvd.training.frozen_children`), and the products of frozen weights with what is cached (such as
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from fedsvd.lora.peft_model import lora_sites
 from fedsvd.training.frozen_children import FrozenPart, digest_of, record_children, record_source, use_outputs
 from fedsvd.training.frozen_products import FrozenLinear, collect_linears, loaded_weights, use_products
+from fedsvd.training.probe_texts import probe_texts
 from fedsvd.training.state_store import StateStore, padded
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class PrefixCache:
         """Compare one forward pass with and without the cache; if they differ, warn and disable the cache."""
         if self._checked:
             return True
-        reason = self._unsupported_reason(model, {name: tensor[:2] for name, tensor in inputs.items()})
+        reason = self._unsupported_reason(model, probe_texts(model, inputs))
         # Not before: the check can run out of memory, and is repeated then.
         self._checked = True
         if reason:

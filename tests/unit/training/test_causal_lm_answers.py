@@ -43,7 +43,7 @@ def rows(texts: list[str] = TEXTS, **more: list[str]) -> Dataset:
 def encoded(tokenizer: PreTrainedTokenizerBase, max_length: int = 64, **more: list[str]) -> Dataset:
     config = DataConfig("movie_reviews", prompt_template=TEMPLATE)
     return data.tokenize_instructions(
-        data.build_instructions(rows(**more), config, tokenizer, False), tokenizer, max_length
+        data.build_instructions(rows(**more), config, tokenizer, False), tokenizer, max_length, chat_template=False
     )
 
 

@@ -40,7 +40,7 @@ def test_batches_of_all_examples_are_padded_once() -> None:
     data = load_client_data(config, 0)
     tokenizer = losses.load_tokenizer(config)
 
-    first = losses._collate_cached(data, tokenizer, (2, 3, 4))
-    assert losses._collate_cached(data, tokenizer, (2, 3, 4)) is first
-    again = losses._collate(data, tokenizer, (2, 4))
+    first = losses._collate_cached(data, tokenizer, None, (2, 3, 4))
+    assert losses._collate_cached(data, tokenizer, None, (2, 3, 4)) is first
+    again = losses._collate(data, tokenizer, None, (2, 4))
     assert again["labels"].tolist() == [first["labels"][0], first["labels"][2]]
