@@ -23,10 +23,10 @@ def answer(message: Message, context: Context) -> Message:
 def report_partition(message: Message, context: Context) -> Message:
     """Report this node's partition number, by which the server names and orders its clients.
 
-    The server queries each node once per run, before training. The node checks its configuration and, if it has data of
-    its own, that they fit the run. If the query names an account, a client of the run charges the whole run to it. If
-    one of these fails, the reply has the reason, too, and the server leaves the node out. Without ``share-errors`` in
-    the node configuration, the details are only in the node's log.
+    The server queries each node once per run, before training. The node checks its configuration, its limits and, if it
+    has data of its own, that they fit the run. If the query names an account, a client of the run charges the whole run
+    to it. If one of these fails, the reply has the reason, too, and the server leaves the node out. Without
+    ``share-errors`` in the node configuration, the details are only in the node's log.
     """
     config, reason = from_run_config(context.run_config), ""
     try:
@@ -36,6 +36,8 @@ def report_partition(message: Message, context: Context) -> Message:
     try:
         # A limit or ledger that has no effect is reported before the first round, not in each round.
         identity = client_identity(context, config)
+        # Before the data are read: a run that may not use them learns nothing about them.
+        identity.limits.check(config)
         with hide_private_details(context):
             node_run = with_node_data(config, context.node_config)
             check_node_data(node_run)
@@ -54,7 +56,6 @@ def _charge_before_sampling(config: Config, identity: ClientIdentity, account: s
     from fedsvd.runtime.data import load_fingerprint
     from fedsvd.runtime.run_checks import check_run
 
-    identity.limits.check(config)
     check_run(config)
     if config.privacy.is_charged_in_advance:
         charge_whole_run(config, identity, load_fingerprint(config, identity.partition_id), account)

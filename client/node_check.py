@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from client.fixed_settings import FIXED_KEYS, unfixed_settings
 from client.identity import read_partition_id
 from client.node_data import with_node_data
 from client.node_limits import has_strict_ledger, read_limits
@@ -26,7 +28,8 @@ def check_node(node_config: str, config: Config) -> list[str]:
         config: The run's configuration.
 
     Returns:
-        One line each on the node's identity, data and limits. They are for the node's owner only.
+        One line each on the node's identity, data, limits and trainer, and on own data that runs can ask about. They
+        are for the node's owner only.
 
     Raises:
         LimitError: If the partition, a limit, the ledger's policy or a setting of the trainer is invalid, or the run
@@ -58,6 +61,17 @@ def check_node(node_config: str, config: Config) -> list[str]:
         describe_rows(data),
         f"limits: {allowed or 'none'}",
         f"trainer: {trainer}",
+        *_advise(parsed, own),
+    ]
+
+
+def _advise(node_config: Mapping[str, object], own: Config) -> list[str]:
+    if "data-path" not in node_config or any(key in node_config for key in FIXED_KEYS):
+        return []
+    return [
+        "whoever submits a run can ask whether single rows have other labels or numbers than it allows, and which "
+        "columns the file has; to fix what runs may ask, add to the node configuration: "
+        + unfixed_settings(own, node_config)
     ]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 from flwr.app import Context
 
+from client.fixed_settings import FIXED_KEYS, check_fixed_settings, columns_read
 from fedsvd.config import Config, own_text_problem
 from fedsvd.errors import ConfigError, DataError, FedSVDError, NodeDataError, PublicTextError
 from fedsvd.trainer.settings import shares_errors
@@ -16,18 +17,22 @@ from fedsvd.trainer.settings import shares_errors
 logger = logging.getLogger(__name__)
 
 _COLUMN_KEYS = ("text-column", "text-pair-column", "label-column", "response-column", "messages-column")
-NODE_DATA_KEYS = ("data-path", "test-path", "separator", *_COLUMN_KEYS)
+_FILE_KEYS = ("data-path", "test-path", "separator", "label-separator", *_COLUMN_KEYS)
+NODE_DATA_KEYS = (*_FILE_KEYS, *FIXED_KEYS)
 
 
 @dataclass(frozen=True)
 class NodeData:
     """A node's own data files. The keys of the node configuration are the same, with dashes; ``data-path`` is required.
 
+    What else the owner can fix is in `client.fixed_settings`.
+
     Attributes:
         data_path: File with the training texts; csv, jsonl or parquet, by its suffix.
         test_path: Held-out file for methods with personalized models, whose metrics are sent without noise; None for no
             evaluation.
         separator: Separator of the columns of ``.csv`` files: one character, or ``tab``; None for the run's.
+        label_separator: Separator of the classes in one text of several classes; None for the run's.
         text_column: Column of the text; None for the run's.
         text_pair_column: Column of the second text of a pair; None for the run's.
         label_column: Column of the label; None for the run's.
@@ -38,6 +43,7 @@ class NodeData:
     data_path: str
     test_path: str | None = None
     separator: str | None = None
+    label_separator: str | None = None
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
@@ -66,7 +72,8 @@ def read_node_data(node_config: Mapping[str, object]) -> NodeData | None:
         raise NodeDataError(
             f"node configuration has {', '.join(values)} but no data-path: set data-path to the node's file."
         )
-    return NodeData(**{key.replace("-", "_"): str(value) for key, value in values.items()}) if values else None
+    files = {key.replace("-", "_"): str(value) for key, value in values.items() if key in _FILE_KEYS}
+    return NodeData(**files) if files else None
 
 
 def with_node_data(config: Config, node_config: Mapping[str, object]) -> Config:
@@ -75,8 +82,9 @@ def with_node_data(config: Config, node_config: Mapping[str, object]) -> Config:
     The run's ``data.test_path`` is a file on the server and is replaced.
 
     Raises:
-        DataError: If the node has its own data but the run does not use it, or vice versa, or if ``num-partitions`` in
-            the node configuration is not the run's number of clients.
+        DataError: If the node has its own data but the run does not use it, or vice versa, if ``num-partitions`` in
+            the node configuration is not the run's number of clients, or if the run would read the data by other
+            settings than the node's owner has fixed.
         NodeDataError: If the node configuration is invalid, or does not fit the run.
         PublicTextError: If the run takes a file of this node for public text.
     """
@@ -95,6 +103,7 @@ def with_node_data(config: Config, node_config: Mapping[str, object]) -> Config:
         return config
     if run_data != "node":
         raise DataError(f"data = {run_data}, but this node trains only on its own data: set data=node and data.labels.")
+    check_fixed_settings(config, node_config)
     _check_columns(node_data, config)
     names = {field.name: getattr(node_data, field.name) for field in fields(node_data) if field.name != "data_path"}
     own = {key: name for key, name in names.items() if name is not None} | {"test_path": node_data.test_path}
@@ -109,20 +118,13 @@ def with_node_data(config: Config, node_config: Mapping[str, object]) -> Config:
 
 def _check_columns(node_data: NodeData, config: Config) -> None:
     """Refuse a name for a column that the run does not read; the message does not contain the name."""
-    data = config.data
-    is_read = {
-        "text_column": data.row_format != "messages",
-        "text_pair_column": data.text_pair_column is not None,
-        "label_column": data.label_column is not None,
-        "response_column": data.response_column is not None,
-        "messages_column": data.messages_column is not None,
-    }
-    for key, reads in is_read.items():
-        if getattr(node_data, key) is not None and not reads:
-            name = key.replace("_", "-")
+    read = columns_read(config.data)
+    for key in _COLUMN_KEYS:
+        setting = key.replace("-", "_")
+        if getattr(node_data, setting) is not None and key not in read:
             raise DataError(
-                f"this node's configuration has {name}, but the run reads no such column: remove {name} from it, or "
-                f"set data.{key} in the run."
+                f"this node's configuration has {key}, but the run reads no such column: remove {key} from it, or "
+                f"set data.{setting} in the run."
             )
 
 

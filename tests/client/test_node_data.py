@@ -26,6 +26,8 @@ SECRET = "the patient in room 12"
 ROWS = [{"text": f"{SECRET} is {mood}, case {n}", "label": mood} for n in range(12) for mood in ("well", "ill")]
 NODE = ["experiment=smoke", "plots=false", "data=node", "data.labels=[ill,well]", "privacy=none", "train.head=private"]
 COLUMNS = Columns("text", None, "label", None)
+# What a node that does not disclose its number of examples needs to accept the query of a run.
+QUERY = ["federation.num_clients=1", "federation.weighting=uniform"]
 
 
 def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
@@ -53,7 +55,7 @@ def run_nodes(folder: Path, node_configs: list[Mapping[str, Any]], *overrides: s
 
 def query_partition(node_config: dict[str, Any], *overrides: str) -> Message:
     """Send one node the partition query, as the server does before a run."""
-    grid = InProcessGrid(app, 1, {"overrides": " ".join([*NODE, "federation.num_clients=1", *overrides])})
+    grid = InProcessGrid(app, 1, {"overrides": " ".join([*NODE, *QUERY, *overrides])})
     [context] = grid._contexts.values()
     context.node_config.update(node_config)
     query = Message(RecordDict(), context.node_id, train_messages.PARTITION_QUERY, group_id="0")
@@ -144,8 +146,7 @@ def test_counts_are_not_disclosed_by_default(tmp_path: Path) -> None:
     overrides = ["privacy=dp_sgd", "train.num_rounds=1"]
     with pytest.raises(RunError, match="share-counts = false"):
         run_nodes(tmp_path / "refused", nodes, *overrides)
-    refused = read_rows(tmp_path / "refused" / "metrics.jsonl")[1]
-    assert "share-counts = false" in refused["clients_refused"]["0"]
+    assert len(read_rows(tmp_path / "refused" / "metrics.jsonl")) == 1
     assert not (tmp_path / "ledger").exists()
 
     accepted = run_nodes(tmp_path / "accepted", nodes, "federation.weighting=uniform", *overrides)[1]

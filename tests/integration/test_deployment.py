@@ -117,7 +117,7 @@ def test_real_nodes_give_the_model_and_run_directory_of_a_run_in_process(
 
 
 def test_private_run_of_a_language_model_is_charged_only_at_the_site_that_took_part(
-    federation: Compose, tmp_path: Path
+    federation: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = [f"model.source={save_chat_model(tmp_path / 'model')}", "model=tiny_llama", "data.labels=null"]
     model += ["data.messages_column=messages", "data.label_column=null"]
@@ -128,7 +128,8 @@ def test_private_run_of_a_language_model_is_charged_only_at_the_site_that_took_p
     rows = read_rows(run / "metrics.jsonl")
     assert rows[1]["clients_used"] == 1
     # The second site allows fewer steps.
-    assert "local_steps = 5, but this client allows at most 4" in rows[1]["clients_refused"]["1"]
+    reason = "LimitError: train.local_steps = 5, but this client allows at most 4."
+    assert f"client 1 excluded: {reason}" in capsys.readouterr().out
     assert rows[1]["perplexity"] != rows[0]["perplexity"]
 
     ledgers = {number: federation.folder / "volumes" / f"node-{number}-private" / "ledger.sqlite" for number in FILES}
