@@ -1,4 +1,7 @@
-"""A client's limits, from its node configuration. Neither the server nor the run can change them."""
+"""A client's limits, from its node configuration. No message of the server and no setting of a run can change them.
+
+They bind runs of this code: whoever chooses the code of a run can leave them out (docs/deployment.md).
+"""
 
 from __future__ import annotations
 
