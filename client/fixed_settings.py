@@ -16,7 +16,7 @@ from fedsvd.config import Config, DataConfig
 from fedsvd.config.overrides import override_values
 from fedsvd.config.quoting import quote
 from fedsvd.config.task import PLAIN_TEXT, TASKS
-from fedsvd.errors import ConfigError, DataError, NodeDataError
+from fedsvd.errors import ConfigError, NodeDataError, RunMismatchError
 
 # Keys of the node configuration, and the settings of a run that must have their values.
 _SETTINGS = {"task": "model.task", "labels": "data.labels", "label-range": "data.label_range"}
@@ -46,7 +46,7 @@ def check_fixed_settings(config: Config, node_config: Mapping[str, object]) -> N
         node_config: The node configuration; has ``data-path``.
 
     Raises:
-        DataError: A setting of the run differs, or the run reads something that the node configuration does not name.
+        RunMismatchError: A setting of the run differs, or the run reads something that the node configuration does not name.
         NodeDataError: A value of the node configuration is invalid.
     """
     fixed = _read_fixed(config, node_config)
@@ -56,12 +56,12 @@ def check_fixed_settings(config: Config, node_config: Mapping[str, object]) -> N
     for key, setting in _SETTINGS.items():
         if key in fixed and used.get(key) != fixed[key]:
             value = used.get(key)
-            raise DataError(
+            raise RunMismatchError(
                 f"{setting} = {list(value) if isinstance(value, tuple) else value}, but this node accepts only the "
                 f"value that its owner has set ({key} in the node configuration): set {setting} to it."
             )
     if missing := [key for key in used if key not in fixed and key not in node_config]:
-        raise DataError(
+        raise RunMismatchError(
             f"this node's owner has fixed what runs may read ({', '.join(key for key in fixed if key in node_config)} "
             f"in the node configuration), and this run also reads by {', '.join(missing)}, which it does not name: "
             "set them in the node configuration, or choose a run that does not read by them."

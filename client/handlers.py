@@ -28,17 +28,18 @@ def report_partition(message: Message, context: Context) -> Message:
     to it. If one of these fails, the reply has the reason, too, and the server leaves the node out. Without
     ``share-errors`` in the node configuration, the details are only in the node's log.
     """
-    config, reason = from_run_config(context.run_config), ""
+    reason = ""
     try:
         partition_id = read_partition_id(context.node_config)
     except LimitError as error:
         return Message(train_messages.declined_reply(describe(error)), reply_to=message)
     try:
-        # A limit or ledger that has no effect is reported before the first round, not in each round.
-        identity = client_identity(context, config)
-        # Before the data are read: a run that may not use them learns nothing about them.
-        identity.limits.check(config)
         with hide_private_details(context):
+            config = from_run_config(context.run_config)
+            # A limit or ledger that has no effect is reported before the first round, not in each round.
+            identity = client_identity(context, config)
+            # Before the data are read: a run that may not use them learns nothing about them.
+            identity.limits.check(config)
             node_run = with_node_data(config, context.node_config)
             check_node_data(node_run)
             account = read_account(message.content)
@@ -64,28 +65,31 @@ def _charge_before_sampling(config: Config, identity: ClientIdentity, account: s
 def train(message: Message, context: Context) -> Message:
     """Train the requested parts on this node's data, within its privacy budget."""
     try:
-        config = from_run_config(context.run_config)
-        identity = client_identity(context, config)
-        # Checked before any stage of secure aggregation; `run_local_round` checks again.
-        identity.limits.check(config)
-
-        def local_round() -> RecordDict:
-            # A process may serve one message only, and few messages train: torch and transformers are loaded for those.
-            from client.local_round import run_local_round
-
-            task, factors = train_messages.read_train_request(message.content)
-            with hide_private_details(context):
-                node_run = with_node_data(config, context.node_config)
-                return run_local_round(node_run, identity, task, factors, message.metadata.message_id, context.state)
-
-        if config.federation.secure_aggregation:
-            from client.secure_aggregation import answer_stage
-
-            content = answer_stage(message.content, context.state, context.node_id, config, local_round)
-        else:
-            content = local_round()
+        with hide_private_details(context):
+            content = _train(message, context)
     except StaleCacheError:
         content = train_messages.resend_reply()
     except FedSVDError as error:
         content = train_messages.declined_reply(describe(error))
     return Message(content, reply_to=message)
+
+
+def _train(message: Message, context: Context) -> RecordDict:
+    config = from_run_config(context.run_config)
+    identity = client_identity(context, config)
+    # Checked before any stage of secure aggregation; `run_local_round` checks again.
+    identity.limits.check(config)
+
+    def local_round() -> RecordDict:
+        # A process may serve one message only, and few messages train: torch and transformers are loaded for those.
+        from client.local_round import run_local_round
+
+        task, factors = train_messages.read_train_request(message.content)
+        node_run = with_node_data(config, context.node_config)
+        return run_local_round(node_run, identity, task, factors, message.metadata.message_id, context.state)
+
+    if config.federation.secure_aggregation:
+        from client.secure_aggregation import answer_stage
+
+        return answer_stage(message.content, context.state, context.node_id, config, local_round)
+    return local_round()

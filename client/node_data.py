@@ -11,7 +11,23 @@ from flwr.app import Context
 
 from client.fixed_settings import FIXED_KEYS, check_fixed_settings, columns_read
 from fedsvd.config import Config, own_text_problem
-from fedsvd.errors import ConfigError, DataError, FedSVDError, NodeDataError, PublicTextError
+from fedsvd.errors import (
+    BudgetExceededError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    FedSVDError,
+    LedgerError,
+    LimitError,
+    NodeDataError,
+    PayloadError,
+    PrivacyError,
+    PublicTextError,
+    ReplayedMessageError,
+    RunError,
+    RunMismatchError,
+    StaleCacheError,
+)
 from fedsvd.trainer.settings import shares_errors
 
 logger = logging.getLogger(__name__)
@@ -19,6 +35,22 @@ logger = logging.getLogger(__name__)
 _COLUMN_KEYS = ("text-column", "text-pair-column", "label-column", "response-column", "messages-column")
 _FILE_KEYS = ("data-path", "test-path", "separator", "label-separator", *_COLUMN_KEYS)
 NODE_DATA_KEYS = (*_FILE_KEYS, *FIXED_KEYS)
+
+# Errors whose messages quote settings, limits, budgets and messages, and never data. A subclass counts only if it is
+# listed itself: any other error, also of a library, may quote what the node has read.
+FREE_OF_DATA = (
+    ConfigError,
+    RunMismatchError,
+    PrivacyError,
+    BudgetExceededError,
+    LimitError,
+    LedgerError,
+    ReplayedMessageError,
+    PayloadError,
+    StaleCacheError,
+    RunError,
+    DivergedError,
+)
 
 
 @dataclass(frozen=True)
@@ -82,27 +114,29 @@ def with_node_data(config: Config, node_config: Mapping[str, object]) -> Config:
     The run's ``data.test_path`` is a file on the server and is replaced.
 
     Raises:
-        DataError: If the node has its own data but the run does not use it, or vice versa, if ``num-partitions`` in
-            the node configuration is not the run's number of clients, or if the run would read the data by other
-            settings than the node's owner has fixed.
+        RunMismatchError: If the node has its own data but the run does not use it, or vice versa, if the run does not
+            read a column that the node names, if ``num-partitions`` in the node configuration is not the run's number
+            of clients, or if the run would read the data by other settings than the node's owner has fixed.
         NodeDataError: If the node configuration is invalid, or does not fit the run.
         PublicTextError: If the run takes a file of this node for public text.
     """
     node_data, run_data = read_node_data(node_config), config.data.name
     if node_data is None and run_data == "node":
-        raise DataError(
+        raise RunMismatchError(
             'data = node, but this node has no data of its own: set data-path="…" in its node configuration.'
         )
     if node_data is None:
         partitions = node_config.get("num-partitions")
         if partitions is not None and partitions != config.federation.num_clients:
-            raise DataError(
+            raise RunMismatchError(
                 f"federation.num_clients = {config.federation.num_clients}, but this node has one of {partitions} "
                 f"partitions (num-partitions): set federation.num_clients={partitions}."
             )
         return config
     if run_data != "node":
-        raise DataError(f"data = {run_data}, but this node trains only on its own data: set data=node and data.labels.")
+        raise RunMismatchError(
+            f"data = {run_data}, but this node trains only on its own data: set data=node and data.labels."
+        )
     check_fixed_settings(config, node_config)
     _check_columns(node_data, config)
     names = {field.name: getattr(node_data, field.name) for field in fields(node_data) if field.name != "data_path"}
@@ -122,7 +156,7 @@ def _check_columns(node_data: NodeData, config: Config) -> None:
     for key in _COLUMN_KEYS:
         setting = key.replace("-", "_")
         if getattr(node_data, setting) is not None and key not in read:
-            raise DataError(
+            raise RunMismatchError(
                 f"this node's configuration has {key}, but the run reads no such column: remove {key} from it, or "
                 f"set data.{setting} in the run."
             )
@@ -153,33 +187,35 @@ def check_node_data(config: Config) -> None:
 def hide_private_details(context: Context) -> Iterator[None]:
     """Log errors that may quote the node's own data on the node, and replace them by errors without details.
 
-    The server receives only the replacement; it has the details if the node's owner allows it (``share-errors``).
+    On a node with its own data, these are all errors except those of the classes in `FREE_OF_DATA`. The server receives
+    only the replacement; it has the details if the node's owner allows it (``share-errors``).
 
     Raises:
-        DataError: Instead of a `NodeDataError`, an unexpected error or, on a node with its own data, a
-            `PublicTextError`, all of which may tell about its files.
+        DataError: Instead of a `NodeDataError` or, on a node with its own data, of any error that is not known to be
+            free of data.
     """
-    shares = shares_errors(context.node_config)
     try:
         yield
-    except (NodeDataError, PublicTextError) as error:
-        problem = "this node's own data cannot be used"
-        if isinstance(error, PublicTextError):
-            if "data-path" not in context.node_config:
-                raise
-            # The run names the file: what is wrong with it could tell about any file of this node.
-            problem = "model.public_text cannot be used on this node"
-        from fedsvd.report.literal import visible
-
-        # The error may quote the data, which may contain control characters of a terminal.
-        logger.error("%s: %s", problem, visible(error, keep="\n"))
-        reason = str(error) if shares else "see the node's log for the reason."
-        raise DataError(f"{problem}: {reason}") from None
-    except FedSVDError:
-        raise
+    except NodeDataError as error:
+        raise _without_details(error, context) from None
     except Exception as error:
-        if "data-path" not in context.node_config:
+        if "data-path" not in context.node_config or type(error) in FREE_OF_DATA:
             raise
-        logger.exception("unexpected error while using this node's own data")
-        details = str(error) if shares else "see the node's log for the details."
-        raise DataError(f"{type(error).__name__} on this node: {details}") from None
+        raise _without_details(error, context) from None
+
+
+def _without_details(error: Exception, context: Context) -> DataError:
+    """Write an error to the node's log; return what the server may read of it."""
+    from fedsvd.report.literal import visible
+
+    problem, missing = f"{type(error).__name__} on this node", "details"
+    if isinstance(error, PublicTextError):
+        # The run names the file: what is wrong with it could tell about any file of this node.
+        problem, missing = "model.public_text cannot be used on this node", "reason"
+    elif isinstance(error, NodeDataError) or type(error) is DataError:
+        problem, missing = "this node's own data cannot be used", "reason"
+    # The error may quote the data, which may contain control characters of a terminal.
+    text, is_expected = visible(error, keep="\n"), isinstance(error, FedSVDError)
+    logger.error("%s: %s", problem, text, exc_info=None if is_expected else error)
+    details = str(error) if shares_errors(context.node_config) else f"see the node's log for the {missing}."
+    return DataError(f"{problem}: {details}")

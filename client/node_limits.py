@@ -44,7 +44,8 @@ class NodeLimits:
             data. Such a node takes part only in runs whose clients have equal weights, as with
             ``federation.weighting=uniform``: where weights are counts, they are sent, or follow from secure sums.
         share_errors: Whether the server may learn the words of errors that may quote the node's own data, such as a
-            label that the run does not know. The default is False: the server learns the kind of the error.
+            label that the run does not know. The default is False: the server learns the kind of the error. See
+            `client.node_data.FREE_OF_DATA`.
         require_privacy: Refuse runs without DP-SGD on this client. Implied by every limit above except ``max_steps``,
             ``min_survivors``, ``share_counts`` and ``share_errors``.
     """

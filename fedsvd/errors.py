@@ -10,6 +10,7 @@ Each message says what was wrong, the value, what is allowed, and what to do.
     ├── DataError                 a data set that cannot be obtained, read or split
     │   ├── AssetError            a packaged file that cannot be fetched or has unexpected content
     │   ├── PublicTextError       a file of public text that cannot be used
+    │   ├── RunMismatchError      a run that does not fit a node's settings
     │   └── NodeDataError         invalid node data; the details concern the node's owner alone
     ├── ModelError                a model that cannot be loaded, or an adapter that does not fit it
     ├── PrivacyError              a privacy guarantee that cannot be given
@@ -62,6 +63,10 @@ class AssetError(DataError):
 
 class PublicTextError(DataError):
     """A file of public text (``model.public_text``) that cannot be used."""
+
+
+class RunMismatchError(DataError):
+    """A run that does not fit a node's settings. The message quotes settings, and no data, so it may leave the node."""
 
 
 class NodeDataError(DataError):
