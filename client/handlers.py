@@ -7,7 +7,7 @@ from flwr.app import Context, Message, RecordDict
 from client.identity import ClientIdentity, client_identity, read_partition_id
 from client.node_data import check_node_data, hide_private_details, with_node_data
 from fedsvd.config import Config
-from fedsvd.config.compose import from_run_config
+from fedsvd.config.run_config import from_run_config
 from fedsvd.errors import FedSVDError, LimitError, StaleCacheError, describe
 from fedsvd.wire import train_messages
 from fedsvd.wire.partition_query import read_account

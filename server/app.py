@@ -11,8 +11,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsvd.config import Config
-from fedsvd.config.compose import as_dict, from_run_config, to_yaml
+from fedsvd.config.compose import as_dict, to_yaml
 from fedsvd.config.flat import flatten
+from fedsvd.config.run_config import from_run_config
 from fedsvd.config.task import TASKS
 from fedsvd.launch.budget import check_remaining_budget
 from fedsvd.launch.resume import check_new, check_resume, check_run_dir

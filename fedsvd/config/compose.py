@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from fedsvd.config.audit import AuditConfig
 from fedsvd.config.compare import CompareConfig
 from fedsvd.config.data_keys import check_new_keys, check_sampling_keys, check_used_keys
 from fedsvd.config.earlier_versions import add_defaults
+from fedsvd.config.environment import environment_refused
 from fedsvd.config.flat import flatten
 from fedsvd.config.hydra_call import call_hydra, compose_with_values
 from fedsvd.config.overrides import check_keys, check_override, expand_choices, missing_extra, parse
@@ -54,7 +55,7 @@ def conf_dir() -> Path:
     return app_root() / "conf"
 
 
-def compose(overrides: str | Sequence[str] = ()) -> Config:
+def compose(overrides: str | Sequence[str] = (), *, environment: bool = True) -> Config:
     """Compose and validate a configuration; the result is cached per overrides.
 
     Works inside a running Hydra application too.
@@ -62,16 +63,22 @@ def compose(overrides: str | Sequence[str] = ()) -> Config:
     Args:
         overrides: Hydra overrides, as a list or as one line that is split like a shell command. Overrides of Hydra
             itself (``hydra.…``) are ignored, except ``hydra.searchpath``.
+        environment: Whether the configuration may read environment variables (``${oc.env:NAME}``).
 
     Raises:
         ConfigError: An invalid override, key, type or value.
     """
-    if isinstance(overrides, str):
-        try:
-            overrides = shlex.split(overrides)
-        except ValueError as error:
-            raise ConfigError(f"overrides = {overrides!r} cannot be split ({error}): close the quotation.") from error
-    return _compose(tuple(overrides))
+    return _compose(tuple(split(overrides)), environment)
+
+
+def split(overrides: str | Sequence[str]) -> Sequence[str]:
+    """Split one line of overrides like a shell command; raises `ConfigError` if a quotation is not closed."""
+    if not isinstance(overrides, str):
+        return overrides
+    try:
+        return shlex.split(overrides)
+    except ValueError as error:
+        raise ConfigError(f"overrides = {overrides!r} cannot be split ({error}): close the quotation.") from error
 
 
 def compose_audit(overrides: Sequence[str]) -> tuple[Config, AuditConfig]:
@@ -97,16 +104,6 @@ def _with_settings(overrides: Sequence[str], name: str, schema: type[Settings]) 
     with open_dict(composed):
         del composed[name]
     return from_dictconfig(composed), settings
-
-
-def from_run_config(run_config: Mapping[str, Any]) -> Config:
-    """Compose the overrides in Flower's run configuration, under its key ``overrides``; raises as `compose` does."""
-    if not isinstance(run_config.get("overrides"), str):
-        raise ConfigError(
-            "the run configuration has no string under overrides: declare overrides = '' in the app's pyproject.toml, "
-            "and pass for example --run-config 'overrides=\"method=ffa_lora\"'."
-        )
-    return compose(run_config["overrides"])
 
 
 def from_dictconfig(cfg: DictConfig) -> Config:
@@ -207,13 +204,14 @@ def hydra_settings(overrides: Sequence[str]) -> DictConfig:
 
 
 @lru_cache(maxsize=256)
-def _compose(overrides: tuple[str, ...]) -> Config:
+def _compose(overrides: tuple[str, ...], environment: bool) -> Config:
     run_dir = plain_text(overrides, "run_dir")
     others = tuple(item for item in overrides if not item.startswith("run_dir="))
     if run_dir and not (search_paths(others) or plugins.conf_dirs() or any("run_dir" in item for item in others)):
         # No YAML file of fedsvd refers to run_dir, so the run and the check before it share one composition.
-        return dataclasses.replace(_compose(others), run_dir=run_dir)
-    config = from_dictconfig(_composed(overrides, "config"))
+        return dataclasses.replace(_compose(others, environment), run_dir=run_dir)
+    with nullcontext() if environment else environment_refused():
+        config = from_dictconfig(_composed(overrides, "config"))
     # Not a rule of DataConfig: the directories of earlier runs stay readable.
     check_used_keys(config.data)
     check_sampling_keys(config, overrides)

@@ -6,14 +6,12 @@ import importlib
 import json
 import logging
 import math
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from flwr.app import UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
@@ -23,6 +21,7 @@ from fedsvd.config.earlier_versions import pinned_overrides
 from fedsvd.config.overrides import quote_separator
 from fedsvd.config.paths import absolute_paths
 from fedsvd.config.quoting import path_override
+from fedsvd.config.run_config import own_run_config
 from fedsvd.config.task import TASKS, last_value
 from fedsvd.errors import BudgetExceededError, ConfigError, DataError, RunError
 from fedsvd.launch.client_devices import check_client_devices, cpu_notice
@@ -107,7 +106,7 @@ def _overrides_written(path: Path, overrides: Sequence[str]) -> Iterator[None]:
 
 def _run_on_this_machine(config: Config, overrides: Sequence[str], run_folder: RunFolder) -> None:
     others = [item for item in overrides if not item.startswith("run_dir=")]
-    run_config: UserConfig = {"overrides": shlex.join([*others, path_override("run_dir", run_folder.root)])}
+    run_config = own_run_config([*others, path_override("run_dir", run_folder.root)])
     with _flower_log_to(run_folder.root / "flower.log"):
         server_app, client_app = load_apps()
         if config.federation.name == "simulation":

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 
 from fedsvd.config import FederationConfig
+from fedsvd.config.compose import compose
 from fedsvd.config.paths import override_key
 from fedsvd.config.quoting import path_override, resume_command
-from fedsvd.config.search_path import config_dirs, is_search_path
+from fedsvd.config.search_path import config_dirs, is_search_path, search_paths
 from fedsvd.errors import ConfigError, Interruption, RunError
 from fedsvd.launch.flower_cli import Connection, connect
 from fedsvd.launch.following import Ended, follow
@@ -56,8 +57,10 @@ def run_remote(federation: FederationConfig, overrides: Sequence[str], folder: R
         folder: The local run directory.
 
     Raises:
+        ConfigError: What is sent reads an environment variable, which the server and the nodes refuse.
         RunError: The SuperLink cannot be reached, the run failed there, or its run directory cannot be fetched.
     """
+    compose([*search_paths(overrides), *_sent(overrides)], environment=False)
     console = output_console()
     with connect(federation) as connection:
         earlier = _submitted_run(folder)
@@ -94,13 +97,19 @@ def _submit(
     # Two users may start runs at the same time, so the name needs a random part.
     name = f"{folder.root.parent.name}-{folder.root.name}-{secrets.token_hex(4)}"
     server_folder = earlier.folder if earlier else f"{federation.server_runs.rstrip('/')}/{_safe_name(name)}"
-    local = [item for item in overrides if is_search_path(item) or item.startswith(("run_dir=", *_LOCAL_OVERRIDES))]
-    sent = [item for item in overrides if item not in local]
-    run_id = connection.submit(shlex.join([*sent, path_override("run_dir", server_folder)]), config_dirs(local))
+    sent = [*_sent(overrides), path_override("run_dir", server_folder)]
+    run_id = connection.submit(shlex.join(sent), config_dirs(overrides))
     run = RemoteRun(run_id, server_folder)
     write_json(folder.remote, asdict(run))
     record_followed(folder, run_id, resumed=earlier is not None)
     return run
+
+
+def _sent(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that are sent; the YAML files of the user's own directories are sent as files."""
+    return [
+        item for item in overrides if not (is_search_path(item) or item.startswith(("run_dir=", *_LOCAL_OVERRIDES)))
+    ]
 
 
 def _follow_to_end(

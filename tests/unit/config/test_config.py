@@ -29,7 +29,6 @@ from fedsvd.config.compose import (
     compose_compare,
     conf_dir,
     from_dictconfig,
-    from_run_config,
     to_yaml,
 )
 from fedsvd.config.group import ConfigGroup
@@ -127,14 +126,6 @@ def test_threads_compose_concurrently() -> None:
 def test_yaml_round_trip() -> None:
     config = compose("experiment=smoke model.target_modules=[key] privacy.target_delta=1e-7")
     assert from_dictconfig(OmegaConf.create(to_yaml(config))) == config
-
-
-def test_run_config() -> None:
-    assert from_run_config({"overrides": "seed=5"}).seed == 5
-    assert from_run_config({"overrides": ""}) == compose()
-    for wrong in ({}, {"overrides": 3}):
-        with pytest.raises(ConfigError, match="declare overrides"):
-            from_run_config(wrong)
 
 
 @given(st.floats() | st.integers())

@@ -1,4 +1,4 @@
-"""Ctrl-C while a run on real nodes is followed: it goes on, and the message says how to stop or follow it."""
+"""What is sent to a SuperLink, and Ctrl-C while the run is followed: it goes on, and the message says how to stop."""
 
 import contextlib
 import shlex
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedsvd.config.compose import compose
-from fedsvd.errors import Interruption
+from fedsvd.errors import ConfigError, Interruption
 from fedsvd.launch import remote
 from fedsvd.runs.folder import RunFolder
 
@@ -58,3 +58,18 @@ def test_an_interrupt_names_the_connection_of_the_run(tmp_path: Path, monkeypatc
     settings = replace(compose(["federation=remote"]).federation, connection="our hospital")
     with pytest.raises(Interruption, match="`flwr stop 7 'our hospital'` stops it"):
         remote.run_remote(settings, ["seed=1"], RunFolder(tmp_path / "run"))
+
+
+def test_a_variable_is_refused_where_it_would_be_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = InterruptedConnection()
+    monkeypatch.setattr(remote, "connect", lambda federation: contextlib.nullcontext(connection))
+    monkeypatch.setenv("FEDSVD_TEST_DEVICE", "cpu")
+    settings, variable = compose(["federation=remote"]).federation, "${oc.env:FEDSVD_TEST_DEVICE}"
+
+    with pytest.raises(ConfigError, match=r"device cannot be resolved .* let your shell expand them"):
+        remote.run_remote(settings, [f"device={variable}"], RunFolder(tmp_path / "run"))
+    assert not connection.submitted
+
+    # Not sent.
+    with pytest.raises(Interruption):
+        remote.run_remote(settings, [f"federation.connection={variable}"], RunFolder(tmp_path / "other"))
