@@ -46,8 +46,8 @@ class NodeLimits:
         share_errors: Whether the server may learn the words of errors that may quote the node's own data, such as a
             label that the run does not know. The default is False: the server learns the kind of the error. See
             `client.node_data.FREE_OF_DATA`.
-        require_privacy: Refuse runs without DP-SGD on this client. Implied by every limit above except ``max_steps``,
-            ``min_survivors``, ``share_counts`` and ``share_errors``.
+        require_privacy: Refuse runs without DP-SGD, or without ``privacy.secure_random``, on this client. Implied by
+            every limit above except ``max_steps``, ``min_survivors``, ``share_counts`` and ``share_errors``.
     """
 
     max_epsilon: float | None = None
@@ -73,6 +73,11 @@ class NodeLimits:
         self._check_counts(config)
         if self._requires_privacy and privacy.name != "dp_sgd":
             raise LimitError(f"privacy = {privacy.name}, but this client allows only dp_sgd: set privacy=dp_sgd.")
+        if self._requires_privacy and not privacy.secure_random:
+            raise LimitError(
+                "privacy.secure_random = False, but this client has privacy limits, and noise of torch's generators "
+                "can be found by trying their 2^32 seeds: set privacy.secure_random=true."
+            )
         if privacy.name != "dp_sgd":
             return
         for key, maximum in (

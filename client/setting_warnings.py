@@ -12,9 +12,20 @@ logger = logging.getLogger(__name__)
 
 
 def warn_unusual_settings(config: Config, partition_id: int, num_examples: int) -> None:
-    """Warn if δ is so large that whole examples may be disclosed, or if each batch is the whole data set."""
+    """Warn of noise that can be found, of a δ that may disclose whole examples, and of batches of all examples."""
+    if config.privacy.name != "none" and not config.privacy.secure_random:
+        _warn_of_torch(partition_id)
     if config.privacy.name == "dp_sgd":
         _warn_once(partition_id, num_examples, config.privacy.target_delta, config.train)
+
+
+@lru_cache(maxsize=1024)
+def _warn_of_torch(partition_id: int) -> None:
+    logger.warning(
+        "client %d: privacy.secure_random = false: noise of torch's generators can be found by trying their 2^32 "
+        "seeds; set it to true for real data",
+        partition_id,
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -46,7 +46,8 @@ class PrivacyConfig(ConfigGroup):
             directory, so that each run starts with nothing spent. A real client names its ledger in its node
             configuration.
         secure_random: Draw batches and noise from a stream cipher keyed by the operating system; false uses torch's
-            generators, seeded by the operating system: faster, but not cryptographically secure.
+            generators: faster, but with 2³² seeds only, which can all be tried. For measurements and tests, never for
+            real data; a client with privacy limits refuses it.
     """
 
     group: ClassVar[str] = "privacy"

@@ -2,8 +2,8 @@
 
 A guarantee of differential privacy holds only if its randomness is secret: anyone who can predict the noise can
 subtract it. torch's generators (Mersenne Twister on a CPU, Philox on a GPU) are fast but not designed to resist
-prediction. The default source is therefore ChaCha20 (RFC 8439), keyed by the operating system for each round and never
-by an experiment's seed.
+prediction, and that of a CPU has 2³² seeds only. The default source is therefore ChaCha20 (RFC 8439), keyed by the
+operating system for each round and never by an experiment's seed.
 
 Known limitations: noise is a float32 number added to a float32 sum, not a real number. A single Box-Muller draw leaves
 gaps among the floats it can reach, through which the exact sum can be recognized (Mironov 2012; Jin et al. 2021, arXiv
@@ -86,7 +86,10 @@ class SecureRandomness:
 
 
 class TorchRandomness:
-    """torch's generators, seeded by the operating system.
+    """torch's generators, seeded by the operating system: for measurements and tests, never for real data.
+
+    A CPU's generator uses the lower 32 bits of its seed, and the batches always come from one. Who sees an update can
+    try all 2³² seeds, find the one that was used, and subtract the noise.
 
     Args:
         seed: Seed of the generators. By default it comes from the operating system; an explicit seed is for tests.

@@ -27,6 +27,8 @@ def privacy_line(claim: Claim) -> str:
     text = f"privacy: {spent} at δ = {claim.delta:g} per {_UNITS[str(claim.unit)]}"
     if claim.status == "unrecorded":
         text += f", only if the run was never resumed with other settings ({claim.reason})"
+    if not claim.every("secure_random"):
+        text += ", only against those who do not search the noise's seeds (privacy.secure_random=false)"
     return f"{text}; this is ε of the run, clients' totals are in their own ledgers" if claim.unit == "client" else text
 
 
@@ -41,7 +43,7 @@ def no_guarantee(claim: Claim) -> list[Block]:
 
 
 def caveats(claim: Claim) -> list[Block]:
-    """Return what limits the guarantee: unrecorded settings, and charges for updates that were not accepted."""
+    """Return what limits the guarantee: unrecorded settings, weak noise, and charges for updates not accepted."""
     blocks: list[Block] = []
     if claim.status == "unrecorded":
         blocks.append(
@@ -51,6 +53,13 @@ def caveats(claim: Claim) -> list[Block]:
                 "warning",
             )
         )
+    if not claim.every("secure_random"):
+        text = (
+            "Noise came from torch's generators (privacy.secure_random=false), which have 2³² seeds on a CPU: who sees "
+            "an update can try them all and subtract the noise. What follows holds only against those who do not: it "
+            "is for measurements and tests, and no guarantee for real data."
+        )
+        blocks.append(Paragraph(text, "warning"))
     if claim.presumed:
         unknown = [name for name in claim.presumed if name not in claim.charges]
         text = (

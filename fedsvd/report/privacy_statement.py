@@ -148,7 +148,7 @@ def _assumptions(run: Run) -> list[str]:
         "not proven that this prevents such attacks entirely.",
     ]
     if not run.claim.every("secure_random"):
-        items[0] += " Torch's generators are not designed to resist prediction."
+        items[0] += " Nobody has searched the seeds of torch's generators."
         items[-1] = (
             "Noise values are floating-point numbers. Those from torch's generators are single draws, whose gaps can "
             "reveal the exact sum (Mironov 2012; Jin et al. 2021, arXiv 2112.05307)."

@@ -139,3 +139,11 @@ def test_poisson_batches_are_those_of_opacus(num_examples: int, sample_rate: flo
     )
     batches = poisson_batches(num_examples, sample_rate, steps, torch.Generator().manual_seed(seed))
     assert list(batches) == list(expected)
+
+
+def test_torch_noise_of_a_cpu_has_as_many_seeds_as_documented() -> None:
+    like = torch.zeros(8)
+    noise = [TorchRandomness(seed).normal(like, 1.0) for seed in (5, 5 + (7 << 32), 6)]
+    assert torch.equal(noise[0], noise[1])
+    assert not torch.equal(noise[0], noise[2])
+    assert "2³²" in str(TorchRandomness.__doc__)

@@ -63,3 +63,16 @@ def test_metrics_on_test_files_of_sites_are_not_covered(tmp_path: Path) -> None:
     rows[1:] = [{**row, "loss": None, "accuracy": None} for row in rows[1:]]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert TEST_FILES not in statement_markdown(folder)
+
+
+def test_the_statement_describes_the_noise_that_was_drawn(tmp_path: Path) -> None:
+    secure = statement_markdown(write_run(tmp_path / "secure"))
+    torch = statement_markdown(write_run(tmp_path / "torch", "privacy.secure_random=false"))
+
+    assert "ChaCha20" in secure
+    assert "combined from four draws" in secure
+    assert "single draws" not in secure
+    assert "single draws" in torch
+    assert "four draws" not in torch
+    assert "no guarantee for real data" in torch
+    assert "seeds" not in secure

@@ -230,17 +230,6 @@ def test_a_report_on_several_directories_is_written_to_the_target_directory(tmp_
     assert "ε = ∞" in (tmp_path / "out" / "report.md").read_text("utf-8")
 
 
-def test_the_statement_describes_the_noise_that_was_drawn(tmp_path: Path) -> None:
-    secure = statement_markdown(write_run(tmp_path / "secure"))
-    torch = statement_markdown(write_run(tmp_path / "torch", "privacy.secure_random=false"))
-
-    assert "ChaCha20" in secure
-    assert "combined from four draws" in secure
-    assert "single draws" not in secure
-    assert "single draws" in torch
-    assert "four draws" not in torch
-
-
 def test_a_finished_run_whose_rows_end_early_is_refused(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
