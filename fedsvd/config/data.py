@@ -78,7 +78,7 @@ class DataConfig(ConfigGroup):
             settings on the latter and report results on the former.
         validation_fraction: Fraction of the training set in that part.
         max_train_examples: Maximum number of training examples, of each node with ``data=node``; they are drawn at
-            random. null for all.
+            random. null for all. On nodes, one more row changes at most one of the others; see docs/privacy.md.
         max_test_examples: Maximum number of test examples; they are drawn at random. null for all. It does not limit
             a validation set, whose size follows from ``max_train_examples`` and ``validation_fraction``.
     """

@@ -16,7 +16,7 @@ from fedsvd.data.conversations import CanLearn
 from fedsvd.data.node_data import check_node_overlap, empty_dataset, load_node_file, read_node_file, warn_of_limits
 from fedsvd.data.rows import ANY_CLASS, Columns, LeftOut, drop_unassigned
 from fedsvd.data.sentiment import load_movie_reviews, load_sentiment_domains
-from fedsvd.data.split import hold_out, limit_examples, shuffle_splits
+from fedsvd.data.split import draw_examples, hold_out, limit_examples, shuffle_splits
 from fedsvd.data.targets import TargetKind, check_classes, target_kind, used_classes
 from fedsvd.data.topics import load_bbc_news, load_newsgroups, load_reuters_r8
 from fedsvd.data.user_data import FILE_FORMATS, Loaded, load_files, load_hub
@@ -155,12 +155,7 @@ def _files(config: DataConfig, seed: int, columns: Columns) -> Loaded:
 
 def _hub(config: DataConfig, seed: int, columns: Columns) -> Loaded:
     return load_hub(
-        data_path(config),
-        config.subset,
-        config.test_split,
-        columns,
-        test_fraction=config.test_fraction,
-        seed=seed,
+        data_path(config), config.subset, config.test_split, columns, test_fraction=config.test_fraction, seed=seed
     )
 
 
@@ -185,6 +180,7 @@ def _node(config: DataConfig, seed: int, columns: Columns) -> Loaded:
         warn_of_limits(splits, config)
     if config.path is not None and config.test_path is not None:
         check_node_overlap(splits, config.path, config.test_path, columns)
+    splits["train"] = draw_examples(splits["train"], config.max_train_examples, seed)
     return shuffle_splits(splits, seed), left_out
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
@@ -70,6 +73,28 @@ def shuffle_splits(splits: DatasetDict, seed: int) -> DatasetDict:
     """Shuffle the splits of a dataset that is already divided into ``train`` and ``test``."""
     generator = np.random.default_rng(seed)
     return DatasetDict({name: split.select(generator.permutation(len(split))) for name, split in splits.items()})
+
+
+def draw_examples(dataset: Dataset, count: int | None, seed: int) -> Dataset:
+    """Draw rows by a hash of the seed and each row's own content; equal rows differ by their number.
+
+    Whether a row is among those of the smallest hashes depends on the others only through their hashes. One more row
+    thus brings at most one row in and one out, as a draw by position would not.
+
+    Args:
+        dataset: Rows whose values are texts, numbers or lists of them.
+        count: Number of rows to draw, in their order; None, or no fewer than there are, for all.
+        seed: Seed of the draw.
+    """
+    if count is None or count >= len(dataset):
+        return dataset
+    seen = Counter[str]()
+    hashes = []
+    for row in dataset:
+        content = json.dumps(row, sort_keys=True)
+        hashes.append(sha256(f"{seed} {seen[content]} {content}".encode()).digest())
+        seen[content] += 1
+    return dataset.select(sorted(sorted(range(len(dataset)), key=hashes.__getitem__)[:count]))
 
 
 def limit_examples(splits: DatasetDict, max_train_examples: int | None, max_test_examples: int | None) -> DatasetDict:

@@ -206,6 +206,18 @@ def sites_test_files(run: Run) -> list[str]:
     ]
 
 
+def drawn_rows(run: Run) -> list[str]:
+    """Return what ε means if nodes used a part of their files; empty if they used all rows, or it is per client."""
+    limit = run.config.get("data.max_train_examples")
+    if run.config.get("data.name") != "node" or limit is None or run.claim.unit != "example":
+        return []
+    return [
+        f"The effect of a row on which others were used: of each site's file, at most {limit:,} rows were drawn by a "
+        "hash of each row. ε compares with the same file in which one row contributes nothing. A row that is added or "
+        "removed can also exchange one other row: for both together, ε is twice as large, at a larger δ."
+    ]
+
+
 def kept_parts(run: Run) -> list[str]:
     """Return the trained parts that stay at the clients, whose models then differ."""
     return sorted(set(run.record.get("parts_trained", [])) - set(run.record.get("parts_sent", [])))

@@ -175,7 +175,9 @@ def _not_covered(run: Run) -> list[str]:
         "adds to this one. A client's ledger, where it is kept across runs, adds up what it was charged.",
         "Conclusions about people in general that follow from all the text, which differential privacy does not hide.",
     ]
-    uncovered = claim_text.held_out_examples, claim_text.sites_test_files, claim_text.read_classes
+    uncovered = (
+        claim_text.held_out_examples, claim_text.sites_test_files, claim_text.read_classes, claim_text.drawn_rows
+    )  # fmt: skip
     items[:0] = [item for describe in uncovered for item in describe(run)]
     if not _client_level(run):
         items.insert(

@@ -1,13 +1,18 @@
 """Limits on the examples of nodes: each node draws its own part at random."""
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from client.node_data import with_node_data
 from fedsvd.config.compose import compose
 from fedsvd.data.loaders import load
+from fedsvd.data.split import draw_examples
 from fedsvd.runtime.data import load_client_data, load_fingerprint, load_partition
 
 NODE = ["model=tiny", "data=node", "data.labels=[a,b]", "federation=remote", "federation.weighting=uniform"]
@@ -66,3 +71,38 @@ def test_the_server_draws_its_held_out_texts_as_from_any_other_file(tmp_path: Pa
 
     assert set(node["label"]) == set(own["label"]) == {0, 1}
     assert len(node) == len(own) == 12
+
+
+@given(
+    rows=st.lists(st.sampled_from("abcdefgh"), min_size=4, max_size=40), added=st.sampled_from("abcdz"), data=st.data()
+)
+@settings(max_examples=60, deadline=None)
+def test_one_more_row_changes_at_most_one_other_row_of_the_draw(
+    rows: list[str], added: str, data: st.DataObject
+) -> None:
+    count, place = data.draw(st.integers(1, len(rows))), data.draw(st.integers(0, len(rows)))
+    more = [*rows[:place], added, *rows[place:]]
+    drawn = [
+        Counter(draw_examples(Dataset.from_dict({"text": texts, "label": [0] * len(texts)}), count, seed=3)["text"][:])
+        for texts in (rows, more)
+    ]
+    assert sum((drawn[0] - drawn[1]).values()) <= 1
+    assert sum(drawn[1].values()) == count
+
+
+def test_a_node_keeps_its_draw_when_its_file_grows(tmp_path: Path) -> None:
+    config = compose([*NODE, "data.max_train_examples=10"])
+    draws = []
+    for count in (40, 42):
+        path = tmp_path / f"{count}.csv"
+        path.write_text("\n".join(["text,label", *(f"text {n},{'ab'[n % 2]}" for n in range(count))]))
+        draws.append(set(load(with_node_data(config, {"data-path": str(path)}).data, 0)["train"]["text"]))
+    assert len(draws[0] & draws[1]) >= 8
+
+
+def test_a_draw_is_uniform_and_depends_on_the_seed() -> None:
+    rows = Dataset.from_dict({"text": [str(n) for n in range(20)], "label": [0] * 20})
+    drawn = Counter(text for seed in range(400) for text in draw_examples(rows, 5, seed)["text"])
+    # Each is drawn in a quarter of the seeds, with a standard deviation of 8.7.
+    assert all(60 < drawn[str(n)] < 140 for n in range(20))
+    assert draw_examples(rows, None, 0) is draw_examples(rows, 20, 0) is rows

@@ -76,3 +76,14 @@ def test_the_statement_describes_the_noise_that_was_drawn(tmp_path: Path) -> Non
     assert "four draws" not in torch
     assert "no guarantee for real data" in torch
     assert "seeds" not in secure
+
+
+def test_the_statement_says_what_epsilon_means_if_nodes_used_a_part_of_their_rows(tmp_path: Path) -> None:
+    drawn = (
+        "at most 70 rows were drawn by a hash of each row. ε compares with the same file in which one row contributes"
+    )
+    node, limit = NODES[:2], "data.max_train_examples=70"
+    assert drawn in statement_markdown(write_run(tmp_path / "limited", *node, limit))
+    assert "by a hash" not in statement_markdown(write_run(tmp_path / "all", *node, "data.max_train_examples=null"))
+    assert "by a hash" not in statement_markdown(write_run(tmp_path / "simulated", limit))
+    assert "by a hash" not in statement_markdown(write_run(tmp_path / "client", *node, limit, "privacy=client_level"))
