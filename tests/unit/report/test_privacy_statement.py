@@ -9,7 +9,7 @@ from run_directories import write_run
 from fedsvd.config.compose import as_dict, compose
 from fedsvd.config.flat import flatten
 from fedsvd.privacy.round_settings import ROW_KEY, round_settings
-from fedsvd.report.privacy_statement import statement_markdown
+from fedsvd.report.privacy_statement import guarantee_line, statement_markdown
 
 GROUPS = "for a person with k examples at one client, ε is k times as large, at a larger δ;"
 UNFINISHED = "The run has not finished. What an interrupted round has cost exactly is only in the clients' ledgers."
@@ -76,6 +76,7 @@ def test_the_statement_describes_the_noise_that_was_drawn(tmp_path: Path) -> Non
     assert "four draws" not in torch
     assert "no guarantee for real data" in torch
     assert "seeds" not in secure
+    assert "only against those who do not search the noise's seeds" in guarantee_line(tmp_path / "torch")
 
 
 def test_the_statement_says_what_epsilon_means_if_nodes_used_a_part_of_their_rows(tmp_path: Path) -> None:
