@@ -46,7 +46,8 @@ def check_fixed_settings(config: Config, node_config: Mapping[str, object]) -> N
         node_config: The node configuration; has ``data-path``.
 
     Raises:
-        RunMismatchError: A setting of the run differs, or the run reads something that the node configuration does not name.
+        RunMismatchError: A setting of the run differs, or the run reads something that the node configuration does not
+            name.
         NodeDataError: A value of the node configuration is invalid.
     """
     fixed = _read_fixed(config, node_config)

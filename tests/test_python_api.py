@@ -1,5 +1,6 @@
 """Runs from Python, and one of them again with the strategy for other people's Flower apps."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,13 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
 @pytest.mark.parametrize("name", ["load_run", "Run"])
 def test_the_example_of_a_finished_run_runs(name: str, recorded: Recorded) -> None:
     run_example(name)
+
+
+@pytest.mark.slow
+def test_run_without_a_final_adapter_raises_run_error(recorded: Recorded, tmp_path: Path) -> None:
+    shutil.copytree("runs/first", tmp_path / "cut", ignore=shutil.ignore_patterns("adapter"))
+    with pytest.raises(RunError, match="has not finished"):
+        fedsvd.load_run(tmp_path / "cut")
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def test_other_settings_are_refused_whatever_the_rows(
 ) -> None:
     nodes = [write(tmp_path / "a.jsonl", {}), write(tmp_path / "b.jsonl", last), {"data-path": "absent.jsonl"}]
     first, *others = [reason({**node, **fixed}, *overrides) for node in nodes]
-    assert first.startswith("DataError: ")
+    assert first.startswith("RunMismatchError: ")
     assert message in first
     assert others == [first, first]
 
@@ -93,7 +93,7 @@ def test_a_run_with_the_fixed_settings_is_accepted(fixed: dict[str, Any], overri
 def test_other_settings_are_refused_in_a_round_too(tmp_path: Path) -> None:
     node = {**write(tmp_path / "a.jsonl", {}), **CLASSES, "ledger": str(tmp_path / "ledger.sqlite")}
     declined = decline_reason(node, [*RUN[1:], "data.labels=[no,other]"])
-    assert str(declined).startswith("DataError: data.labels = ['no', 'other'], but this node accepts only the value")
+    assert str(declined).startswith("RunMismatchError: data.labels = ['no', 'other'], but this node accepts only the value")
     assert not (tmp_path / "ledger.sqlite").exists()
 
 

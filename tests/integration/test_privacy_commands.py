@@ -64,31 +64,6 @@ def test_second_run_is_added_and_ends_at_the_budget(ledgers: Path) -> None:
     assert not (ledgers / "first" / "clients").exists()
 
 
-def test_plan_of_a_resumed_run_counts_completed_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fedsvd.train(*RUN, run_dir=tmp_path)
-    capsys.readouterr()
-    assert main(["privacy", "plan", f"resume={tmp_path}"]) == 0
-
-    output = capsys.readouterr().out
-    *_, run, before, total = map(float, client_cells(output, "0"))
-    assert run == before == total
-    assert "2 rounds, 2 already done" in output
-
-    # The further rounds have another noise multiplier than those that are done.
-    assert main(["privacy", "plan", f"resume={tmp_path}", "train.num_rounds=6", "privacy.max_epsilon=9"]) == 0
-    *_, run, before, total = map(float, client_cells(capsys.readouterr().out, "0"))
-    assert before < run == total > 3
-
-
-def test_plan_of_a_resumed_run_tells_its_own_charges_from_those_of_others(
-    ledgers: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["privacy", "plan", f"resume={ledgers / 'first'}"]) == 0
-
-    *_, run, before, total = map(float, client_cells(capsys.readouterr().out, "0"))
-    assert run <= 3 < before == total
-
-
 def test_plan_warns_of_unusual_settings(capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["train.batch_size=500", "privacy.target_delta=0.1"]
     assert main(["privacy", "plan", "experiment=smoke", *overrides]) == 0

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 import fedsvd
 from fedsvd.cli import main
-from fedsvd.errors import RunError
 from fedsvd.runs.folder import read_rows
 from fedsvd.trained.prediction import predict
 from fedsvd.trained.run import load_trained_model, read_run
@@ -244,9 +243,3 @@ def test_invalid_arguments_give_a_readable_error(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
-
-
-def test_run_without_a_final_adapter_raises_run_error(classifier: Path, tmp_path: Path) -> None:
-    shutil.copytree(classifier, tmp_path / "cut", ignore=shutil.ignore_patterns("adapter"))
-    with pytest.raises(RunError, match="has not finished"):
-        read_run(tmp_path / "cut")
