@@ -19,7 +19,7 @@ from fedsvd.privacy.grad_sample_modes import LossFunction
 from fedsvd.privacy.membership import Roc, lira_scores, logit_confidence, roc
 from fedsvd.privacy.plan import calibrate_run
 from fedsvd.runtime.data import load_client_data
-from fedsvd.runtime.losses import per_example_losses
+from fedsvd.runtime.losses import padded_widths, per_example_losses
 from fedsvd.runtime.model import load_model
 
 _MIN_EXAMPLES = 4
@@ -94,7 +94,10 @@ def _losses_after_training(config: Config, settings: AuditConfig, losses: LossFu
         return losses(model, [chosen[i] for i in positions])
 
     mechanism = audited_mechanism(config, calibrate_run(config, len(chosen)), settings.sabotage)
-    adapter = simulate_rounds(config, [Participant(settings.partition_id, chosen_losses, len(chosen), mechanism)])
+    all_widths = padded_widths(load_client_data(config, settings.partition_id), config.model.max_length)
+    widths = [all_widths[i] for i in chosen]
+    attacked = Participant(settings.partition_id, chosen_losses, len(chosen), mechanism, widths=widths)
+    adapter = simulate_rounds(config, [attacked])
     model = load_model(config)
     peft_model.write(model, adapter)
     model.eval()

@@ -20,7 +20,7 @@ from fedsvd.privacy.canaries import DiracCanaries, draw_canaries
 from fedsvd.privacy.membership import Roc, roc
 from fedsvd.privacy.plan import calibrate_run
 from fedsvd.runtime.data import load_client_data
-from fedsvd.runtime.losses import per_example_losses
+from fedsvd.runtime.losses import padded_widths, per_example_losses
 from fedsvd.runtime.model import initial_adapter
 from fedsvd.runtime.round_parts import trained_parts
 from fedsvd.training.schedule import learning_rate
@@ -140,6 +140,7 @@ def _participants(
                 audited_mechanism(config, spend, settings.sabotage if partition_id == attacked else "none"),
                 canaries if partition_id == attacked else None,
                 observe if partition_id == attacked else None,
+                padded_widths(client_data, config.model.max_length),
             )
         )
     return participants

@@ -34,6 +34,7 @@ class Participant:
         mechanism: DP-SGD mechanism of each round.
         canaries: Canaries in the client's data, if it is attacked.
         observer: Called with each update that a server would receive from this client.
+        widths: See `fedsvd.privacy.dp_sgd.train_dp_sgd`.
     """
 
     partition_id: int
@@ -42,6 +43,7 @@ class Participant:
     mechanism: DPSGD
     canaries: Canaries | None = None
     observer: Observer | None = None
+    widths: Sequence[int] = ()
 
 
 def simulate_rounds(config: Config, participants: Sequence[Participant]) -> Adapter:
@@ -66,7 +68,8 @@ def simulate_rounds(config: Config, participants: Sequence[Participant]) -> Adap
         for client in participants:
             peft_model.write(model, adapter)
             prepared = prepare_round(config, server_round, parts)
-            train_privately(config, prepared, client.losses, client.num_examples, client.mechanism, client.canaries)
+            plan = client.num_examples, client.mechanism, client.canaries, client.widths
+            train_privately(config, prepared, client.losses, *plan)
             after = peft_model.read(model)
             if client.observer:
                 pairs = zip(flatten_parts(after, parts), flatten_parts(adapter, parts), strict=True)

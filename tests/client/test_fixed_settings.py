@@ -93,7 +93,9 @@ def test_a_run_with_the_fixed_settings_is_accepted(fixed: dict[str, Any], overri
 def test_other_settings_are_refused_in_a_round_too(tmp_path: Path) -> None:
     node = {**write(tmp_path / "a.jsonl", {}), **CLASSES, "ledger": str(tmp_path / "ledger.sqlite")}
     declined = decline_reason(node, [*RUN[1:], "data.labels=[no,other]"])
-    assert str(declined).startswith("RunMismatchError: data.labels = ['no', 'other'], but this node accepts only the value")
+    assert str(declined).startswith(
+        "RunMismatchError: data.labels = ['no', 'other'], but this node accepts only the value"
+    )
     assert not (tmp_path / "ledger.sqlite").exists()
 
 
