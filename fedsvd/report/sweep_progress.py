@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,7 +69,10 @@ def read_statuses(folder: Path, previous: Mapping[str, RunStatus]) -> list[RunSt
         folder: Sweep directory.
         previous: Result of an earlier call, by name; runs that had ended then and have not changed are not read again.
     """
-    names = [path.parent.relative_to(folder).as_posix() for path in sorted(folder.rglob("run.json"))]
+    # Not rglob, which fails at a directory that is removed meanwhile, such as an older checkpoint.
+    names = sorted(
+        Path(root).relative_to(folder).as_posix() for root, _, files in os.walk(folder) if "run.json" in files
+    )
     return [_read_status(folder, name, previous.get(name)) for name in names]
 
 

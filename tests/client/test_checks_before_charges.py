@@ -93,7 +93,7 @@ def test_a_missing_public_text_is_found_before_the_charge(use: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("privacy", ["dp_sgd", "client_level"])
-@pytest.mark.parametrize("part", ["per_example_losses", "example_lengths", "check_model", "round_maps"])
+@pytest.mark.parametrize("part", ["per_example_losses", "lengths", "check_model", "round_maps"])
 def test_everything_is_loaded_before_the_charge(
     part: str, privacy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,5 +105,6 @@ def test_everything_is_loaded_before_the_charge(
     if is_shared:
         monkeypatch.setattr(in_round, fail)
     else:
-        monkeypatch.setattr(client.local_round, part, fail)
+        by_privacy = {"dp_sgd": "padded_widths", "client_level": "example_lengths"}
+        monkeypatch.setattr(client.local_round, by_privacy[privacy] if part == "lengths" else part, fail)
     refuse(ModelError, part, compose(["experiment=smoke", f"privacy={privacy}"]), tmp_path)
