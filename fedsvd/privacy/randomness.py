@@ -18,6 +18,7 @@ import math
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +31,8 @@ _KEY_BYTES = 32
 _NONCE_BYTES = 16
 # Box-Muller draws per noise value.
 _NUM_DRAWS = 4
+# Of the state of torch's generator on a CPU: Mersenne Twister's words of 32 bits, each in 8 bytes, after 24 others.
+_STATE_START, _STATE_WORDS = 24, 624
 
 
 class Randomness(Protocol):
@@ -112,6 +115,28 @@ class TorchRandomness:
             self._noise[like.device] = torch.Generator(like.device).manual_seed(seed)
         draws = torch.randn(like.shape, generator=self._noise[like.device], device=like.device, dtype=like.dtype)
         return draws.mul_(std)
+
+
+@contextmanager
+def secret_masks() -> Iterator[None]:
+    """Give torch's default generators secret states inside the context, and restore them after it.
+
+    Dropout draws its masks from them. Which mask an example gets depends on the examples before it, so that one more
+    example exchanges the masks of others. Its effect is bounded by its own gradient, as DP-SGD needs, if masks are
+    independent and unknown: they then have the same distribution with and without it. That of a CPU gets a whole state,
+    since a seed determines 32 bits of it only.
+    """
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        state = torch.default_generator.get_state().numpy()
+        words = np.frombuffer(os.urandom(4 * _STATE_WORDS), dtype="<u4").astype("<u8")
+        state[_STATE_START : _STATE_START + 8 * _STATE_WORDS] = words.view(np.uint8)
+        # The seed's own state marks its words as used, so that the first draw makes new ones of these.
+        torch.default_generator.manual_seed(0)
+        state[:_STATE_START] = torch.default_generator.get_state().numpy()[:_STATE_START]
+        torch.default_generator.set_state(torch.from_numpy(state))
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(secrets.randbits(63))
+        yield
 
 
 def poisson_batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import peft
@@ -18,7 +19,7 @@ from fedsvd.privacy.dp_sgd import DPSGD, train_dp_sgd
 from fedsvd.privacy.grad_sample_modes import GradSampleMode, LossFunction, opacus_hooks
 from fedsvd.privacy.gradient_maps import GradientMap
 from fedsvd.privacy.noise_share import client_noise_multiplier
-from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness
+from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness, secret_masks
 from fedsvd.runtime.losses import batch_limit
 from fedsvd.runtime.model import check_model, load_model
 from fedsvd.runtime.round_maps import round_maps
@@ -119,16 +120,17 @@ def train_privately(
     if prepared.grad_sample_mode is opacus_hooks and config.train.physical_batch_size == "auto":
         # A failed try leaves states in Opacus' hooks.
         mechanism = replace(mechanism, physical_batch_size=DPSGD.physical_batch_size)
-    return train_dp_sgd(
-        prepared.model,
-        prepared.optimizer,
-        losses,
-        num_examples,
-        mechanism,
-        secret_randomness(config),
-        prepared.grad_sample_mode,
-        canaries,
-        prepared.head,
-        prepared.maps,
-        widths,
-    )
+    with secret_masks() if config.model.lora_dropout else nullcontext():
+        return train_dp_sgd(
+            prepared.model,
+            prepared.optimizer,
+            losses,
+            num_examples,
+            mechanism,
+            secret_randomness(config),
+            prepared.grad_sample_mode,
+            canaries,
+            prepared.head,
+            prepared.maps,
+            widths,
+        )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from scipy import stats
 
-from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness, poisson_batches
+from fedsvd.privacy.randomness import Randomness, SecureRandomness, TorchRandomness, poisson_batches, secret_masks
 
 Source = Callable[[int], Randomness]
 
@@ -147,3 +147,20 @@ def test_torch_noise_of_a_cpu_has_as_many_seeds_as_documented() -> None:
     assert torch.equal(noise[0], noise[1])
     assert not torch.equal(noise[0], noise[2])
     assert "2³²" in str(TorchRandomness.__doc__)
+
+
+def test_masks_are_secret_whatever_the_state_of_torch() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        expected = torch.rand(4)
+        masks = []
+        for _ in range(2):
+            torch.manual_seed(3)
+            with secret_masks():
+                # More than the bits of a seed are secret.
+                of_its_seed = torch.rand(2000, generator=torch.Generator().manual_seed(torch.initial_seed()))
+                masks.append(torch.rand(2000))
+            assert not torch.equal(masks[-1], of_its_seed)
+            assert torch.equal(torch.rand(4), expected)
+        assert (masks[0] == masks[1]).float().mean() < 0.01
+        assert all(abs(mask.mean() - 0.5) < 0.05 for mask in masks)
