@@ -8,8 +8,7 @@ import pytest
 
 import fedsvd
 from fedsvd.cli import main
-from fedsvd.privacy.accounting import Spend, epsilon
-from fedsvd.privacy.ledger import Budget, Ledger
+from fedsvd.privacy.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +61,31 @@ def test_second_run_is_added_and_ends_at_the_budget(ledgers: Path) -> None:
         with Ledger.read(ledgers / f"{number}.sqlite") as ledger:
             assert 2 <= len(ledger.entries()) <= 4
     assert not (ledgers / "first" / "clients").exists()
+
+
+def test_plan_of_a_resumed_run_counts_completed_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fedsvd.train(*RUN, run_dir=tmp_path)
+    capsys.readouterr()
+    assert main(["privacy", "plan", f"resume={tmp_path}"]) == 0
+
+    output = capsys.readouterr().out
+    *_, run, before, total = map(float, client_cells(output, "0"))
+    assert run == before == total
+    assert "2 rounds, 2 already done" in output
+
+    # The further rounds have another noise multiplier than those that are done.
+    assert main(["privacy", "plan", f"resume={tmp_path}", "train.num_rounds=6", "privacy.max_epsilon=9"]) == 0
+    *_, run, before, total = map(float, client_cells(capsys.readouterr().out, "0"))
+    assert before < run == total > 3
+
+
+def test_plan_of_a_resumed_run_tells_its_own_charges_from_those_of_others(
+    ledgers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["privacy", "plan", f"resume={ledgers / 'first'}"]) == 0
+
+    *_, run, before, total = map(float, client_cells(capsys.readouterr().out, "0"))
+    assert run <= 3 < before == total
 
 
 def test_plan_warns_of_unusual_settings(capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,35 +229,3 @@ def test_ledgers_of_other_data_count_and_damaged_ledgers_stop_the_plan(
     assert "cannot be used" in capsys.readouterr().err
     assert main(["privacy", "ledger", str(tmp_path / "0.sqlite")]) == 1
     assert "cannot be used" in capsys.readouterr().err
-
-
-def test_new_account_is_shown_with_what_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spend, path = Spend(1.0, 0.05, 5), tmp_path / "[red]ledger"
-    budget = Budget(9.0, 1e-5, 9.0, 1e-5, "rdp")
-    for data, message in (("a" * 64, "1"), ("b" * 64, "2")):
-        with Ledger.open(path, data) as ledger:
-            ledger.reserve("run", 1, message, spend, budget)
-    assert main(["privacy", "ledger", str(path)]) == 0
-    output = capsys.readouterr().out
-    assert "[red]ledger  data bbbbbbbbbbbb…" in output
-    assert "data changed from aaaaaaaaaaaa… to bbbbbbbbbbbb…" in output
-    [spent] = re.findall(
-        r"counts against the present data: 2 charges of account 1, 1 of them made on earlier data; ε = ([\d.]+)", output
-    )
-    assert 0 <= float(spent) - epsilon([spend, spend], 1e-5, "rdp") <= 1e-3
-
-    assert main(["privacy", "ledger", str(path), "--new-account", "other \x1b[31m[bold]people"]) == 0
-    output = capsys.readouterr().out
-    assert "account 2 opened" in output
-    assert r"reason: other \x1b[31m[bold]people" in output
-    assert "0 charges of account 2; ε = 0.000 at δ = 1e-05. 2 charges of earlier accounts" in output
-
-
-@pytest.mark.parametrize("option", [["--new-account"], ["--new-account="], ["--new-account", "reason", "delta=1"]])
-def test_new_account_needs_a_reason(tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with Ledger.open(tmp_path / "ledger", "data"):
-        pass
-    assert main(["privacy", "ledger", str(tmp_path / "ledger"), *option]) == 2
-    assert "Usage: fedsvd privacy ledger PATH" in capsys.readouterr().err
-    with Ledger.read(tmp_path / "ledger") as ledger:
-        assert ledger.state().events == ()
